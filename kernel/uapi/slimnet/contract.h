@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The contract between slimnet's control plane and its data paths.
+ *
+ * Every constant, layout and map name that crosses from Python to C (or back)
+ * stands here and nowhere else. Python reads it from the generated module
+ * src/slimnet/contract.py, which a generator makes from the BTF of this
+ * header; CI fails when that module is stale.
+ *
+ * Conventions
+ * - Fixed-width types and explicit padding only; every struct is the same
+ *   for clang-BPF, gcc and kbuild (a test compares the three).
+ * - An address is 16 bytes in network order; IPv4 is held v4-mapped
+ *   (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
+ * - Fields whose type is __be16/__be32 are in network order, all others in
+ *   host order.
+ * - Constants are enums because BTF carries enums and not macros.
+ * - Numbers in an enum that reaches a user (reasons) are never used again.
+ */
+#ifndef SLIMNET_CONTRACT_H
+#define SLIMNET_CONTRACT_H
+
+#include <linux/types.h>
+
+/* Raised whenever a layout or the meaning of a constant changes. */
+enum slim_abi {
+	SLIM_ABI_VERSION = 1,
+};
+
+/*
+ * The maps of the eBPF data path. The map's name is the suffix in lower case
+ * behind "slim_": SLIM_MAP_ENDPOINT is slim_endpoint.
+ */
+enum slim_map {
+	SLIM_MAP_CONTROL,	/* array[1]: struct slim_control */
+	SLIM_MAP_ACTIVE,	/* array[1]: __u64, generation << 1 | slot; 0: no tables yet */
+	SLIM_MAP_ADDRESS,	/* [2] of hash: struct slim_address_key -> __u32 endpoint */
+	SLIM_MAP_ENDPOINT,	/* [2] of hash: __u32 endpoint -> struct slim_endpoint */
+	SLIM_MAP_CIDR,		/* [2] of lpm: struct slim_cidr_key -> struct slim_cidr */
+	SLIM_MAP_POLICY,	/* [2] of lpm: struct slim_policy_key -> struct slim_policy */
+	SLIM_MAP_CGROUP,	/* cgroup storage: struct slim_local */
+	SLIM_MAP_LOCAL,		/* array[SLIM_INDEX_MAX + 1]: struct slim_usage by index */
+	SLIM_MAP_SOCKET,	/* socket storage: struct slim_socket */
+	SLIM_MAP_LISTENER,	/* sockhash: struct slim_listener_key -> listening socket */
+	SLIM_MAP_FLOW,		/* hash: struct slim_tuple -> struct slim_flow */
+	SLIM_MAP_BOUND,		/* hash: struct slim_tuple -> struct slim_bound */
+	SLIM_MAP_HELD,		/* hash: struct slim_listener_key -> __u32 sockets on bind(0) */
+	SLIM_MAP_SHIELD,	/* array[65536]: __u32 wildcard listeners of endpoints by port */
+	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
+	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
+	SLIM_MAP_COUNT,
+};
+
+/* The wire (design 4.1): TCP option, wire ports, and where inner sockets live. */
+enum slim_wire {
+	SLIM_OPTION_KIND = 253,		/* RFC 3692 experiment; 254 is read by Linux itself */
+	SLIM_OPTION_LENGTH = 16,
+	SLIM_INNER_PORT = 473,		/* below 512: out of reach of every local user and rresvport() */
+	SLIM_WIRE_PORTS = 64,		/* a power of two */
+	SLIM_BOUND_PORTS = 8,		/* right behind the wire ports, for source-bound sockets */
+	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
+	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
+};
+
+enum slim_direction {
+	SLIM_INGRESS = 0,
+	SLIM_EGRESS = 1,
+};
+
+enum slim_action {
+	SLIM_DENY = 0,
+	SLIM_ALLOW = 1,
+};
+
+/* Identities below SLIM_IDENTITY_FIRST have a fixed meaning. */
+enum slim_identity {
+	SLIM_IDENTITY_ANY = 0,		/* in a policy key: any peer */
+	SLIM_IDENTITY_WORLD = 1,	/* outside of every overlay and no host of the cluster */
+	SLIM_IDENTITY_HOST = 2,		/* an underlay address of a host of the cluster */
+	SLIM_IDENTITY_FIRST = 256,
+};
+
+/*
+ * Why the data path answered as it did. Reasons are counted, carried by
+ * events and printed to users. A number is never used again.
+ */
+enum slim_reason {
+	SLIM_REASON_NONE = 0,
+	SLIM_REASON_RULE_ALLOW = 1,		/* a rule allows it */
+	SLIM_REASON_RULE_DENY = 2,		/* a rule denies it */
+	SLIM_REASON_DEFAULT_ALLOW = 3,		/* no policy selects the subject */
+	SLIM_REASON_DEFAULT_DENY = 4,		/* selected, and no rule allows it */
+	SLIM_REASON_SELF = 5,			/* an endpoint to itself */
+	SLIM_REASON_HOST_DENY = 6,		/* a host of the cluster, not allowed by name */
+	SLIM_REASON_NO_TABLES = 7,		/* before the first tables: fail closed */
+	SLIM_REASON_NO_ENDPOINT = 8,		/* overlay address that nobody has */
+	SLIM_REASON_UNREACHABLE = 9,		/* no wire in common with its host */
+	SLIM_REASON_INNER_ADDRESS = 10,		/* connect or bind to an inner address */
+	SLIM_REASON_WIRE_PORT = 11,		/* connect straight to a wire port */
+	SLIM_REASON_FOREIGN_ADDRESS = 12,	/* bind to an address that is not the endpoint's */
+	SLIM_REASON_PORT_IN_USE = 13,		/* explicit bind to a port held by bind(0) */
+	SLIM_REASON_PORT_LIMIT = 14,		/* too many ports of the host held by bind(0) */
+	SLIM_REASON_BOUND_OUTSIDE = 15,		/* bound source port, destination outside the overlay */
+	SLIM_REASON_BOUND_FULL = 16,		/* every source-bound wire port is taken */
+	SLIM_REASON_PROTOCOL = 17,		/* socket of a protocol that is not virtualized */
+	SLIM_REASON_DATAGRAM = 18,		/* UDP to an overlay or loopback address, explicit UDP bind */
+	SLIM_REASON_OPTION = 19,		/* socket option refused to endpoints */
+	SLIM_REASON_FAMILY = 20,		/* IPv6 overlay addresses: not yet */
+	SLIM_REASON_SYN_NO_OPTION = 21,		/* SYN to a wire port without a valid option */
+	SLIM_REASON_SYN_TAG = 22,		/* wrong tag */
+	SLIM_REASON_SYN_SOURCE = 23,		/* source endpoint does not live on that host */
+	SLIM_REASON_SYN_UNKNOWN = 24,		/* valid tag, endpoint not known (yet): dropped */
+	SLIM_REASON_SYN_NO_LISTENER = 25,	/* nobody listens */
+	SLIM_REASON_MALFORMED = 26,		/* IP options, fragment or short header to a wire port */
+	SLIM_REASON_SHIELD = 27,		/* packet for an endpoint's socket without a flow record */
+	SLIM_REASON_NO_FLOW = 28,		/* child without a flow record: destroyed */
+	SLIM_REASON_FLOW_FULL = 29,		/* no room for a flow record: SYN dropped */
+	SLIM_REASON_GENERATION = 30,		/* the newer generation forbids what the SYN's allowed */
+	SLIM_REASON_RESERVED_RANGE = 31,	/* packet to or from the inner range on the underlay */
+	SLIM_REASON_COUNT = 32,
+};
+
+enum slim_endpoint_flag {
+	SLIM_ENDPOINT_LOCAL = 1,	/* lives on this host */
+	SLIM_ENDPOINT_WIRE_SYN = 2,	/* its host speaks wire syn */
+};
+
+enum slim_cidr_flag {
+	SLIM_CIDR_OVERLAY = 1,		/* inside a network's CIDR */
+	SLIM_CIDR_HOST = 2,		/* an underlay address of a host of the cluster */
+};
+
+/* The state of one socket of an endpoint, in its socket storage. */
+enum slim_socket_flag {
+	SLIM_SOCKET_BOUND = 1,		/* explicit port: sits on an inner address */
+	SLIM_SOCKET_ANY_PORT = 2,	/* bind(0): sits on a port of the host */
+	SLIM_SOCKET_WILDCARD = 4,	/* bound to 0.0.0.0 or :: */
+	SLIM_SOCKET_LOOPBACK = 8,	/* bound to the endpoint's loopback */
+	SLIM_SOCKET_HELD = 16,		/* counted in slim_held and slim_local */
+	SLIM_SOCKET_LISTENER = 32,
+	SLIM_SOCKET_SHIELDED = 64,	/* counted in slim_shield */
+	SLIM_SOCKET_WIRE = 128,		/* connects over the wire: the SYN gets the option */
+	SLIM_SOCKET_SAME_HOST = 256,	/* connects on this host: CONNECT_CB writes the flow */
+	SLIM_SOCKET_SOURCE_BOUND = 512,	/* connects with an inner source: tc rewrites */
+	SLIM_SOCKET_ACCEPTED = 1024,
+	SLIM_SOCKET_OUTSIDE = 2048,	/* connects to an address outside of every overlay */
+	SLIM_SOCKET_ESTABLISHED = 4096,
+	SLIM_SOCKET_V6ONLY = 8192,	/* sits on an inner address of the IPv6 range */
+};
+
+enum slim_event_kind {
+	SLIM_EVENT_OPENED = 1,
+	SLIM_EVENT_REFUSED = 2,
+	SLIM_EVENT_CLOSED = 3,
+	SLIM_EVENT_DESTROY = 4,		/* asks the agent to destroy this connection */
+};
+
+/* Bits of slim_control.observe: what is worth an event. Refusals always are. */
+enum slim_observe {
+	SLIM_OBSERVE_OPENED = 1,
+	SLIM_OBSERVE_CLOSED = 2,
+};
+
+/* What the data path of one host must know besides the tables. */
+struct slim_control {
+	__u32 abi_version;
+	__u32 observe;			/* enum slim_observe */
+	__u32 ifindex;			/* the underlay interface */
+	__be32 range;			/* IPv4 inner range, a /4: 240.0.0.0 */
+	__be32 range6[4];		/* IPv6 inner range, a /64 */
+	__be32 underlay[4];		/* this host's underlay address */
+	__u16 wire_port;		/* the first of SLIM_WIRE_PORTS */
+	__u16 pad;
+	__u32 held_limit;		/* ports of the host that one endpoint may hold with bind(0) */
+	__u64 key[2];			/* the cluster's SipHash key */
+};
+
+/* Tables. One slot of each pair is active (SLIM_MAP_ACTIVE), the other is being written. */
+
+struct slim_address_key {
+	__u32 vni;
+	__be32 address[4];
+};
+
+struct slim_endpoint {
+	__be32 address[4];		/* overlay */
+	__be32 host[4];			/* underlay */
+	__u32 vni;
+	__u32 identity;
+	__u32 index;			/* local endpoints only, else 0 */
+	__u32 flags;			/* enum slim_endpoint_flag */
+};
+
+struct slim_cidr_key {
+	__u32 prefixlen;		/* 32 for the vni + 0..128 */
+	__be32 vni;
+	__be32 address[4];
+};
+
+struct slim_cidr {
+	__u32 identity;
+	__u32 flags;			/* enum slim_cidr_flag */
+};
+
+/*
+ * subject, peer and direction are always matched whole; protocol and port may
+ * be cut: prefixlen 72 is any protocol, 80 any port of a protocol, 81..96 a
+ * port prefix. The compiler has settled precedence: the longest match is the
+ * answer, and a key that names its peer hides those of SLIM_IDENTITY_ANY.
+ */
+struct slim_policy_key {
+	__u32 prefixlen;
+	__be32 subject;
+	__be32 peer;
+	__u8 direction;
+	__u8 protocol;
+	__be16 port;
+};
+
+enum slim_policy_prefix {
+	SLIM_PREFIX_ANY_PROTOCOL = 72,
+	SLIM_PREFIX_ANY_PORT = 80,
+	SLIM_PREFIX_PORT = 96,
+};
+
+struct slim_policy {
+	__u8 action;			/* enum slim_action */
+	__u8 reason;			/* enum slim_reason */
+	__u16 pad;
+	__u32 rule;			/* the rule's id, 0 where there is none */
+};
+
+struct slim_verdict {
+	__u32 action;
+	__u32 reason;
+	__u32 rule;
+};
+
+/* State of one host's data path. */
+
+/* Written once, when the endpoint is attached to its cgroup. */
+struct slim_local {
+	__u32 endpoint;			/* 0: not ready, refuse everything */
+	__u32 index;
+	__u32 vni;
+	__u32 pad;
+	__be32 address[4];
+};
+
+/* What one endpoint holds of the host, by index. */
+struct slim_usage {
+	__u64 epoch;			/* the minute that waiting[epoch & 1] counts */
+	__u32 held;			/* live sockets on bind(0) */
+	__u32 waiting[2];		/* such sockets that went into TIME_WAIT, by minute */
+	__u32 pad;
+};
+
+struct slim_tuple {
+	__be32 source[4];
+	__be32 destination[4];
+	__be16 source_port;
+	__be16 destination_port;
+};
+
+/* A capability for one handshake (design 4.1). */
+struct slim_flow {
+	__u64 time;			/* bpf_ktime_get_ns() when written */
+	__u64 generation;
+	__be32 source[4];		/* what getpeername() says at the acceptor */
+	__be32 destination[4];		/* what getsockname() says at the acceptor */
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 source_endpoint;
+	__u32 destination_endpoint;
+	__u32 inner;			/* the listener's inner address: loopback, index, port */
+	__u32 rule;
+	__u32 flags;			/* enum slim_flow_flag */
+};
+
+enum slim_flow_flag {
+	SLIM_FLOW_LOOPBACK = 1,		/* within one endpoint */
+	SLIM_FLOW_V6ONLY = 2,		/* to the listener on the IPv6 inner address */
+	SLIM_FLOW_DIRECT = 4,		/* same host: the kernel's own look-up finds the listener */
+	SLIM_FLOW_SAME_HOST = 8,
+};
+
+struct slim_listener_key {
+	__u32 inner;
+	__u32 v6only;
+};
+
+/* A source-bound connection: underlay tuple -> inner source, and back. */
+struct slim_bound {
+	__be32 address;			/* to write in place of the one found */
+	__be16 port;
+	__u16 pad;
+	__u64 closed;			/* bpf_ktime_get_ns() of the close, 0 while open */
+};
+
+struct slim_socket {
+	__u32 endpoint;
+	__u32 peer_endpoint;
+	__be32 local[4];		/* overlay, as bound or as connected from */
+	__be32 peer[4];			/* overlay, as dialled or as accepted */
+	__be16 local_port;		/* 0: the real one */
+	__be16 peer_port;
+	__u32 index;
+	__u32 inner;			/* own inner address, or the destination's */
+	__u32 flags;			/* enum slim_socket_flag */
+	__u32 rule;
+	__u32 flow_flags;		/* enum slim_flow_flag, for CONNECT_CB */
+	__be32 underlay[4];		/* destination as rewritten */
+	__be16 underlay_port;
+	__be16 bound_port;
+	__u32 pad;
+	__u64 generation;
+	__u64 opened;			/* bpf_ktime_get_ns(), 0 before */
+};
+
+struct slim_event {
+	__u64 time;			/* bpf_ktime_get_ns() */
+	__u64 cookie;			/* socket cookie, 0 where there is no socket */
+	__u32 kind;			/* enum slim_event_kind */
+	__u32 reason;			/* enum slim_reason */
+	__u32 rule;
+	__u32 direction;		/* enum slim_direction */
+	__u32 endpoint;			/* the local one */
+	__u32 peer_endpoint;
+	__be32 source[4];
+	__be32 destination[4];
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 protocol;
+	__u64 sent;			/* bytes; CLOSED only */
+	__u64 received;
+	__u64 duration;			/* ns; CLOSED only */
+};
+
+#endif /* SLIMNET_CONTRACT_H */

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two things that can be plugged in: a data path and a store.
+
+:func:`slimnet.testing.check_backend` and :func:`slimnet.testing.check_store`
+run every clause of these contracts on any implementation.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from attrs import field, frozen
+
+from slimnet.model import (
+    Attachment,
+    Connection,
+    Endpoint,
+    Event,
+    Host,
+    Network,
+    Probe,
+    Status,
+    Wire,
+)
+from slimnet.tables import Change, Tables
+
+__all__ = ["Backend", "Context", "Revision", "Store", "StoreEvent"]
+
+
+@frozen
+class Context:
+    """Where a backend works: one host.
+
+    Attributes:
+        instance: names this host's data path on this machine; two instances
+            never touch each other's pins, cgroups, devices or filters.
+        host: the host that it serves.
+        interface: the underlay interface's name, in the current network namespace.
+        cgroup: the cgroup v2 directory below which endpoints are made.
+        state: a directory for what must outlive the process (not a reboot).
+        key: the cluster's 128-bit secret.
+        options: the backend's own table of the configuration.
+    """
+
+    instance: str
+    host: Host
+    interface: str
+    cgroup: Path
+    state: Path
+    key: bytes
+    options: Mapping[str, Any] = field(factory=dict, hash=False)
+
+
+class Backend(abc.ABC):
+    """Drives one data path on one host.
+
+    A backend is a context manager; leaving it calls :meth:`close`. Every
+    method may be called again with the same arguments and then changes
+    nothing. What the data path does depends on the state that it was brought
+    to, never on the order of the calls that brought it there.
+
+    Creating the object validates ``context.options``
+    (:class:`~slimnet.ConfigError` names a wrong key), then starts the data
+    path or adopts one that runs under ``context.instance``. One that runs and
+    was built from another contract raises :class:`~slimnet.AbiMismatch` and
+    is left as it was.
+    """
+
+    #: The name of the entry point.
+    name: ClassVar[str]
+    #: Whether policy holds against a hostile process inside an endpoint.
+    enforcing: ClassVar[bool]
+    #: What it can talk to other hosts with.
+    wires: ClassVar[frozenset[Wire]]
+    #: For ``backend = "auto"``: the highest whose probe says yes is taken.
+    preference: ClassVar[int] = 0
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @classmethod
+    @abc.abstractmethod
+    def probe(cls) -> Probe:
+        """Can this work here? Changes nothing and never raises for a machine
+        that lacks something: that is the answer ``NO``, with what is missing.
+        Any exception counts as ``UNKNOWN``."""
+
+    @abc.abstractmethod
+    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+        """Make the endpoint's cgroup (``endpoint.cgroup``, or one below
+        ``context.cgroup``) and put the data path in force there *before* it
+        answers, so that no process in it is ever unpoliced. Before the first
+        tables everything that an endpoint tries is refused.
+
+        Attaching an attached endpoint returns the same attachment.
+
+        Raises:
+            BackendError: it could not; nothing is left behind.
+        """
+
+    @abc.abstractmethod
+    def detach(self, endpoint: int) -> None:
+        """Let go of an endpoint. One that is not attached is no error.
+
+        Raises:
+            InUse: its cgroup has processes; it stays attached and policed.
+        """
+
+    @abc.abstractmethod
+    def install(self, tables: Tables, change: Change | None = None) -> None:
+        """Put ``tables`` in force, atomically: a flow sees the old generation
+        or the new one, whole. ``change`` says what differs from generation
+        ``change.base``; a backend that holds that generation may write only
+        this much. Installing the generation in force changes nothing.
+
+        Raises:
+            BackendError: the old tables stay in force.
+        """
+
+    @abc.abstractmethod
+    def status(self) -> Status:
+        """What is in force, read from the data path itself."""
+
+    @abc.abstractmethod
+    def connections(self) -> Iterable[Connection]:
+        """The live connections of attached endpoints."""
+
+    @abc.abstractmethod
+    def events(self, timeout: float) -> list[Event]:
+        """The events since the last call; waits up to ``timeout`` seconds for
+        the first. Events may be lost when nobody asks for long; the counters
+        of :meth:`status` are never."""
+
+    def observe(self, *, enabled: bool) -> None:
+        """Whether opened and closed connections make events. Refusals always
+        do. Off until somebody asks, since nobody should pay for what nobody
+        reads."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of the data path, which goes on as it is. Closing twice is
+        no error; any other call after it is one."""
+
+    @abc.abstractmethod
+    def teardown(self) -> None:
+        """Remove the data path and everything that it left on the machine,
+        then close.
+
+        Raises:
+            InUse: an endpoint still has processes; nothing was removed.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+#: A store's counter: grows by at least one with every change.
+Revision = int
+
+
+@frozen
+class StoreEvent:
+    """One change: ``value`` is ``None`` when the key went."""
+
+    key: str
+    value: bytes | None
+    revision: Revision
+
+
+class Store(AbstractContextManager["Store"], abc.ABC):
+    """A small, ordered, watchable key-value store: desired state lives here.
+
+    Keys are paths (``endpoints/prod/default/web``), values are bytes.
+    Methods raise :class:`ConnectionError` when the store cannot be reached.
+    """
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, url: str) -> Store:
+        """Open the store that ``url`` names (``sqlite:///var/lib/...``).
+
+        Raises:
+            ConfigError: the URL is not one of this driver's.
+        """
+
+    @abc.abstractmethod
+    def get(self, key: str) -> tuple[bytes, Revision] | None:
+        """The value and the revision that last changed it, or ``None``."""
+
+    @abc.abstractmethod
+    def list(self, prefix: str) -> tuple[dict[str, tuple[bytes, Revision]], Revision]:
+        """All keys below ``prefix``, and the store's revision that this is of."""
+
+    @abc.abstractmethod
+    def transact(
+        self,
+        *,
+        expect: Mapping[str, Revision | None] | None = None,
+        put: Mapping[str, bytes] | None = None,
+        delete: Iterable[str] = (),
+        lease: int | None = None,
+    ) -> Revision:
+        """Do all or nothing. ``expect`` gives for some keys the revision that
+        they must have (``None``: must not exist); ``lease`` ties the keys that
+        are put to a lease.
+
+        Raises:
+            Conflict: an expectation does not hold; nothing changed.
+        """
+
+    @abc.abstractmethod
+    def watch(self, prefix: str, after: Revision, timeout: float) -> Iterator[StoreEvent]:
+        """The changes below ``prefix`` with a revision above ``after``, oldest
+        first; waits up to ``timeout`` seconds for the first, then ends.
+
+        Raises:
+            Conflict: the history back to ``after`` is gone; list again.
+        """
+
+    @abc.abstractmethod
+    def lease(self, seconds: float) -> int:
+        """A new lease: keys tied to it go when it is not renewed in time."""
+
+    @abc.abstractmethod
+    def renew(self, lease: int) -> None:
+        """Start the lease's time again.
+
+        Raises:
+            NotFound: it ran out already.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Closing twice is no error."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What slimnet talks about, as frozen values.
+
+Addresses are :class:`netaddr.IPAddress`, ranges :class:`netaddr.IPNetwork`;
+strings are accepted and converted. A wrong value raises
+:class:`~slimnet.InvalidValue`, which names the field.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from attrs import Attribute, field, frozen
+from netaddr import AddrFormatError, IPAddress, IPNetwork
+
+from slimnet import contract
+from slimnet.exceptions import InvalidValue
+
+__all__ = [
+    "Answer",
+    "Attachment",
+    "Connection",
+    "Direction",
+    "Endpoint",
+    "Event",
+    "EventKind",
+    "Flow",
+    "Host",
+    "Namespace",
+    "Network",
+    "Probe",
+    "Protocol",
+    "Reason",
+    "Status",
+    "Verdict",
+    "Wire",
+]
+
+# RFC 1123 labels: what Kubernetes, DNS and cgroup paths all accept.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_LABEL_KEY = re.compile(
+    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+
+VNI_MAX = 2**24 - 1
+
+
+class Direction(enum.IntEnum):
+    """Of a flow, seen from the endpoint whose policy is asked."""
+
+    INGRESS = contract.SLIM_INGRESS
+    EGRESS = contract.SLIM_EGRESS
+
+
+class Protocol(enum.IntEnum):
+    """IP protocol numbers that a policy can name (IANA)."""
+
+    ICMP = 1
+    TCP = 6
+    UDP = 17
+    SCTP = 132
+
+
+class Wire(enum.StrEnum):
+    """How two hosts carry a connection (design, section 4)."""
+
+    SYN = "syn"
+    ANNOUNCE = "announce"
+    VXLAN = "vxlan"
+
+
+class Answer(enum.StrEnum):
+    """The three answers of a probe."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+class EventKind(enum.StrEnum):
+    """What happened to a connection."""
+
+    OPENED = "opened"
+    REFUSED = "refused"
+    CLOSED = "closed"
+
+
+Reason = enum.IntEnum(  # type: ignore[misc]  # built from the contract, not written twice
+    "Reason",
+    {
+        name.removeprefix("SLIM_REASON_"): value
+        for name, value in vars(contract).items()
+        if name.startswith("SLIM_REASON_") and name != "SLIM_REASON_COUNT"
+    },
+)
+Reason.__doc__ = "Why a data path answered as it did: enum slim_reason of the contract."
+
+
+def _to_address(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return IPAddress(value)
+        except (AddrFormatError, ValueError):
+            return value
+    return value
+
+
+def _to_network(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return IPNetwork(value).cidr
+        except (AddrFormatError, ValueError):
+            return value
+    return value
+
+
+def _to_networks(value: object) -> object:
+    if isinstance(value, (str, IPNetwork)):
+        return (_to_network(value),)
+    if isinstance(value, (list, tuple)):
+        return tuple(_to_network(item) for item in value)
+    return value
+
+
+def _to_mapping(value: object) -> object:
+    return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+
+
+def _check(
+    wanted: str, holds: Callable[[Any], bool]
+) -> Callable[[object, Attribute[Any], Any], None]:
+    def validate(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not holds(value):
+            owner = type(instance).__name__.lower()
+            raise InvalidValue(f"{owner}.{attribute.name}", wanted, value)
+
+    return validate
+
+
+def _is_labels(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str)
+        and _LABEL_KEY.fullmatch(key)
+        and isinstance(text, str)
+        and _LABEL_VALUE.fullmatch(text)
+        for key, text in value.items()
+    )
+
+
+def _name_field() -> Any:
+    return field(
+        validator=_check(
+            "lower-case letters, digits and '-', at most 63 (RFC 1123)",
+            lambda value: isinstance(value, str) and _NAME.fullmatch(value) is not None,
+        )
+    )
+
+
+def _address_field(**options: Any) -> Any:
+    return field(
+        converter=_to_address,
+        validator=_check("an IP address", lambda value: isinstance(value, IPAddress)),
+        **options,
+    )
+
+
+def _labels_field() -> Any:
+    return field(
+        factory=dict,
+        converter=_to_mapping,
+        validator=_check("a table of Kubernetes labels", _is_labels),
+        hash=False,
+    )
+
+
+def _id_field(**options: Any) -> Any:
+    return field(
+        validator=_check(
+            "a 32-bit number", lambda value: isinstance(value, int) and 0 <= value < 2**32
+        ),
+        **options,
+    )
+
+
+def _port_field(**options: Any) -> Any:
+    return field(
+        validator=_check(
+            "a port, 0 to 65535", lambda value: isinstance(value, int) and 0 <= value <= 65535
+        ),
+        **options,
+    )
+
+
+@frozen
+class Network:
+    """One overlay.
+
+    Attributes:
+        name: unique in the store.
+        vni: VXLAN network identifier (RFC 7348), 24 bits, not 0.
+        cidrs: the overlay's ranges, not overlapping.
+    """
+
+    name: str = _name_field()
+    vni: int = field(
+        validator=_check(
+            f"a VNI, 1 to {VNI_MAX}",
+            lambda value: isinstance(value, int) and 0 < value <= VNI_MAX,
+        )
+    )
+    cidrs: tuple[IPNetwork, ...] = field(
+        converter=_to_networks,
+        validator=_check(
+            "one or more CIDRs such as 10.1.0.0/16",
+            lambda value: isinstance(value, tuple)
+            and len(value) > 0
+            and all(isinstance(item, IPNetwork) for item in value),
+        ),
+    )
+
+
+@frozen
+class Namespace:
+    """A labelled group of endpoints within a network; policies belong to one."""
+
+    network: str = _name_field()
+    name: str = _name_field()
+    labels: Mapping[str, str] = _labels_field()
+
+
+@frozen
+class Host:
+    """A machine, or a network namespace that stands in for one.
+
+    Attributes:
+        name: unique in the store.
+        address: its underlay address.
+        wires: the wires that its backend speaks.
+        backend: the name of the backend that it runs.
+        labels: what cluster-wide rules select hosts by.
+    """
+
+    name: str = _name_field()
+    address: IPAddress = _address_field()
+    wires: frozenset[Wire] = field(
+        factory=frozenset, converter=lambda value: frozenset(Wire(item) for item in value)
+    )
+    backend: str = "noop"
+    labels: Mapping[str, str] = _labels_field()
+
+
+@frozen
+class Endpoint:
+    """One overlay address on one host.
+
+    Attributes:
+        id: cluster-wide, 32 bits, given by the store and never used again; 0 before.
+        network: the network's name.
+        namespace: the namespace's name.
+        name: unique in its namespace.
+        address: its overlay address.
+        host: the name of the host on which it lives.
+        labels: what policies select it by.
+        ports: named ports, as ``{"http": ("tcp", 80)}``.
+        identity: the number of its label set; 0 before the store has given one.
+        cgroup: the cgroup v2 directory of its processes on its host.
+    """
+
+    network: str = _name_field()
+    name: str = _name_field()
+    address: IPAddress = _address_field()
+    host: str = _name_field()
+    namespace: str = field(default="default")
+    id: int = _id_field(default=0)
+    labels: Mapping[str, str] = _labels_field()
+    ports: Mapping[str, tuple[str, int]] = field(factory=dict, converter=_to_mapping, hash=False)
+    identity: int = _id_field(default=0)
+    cgroup: str = ""
+
+
+@frozen
+class Flow:
+    """What is put to the policy: may ``source`` open this to ``destination``?
+
+    Attributes:
+        network: the network that both addresses are seen from.
+        source: overlay or outside address of the opener.
+        destination: overlay or outside address.
+        protocol: IP protocol number.
+        port: destination port.
+        direction: whose policy is asked: egress the source's, ingress the destination's.
+    """
+
+    network: str
+    source: IPAddress = _address_field()
+    destination: IPAddress = _address_field()
+    protocol: Protocol = field(converter=Protocol)
+    port: int = _port_field()
+    direction: Direction = field(converter=Direction)
+
+
+@frozen
+class Verdict:
+    """The answer to a flow: allowed or not, why, and by which rule (0: none)."""
+
+    allowed: bool
+    reason: Reason
+    rule: int = 0
+
+
+@frozen
+class Connection:
+    """One live connection of a local endpoint, as the data path holds it.
+
+    Attributes:
+        endpoint: id of the local endpoint.
+        peer_endpoint: id of the other endpoint; 0 when it is outside the overlays.
+        local: overlay address and port of this end.
+        peer: overlay (or outside) address and port of the other end.
+        direction: INGRESS when it was accepted, EGRESS when it was opened here.
+        wire: how it travels; ``None`` on the same host or to the outside.
+        state: TCP state, as ``ss`` prints it (``ESTAB``).
+        opened: seconds since the epoch.
+        cookie: the kernel's socket cookie.
+    """
+
+    endpoint: int
+    peer_endpoint: int
+    local: tuple[IPAddress, int]
+    peer: tuple[IPAddress, int]
+    direction: Direction
+    wire: Wire | None
+    state: str
+    opened: float
+    cookie: int = 0
+
+
+@frozen
+class Event:
+    """Something that a data path tells: a connection opened, refused or closed.
+
+    Attributes:
+        kind: which of the three.
+        time: seconds since the epoch.
+        endpoint: id of the local endpoint, 0 where none is known.
+        peer_endpoint: id of the other endpoint, 0 when it is none.
+        source: address and port of the opener, overlay where it is known.
+        destination: address and port that were dialled.
+        protocol: IP protocol number.
+        direction: EGRESS on the opener's host, INGRESS on the acceptor's.
+        reason: why, for a refusal; else what allowed it.
+        rule: the rule's id, 0 where there is none.
+        sent: payload bytes that this end sent (closed only).
+        received: payload bytes that this end received (closed only).
+        duration: seconds (closed only).
+    """
+
+    kind: EventKind
+    time: float
+    endpoint: int
+    peer_endpoint: int
+    source: tuple[IPAddress, int]
+    destination: tuple[IPAddress, int]
+    protocol: int
+    direction: Direction
+    reason: Reason
+    rule: int = 0
+    sent: int = 0
+    received: int = 0
+    duration: float = 0.0
+
+
+@frozen
+class Probe:
+    """What a backend says of this machine.
+
+    Attributes:
+        answer: yes; certainly no; or could not tell.
+        reason: one line: what is missing, or what it found.
+        remedy: one line: what to do about it; empty where nothing is needed.
+    """
+
+    answer: Answer
+    reason: str
+    remedy: str = ""
+
+    def __bool__(self) -> bool:
+        """True only for a certain yes."""
+        return self.answer is Answer.YES
+
+
+@frozen
+class Attachment:
+    """Where the processes of an attached endpoint belong.
+
+    Attributes:
+        endpoint: the endpoint's id.
+        cgroup: the cgroup v2 directory to start them in.
+        netns: path of the network namespace to enter, ``None`` for the host's own.
+    """
+
+    endpoint: int
+    cgroup: Path
+    netns: Path | None = None
+
+
+@frozen
+class Status:
+    """What a backend holds at this moment.
+
+    Attributes:
+        generation: of the tables in force; 0 before the first.
+        endpoints: ids of the attached endpoints.
+        counters: how often each reason was given.
+        abi: version and fingerprint of the data path's contract.
+        detail: more, by the backend's own names.
+    """
+
+    generation: int
+    endpoints: frozenset[int]
+    counters: Mapping[Reason, int] = field(factory=dict, hash=False)
+    abi: str = ""
+    detail: Mapping[str, Any] = field(factory=dict, hash=False)
