@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test directory shares: markers, and what a skip means.
+
+A skip says what is missing. Where the machine should have everything (CI), the
+environment variable ``SLIMNET_REQUIRE_ALL=1`` turns every skip into a failure.
+"""
+
+import os
+
+import pytest
+
+REQUIRE_ALL = os.environ.get("SLIMNET_REQUIRE_ALL", "") not in ("", "0")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "root: needs root; skipped without")
+    config.addinivalue_line("markers", "slow: takes more than ten seconds")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def fail_instead_of_skip(report):
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"SLIMNET_REQUIRE_ALL=1, but this was to be skipped: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return fail_instead_of_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return fail_instead_of_skip((yield))
