@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab: hosts, endpoints, an outsider.
+
+``Lab("ebpf")`` runs the eBPF backend in each host, in a process of its own.
+``Lab("plain")`` gives every endpoint a network namespace with its overlay
+address on one bridge and no slimnet at all: what a container would see. Tests
+that say nothing of the underlay run in both, so that the second proves what
+the first is held to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from netaddr import IPAddress, IPNetwork
+
+from lab.hands import Hands
+from lab.wires import Namespace, Underlay
+from slimnet import contract, model
+from slimnet.abc import Context
+from slimnet.tables import CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
+
+__all__ = ["Endpoint", "Host", "Lab"]
+
+NETWORK = model.Network(name="lab", vni=77, cidrs=("10.77.0.0/16",))
+KEY = bytes(range(16))
+NOBODY = 65534
+
+_labs = itertools.count()
+
+
+def cgroup_root() -> Path:
+    """Where cgroup v2 is mounted."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(where)
+    raise RuntimeError("no cgroup v2 is mounted")
+
+
+class Host:
+    """A host of the cluster (or a machine that is not in it)."""
+
+    def __init__(self, lab: Lab, name: str, *, clustered: bool = True) -> None:
+        self.lab = lab
+        self.name = name
+        self.clustered = clustered
+        self.netns = Namespace()
+        self.address = lab.underlay.join(self.netns)
+        self.cgroup = lab.cgroup / name
+        self.cgroup.mkdir()
+        self._own: dict[int | None, Hands] = {}
+        self.backend: Any = None
+        self._driver: Hands | None = None
+
+    def hands(self, uid: int | None = None) -> Hands:
+        """A process of the host itself, no endpoint's; root, or an unprivileged user."""
+        if uid not in self._own:
+            cgroup = self.cgroup / f"user{uid or 0}"
+            cgroup.mkdir()
+            self._own[uid] = Hands(
+                f"{self.name} uid {uid or 0}",
+                netns=self.netns.path,
+                cgroup=cgroup,
+                uid=uid,
+                directory=self.lab.directory,
+            )
+        return self._own[uid]
+
+    @property
+    def root(self) -> Hands:
+        return self.hands()
+
+    @property
+    def user(self) -> Hands:
+        return self.hands(NOBODY)
+
+    def start_backend(self) -> None:
+        """Start the data path, or adopt it: in a process of its own, as the agent would."""
+        context = Context(
+            instance=f"{self.lab.name}-{self.name}",
+            host=model.Host(
+                name=self.name,
+                address=self.address,
+                wires=frozenset({model.Wire.SYN}),
+                backend="ebpf",
+            ),
+            interface=Underlay.INTERFACE,
+            cgroup=self.cgroup / "endpoints",
+            state=self.lab.directory / self.name,
+            key=KEY,
+        )
+        context.cgroup.mkdir(exist_ok=True)
+        context.state.mkdir(exist_ok=True)
+        self._driver = Hands(
+            f"backend of {self.name}", netns=self.netns.path, directory=self.lab.directory
+        )
+        self.backend = self._driver.call(_start_backend, context)
+
+    def kill_backend(self) -> None:
+        """As kill -9 of the agent."""
+        assert self._driver is not None
+        self._driver.close()
+        self._driver = None
+
+    @contextlib.contextmanager
+    def sysctl(self, name: str, value: object) -> Iterator[None]:
+        """Set a sysctl of the namespace for a while."""
+        path = "/proc/sys/" + name.replace(".", "/")
+        before = self.root.call(_read_text, path)
+        self.root.call(_write_text, path, str(value))
+        try:
+            yield
+        finally:
+            self.root.call(_write_text, path, before)
+
+    def statistic(self, name: str) -> int:
+        """A counter of the namespace: ``TcpExtTCPSynRetrans``, ``TcpActiveOpens``..."""
+        return int(self.root.call(_statistics)[name])
+
+    def counters(self) -> dict[model.Reason, int]:
+        return dict(self.backend.status().counters)
+
+    def close(self) -> None:
+        if self._driver is not None:
+            if self.backend is not None:
+                self.backend.teardown()
+            self._driver.close()
+        for hands in self._own.values():
+            hands.close()
+        for path in sorted(self.cgroup.rglob("*"), reverse=True):
+            if path.is_dir():
+                path.rmdir()
+        self.cgroup.rmdir()
+        self.netns.close()
+
+
+class Endpoint(Hands):
+    """An endpoint, and the hands in it."""
+
+    def __init__(self, host: Host, record: model.Endpoint, netns: Namespace, cgroup: Path) -> None:
+        super().__init__(
+            record.name, netns=netns.path, cgroup=cgroup, directory=host.lab.directory
+        )
+        self.host = host
+        self.record = record
+        self.netns = netns
+
+    @property
+    def id(self) -> int:
+        return self.record.id
+
+    @property
+    def address(self) -> str:
+        """The overlay address."""
+        return str(self.record.address)
+
+
+class Lab:
+    """See the module."""
+
+    def __init__(self, mode: str = "ebpf", *, hosts: int = 2, routed: bool = False) -> None:
+        self.mode = mode
+        self.name = f"slt-{os.getpid()}-{next(_labs)}"
+        self.directory = Path(tempfile.mkdtemp(prefix="slt-"))
+        self.directory.chmod(0o777)
+        self.cgroup = cgroup_root() / self.name
+        self._undo = contextlib.ExitStack()
+        self._undo.callback(shutil.rmtree, self.directory)
+        self._numbers = itertools.count(1)
+        self._generation = 0
+        self.endpoints: dict[int, Endpoint] = {}
+        self.policy: dict[PolicyKey, PolicyRecord] = {}
+        self.hosts: list[Host] = []
+        try:
+            self.cgroup.mkdir()
+            self._undo.callback(self.cgroup.rmdir)
+            self.underlay = Underlay(routed=routed)
+            self._undo.callback(self.underlay.close)
+            for number in range(hosts):
+                self.hosts.append(self._host(f"h{number}"))
+            self.outside = self._host("outside", clustered=False)
+            if mode == "ebpf":
+                for host in self.hosts:
+                    host.start_backend()
+                self.install()
+            elif not routed:
+                self.outside.netns.ip(f"route add {NETWORK.cidrs[0]} dev {Underlay.INTERFACE}")
+        except BaseException:
+            self._undo.close()
+            raise
+
+    def _host(self, name: str, *, clustered: bool = True) -> Host:
+        host = Host(self, name, clustered=clustered)
+        self._undo.callback(host.close)
+        return host
+
+    def endpoint(self, host: int = 0, *, name: str | None = None, address: str | None = None) -> Endpoint:
+        """A new endpoint with remote hands."""
+        number = next(self._numbers)
+        where = self.hosts[host]
+        record = model.Endpoint(
+            id=1000 + number,
+            network=NETWORK.name,
+            name=name or f"e{number}",
+            address=address or f"10.77.{number // 250}.{number % 250 + 1}",
+            host=where.name,
+            identity=contract.SLIM_IDENTITY_FIRST + number,
+        )
+        if self.mode == "ebpf":
+            attachment = where.backend.attach(record, NETWORK)
+            endpoint = Endpoint(where, record, where.netns, attachment.cgroup)
+        else:
+            cgroup = where.cgroup / record.name
+            cgroup.mkdir()
+            endpoint = Endpoint(where, record, self._container(record), cgroup)
+        self.endpoints[record.id] = endpoint
+        self.install()
+        return endpoint
+
+    def _container(self, record: model.Endpoint) -> Namespace:
+        netns = Namespace()
+        netns.cable("eth0", self.underlay.middle, f"c{record.id}")
+        self.underlay.middle.ip(f"link set c{record.id} master bridge")
+        netns.ip(f"address add {record.address}/16 dev eth0")
+        netns.ip("route add default dev eth0")
+        return netns
+
+    def remove(self, endpoint: Endpoint) -> None:
+        """Kill the endpoint's processes and detach it."""
+        endpoint.close()
+        del self.endpoints[endpoint.id]
+        if self.mode == "ebpf":
+            endpoint.host.backend.detach(endpoint.id)
+            self.install()
+        else:
+            assert endpoint.cgroup is not None
+            endpoint.cgroup.rmdir()
+            endpoint.netns.close()
+
+    @contextlib.contextmanager
+    def test(self) -> Iterator[Lab]:
+        """Whatever a test adds is gone afterwards."""
+        try:
+            yield self
+        finally:
+            for endpoint in list(self.endpoints.values()):
+                self.remove(endpoint)
+            if self.policy:
+                self.policy.clear()
+                self.install()
+
+    # Policy
+
+    def rule(
+        self,
+        subject: Endpoint,
+        direction: model.Direction,
+        *,
+        peer: Endpoint | int = contract.SLIM_IDENTITY_ANY,
+        port: int | None = None,
+        allow: bool,
+        protocol: int | None = 6,
+    ) -> None:
+        """Add one policy record; :meth:`install` puts it in force."""
+        key = PolicyKey(
+            subject=subject.record.identity,
+            peer=peer if isinstance(peer, int) else peer.record.identity,
+            direction=direction,
+            protocol=protocol,
+            port=port or 0,
+            port_bits=16 if port else 0,
+        )
+        reason = model.Reason.RULE_ALLOW if allow else model.Reason.RULE_DENY  # type: ignore[attr-defined]
+        self.policy[key] = PolicyRecord(allow=allow, reason=reason, rule=len(self.policy) + 1)
+
+    def isolate(self, subject: Endpoint, direction: model.Direction) -> None:
+        """Select the endpoint for a direction: denied unless a rule allows."""
+        key = PolicyKey(subject.record.identity, contract.SLIM_IDENTITY_ANY, direction)
+        self.policy[key] = PolicyRecord(
+            allow=False,
+            reason=model.Reason.DEFAULT_DENY,  # type: ignore[attr-defined]
+        )
+
+    def tables(self, host: Host) -> Tables:
+        """What the compiler would make of the lab for this host."""
+        addresses = {host.name: IPAddress(host.address) for host in self.hosts}
+        vni = NETWORK.vni
+        cidrs: dict[tuple[int, IPNetwork], CidrRecord] = {
+            (vni, cidr): CidrRecord(identity=contract.SLIM_IDENTITY_WORLD, overlay=True)
+            for cidr in NETWORK.cidrs
+        }
+        for address in addresses.values():
+            cidrs[vni, IPNetwork(f"{address}/32")] = CidrRecord(
+                identity=contract.SLIM_IDENTITY_HOST, host=True
+            )
+        records = {number: endpoint.record for number, endpoint in self.endpoints.items()}
+        return Tables(
+            generation=self._generation,
+            addresses={(vni, record.address): number for number, record in records.items()},
+            endpoints={
+                number: EndpointRecord(
+                    address=record.address,
+                    host=addresses[record.host],
+                    vni=vni,
+                    identity=record.identity,
+                    local=record.host == host.name,
+                    wire_syn=True,
+                )
+                for number, record in records.items()
+            },
+            cidrs=cidrs,
+            policy=dict(self.policy),
+        )
+
+    def install(self) -> None:
+        """Put the lab's state in force on all hosts."""
+        if self.mode != "ebpf":
+            return
+        self._generation += 1
+        for host in self.hosts:
+            host.backend.install(self.tables(host))
+
+    def close(self) -> None:
+        for endpoint in list(self.endpoints.values()):
+            self.remove(endpoint)
+        self._undo.close()
+
+
+def _start_backend(context: Any) -> Any:
+    from slimnet_ebpf import EbpfBackend
+
+    # Set by the far end: keep it there.
+    return Reference(EbpfBackend(context))  # type: ignore[name-defined]  # noqa: F821
+
+
+def _read_text(path: str) -> str:
+    return Path(path).read_text().strip()
+
+
+def _write_text(path: str, text: str) -> None:
+    Path(path).write_text(text)
+
+
+def _statistics() -> Mapping[str, int]:
+    found = {}
+    for path in ("/proc/thread-self/net/snmp", "/proc/thread-self/net/netstat"):
+        lines = Path(path).read_text().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            prefix, *names_ = names.split()
+            _, *values_ = values.split()
+            for name, value in zip(names_, values_, strict=True):
+                found[prefix.rstrip(":") + name] = int(value)
+    return found

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remote hands: a process somewhere (a cgroup, a network namespace, a user)
+that does what the test says.
+
+>>> hands.call(function, 1, 2)          # a plain function; its source is sent
+>>> sock = hands.socket()               # a socket over there
+>>> sock.connect(("10.77.0.2", 80))     # its errors are raised here
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import itertools
+import os
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from lab import hands_process
+
+__all__ = ["Hands", "Program", "Remote"]
+
+#: No step of a test takes longer; what does, hangs.
+DEADLINE = 30.0
+
+
+class Remote:
+    """An object that lives in the other process. Calling a method of it calls
+    it there; ``remote.get("pid")`` reads an attribute."""
+
+    def __init__(self, hands: Hands, number: int, kind: str) -> None:
+        self._hands = hands
+        self._number = number
+        self._kind = kind
+
+    def get(self, name: str) -> Any:
+        return self._hands.request("attribute", self, name).result(DEADLINE)
+
+    def start(self, name: str, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Call a method and do not wait for it."""
+        return self._hands.request("method", self, name, args, kwargs)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self.start(name, *args, **kwargs).result(DEADLINE)
+
+    def __repr__(self) -> str:
+        return f"<{self._kind} {self._number} of {self._hands.name}>"
+
+
+class Hands:
+    """One such process.
+
+    Args:
+        name: for messages.
+        netns: path of the network namespace to enter, or ``None``.
+        cgroup: the cgroup v2 directory to join, or ``None``.
+        uid: user to become, or ``None`` for root.
+        directory: for the output of programs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        netns: Path | str | None = None,
+        cgroup: Path | None = None,
+        uid: int | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.cgroup = cgroup
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Future[Any]] = {}
+        self._lock = threading.Lock()
+        ours, theirs = socket.socketpair()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        if directory is not None:
+            environment["TMPDIR"] = str(directory)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                hands_process.__file__,
+                str(theirs.fileno()),
+                *(str(item) if item is not None else "-" for item in (cgroup, netns, uid)),
+            ],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+        )
+        theirs.close()
+        self._channel = ours
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    # The two ends of the channel
+
+    def _dumps(self, value: object) -> bytes:
+        class Pickler(pickle.Pickler):
+            def persistent_id(self, item: Any) -> int | None:
+                return item._number if isinstance(item, Remote) else None
+
+        buffer = io.BytesIO()
+        Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        return buffer.getvalue()
+
+    def _loads(self, data: bytes) -> Any:
+        hands = self
+
+        class Unpickler(pickle.Unpickler):
+            def persistent_load(self, pid: Any) -> Remote:
+                return Remote(hands, *pid)
+
+        return Unpickler(io.BytesIO(data)).load()
+
+    def _read(self) -> None:
+        stream = self._channel.makefile("rb")
+        while True:
+            try:
+                head = stream.read(12)
+                if len(head) < 12:
+                    break
+                number, length = struct.unpack("=QI", head)
+                ok, value = self._loads(stream.read(length))
+            except (OSError, EOFError, ValueError):
+                break
+            future = self._waiting.pop(number)
+            if ok:
+                future.set_result(value)
+            else:
+                future.set_exception(value)
+        for future in list(self._waiting.values()):
+            if not future.done():
+                future.set_exception(EOFError(f"{self.name} is gone"))
+
+    def request(self, *what: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        number = next(self._numbers)
+        data = self._dumps(what)
+        self._waiting[number] = future
+        with self._lock:
+            self._channel.sendall(struct.pack("=QI", number, len(data)) + data)
+        return future
+
+    # What tests use
+
+    def start(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a function over there; its source is sent, so it may use its
+        arguments and the standard modules that the far end imports."""
+        source = textwrap.dedent(inspect.getsource(function))
+        while source.startswith("@"):
+            source = source.split("\n", 1)[1]
+        return self.request("call", source, function.__name__, args, kwargs)
+
+    def call(
+        self, function: Callable[..., Any], *args: Any, deadline: float = DEADLINE, **kwargs: Any
+    ) -> Any:
+        """As :meth:`start`, and wait for the result; what it raises is raised here."""
+        return self.start(function, *args, **kwargs).result(deadline)
+
+    def listen(
+        self,
+        port: int,
+        address: str | None = None,
+        *,
+        family: int = socket.AF_INET,
+        backlog: int = 128,
+        reuseport: bool = False,
+    ) -> Any:
+        """A listening socket; ``address`` is the family's wildcard by default."""
+        if address is None:
+            address = "::" if family == socket.AF_INET6 else "0.0.0.0"
+        return self.call(_listen, family, address, port, backlog, reuseport)
+
+    def connect(self, address: str, port: int, *, family: int = socket.AF_INET) -> Any:
+        """A connected socket."""
+        return self.call(_connect, family, address, port)
+
+    def serve(self, port: int, address: str | None = None, *, family: int = socket.AF_INET) -> Any:
+        """A listener that echoes, in threads, until it is closed."""
+        listener = self.listen(port, address, family=family, backlog=1024)
+        self.call(_echo, listener)
+        return listener
+
+    def spawn(self, argv: Sequence[str | Path], **environment: str) -> Program:
+        """Start a program over there; its output goes to a file."""
+        return Program(self, [str(word) for word in argv], environment)
+
+    def run(self, argv: Sequence[str | Path], *, timeout: float = 60.0, **environment: str) -> str:
+        """Run a program over there to its end; its output.
+
+        Raises:
+            RuntimeError: its exit status is not 0; the output is in the message.
+        """
+        status, output = self.call(
+            _run, [str(word) for word in argv], environment, timeout, deadline=timeout + 10
+        )
+        if status:
+            raise RuntimeError(f"{self.name}: {argv} gave {status}: {output}")
+        return str(output)
+
+    def close(self) -> None:
+        """End the process and everything that it started in its cgroup."""
+        self.process.kill()
+        if self.cgroup is not None and self.cgroup.exists():
+            (self.cgroup / "cgroup.kill").write_text("1")
+            until = time.monotonic() + 5
+            while "populated 1" in (self.cgroup / "cgroup.events").read_text():
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{self.cgroup} still has processes")
+                time.sleep(0.005)
+        self.process.wait()
+        self._channel.close()
+
+    def socket(
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0
+    ) -> Any:
+        """A socket over there."""
+        return self.call(_socket, family, kind, protocol)
+
+
+class Program:
+    """A program that was started by :meth:`Hands.spawn`."""
+
+    def __init__(self, hands: Hands, argv: list[str], environment: dict[str, str]) -> None:
+        self.hands = hands
+        self.process, self.log = hands.call(_spawn, argv, environment)
+
+    def wait(self, timeout: float = DEADLINE) -> int:
+        return int(self.process.start("wait", timeout).result(timeout + 5))
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def output(self) -> str:
+        return Path(self.log).read_text()
+
+    def kill(self, number: int = 15) -> None:
+        self.process.send_signal(number)
+
+    def ready(self, text: str, timeout: float = 20.0) -> None:
+        """Wait until its output holds ``text``."""
+        until = time.monotonic() + timeout
+        while text not in self.output():
+            if time.monotonic() > until or not self.running():
+                raise AssertionError(f"no {text!r} in: {self.output()}")
+            time.sleep(0.02)
+
+
+# What runs over there. The far end has imported the modules that these use.
+
+
+def _socket(family: int, kind: int, protocol: int) -> socket.socket:
+    return socket.socket(family, kind, protocol)
+
+
+def _listen(family: int, address: str, port: int, backlog: int, reuseport: bool) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuseport:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((address, port))
+    listener.listen(backlog)
+    return listener
+
+
+def _connect(family: int, address: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    sock.connect((address, port))
+    sock.settimeout(None)
+    return sock
+
+
+def _echo(listener: socket.socket) -> None:
+    def talk(sock: socket.socket) -> None:
+        with sock:
+            try:
+                while data := sock.recv(65536):
+                    sock.sendall(data)
+            except OSError:
+                pass
+
+    # A thread that sits in accept(2) would keep a closed listener alive.
+    listener.settimeout(0.05)
+
+    def accept() -> None:
+        while listener.fileno() >= 0:
+            try:
+                sock, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            sock.settimeout(None)
+            threading.Thread(target=talk, args=(sock,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+
+
+def _spawn(argv: list[str], environment: dict[str, str]) -> tuple[Any, str]:
+    import tempfile
+
+    log, path = tempfile.mkstemp(prefix="slt-", suffix=".log")
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    os.close(log)
+    os.chmod(path, 0o644)
+    return process, path
+
+
+def _run(argv: list[str], environment: dict[str, str], timeout: float) -> tuple[int, str]:
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=timeout,
+    )
+    return done.returncode, done.stdout + done.stderr
