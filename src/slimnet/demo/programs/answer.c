@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * answer PORT client|server|accept: a server that answers every byte with
+ * itself, one connection at a time.
+ *
+ *	client	the client closes first (and keeps TIME_WAIT)
+ *	server	the server closes first, after its first answer
+ *	accept	the server closes as soon as it has accepted; nothing is sent
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <err.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum first { FIRST_CLIENT, FIRST_SERVER, FIRST_ACCEPT };
+
+static enum first parse_first(const char *text)
+{
+	if (!strcmp(text, "client"))
+		return FIRST_CLIENT;
+	if (!strcmp(text, "server"))
+		return FIRST_SERVER;
+	if (!strcmp(text, "accept"))
+		return FIRST_ACCEPT;
+	errx(2, "who closes first: wanted client, server or accept, got %s", text);
+}
+
+static int listen_on(int port)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(port) };
+	int fd, one = 1;
+
+	fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		err(1, "socket");
+	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)))
+		err(1, "SO_REUSEADDR");
+	/* Accepted sockets inherit it. */
+	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)))
+		err(1, "TCP_NODELAY");
+	if (bind(fd, (struct sockaddr *)&at, sizeof(at)))
+		err(1, "bind port %d", port);
+	if (listen(fd, 4096))
+		err(1, "listen");
+	return fd;
+}
+
+static void serve(int fd, enum first first)
+{
+	char byte;
+
+	while (first != FIRST_ACCEPT && read(fd, &byte, 1) == 1) {
+		if (send(fd, &byte, 1, MSG_NOSIGNAL) != 1)
+			break;
+		if (first == FIRST_SERVER)
+			break;
+	}
+	close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	enum first first;
+	int listener, fd;
+
+	if (argc != 3)
+		errx(2, "usage: answer PORT client|server|accept");
+	first = parse_first(argv[2]);
+	listener = listen_on(atoi(argv[1]));
+	for (;;) {
+		fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		if (fd >= 0)
+			serve(fd, first);
+		else if (errno != EINTR && errno != ECONNABORTED)
+			err(1, "accept");
+	}
+}

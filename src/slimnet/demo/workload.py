@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo runs: a real server, a real client, and how to read the result."""
+
+from __future__ import annotations
+
+import abc
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from attrs import field, frozen
+
+from slimnet.demo.setting import Setting
+
+__all__ = ["Reading", "Workload"]
+
+
+@frozen
+class Reading:
+    """What a client said.
+
+    Attributes:
+        value: in the workload's unit.
+        operations: how many operations that were, for processor time per operation.
+        detail: more of what it said.
+    """
+
+    value: float
+    operations: float
+    detail: Mapping[str, Any] = field(factory=dict)
+
+
+class Workload(abc.ABC):
+    """One row of the report."""
+
+    #: What ``--only`` calls it.
+    name: ClassVar[str]
+    #: What the report calls it.
+    title: ClassVar[str]
+    #: Of the value.
+    unit: ClassVar[str]
+    #: What processor time is counted by.
+    operation: ClassVar[str]
+    #: True for rates, False for times.
+    higher_is_better: ClassVar[bool] = True
+    #: The ratio to host mode that slimnet is to reach: at least for rates, at most for times.
+    target: ClassVar[float]
+    #: The same for host mode's processor time per operation by slimnet's; None: not counted.
+    cpu_target: ClassVar[float | None] = 0.97
+    #: The executables that it needs, each with the Debian package that has it.
+    needs: ClassVar[Mapping[str, str]] = {}
+    port: ClassVar[int]
+    #: How the server is asked to end.
+    stop: ClassVar[signal.Signals] = signal.SIGTERM
+
+    def prepare(self, setting: Setting) -> None:  # noqa: B027  # most need nothing
+        """Make the files that it needs, once per run of the demo."""
+
+    @abc.abstractmethod
+    def server(self, setting: Setting) -> Sequence[str]:
+        """The server's command line; in the foreground, listening on ``port``."""
+
+    @abc.abstractmethod
+    def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """The client's command line; ends by itself."""
+
+    @abc.abstractmethod
+    def read(self, output: str, setting: Setting) -> Reading:
+        """Understand the client's output.
+
+        Raises:
+            ValueError: it is not what the client usually prints.
+        """
+
+    def limit(self, setting: Setting) -> float:
+        """Seconds after which the client must have ended."""
+        return 30.0 + 4 * setting.seconds

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's workloads, in the order of the report."""
+
+from __future__ import annotations
+
+from slimnet.demo.workload import Workload
+from slimnet.demo.workloads.iperf import Iperf, IperfTen
+from slimnet.demo.workloads.load import Connect, ConnectRequestClose, RequestResponse
+from slimnet.demo.workloads.memcached import Memcached
+from slimnet.demo.workloads.nginx import NginxClose, NginxKeepAlive
+from slimnet.demo.workloads.postgresql import PostgreSQL
+from slimnet.demo.workloads.redis import Redis
+
+__all__ = ["WORKLOADS"]
+
+#: One of each, in the order of the report.
+WORKLOADS: tuple[Workload, ...] = (
+    Iperf(),
+    IperfTen(),
+    RequestResponse(),
+    ConnectRequestClose(),
+    Connect(),
+    Memcached(),
+    Redis(),
+    NginxKeepAlive(),
+    NginxClose(),
+    PostgreSQL(),
+)
