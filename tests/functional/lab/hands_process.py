@@ -52,6 +52,14 @@ class Process:
         self.numbers = itertools.count(1)
         self.objects: dict[int, Any] = {}
         self.functions: dict[str, Any] = {}
+        self.namespace: dict[str, Any] = {"Reference": Reference, "__name__": "hands"}
+        exec(  # noqa: S102
+            "import array, contextlib, ctypes, errno, fcntl, json, os, select, signal\n"
+            "import socket, struct, subprocess, sys, threading, time\n"
+            "from pathlib import Path\n"
+            "from typing import Any\n",
+            self.namespace,
+        )
 
     def dumps(self, value: object) -> bytes:
         process = self
@@ -80,17 +88,10 @@ class Process:
         return Unpickler(io.BytesIO(data)).load()
 
     def function(self, source: str, name: str) -> Any:
+        """Compile what the test wrote; functions share their globals."""
         if source not in self.functions:
-            namespace: dict[str, Any] = {"Reference": Reference, "__name__": "hands"}
-            exec(  # noqa: S102  # what the test wrote
-                "import array, contextlib, ctypes, errno, fcntl, json, os, select, signal\n"
-                "import socket, struct, subprocess, sys, threading, time\n"
-                "from pathlib import Path\n"
-                "from typing import Any\n",
-                namespace,
-            )
-            exec(compile(source, f"<{name}>", "exec"), namespace)  # noqa: S102
-            self.functions[source] = namespace[name]
+            exec(compile(source, f"<{name}>", "exec"), self.namespace)  # noqa: S102
+            self.functions[source] = self.namespace[name]
         return self.functions[source]
 
     def answer(self, number: int, data: bytes) -> None:

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoint's own loopback: its, not the host's, and nobody else's."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+
+INET, INET6 = socket.AF_INET, socket.AF_INET6
+
+#: Every spelling of "this machine", with the family that it is dialled by.
+LOOPBACK = [
+    (INET, "127.0.0.1"),
+    (INET, "127.1.2.3"),
+    (INET, "0.0.0.0"),
+    (INET6, "::ffff:127.0.0.1"),
+    (INET6, "::ffff:0.0.0.0"),
+]
+SIX = [(INET6, "::"), (INET6, "::1")]
+
+
+def name(item):
+    return f"v{4 if item[0] == INET else 6}-{item[1]}"
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("target", LOOPBACK, ids=name)
+@pytest.mark.parametrize("bind", ["127.0.0.1", "0.0.0.0", "127.1.2.3"])
+def test_own_listener(lab, target, bind):
+    """Reached by the very address, by the wildcard, and through a wildcard bind."""
+    if (target[1] == "127.1.2.3") != (bind == "127.1.2.3"):
+        bind = "0.0.0.0"
+    endpoint = lab.endpoint()
+    listener = endpoint.listen(80, bind)
+    assert listener.getsockname() == (bind, 80)
+    opened = endpoint.connect(target[1], 80, family=target[0])
+    accepted, peer = listener.accept()
+    assert peer[0].startswith("127.")
+    assert accepted.getsockname()[0].startswith("127.")
+    assert accepted.getsockname()[1] == 80
+    assert accepted.getpeername() == peer
+    assert opened.getsockname()[1] == peer[1]
+    assert opened.getpeername()[1] == 80
+    assert opened.getpeername()[0].removeprefix("::ffff:").startswith("127.")
+    opened.sendall(b"ping")
+    assert accepted.recv(10) == b"ping"
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("target", SIX, ids=name)
+def test_own_v6_listener(lab, target):
+    """``::1`` and ``::`` reach a dual-stack listener and one on ``::1``."""
+    endpoint = lab.endpoint()
+    for bind in ("::", "::1"):
+        listener = endpoint.listen(80, bind, family=INET6)
+        assert listener.getsockname()[:2] == (bind, 80)
+        opened = endpoint.connect(target[1], 80, family=target[0])
+        accepted, peer = listener.accept()
+        assert peer[0] == "::1"
+        assert accepted.getsockname()[:2] == ("::1", 80)
+        assert opened.getpeername()[:2] == ("::1", 80)
+        assert opened.getsockname()[:2] == peer[:2]
+        for sock in (listener, opened, accepted):
+            sock.close()
+
+
+@pytest.mark.container
+def test_exact_names(lab):
+    endpoint = lab.endpoint()
+    listener = endpoint.listen(80)
+    opened = endpoint.connect("127.0.0.1", 80)
+    accepted, peer = listener.accept()
+    assert peer[0] == "127.0.0.1"
+    assert opened.getsockname() == peer
+    assert opened.getpeername() == ("127.0.0.1", 80)
+    assert accepted.getsockname() == ("127.0.0.1", 80)
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("target", LOOPBACK + SIX, ids=name)
+def test_nobody_listens(lab, target):
+    endpoint = lab.endpoint()
+    with pytest.raises(ConnectionRefusedError):
+        endpoint.connect(target[1], 80, family=target[0])
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("target", LOOPBACK + SIX, ids=name)
+def test_never_the_hosts(lab, target):
+    """The host listens on everything; its endpoint does not reach it."""
+    endpoint = lab.endpoint()
+    listeners = [endpoint.host.root.listen(port, "0.0.0.0") for port in (80, 8081)]
+    listeners += [endpoint.host.root.listen(8082, "::", family=INET6)]
+    listeners += [endpoint.host.root.listen(8083, "127.0.0.1")]
+    listeners += [endpoint.host.root.listen(8084, "::1", family=INET6)]
+    for port in (80, 8081, 8082, 8083, 8084):
+        with pytest.raises(ConnectionRefusedError):
+            endpoint.connect(target[1], port, family=target[0])
+    for listener in listeners:
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        listener.close()
+
+
+@pytest.mark.container
+def test_not_another_endpoints(lab):
+    """Two endpoints of one host use port 80 of their loopback."""
+    one, other = lab.endpoint(0), lab.endpoint(0)
+    first, second = one.listen(80, "127.0.0.1"), other.listen(80, "127.0.0.1")
+    for endpoint, listener in ((one, first), (other, second)) * 2:
+        opened = endpoint.connect("127.0.0.1", 80)
+        accepted, peer = listener.accept()
+        assert peer == opened.getsockname()
+        accepted.close()
+        opened.close()
+    first.close()
+    with pytest.raises(ConnectionRefusedError):
+        one.connect("127.0.0.1", 80)
+    other.connect("127.0.0.1", 80)
+
+
+@pytest.mark.container
+def test_loopback_listener_is_out_of_reach_of_others(ends):
+    client, server = ends
+    server.listen(80, "127.0.0.1")
+    with pytest.raises(ConnectionRefusedError):
+        client.connect(server.address, 80)
+
+
+@pytest.mark.container
+def test_loopback_listener_is_not_at_the_overlay_address(lab):
+    endpoint = lab.endpoint()
+    endpoint.listen(80, "127.0.0.1")
+    with pytest.raises(ConnectionRefusedError):
+        endpoint.connect(endpoint.address, 80)
+
+
+@pytest.mark.container
+def test_overlay_listener_is_not_at_loopback(lab):
+    endpoint = lab.endpoint()
+    endpoint.listen(80, endpoint.address)
+    with pytest.raises(ConnectionRefusedError):
+        endpoint.connect("127.0.0.1", 80)
+    endpoint.connect(endpoint.address, 80)
+
+
+@pytest.mark.container
+def test_one_port_on_loopback_and_on_the_overlay_address(ends):
+    """Two listeners, each at its own address."""
+    client, server = ends
+    near, far = server.listen(80, "127.0.0.1"), server.listen(80, server.address)
+    opened = client.connect(server.address, 80)
+    _, peer = far.accept()
+    assert peer == opened.getsockname()
+    opened = server.connect("127.0.0.1", 80)
+    _, peer = near.accept()
+    assert peer == opened.getsockname()
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("first", ["127.0.0.1", "0.0.0.0"])
+def test_loopback_and_wildcard_collide(lab, first):
+    endpoint = lab.endpoint()
+    sock = endpoint.socket()
+    sock.bind((first, 8080))
+    other = endpoint.socket()
+    with pytest.raises(OSError) as caught:
+        other.bind(("0.0.0.0" if first == "127.0.0.1" else "127.0.0.1", 8080))
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.container
+def test_loopback_port_0(lab):
+    """What test suites and multiprocessing do: bind(127.0.0.1, 0), listen, connect."""
+    endpoint = lab.endpoint()
+    listener = endpoint.socket()
+    listener.bind(("127.0.0.1", 0))
+    address, port = listener.getsockname()
+    assert address == "127.0.0.1"
+    assert port > 0
+    listener.listen()
+    assert listener.getsockname() == (address, port)
+    opened = endpoint.connect(address, port)
+    _, peer = listener.accept()
+    assert peer == opened.getsockname()
+
+
+@pytest.mark.container
+def test_loopback_port_0_is_out_of_reach_of_others(ends):
+    client, server = ends
+    listener = server.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        client.connect(server.address, port)
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("source", [("127.0.0.1", 0), ("127.0.0.1", 5000), ("0.0.0.0", 5000)], ids=str)
+def test_bound_source(lab, source):
+    endpoint = lab.endpoint()
+    listener = endpoint.listen(80)
+    sock = endpoint.socket()
+    sock.bind(source)
+    port = sock.getsockname()[1]
+    sock.connect(("127.0.0.1", 80))
+    accepted, peer = listener.accept()
+    assert peer == ("127.0.0.1", port)
+    assert sock.getsockname() == peer
+    accepted.sendall(b"x")
+    assert sock.recv(1) == b"x"
+
+
+@pytest.mark.container
+def test_from_the_overlay_address_to_loopback_does_not_leave(lab):
+    """Bound to loopback a socket does not reach another endpoint."""
+    one, other = lab.endpoint(0), lab.endpoint(0)
+    other.listen(80)
+    for port in (0, 5000):
+        sock = one.socket()
+        sock.bind(("127.0.0.1", port))
+        sock.settimeout(2)
+        with pytest.raises(OSError):
+            sock.connect((other.address, 80))
+
+
+@pytest.mark.container
+def test_loopback_survives_many(lab):
+    """200 connections in a row with the server closing first."""
+    endpoint = lab.endpoint()
+    listener = endpoint.listen(80, "127.0.0.1")
+    assert endpoint.call(_churn, listener, ("127.0.0.1", 80), 200) == 200
+
+
+def _churn(listener, target, count):
+    for _ in range(count):
+        sock = socket.create_connection(target, timeout=2)
+        accepted, peer = listener.accept()
+        assert peer == sock.getsockname()
+        accepted.close()
+        assert sock.recv(1) == b""
+        sock.close()
+    return count
+
+
+# UDP
+
+
+@pytest.mark.parametrize("target", LOOPBACK + SIX, ids=name)
+@pytest.mark.parametrize("how", ["sendto", "connect", "sendmsg"])
+def test_udp_never_reaches_the_hosts_loopback(lab, target, how):
+    """UDP to loopback is refused until it is carried."""
+    endpoint = lab.endpoint()
+    host = endpoint.host.root
+    receivers = []
+    for family, address in ((INET, "0.0.0.0"), (INET6, "::")):
+        sock = host.socket(family, socket.SOCK_DGRAM)
+        if family == INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, 5353))
+        sock.setblocking(False)
+        receivers.append(sock)
+    sock = endpoint.socket(target[0], socket.SOCK_DGRAM)
+    with pytest.raises(OSError) as caught:
+        if how == "connect":
+            sock.connect((target[1], 5353))
+            sock.send(b"x")
+        elif how == "sendto":
+            sock.sendto(b"x", (target[1], 5353))
+        else:
+            sock.sendmsg([b"x"], [], 0, (target[1], 5353))
+    assert caught.value.errno in REFUSED
+    for receiver in receivers:
+        with pytest.raises(BlockingIOError):
+            receiver.recv(1)
+        receiver.close()
+
+
+REFUSED = {errno.EPERM, errno.EACCES, errno.ENETUNREACH, errno.EOPNOTSUPP, errno.ECONNREFUSED}
