@@ -25,10 +25,16 @@
 
 #include "contract.h"
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define slim_htobe32(x) __builtin_bswap32(x)
+#ifdef __CHECKER__
+#define slim_force __attribute__((force))
 #else
-#define slim_htobe32(x) (x)
+#define slim_force
+#endif
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define slim_htobe32(x) ((slim_force __be32)__builtin_bswap32(x))
+#else
+#define slim_htobe32(x) ((slim_force __be32)(x))
 #endif
 
 #ifndef __always_inline

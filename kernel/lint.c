@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What `make lint` compiles: every shared header, twice, so that a missing
+ * guard shows, and a use of each inline function, for sparse skips unused ones.
+ */
+#include <stddef.h>
+
+#include "slimnet/contract.h"
+#include "slimnet/fingerprint.h"
+
+const struct slim_policy *slim_policy_lookup(void *env, const struct slim_policy_key *key);
+
+#include "slimnet/decide.h"
+
+#include "slimnet/contract.h"
+#include "slimnet/decide.h"
+#include "slimnet/fingerprint.h"
+
+struct slim_verdict slim_lint(void *env, const struct slim_query *query);
+
+struct slim_verdict slim_lint(void *env, const struct slim_query *query)
+{
+	return slim_decide(env, query);
+}
