@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every compiler, and ctypes, lays the contract out as clang does for BPF."""
+
+import ctypes
+import subprocess
+
+import generate_contract
+import pytest
+from generate_contract import HEADER, ROOT
+
+from slimnet import contract
+
+
+@pytest.fixture(scope="module")
+def layout():
+    return generate_contract.read(ROOT / HEADER)
+
+
+def expected(layout):
+    """The layout as ``name -> numbers``."""
+    values = {
+        constant: (value,)
+        for constants in layout.enums.values()
+        for constant, value in constants.items()
+    }
+    for struct in layout.structs.values():
+        values[struct.name] = (struct.size,)
+        for member in struct.members:
+            values[f"{struct.name}.{member.name}"] = (member.offset, member.size)
+    return values
+
+
+def printer(layout):
+    """A C program that prints the same."""
+    lines = ["#include <stddef.h>", "#include <stdio.h>", f'#include "{ROOT / HEADER}"']
+    lines.append("int main(void) {")
+    for constants in layout.enums.values():
+        lines += [f'printf("{name} %lld\\n", (long long){name});' for name in constants]
+    for struct in layout.structs.values():
+        name = struct.name
+        lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
+        lines += [
+            f'printf("{name}.{member.name} %zu %zu\\n", offsetof(struct {name}, {member.name}), '
+            f"sizeof(((struct {name} *)0)->{member.name}));"
+            for member in struct.members
+        ]
+    return "\n".join([*lines, "return 0; }", ""])
+
+
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        ["gcc", "-O2"],
+        ["gcc", "-O0", "-m64", "-std=gnu11", "-fshort-enums"],  # the flag must not matter
+        ["clang-19", "-O2"],
+    ],
+    ids=["gcc", "gcc -fshort-enums", "clang"],
+)
+def test_a_compiler_agrees_with_bpf(layout, compiler, tmp_path):
+    """Same constants, sizes and offsets."""
+    source, program = tmp_path / "print.c", tmp_path / "print"
+    source.write_text(printer(layout))
+    subprocess.run([*compiler, "-o", program, source], check=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    got = {
+        name: tuple(map(int, numbers))
+        for name, *numbers in (line.split() for line in printed.splitlines())
+    }
+    assert got == expected(layout)
+
+
+def test_ctypes_agrees_with_bpf(layout):
+    """The classes of slimnet.contract have the sizes and offsets of the structs."""
+    got = {}
+    for constants in layout.enums.values():
+        got |= {name: (getattr(contract, name),) for name in constants}
+    for name in layout.structs:
+        kind = getattr(contract, name)
+        got[name] = (ctypes.sizeof(kind),)
+        for field in kind._fields_:
+            descriptor = getattr(kind, field[0])
+            got[f"{name}.{field[0]}"] = (descriptor.offset, descriptor.size)
+    assert got == expected(layout)
+
+
+def test_network_order_is_said_of_every_field_that_has_it(layout):
+    """BIG_ENDIAN lists every __be field and no other."""
+    assert {name: set(fields) for name, fields in contract.BIG_ENDIAN.items()} == {
+        struct.name: {member.name for member in struct.members if member.big_endian}
+        for struct in layout.structs.values()
+    }
+
+
+def test_every_map_has_a_name(layout):
+    """And the count is not a map."""
+    assert sorted(contract.MAPS) == list(range(layout.enums["slim_map"]["SLIM_MAP_COUNT"]))
+    assert contract.MAPS[contract.SLIM_MAP_ENDPOINT] == "slim_endpoint"
+
+
+def test_reasons_are_numbered_without_gap_or_repetition(layout):
+    """Counters are an array by reason."""
+    reasons = dict(layout.enums["slim_reason"])
+    count = reasons.pop("SLIM_REASON_COUNT")
+    assert sorted(reasons.values()) == list(range(count))
+
+
+@pytest.mark.parametrize("name", ["slim_endpoint_flag", "slim_socket_flag", "slim_flow_flag"])
+def test_flags_are_single_bits(layout, name):
+    """No two flags share a bit."""
+    values = layout.enums[name].values()
+    assert all(value.bit_count() == 1 for value in values)
+    assert len(set(values)) == len(values)
