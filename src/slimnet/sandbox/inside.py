@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes between the caller and the command.
+
+::
+
+    caller            slimnet run, or a program that uses the library
+      outside         joins the cgroup, enters the network namespace, relays
+        init          process 1 of the PID namespace: mounts, drops, reaps
+          command
+
+Started by :mod:`slimnet.sandbox` as a fresh interpreter that imports nothing
+but the standard library and this package; what to do arrives marshalled on a
+pipe. An error goes back on another pipe, which the command's execve closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import marshal
+import os
+import signal
+import stat
+from typing import Any
+
+from slimnet.sandbox import capabilities, landlock, libc, mounts, relay, seccomp
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def main(order: int, report: int) -> None:
+    """Carry out what the pipe ``order`` says; never returns.
+
+    Args:
+        order: descriptor with the marshalled arguments of :func:`slimnet.sandbox.spawn`.
+        report: descriptor to tell the caller why it failed.
+    """
+    with open(order, "rb") as pipe:
+        spec: dict[str, Any] = marshal.load(pipe)
+    os.set_inheritable(report, False)
+    try:
+        if spec["parent"] and not _die_with(spec["parent"]):
+            os._exit(128 + signal.SIGKILL)
+        _join(spec["cgroup"])
+        _standard_descriptors()
+        if not _same_file(spec["netns"], "/proc/self/ns/net"):
+            libc.setns(spec["netns"], libc.CLONE_NEWNET)
+        libc.unshare(libc.CLONE_NEWPID)
+        init = os.fork()
+        if init == 0:
+            _init(spec, report)
+        os.close(report)
+        os._exit(relay.wait(init))
+    except BaseException as error:
+        _fail(report, error)
+
+
+def _init(spec: dict[str, Any], report: int) -> None:
+    try:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getpid() != 1:
+            raise OSError(errno.EINVAL, "not the first process of its PID namespace")
+        name = ctypes.create_string_buffer(b"slimnet-init")
+        libc.prctl(_PR_SET_NAME, ctypes.addressof(name))
+        terminal = os.ttyname(0) if spec["terminal"] else None
+        libc.unshare(
+            libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS | libc.CLONE_NEWCGROUP
+        )
+        libc.sethostname(spec["hostname"])
+        mounts.arrange(
+            hosts=spec["hosts"],
+            hostname=spec["hostname"],
+            hidden=spec["hidden"],
+            terminal=terminal,
+        )
+        try:
+            _change_directory(spec["directory"])
+        except OSError as error:
+            _fail(report, error, "directory")
+        landlock.scope_abstract_sockets()
+        if spec["seccomp"]:
+            seccomp.install(os.uname().machine)
+        capabilities.drop()
+        if spec["no_new_privileges"]:
+            libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        command = os.fork()
+        if command == 0:
+            _command(spec, report)
+        os.close(report)
+        # A session of its own leaves the command's process group an orphaned one
+        # where it leads the terminal: ^Z cannot stop what nothing would continue.
+        os.setsid()
+        for descriptor in (0, 1, 2):  # whoever reads the command's end sees its end
+            os.close(descriptor)
+        os._exit(relay.wait(command, reap=True))
+    except BaseException as error:
+        _fail(report, error)
+
+
+def _command(spec: dict[str, Any], report: int) -> None:
+    try:
+        if spec["terminal"]:
+            os.setpgid(0, 0)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+            os.tcsetpgrp(0, os.getpid())
+        if spec["user"] is not None:
+            user, group, groups = spec["user"]
+            os.setgroups(groups)
+            os.setresgid(group, group, group)
+            os.setresuid(user, user, user)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    except BaseException as error:
+        _fail(report, error)
+    try:
+        os.execvpe(spec["argv"][0], spec["argv"], spec["environment"])
+    except (OSError, ValueError) as error:
+        _fail(report, error, "command")
+
+
+def _fail(report: int, error: BaseException, stage: str = "") -> None:
+    number, text = None, f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        number, text = error.errno, error.strerror or str(error)
+    os.write(report, marshal.dumps((stage, number, text)))
+    os._exit(127)
+
+
+def _die_with(parent: int) -> bool:
+    """Have the kernel end this process when the caller's thread ends; False
+    when it is gone already."""
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
+
+
+def _join(cgroup: str) -> None:
+    with open(f"{cgroup}/cgroup.procs", "wb", buffering=0) as procs:
+        procs.write(b"0")
+
+
+def _standard_descriptors() -> None:
+    """0 to 2 are files, pipes or devices; a socket would be one of another
+    endpoint or of the host, and a directory a way around the mounts."""
+    for descriptor in (0, 1, 2):
+        try:
+            mode = os.fstat(descriptor).st_mode
+            usable = stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+        except OSError:  # closed
+            usable = False
+        if not usable:
+            null = os.open("/dev/null", os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            os.set_inheritable(descriptor, True)
+
+
+def _change_directory(wanted: str | None) -> None:
+    if wanted is not None:
+        os.chdir(wanted)
+        return
+    try:
+        os.chdir(os.getcwd())  # the same path, in the new mounts
+    except OSError:
+        os.chdir("/")
+
+
+def _same_file(one: str, other: str) -> bool:
+    return os.path.samestat(os.stat(one), os.stat(other))

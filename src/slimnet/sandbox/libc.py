@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system calls that Python 3.11 has no function for, over ctypes.
+
+Only the standard library is imported here and in the other modules of the
+sandbox that its child process uses: every import is start-up time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+__all__ = [
+    "CLONE_NEWCGROUP",
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWPID",
+    "CLONE_NEWUTS",
+    "MNT_DETACH",
+    "MS_BIND",
+    "MS_NODEV",
+    "MS_NOEXEC",
+    "MS_NOSUID",
+    "MS_PRIVATE",
+    "MS_RDONLY",
+    "MS_REC",
+    "MS_REMOUNT",
+    "capset",
+    "mount",
+    "move_mount",
+    "open_tree",
+    "prctl",
+    "sethostname",
+    "setns",
+    "syscall",
+    "umount",
+    "unshare",
+]
+
+# include/uapi/linux/sched.h
+CLONE_NEWNS = 0x0002_0000
+CLONE_NEWCGROUP = 0x0200_0000
+CLONE_NEWUTS = 0x0400_0000
+CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
+
+# include/uapi/linux/mount.h
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x4_0000
+MNT_DETACH = 0x2
+_OPEN_TREE_CLONE = 0x1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+# include/uapi/asm-generic/unistd.h; the same on every machine
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_AT_FDCWD = -100
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_libc.sethostname.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+_libc.syscall.restype = ctypes.c_long
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(path: str, kind: int) -> None:
+    """Enter the namespace at ``path``; ``kind`` is its CLONE_NEW* (setns(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(descriptor, kind), f"setns {path}")
+    finally:
+        os.close(descriptor)
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    _check(
+        _libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), flags, data.encode()),
+        f"mount {kind or source} on {target}",
+    )
+
+
+def umount(target: str) -> None:
+    """Lazily take away what is mounted at ``target`` and below (umount2(2))."""
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2)."""
+    _check(_libc.sethostname(name.encode(), len(name.encode())), "sethostname")
+
+
+def prctl(option: int, second: int = 0, third: int = 0, fourth: int = 0, fifth: int = 0) -> int:
+    """prctl(2)."""
+    return _check(_libc.prctl(option, second, third, fourth, fifth), f"prctl {option}")
+
+
+def capset(header: ctypes.Array[ctypes.c_uint32], data: ctypes.Array[ctypes.c_uint32]) -> None:
+    """capset(2)."""
+    _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def syscall(number: int, *arguments: object) -> int:
+    """syscall(2), for what libc has no function for."""
+    return _check(_libc.syscall(ctypes.c_long(number), *arguments), f"system call {number}")
+
+
+def open_tree(path: str) -> int:
+    """A descriptor of a copy of the mount at ``path``, in no namespace yet (open_tree(2))."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    return syscall(_SYS_OPEN_TREE, _AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), flags)
+
+
+def move_mount(tree: int, target: str) -> None:
+    """Mount what :func:`open_tree` gave (move_mount(2))."""
+    where = ctypes.c_char_p(os.fsencode(target))
+    syscall(
+        _SYS_MOVE_MOUNT, tree, ctypes.c_char_p(b""), _AT_FDCWD, where, _MOVE_MOUNT_F_EMPTY_PATH
+    )

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mount namespace of an endpoint's processes.
+
+The host's files stay (slimnet is no container runtime and has no images), but
+what leads out of an endpoint is gone: cgroupfs, bpffs and every other kernel
+file system are unmounted, ``/proc`` is the PID namespace's own, ``/sys`` is
+new and read-only, ``/dev`` holds what a container's holds, and ``/run``, where
+the agent's and every other daemon's sockets are, is new and empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable
+
+from slimnet.sandbox import libc
+
+__all__ = ["FORBIDDEN", "arrange", "mounted"]
+
+#: File systems that an endpoint must not see at all.
+FORBIDDEN = frozenset(
+    "bpf cgroup cgroup2 configfs cpuset debugfs efivarfs fusectl nsfs pstore resctrl"
+    " securityfs selinuxfs tracefs".split()
+)
+#: Replaced by instances of the endpoint's own.
+_REPLACED = frozenset(("binfmt_misc", "devpts", "devtmpfs", "mqueue", "proc", "sysfs"))
+
+# What container runtimes keep from a container in /proc.
+_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+_MASKED = (
+    "acpi asound interrupts kcore keys latency_stats sched_debug scsi timer_list timer_stats"
+).split()
+
+_DEVICES = {
+    "null": (1, 3),
+    "zero": (1, 5),
+    "full": (1, 7),
+    "random": (1, 8),
+    "urandom": (1, 9),
+    "tty": (5, 0),
+}
+_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_INERT = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
+
+
+def mounted() -> list[tuple[str, str]]:
+    """(mount point, type) of every mount in this namespace, oldest first."""
+    found = []
+    with open("/proc/self/mountinfo", encoding=None, errors="surrogateescape") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            point = before.split(" ")[4]
+            for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n")):
+                point = point.replace(escape, character)
+            found.append((point.replace("\\134", "\\"), after.split(" ", 1)[0]))
+    return found
+
+
+def arrange(*, hosts: str, hostname: str, hidden: Iterable[str], terminal: str | None) -> None:
+    """Make the calling process's mount namespace, which must be a new one, an
+    endpoint's. The process must be the first of its PID namespace.
+
+    Args:
+        hosts: the live hosts file, to be seen as /etc/hosts.
+        hostname: to be seen in /etc/hostname.
+        hidden: directories and files that shall not be in sight.
+        terminal: the caller's terminal, to be seen as /dev/console.
+
+    Raises:
+        OSError: a mount failed; nothing of the caller's namespace changed.
+    """
+    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    _bind(hosts, os.path.realpath("/etc/hosts"), read_only=True)
+    resolvers = _resolvers()
+    console = libc.open_tree(terminal) if terminal else None
+
+    existing = [path for path in hidden if os.path.lexists(path)]
+    directories = _directories("/run")
+    for point, kind in reversed(mounted()):
+        if kind in FORBIDDEN or kind in _REPLACED:
+            # Below one that is gone already, or stacked: what remains is found out below.
+            with contextlib.suppress(OSError):
+                libc.umount(point)
+    libc.mount("proc", "/proc", "proc", _INERT)
+    libc.mount("sysfs", "/sys", "sysfs", _INERT | libc.MS_RDONLY)
+    _dev(console)
+    _mask_proc()
+    _tmpfs("/run", "mode=755")
+    for name, mode, owner, group in directories:
+        path = f"/run/{name}"
+        os.mkdir(path)
+        os.chown(path, owner, group)
+        os.chmod(path, mode)
+    for path in existing:
+        _hide(path)
+    _text("/etc/resolv.conf", resolvers)
+    _text("/etc/hostname", f"{hostname}\n")
+    left = [f"{kind} on {point}" for point, kind in mounted() if kind in FORBIDDEN]
+    if left:
+        raise OSError(f"cannot take away {', '.join(left)}")
+
+
+def _bind(source: str, target: str, *, read_only: bool = False) -> None:
+    libc.mount(source, target, flags=libc.MS_BIND)
+    if read_only:
+        libc.mount("none", target, flags=libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY)
+
+
+def _tmpfs(target: str, options: str, flags: int = libc.MS_NOSUID | libc.MS_NODEV) -> None:
+    libc.mount("tmpfs", target, "tmpfs", flags, options)
+
+
+def _hide(path: str) -> None:
+    if not os.path.lexists(path):
+        return  # something above it was hidden
+    if os.path.isdir(path):
+        _tmpfs(path, "mode=555,size=0,nr_inodes=1", _INERT | libc.MS_RDONLY)
+    else:
+        _bind("/dev/null", path)
+
+
+def _mask_proc() -> None:
+    for name in _READ_ONLY:
+        path = f"/proc/{name}"
+        if os.path.exists(path):
+            _bind(path, path, read_only=True)
+    for name in _MASKED:
+        path = f"/proc/{name}"
+        if os.path.isdir(path):
+            _tmpfs(path, "size=0", _INERT | libc.MS_RDONLY)
+        elif os.path.exists(path):
+            _bind("/dev/null", path)
+
+
+def _dev(console: int | None) -> None:
+    _tmpfs("/dev", "mode=755,size=64k", libc.MS_NOSUID)
+    for name, (major, minor) in _DEVICES.items():
+        os.mknod(f"/dev/{name}", stat.S_IFCHR, os.makedev(major, minor))
+        os.chmod(f"/dev/{name}", 0o666)
+    for name, target in _LINKS.items():
+        os.symlink(target, f"/dev/{name}")
+    for name in ("pts", "shm", "mqueue"):
+        os.mkdir(f"/dev/{name}")
+    libc.mount(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        libc.MS_NOSUID | libc.MS_NOEXEC,
+        "newinstance,ptmxmode=0666,mode=620,gid=5",
+    )
+    _tmpfs("/dev/shm", "mode=1777")
+    with contextlib.suppress(OSError):  # a kernel without POSIX message queues
+        libc.mount("mqueue", "/dev/mqueue", "mqueue", _INERT)
+    if console is not None:
+        os.close(os.open("/dev/console", os.O_CREAT | os.O_WRONLY, 0o600))
+        libc.move_mount(console, "/dev/console")
+        os.close(console)
+
+
+def _directories(path: str) -> list[tuple[str, int, int, int]]:
+    """Name, mode, owner and group of the directories in ``path``: programs
+    expect theirs in /run (/run/postgresql), made at boot."""
+    found = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False) and entry.name != "slimnet":
+                status = entry.stat(follow_symlinks=False)
+                mode = stat.S_IMODE(status.st_mode)
+                found.append((entry.name, mode, status.st_uid, status.st_gid))
+    return found
+
+
+def _resolvers() -> str:
+    """The host's resolv.conf(5) without resolvers on its loopback, which an
+    endpoint does not reach; where that is all (systemd-resolved), the
+    upstream servers that it knows of."""
+    kept = _without_loopback("/etc/resolv.conf")
+    if not any(line.split()[:1] == ["nameserver"] for line in kept):
+        kept = _without_loopback("/run/systemd/resolve/resolv.conf") or kept
+    return "".join(kept)
+
+
+def _without_loopback(path: str) -> list[str]:
+    try:
+        with open(path) as lines:
+            return [line for line in lines if not _is_loopback_resolver(line.split())]
+    except OSError:
+        return []
+
+
+def _is_loopback_resolver(words: list[str]) -> bool:
+    if len(words) < 2 or words[0] != "nameserver":
+        return False
+    address = words[1].partition("%")[0].lower().removeprefix("::ffff:")
+    return address.startswith("127.") or address in ("::1", "0.0.0.0", "::")
+
+
+def _text(path: str, text: str) -> None:
+    """Let ``path`` hold ``text`` in this namespace only."""
+    path = os.path.realpath(path)
+    if path.startswith("/run/"):  # new and ours
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "w").close()
+    elif not os.path.exists(path):
+        return
+    source = "/run/.slimnet"
+    with open(source, "w") as file:
+        file.write(text)
+    os.chmod(source, 0o644)
+    _bind(source, path)
+    os.unlink(source)

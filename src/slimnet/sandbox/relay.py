@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wait for a child as a good parent does: signals go down, its status comes up.
+
+The same loop serves the three processes above a command: the caller, the one
+that stays outside the PID namespace, and its init.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+__all__ = ["RELAYED", "block", "status_of", "wait"]
+
+#: What is passed on when another process sent it. Not the faults of a process
+#: itself, and not SIGPIPE, which Python's own writes cause.
+RELAYED = frozenset(
+    getattr(signal, name)
+    for name in (
+        "SIGHUP SIGINT SIGQUIT SIGUSR1 SIGUSR2 SIGALRM SIGTERM SIGCONT SIGTSTP SIGURG"
+        " SIGVTALRM SIGPROF SIGWINCH SIGIO SIGPWR"
+    ).split()
+) | frozenset(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
+
+
+def block() -> set[signal.Signals]:
+    """Hold the relayed signals and SIGCHLD back until :func:`wait` takes them;
+    returns the mask before. Children started now inherit this, so that not
+    one signal is lost between their start and their :func:`wait`."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED | {signal.SIGCHLD})
+
+
+def status_of(waited: int) -> int:
+    """The exit status that a shell gives: 128 + n for a death by signal n."""
+    code = os.waitstatus_to_exitcode(waited)
+    return code if code >= 0 else 128 - code
+
+
+def wait(child: int, *, reap: bool = False) -> int:
+    """Wait for ``child``, passing on every signal that comes, and return its
+    exit status. Call :func:`block` before the child is started.
+
+    What the terminal sends reaches the command by itself, being in the
+    foreground process group or leading its own: only what a process sent is
+    passed on (siginfo's code tells).
+
+    Args:
+        child: its process id.
+        reap: also take in every other child that dies, as an init does.
+    """
+    watched = RELAYED | {signal.SIGCHLD}
+    while True:
+        received = signal.sigwaitinfo(watched)
+        if received.si_signo == signal.SIGCHLD:
+            status = _take(child, reap=reap)
+            if status is not None:
+                return status
+        elif received.si_code <= 0:  # SI_USER, SI_QUEUE, SI_TKILL: not the kernel
+            try:
+                os.kill(child, received.si_signo)
+            except ProcessLookupError:
+                continue  # its SIGCHLD is on the way
+        elif received.si_signo == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)  # the terminal's stop, held back above
+
+
+def _take(child: int, *, reap: bool) -> int | None:
+    found = None
+    while True:
+        try:
+            pid, waited = os.waitpid(-1 if reap else child, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == child:
+            found = status_of(waited)
+        if pid == 0 or not reap:
+            return found
