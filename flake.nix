@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   nix develop     a shell with everything that the tests and the demo run
+#   nix build       slimnet with both backends, the BPF objects built
+#
+# CI only parses this file (nix-instantiate --parse): there is no Nix store there.
+{
+  description = "slimnet: an overlay network for containers that works on connections, not packets";
+
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-25.11";
+
+  outputs =
+    { self, nixpkgs }:
+    let
+      systems = [
+        "x86_64-linux"
+        "aarch64-linux"
+      ];
+      forAllSystems = f: nixpkgs.lib.genAttrs systems (system: f nixpkgs.legacyPackages.${system});
+
+      # One fact, one place: the versions are those of the distributions.
+      project = directory: (nixpkgs.lib.importTOML (directory + "/pyproject.toml")).project;
+
+      build =
+        pkgs:
+        let
+          python = pkgs.python3Packages;
+          distribution =
+            directory: arguments:
+            python.buildPythonPackage (
+              {
+                pname = (project directory).name;
+                inherit (project directory) version;
+                src = self;
+                pyproject = true;
+                build-system = [ python.hatchling ];
+                meta.platforms = systems;
+              }
+              // arguments
+            );
+        in
+        rec {
+          slimnet = distribution ./. {
+            dependencies = with python; [
+              attrs
+              click
+              netaddr
+              pyroute2
+              pyyaml
+              rich
+              stevedore
+            ];
+            pythonImportsCheck = [ "slimnet" ];
+          };
+
+          slimnet-ebpf = distribution ./backends/ebpf {
+            # The whole tree is the source, since the objects include kernel/uapi.
+            sourceRoot = "source/backends/ebpf";
+            dependencies = [ slimnet ];
+            nativeBuildInputs = [
+              pkgs.gnumake
+              pkgs.llvmPackages_19.clang-unwrapped
+              pkgs.llvmPackages_19.llvm
+            ];
+            env = {
+              CLANG = "clang";
+              STRIP = "llvm-strip";
+              # clang-unwrapped, for -target bpf, knows of no headers.
+              ARCH_INCLUDE = "-idirafter ${pkgs.linuxHeaders}/include -isystem ${pkgs.libbpf}/include";
+            };
+            pythonImportsCheck = [ "slimnet_ebpf" ];
+          };
+
+          slimnet-noop = distribution ./backends/noop {
+            sourceRoot = "source/backends/noop";
+            dependencies = [ slimnet ];
+            pythonImportsCheck = [ "slimnet_noop" ];
+          };
+
+          default =
+            let
+              environment = pkgs.python3.withPackages (_: [
+                slimnet
+                slimnet-ebpf
+                slimnet-noop
+              ]);
+            in
+            # ctypes looks for libbpf by name; in a Nix store it has to be told where.
+            pkgs.runCommand "slimnet" { nativeBuildInputs = [ pkgs.makeWrapper ]; } ''
+              makeWrapper ${environment}/bin/slimnet $out/bin/slimnet \
+                --prefix LD_LIBRARY_PATH : ${pkgs.libbpf}/lib
+            '';
+        };
+    in
+    {
+      packages = forAllSystems build;
+
+      devShells = forAllSystems (pkgs: {
+        default = pkgs.mkShell {
+          packages = with pkgs; [
+            # Building
+            bpftools
+            gnumake
+            libbpf
+            linuxHeaders
+            llvmPackages_19.clang-unwrapped
+            llvmPackages_19.llvm
+            sparse
+            (python3.withPackages (
+              ps: with ps; [
+                attrs
+                click
+                hatchling
+                hypothesis
+                matplotlib
+                mypy
+                netaddr
+                pyroute2
+                pytest
+                pyyaml
+                rich
+                stevedore
+                tox
+              ]
+            ))
+            ruff
+            # What the tests and the demo run
+            ethtool
+            iperf3
+            iproute2
+            libmemcached
+            liburing
+            memcached
+            nftables
+            nginx
+            postgresql
+            redis
+            shellcheck
+            strace
+            tcpdump
+            wrk
+          ];
+          CLANG = "clang";
+          STRIP = "llvm-strip";
+          ARCH_INCLUDE = "-idirafter ${pkgs.linuxHeaders}/include -isystem ${pkgs.libbpf}/include";
+          shellHook = ''
+            export LD_LIBRARY_PATH=${pkgs.libbpf}/lib''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/noop/src''${PYTHONPATH:+:$PYTHONPATH}
+          '';
+        };
+      });
+
+      formatter = forAllSystems (pkgs: pkgs.nixfmt-rfc-style);
+    };
+}

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that other tools read: what can be checked without running them is."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+from generate_contract import ROOT
+
+PYTHON, C = "Apache-2.0", "GPL-2.0-only OR BSD-2-Clause"
+# Directories that are not ours: made by tools, or by whoever works in the tree.
+SKIPPED = {".build", ".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".tox",
+           ".venv", "__pycache__", "_build", "dist", "LICENSES", "node_modules"}  # fmt: skip
+
+
+def files():
+    for directory, below, names in os.walk(ROOT):
+        below[:] = sorted(set(below) - SKIPPED)
+        for name in sorted(names):
+            yield (ROOT / directory / name).relative_to(ROOT)
+
+
+def tool(name):
+    if shutil.which(name) is None:
+        pytest.skip(f"needs {name}; ./testbed/setup installs it")
+    return name
+
+
+def run(*command, **environment):
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_source_says_its_licence_in_its_first_lines():
+    """Line 1, or line 2 behind a #! line."""
+    lacking = []
+    for path in files():
+        if path.suffix in (".c", ".h"):
+            licence = C
+        elif path.suffix in (".py", ".nix", ".toml", ".sh") or path.name in (
+            "setup",
+            "test",
+            "demo",
+        ):
+            licence = PYTHON
+        else:
+            continue
+        lines = (ROOT / path).read_text().splitlines()[:2]
+        if not any(
+            re.search(rf"SPDX-License-Identifier: {licence}( \*/)?$", line) for line in lines
+        ):
+            lacking.append(str(path))
+    assert lacking == []
+
+
+def test_licence_texts_are_there():
+    """One for each identifier that a file may name."""
+    assert {path.stem for path in (ROOT / "LICENSES").iterdir()} == {
+        PYTHON,
+        *C.split(" OR "),
+    }
+
+
+def test_the_flake_parses():
+    """It cannot be built here: there is no Nix store."""
+    run(tool("nix-instantiate"), "--parse", "flake.nix", NIX_STATE_DIR="/tmp", NIX_STORE_DIR="/tmp")
+
+
+def test_the_vagrantfile_is_valid(tmp_path):
+    """It cannot be brought up here: there is no box and no hypervisor."""
+    run(
+        tool("vagrant"),
+        "validate",
+        "--ignore-provider",
+        VAGRANT_CWD=str(ROOT / "testbed"),
+        VAGRANT_HOME=str(tmp_path),
+        VAGRANT_DOTFILE_PATH=str(tmp_path / "dotfile"),
+    )
+
+
+@pytest.mark.parametrize("script", ["testbed/setup", "testbed/test", "testbed/demo", ".ci/run"])
+def test_a_script_is_clean(script):
+    """Executable, and shellcheck finds nothing."""
+    assert os.access(ROOT / script, os.X_OK)
+    run(tool("shellcheck"), script)
+
+
+def test_shared_headers_are_clean():
+    """gcc, clang and sparse find nothing in them."""
+    tool("sparse")
+    run("make", "-C", "kernel", "lint")
+
+
+def test_every_ignored_lint_rule_says_why():
+    """A rule is switched off with a reason beside it."""
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    ignored = tomllib.loads("\n".join(lines))["tool"]["ruff"]["lint"]["ignore"]
+    reasons = {
+        match[1]: match[2] for line in lines if (match := re.match(r'    "(\w+)", +# (.+)', line))
+    }
+    assert [rule for rule in ignored if not reasons.get(rule)] == []
