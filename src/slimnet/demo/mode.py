@@ -16,7 +16,7 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ from attrs import frozen
 from slimnet.demo.place import Place
 from slimnet.testing import Underlay, UnderlayHost
 
-__all__ = ["MODES", "Mode", "Site"]
+__all__ = ["MODES", "Mode", "Site", "site_name"]
 
 
 @frozen
@@ -50,9 +50,11 @@ class Mode(abc.ABC):
     name: ClassVar[str]
     #: What the report calls it.
     title: ClassVar[str]
+    #: Whether connections to one service go on when a host's source ports are used up.
+    unbounded: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def site(self, name: str) -> Iterator[Site]:
+    def site(self, name: str) -> AbstractContextManager[Site]:
         """A context manager that makes a fresh site, and removes it.
 
         Args:
@@ -77,9 +79,19 @@ class HostMode(Mode):
         cgroup = _cgroup_mount() / "slimnet-demo" / f"{name}-{host.name}"
         cgroup.mkdir(parents=True)
         undo.callback(_remove_cgroup, cgroup)
-        place = Place(f"{self.name} {host.name}", str(host.address), cgroup, host.netns)
+        place = Place(str(host.address), _Host(host, cgroup, host.netns))
         undo.callback(place.kill)
         return place
+
+
+@frozen
+class _Host:
+    """What the sandbox wants to know of an endpoint, of a whole host."""
+
+    endpoint: UnderlayHost
+    cgroup: Path
+    netns: Path
+    hosts: Path = Path("/etc/hosts")
 
 
 def _cgroup_mount() -> Path:
@@ -92,10 +104,8 @@ def _cgroup_mount() -> Path:
 
 def _remove_cgroup(cgroup: Path) -> None:
     cgroup.rmdir()
-    try:
+    with suppress(OSError):  # another demo's are in it
         cgroup.parent.rmdir()
-    except OSError:
-        pass  # another demo's
 
 
 #: In the order in which they are shown; the first is what the others are compared with.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a program of the demo runs: a cgroup, a network namespace, an address.
+"""Where a program of the demo runs: an endpoint, or a host that stands in for one.
 
-Every mode starts its programs in the same way, so that what is measured is
-the network and not the launcher.
+Every mode starts its programs in the same way, with :mod:`slimnet.sandbox` as
+``slimnet run`` does, so that what is compared is the network and nothing else.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ["COUNTERS", "Place", "ProgramFailed"]
+from slimnet import sandbox
+from slimnet.exceptions import SlimnetError
 
-# Joins the cgroup last, so that the launcher's own time is not counted there.
-_JOIN = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
+__all__ = ["COUNTERS", "Place", "ProgramFailed"]
 
 #: What the report shows of /proc/net/netstat (TcpExt), by the kernel's names.
 COUNTERS = (
@@ -46,68 +46,84 @@ class Place:
     """One side of a site.
 
     Attributes:
-        name: for messages: ``host server``.
         address: the IPv4 address that the other side dials.
-        cgroup: the cgroup v2 directory of its programs; exists.
-        netns: path of the network namespace of its programs.
+        attached: its cgroup, network namespace and hosts file.
     """
 
-    name: str
     address: str
-    cgroup: Path
-    netns: Path
+    attached: sandbox.Attached
 
-    def argv(self, argv: Sequence[str]) -> list[str]:
-        """``argv`` preceded by what brings it here."""
-        # nsenter, not `ip netns exec`, which would mount another /sys.
-        return ["nsenter", f"--net={self.netns}", "sh", "-c", _JOIN, str(self.cgroup), *argv]
-
-    def run(self, argv: Sequence[str], *, timeout: float) -> str:
-        """Run to the end and return what it printed.
+    def start(
+        self, argv: Sequence[str], *, user: str | None = None, log: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a program here; it runs when this returns.
 
         Args:
             argv: the program and its arguments.
+            user: whom it runs as; root by default.
+            log: the file that takes its output; without it, pipes do.
+
+        Raises:
+            ProgramFailed: it cannot be started.
+        """
+        try:
+            if log is None:
+                return self._spawn(argv, user, subprocess.PIPE, subprocess.PIPE)
+            with log.open("w") as out:
+                return self._spawn(argv, user, out.fileno(), subprocess.STDOUT)
+        except SlimnetError as error:
+            raise ProgramFailed(str(error)) from error
+
+    def finish(
+        self, process: subprocess.Popen[bytes], argv: Sequence[str], *, timeout: float
+    ) -> str:
+        """Wait for the program's end and return what it printed.
+
+        Args:
+            process: from :meth:`start`.
+            argv: what was started, for the message.
             timeout: seconds after which it is killed.
 
         Raises:
             ProgramFailed: its exit status is not 0, or it took too long.
         """
-        process = self._popen(argv, stdout=subprocess.PIPE)
         try:
             out, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise ProgramFailed(f"{argv[0]}: not done after {timeout:.0f} s") from None
+            raise ProgramFailed(f"{_brief(argv)}: not done after {timeout:.0f} s") from None
         finally:
             if process.poll() is None:
                 self.kill()
                 process.communicate()
         if process.returncode:
-            raise ProgramFailed(_story(argv, process.returncode, errors or out))
-        return out
+            raise _failure(argv, process.returncode, (errors or out).decode(errors="replace"))
+        return out.decode(errors="replace")
 
     @contextmanager
     def serve(
-        self, argv: Sequence[str], *, log: Path, stop: signal.Signals = signal.SIGTERM
+        self, argv: Sequence[str], *, user: str, log: Path, stop: signal.Signals
     ) -> Iterator[None]:
         """Run in the background until the block is left.
 
         Args:
             argv: the program and its arguments.
+            user: whom it runs as.
             log: the file that takes its output.
             stop: the signal that asks it to end.
 
         Raises:
             ProgramFailed: it ended before the block did.
         """
-        with log.open("w") as out:
-            process = self._popen(argv, stdout=out.fileno())
+        process = self.start(argv, user=user, log=log)
         try:
             try:
                 yield
-            finally:
-                # Its last words say more than the client's "connection refused".
+            except ProgramFailed as error:
+                # Its own last words say more than the client's "connection refused".
                 if process.poll() is not None:
-                    raise ProgramFailed(_story(argv, process.returncode, log.read_text()))
+                    said = log.read_text(errors="replace")
+                    raise _failure(argv, process.returncode, said) from error
+                raise
         finally:
             process.send_signal(stop)
             with suppress(subprocess.TimeoutExpired):
@@ -118,16 +134,13 @@ class Place:
     def cpu_us(self) -> int:
         """Processor time of this cgroup since it was made, in microseconds
         (cgroup-v2.rst, ``cpu.stat``: there without the cpu controller too)."""
-        for line in (self.cgroup / "cpu.stat").read_text().splitlines():
-            key, value = line.split()
-            if key == "usage_usec":
-                return int(value)
-        raise ProgramFailed(f"{self.cgroup}/cpu.stat: no usage_usec")
+        text = (self.attached.cgroup / "cpu.stat").read_text()
+        return int(dict(line.split() for line in text.splitlines())["usage_usec"])
 
     def counters(self) -> dict[str, int]:
         """:data:`COUNTERS` of this network namespace."""
         text = subprocess.run(
-            ["nsenter", f"--net={self.netns}", "cat", "/proc/net/netstat"],
+            ["nsenter", f"--net={self.attached.netns}", "cat", "/proc/net/netstat"],
             check=True,
             capture_output=True,
             text=True,
@@ -138,25 +151,32 @@ class Place:
 
     def kill(self) -> None:
         """End whatever still runs here (cgroup-v2.rst, ``cgroup.kill``)."""
-        (self.cgroup / "cgroup.kill").write_text("1")
+        cgroup = self.attached.cgroup
+        (cgroup / "cgroup.kill").write_text("1")
         deadline = time.monotonic() + _STOP_SECONDS
-        while "populated 1" in (self.cgroup / "cgroup.events").read_text():
+        while "populated 1" in (cgroup / "cgroup.events").read_text():
             if time.monotonic() > deadline:
-                raise ProgramFailed(f"{self.cgroup}: processes survive a kill")
+                raise ProgramFailed(f"{cgroup}: processes survive a kill")
             time.sleep(0.005)
 
-    def _popen(self, argv: Sequence[str], *, stdout: int) -> subprocess.Popen[str]:
-        # A session of its own: Ctrl-C reaches the demo, which ends them in order.
-        return subprocess.Popen(
-            self.argv(argv),
+    def _spawn(
+        self, argv: Sequence[str], user: str | None, stdout: int, stderr: int
+    ) -> subprocess.Popen[bytes]:
+        return sandbox.spawn(
+            self.attached,
+            argv,
+            user=user,
+            directory="/",
             stdin=subprocess.DEVNULL,
             stdout=stdout,
-            stderr=subprocess.STDOUT if stdout != subprocess.PIPE else subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+            stderr=stderr,
         )
 
 
-def _story(argv: Sequence[str], status: int, said: str) -> str:
+def _failure(argv: Sequence[str], status: int, said: str) -> ProgramFailed:
     last = said.strip().splitlines()[-1:] or ["it said nothing"]
-    return f"{' '.join(argv[:8])}: exit status {status}: {last[0]}"
+    return ProgramFailed(f"{_brief(argv)}: exit status {status}: {last[0]}")
+
+
+def _brief(argv: Sequence[str]) -> str:
+    return " ".join(argv[:8])

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from slimnet.demo.mode import Site
 from slimnet.demo.setting import Setting
-from slimnet.demo.workload import Workload
+from slimnet.demo.workload import USER, Workload
 
 __all__ = ["Sample", "Usage", "measure", "service"]
 
@@ -45,56 +46,58 @@ class Sample:
     detail: Mapping[str, Any] = field(factory=dict)
     error: str = ""
 
+    @classmethod
+    def failure(cls, workload: Workload, site: Site, round_: int, error: str) -> Sample:
+        """What a failed measurement leaves."""
+        return cls(workload.name, site.mode, round_, math.nan, 0, {}, {}, error)
+
     @property
     def cpu_us(self) -> float:
         """Processor time per operation, client's and server's, in microseconds."""
+        if self.error or not self.operations:
+            return math.nan
         used: float = self.usage["client_us"] + self.usage["server_us"]
-        return used / self.operations if self.operations else float("nan")
+        return used / self.operations
 
 
-@define
+@frozen
 class Usage:
-    """What a site and the machine used while the client ran.
+    """What a site and the machine have used so far.
 
     Processor time is that of the two cgroups (``cpu.stat``): it includes the
     softirqs that interrupted their processes, which on a veth are nearly all,
     but neither those that interrupted an idle processor nor ksoftirqd. The
     machine's busy time (/proc/stat, 10 ms ticks) includes these, and whatever
     else runs: the difference tells how quiet the machine was.
+
+    Attributes:
+        times: microseconds, by what.
     """
 
-    site: Site
-    before: dict[str, Any]
+    times: Mapping[str, int]
 
     @classmethod
-    def start(cls, site: Site) -> Usage:
-        return cls(site, cls._now(site))
+    def now(cls, site: Site) -> Usage:
+        """Read the clocks."""
+        cpu = {"client_us": site.client.cpu_us(), "server_us": site.server.cpu_us()}
+        return cls({**cpu, **_machine()})
 
-    def stop(self) -> dict[str, Any]:
-        """The difference since :meth:`start`."""
-        after = self._now(self.site)
-        used = {
-            key: after[key] - self.before[key] for key in after if not isinstance(after[key], dict)
-        }
-        counters = {
-            side: {
-                name: after[side][name] - count
-                for name, count in self.before[side].items()
-                if after[side][name] != count
-            }
-            for side in ("client", "server")
-        }
-        return {**used, "counters": counters}
+    def since(self, before: Usage) -> dict[str, int]:
+        """The difference."""
+        return {name: time - before.times[name] for name, time in self.times.items()}
 
-    @staticmethod
-    def _now(site: Site) -> dict[str, Any]:
-        return {
-            "client_us": site.client.cpu_us(),
-            "server_us": site.server.cpu_us(),
-            **_machine(),
-            "client": site.client.counters(),
-            "server": site.server.counters(),
-        }
+
+def _counters(site: Site) -> dict[str, dict[str, int]]:
+    return {"client": site.client.counters(), "server": site.server.counters()}
+
+
+def _grown(
+    after: Mapping[str, dict[str, int]], before: Mapping[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
+    return {
+        side: {name: n - before[side][name] for name, n in of.items() if n != before[side][name]}
+        for side, of in after.items()
+    }
 
 
 def _machine() -> dict[str, int]:
@@ -112,9 +115,10 @@ def _machine() -> dict[str, int]:
 def service(workload: Workload, site: Site, setting: Setting) -> Iterator[None]:
     """The workload's server runs and answers while the block lasts."""
     log = setting.directory / f"{workload.name}-{site.mode}.log"
-    with site.server.serve(workload.server(setting), log=log, stop=workload.stop):
+    server = site.server.serve(workload.server(setting), user=USER, log=log, stop=workload.stop)
+    with server:
         ready = [str(setting.programs / "load"), "wait", site.server.address, str(workload.port)]
-        site.client.run(ready, timeout=_READY_SECONDS)
+        site.client.finish(site.client.start(ready), ready, timeout=_READY_SECONDS)
         yield
 
 
@@ -126,12 +130,15 @@ def measure(workload: Workload, site: Site, setting: Setting, round_: int) -> Sa
         ValueError: its client printed something else than usual.
     """
     with service(workload, site, setting):
-        usage = Usage.start(site)
-        output = site.client.run(
-            workload.client(setting, site.server.address), timeout=workload.limit(setting)
-        )
-        used = usage.stop()
-    reading = workload.read(output, setting)
+        argv = workload.client(setting, site.server.address)
+        counters = _counters(site)
+        process = site.client.start(argv)
+        # From here on: the launcher's own time is not the workload's.
+        usage = Usage.now(site)
+        output = site.client.finish(process, argv, timeout=workload.limit(setting))
+        used: dict[str, Any] = Usage.now(site).since(usage)
+        used["counters"] = _grown(_counters(site), counters)
+    reading = workload.read(output)
     return Sample(
         workload=workload.name,
         mode=site.mode,

@@ -25,7 +25,7 @@ class Setting:
         connections: how many connections one measurement of connects makes. Few
             on purpose: above some 12,000 a minute, host mode measures its search
             for a free source port (design, section 12).
-        requests: how many requests redis-benchmark sends.
+        requests: how many requests redis-benchmark and memcaslap send.
         soak: how many connections the soak makes.
         churn: seconds of the churn figure, per mode and order of closing.
     """
@@ -44,15 +44,8 @@ class Setting:
         return self.directory / "programs"
 
     def as_server(self, *argv: object) -> list[str]:
-        """``argv`` as ``nobody``, on the server's processor."""
-        return [
-            *_pinned(0),
-            "setpriv",
-            "--reuid=nobody",
-            "--regid=nogroup",
-            "--clear-groups",
-            *map(str, argv),
-        ]
+        """``argv`` on the server's processor."""
+        return [*_pinned(0), *map(str, argv)]
 
     def as_client(self, *argv: object) -> list[str]:
         """``argv`` on the client's processor."""

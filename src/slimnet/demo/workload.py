@@ -12,7 +12,13 @@ from attrs import field, frozen
 
 from slimnet.demo.setting import Setting
 
-__all__ = ["Reading", "Workload"]
+__all__ = ["ANY", "USER", "Reading", "Workload"]
+
+#: Whom servers run as: most refuse to be root, and none needs to be.
+USER = "nobody"
+
+#: Servers listen on every address of their (throw-away) host.
+ANY = "0.0.0.0"  # noqa: S104
 
 
 @frozen
@@ -34,9 +40,9 @@ class Workload(abc.ABC):
     """One row of the report."""
 
     #: What ``--only`` calls it.
-    name: ClassVar[str]
+    name: str
     #: What the report calls it.
-    title: ClassVar[str]
+    title: str
     #: Of the value.
     unit: ClassVar[str]
     #: What processor time is counted by.
@@ -53,19 +59,20 @@ class Workload(abc.ABC):
     #: How the server is asked to end.
     stop: ClassVar[signal.Signals] = signal.SIGTERM
 
-    def prepare(self, setting: Setting) -> None:  # noqa: B027  # most need nothing
+    def prepare(self, setting: Setting) -> None:
         """Make the files that it needs, once per run of the demo."""
 
     @abc.abstractmethod
     def server(self, setting: Setting) -> Sequence[str]:
-        """The server's command line; in the foreground, listening on ``port``."""
+        """The server's command line; in the foreground, listening on ``port``,
+        as the user :data:`USER`."""
 
     @abc.abstractmethod
     def client(self, setting: Setting, address: str) -> Sequence[str]:
         """The client's command line; ends by itself."""
 
     @abc.abstractmethod
-    def read(self, output: str, setting: Setting) -> Reading:
+    def read(self, output: str) -> Reading:
         """Understand the client's output.
 
         Raises:

@@ -5,13 +5,19 @@ from __future__ import annotations
 
 from slimnet.demo.workload import Workload
 from slimnet.demo.workloads.iperf import Iperf, IperfTen
-from slimnet.demo.workloads.load import Connect, ConnectRequestClose, RequestResponse
+from slimnet.demo.workloads.load import (
+    Churn,
+    Connect,
+    ConnectRequestClose,
+    RequestResponse,
+    Soak,
+)
 from slimnet.demo.workloads.memcached import Memcached
 from slimnet.demo.workloads.nginx import NginxClose, NginxKeepAlive
 from slimnet.demo.workloads.postgresql import PostgreSQL
 from slimnet.demo.workloads.redis import Redis
 
-__all__ = ["WORKLOADS"]
+__all__ = ["CHURNS", "SOAKS", "WORKLOADS"]
 
 #: One of each, in the order of the report.
 WORKLOADS: tuple[Workload, ...] = (
@@ -26,3 +32,9 @@ WORKLOADS: tuple[Workload, ...] = (
     NginxClose(),
     PostgreSQL(),
 )
+
+#: Connections to one service at full speed, in both orders of closing.
+CHURNS = (Churn("client"), Churn("server"))
+
+#: A number of connections in a row, in both orders of closing.
+SOAKS = (Soak("client"), Soak("server"))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from slimnet.demo.setting import Setting
@@ -21,20 +21,23 @@ class Iperf(Workload):
     unit = "Gb/s"
     operation = "GB"
     target = 0.97
-    needs = {"iperf3": "iperf3"}
+    needs: ClassVar[Mapping[str, str]] = {"iperf3": "iperf3"}
     port = 5201
     flows: ClassVar[int] = 1
 
     def server(self, setting: Setting) -> Sequence[str]:
+        """See :meth:`.Workload.server`."""
         return setting.as_server("iperf3", "--server", "--port", self.port)
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.client`."""
         return setting.as_client(
             *("iperf3", "--client", address, "--port", self.port, "--json"),
             *("--time", setting.seconds, "--parallel", self.flows),
         )
 
-    def read(self, output: str, setting: Setting) -> Reading:
+    def read(self, output: str) -> Reading:
+        """See :meth:`.Workload.read`."""
         end = json.loads(output)["end"]
         received = end["sum_received"]
         return Reading(

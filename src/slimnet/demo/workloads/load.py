@@ -6,35 +6,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from slimnet.demo.setting import Setting
 from slimnet.demo.workload import Reading, Workload
 
-__all__ = ["Connect", "ConnectRequestClose", "RequestResponse"]
+__all__ = ["Churn", "Connect", "ConnectRequestClose", "RequestResponse", "Soak"]
 
 
 class _Load(Workload):
     #: What answer.c and load.c call it.
-    answer: ClassVar[str]
-    kind: ClassVar[str]
+    answer: str
+    kind: str
     operation = "connection"
 
     def server(self, setting: Setting) -> Sequence[str]:
+        """See :meth:`.Workload.server`."""
         return setting.as_server(setting.programs / "answer", self.port, self.answer)
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.client`."""
         return setting.as_client(
             setting.programs / "load", self.kind, address, self.port, setting.connections
         )
 
-    def read(self, output: str, setting: Setting) -> Reading:
+    def read(self, output: str) -> Reading:
+        """See :meth:`.Workload.read`."""
         said = json.loads(output)
         if said["failed"]:
             raise ValueError(f"failed operations: {said['failed']}")
         return Reading(value=self.value(said), operations=said["operations"], detail=said)
 
     def value(self, said: dict[str, Any]) -> float:
+        """What counts of all that the program says; operations a second by default."""
         rate: float = said["operations"] / said["seconds"]
         return rate
 
@@ -52,6 +56,7 @@ class RequestResponse(_Load):
     kind = "exchange"
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.client`."""
         return setting.as_client(
             setting.programs / "load", self.kind, address, self.port, 0, setting.seconds
         )
@@ -83,5 +88,58 @@ class Connect(_Load):
     kind = "connect"
 
     def value(self, said: dict[str, Any]) -> float:
+        """Microseconds."""
         median: float = said["connect_us"]["p50"]
         return median
+
+
+class Churn(_Load):
+    """connect, request, close at full speed for a time: what happens when source
+    ports run out is the point, so failed connections are counted and it goes on.
+
+    Args:
+        first: who closes first, and keeps TIME_WAIT: ``client`` or ``server``.
+    """
+
+    unit = "connections/s"
+    target = 1.0
+    cpu_target = None
+    port = 7004
+
+    def __init__(self, first: str) -> None:
+        self.first = self.answer = self.kind = first
+        self.name = f"churn-{first}"
+        self.title = f"churn, the {first} closes first"
+
+    def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.client`."""
+        return self._client(setting, address, 0, setting.churn)
+
+    def _client(self, setting: Setting, address: str, *limits: int) -> Sequence[str]:
+        return setting.as_client(setting.programs / "load", self.kind, address, self.port, *limits)
+
+    def read(self, output: str) -> Reading:
+        """See :meth:`.Workload.read`."""
+        said = json.loads(output)
+        return Reading(value=self.value(said), operations=said["operations"], detail=said)
+
+    def limit(self, setting: Setting) -> float:
+        """See :meth:`.Workload.limit`."""
+        return 60.0 + 2 * setting.churn
+
+
+class Soak(Churn):
+    """The same, for a number of connections: none may be slow, none retransmitted."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__(first)
+        self.name = f"soak-{first}"
+        self.title = f"soak, the {first} closes first"
+
+    def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.client`."""
+        return self._client(setting, address, setting.soak)
+
+    def limit(self, setting: Setting) -> float:
+        """See :meth:`.Workload.limit`."""
+        return 60.0 + setting.soak / 1000

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -48,27 +48,31 @@ class NginxKeepAlive(Workload):
     unit = "requests/s"
     operation = "request"
     target = 0.97
-    needs = {"nginx": "nginx-light", "wrk": "wrk"}
+    needs: ClassVar[Mapping[str, str]] = {"nginx": "nginx-light", "wrk": "wrk"}
     port = 8080
     headers: ClassVar[Sequence[str]] = ()
 
     def prepare(self, setting: Setting) -> None:
+        """See :meth:`.Workload.prepare`."""
         self._configuration(setting).write_text(
             _CONFIGURATION.format(directory=setting.directory, port=self.port, body="s" * 256)
         )
 
     def server(self, setting: Setting) -> Sequence[str]:
+        """See :meth:`.Workload.server`."""
         return setting.as_server(
             "nginx", "-c", self._configuration(setting), "-p", setting.directory, "-e", "stderr"
         )
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.client`."""
         return setting.as_client(
             *("wrk", "--threads", 1, "--connections", 32, "--duration", f"{setting.seconds}s"),
             *(*self.headers, f"http://{address}:{self.port}/"),
         )
 
-    def read(self, output: str, setting: Setting) -> Reading:
+    def read(self, output: str) -> Reading:
+        """See :meth:`.Workload.read`."""
         rate, count, errors = (regex.search(output) for regex in (_RATE, _COUNT, _ERRORS))
         if not rate or not count:
             raise ValueError("wrk printed no 'Requests/sec'")

@@ -7,11 +7,12 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from slimnet.demo.setting import Setting
-from slimnet.demo.workload import Reading, Workload
+from slimnet.demo.workload import ANY, USER, Reading, Workload
 
 __all__ = ["PostgreSQL", "binaries"]
 
@@ -45,14 +46,18 @@ class PostgreSQL(Workload):
     unit = "transactions/s"
     operation = "transaction"
     target = 0.97
-    needs = {str(binaries() / "postgres"): "postgresql", "pgbench": "postgresql-client"}
+    needs: ClassVar[Mapping[str, str]] = {
+        str(binaries() / "postgres"): "postgresql",
+        "pgbench": "postgresql-client",
+    }
     port = 5432
     stop = signal.SIGINT
 
     def prepare(self, setting: Setting) -> None:
+        """See :meth:`.Workload.prepare`."""
         data = setting.directory / "postgresql"
         data.mkdir(mode=0o700)
-        shutil.chown(data, "nobody", "nogroup")
+        shutil.chown(data, USER)
         initdb = [binaries() / "initdb", "--pgdata", data, "--username=demo", "--auth=trust"]
         _run(setting, *initdb, "--no-sync", "--no-locale", "--encoding=UTF8")
         with (data / "pg_hba.conf").open("a") as hba:
@@ -69,20 +74,23 @@ class PostgreSQL(Workload):
             _run(setting, *control, "--mode=fast", "stop")
 
     def server(self, setting: Setting) -> Sequence[str]:
-        options = {**_OPTIONS, "listen_addresses": "0.0.0.0", "port": str(self.port)}
+        """See :meth:`.Workload.server`."""
+        options = {**_OPTIONS, "listen_addresses": ANY, "port": str(self.port)}
         return setting.as_server(
             *(binaries() / "postgres", "-D", setting.directory / "postgresql"),
             *(word for key, value in options.items() for word in ("-c", f"{key}={value}")),
         )
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.client`."""
         return setting.as_client(
             *("pgbench", "--host", address, "--port", self.port, "--username=demo"),
             *("--select-only", "--protocol=prepared", "--no-vacuum", "--client=8", "--jobs=1"),
             *("--time", setting.seconds, "postgres"),
         )
 
-    def read(self, output: str, setting: Setting) -> Reading:
+    def read(self, output: str) -> Reading:
+        """See :meth:`.Workload.read`."""
         rate, count, bad = (regex.search(output) for regex in (_RATE, _COUNT, _FAILED))
         if not rate or not count:
             raise ValueError("pgbench printed no 'tps = ...'")
@@ -93,11 +101,12 @@ class PostgreSQL(Workload):
 
 def _run(setting: Setting, *argv: object) -> None:
     subprocess.run(
-        setting.as_server(*argv),
+        [str(word) for word in argv],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
-        text=True,
         cwd=setting.directory,
+        user=USER,
+        extra_groups=[],
     )

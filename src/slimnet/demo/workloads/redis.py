@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from slimnet.demo.setting import Setting
-from slimnet.demo.workload import Reading, Workload
+from slimnet.demo.workload import ANY, Reading, Workload
 
 __all__ = ["Redis"]
+
+_RATE = re.compile(r"throughput summary: ([\d.]+) requests per second")
+_COUNT = re.compile(r"(\d+) requests completed in")
 
 
 class Redis(Workload):
@@ -20,29 +24,30 @@ class Redis(Workload):
     unit = "requests/s"
     operation = "request"
     target = 0.97
-    needs = {"redis-server": "redis-server", "redis-benchmark": "redis-tools"}
+    needs: ClassVar[Mapping[str, str]] = {
+        "redis-server": "redis-server",
+        "redis-benchmark": "redis-tools",
+    }
     port = 6379
 
     def server(self, setting: Setting) -> Sequence[str]:
+        """See :meth:`.Workload.server`."""
         return setting.as_server(
-            *("redis-server", "--port", self.port, "--bind", "0.0.0.0"),
+            *("redis-server", "--port", self.port, "--bind", ANY),
             *("--protected-mode", "no", "--save", "", "--appendonly", "no"),
             *("--dir", setting.directory),
         )
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.client`."""
         return setting.as_client(
-            *("redis-benchmark", "-h", address, "-p", self.port, "--csv"),
+            *("redis-benchmark", "-h", address, "-p", self.port),
             *("-t", "get", "-c", 50, "-n", setting.requests),
         )
 
-    def read(self, output: str, setting: Setting) -> Reading:
-        rows = {row["test"]: row for row in csv.DictReader(output.splitlines())}
-        if "GET" not in rows:
-            raise ValueError("redis-benchmark printed no line for GET")
-        row = rows["GET"]
-        return Reading(
-            value=float(row["rps"]),
-            operations=setting.requests,
-            detail={"p50_ms": float(row["p50_latency_ms"]), "p99_ms": float(row["p99_latency_ms"])},
-        )
+    def read(self, output: str) -> Reading:
+        """See :meth:`.Workload.read`."""
+        rate, count = _RATE.search(output), _COUNT.search(output)
+        if not rate or not count:
+            raise ValueError("redis-benchmark printed no 'throughput summary'")
+        return Reading(value=float(rate[1]), operations=float(count[1]))

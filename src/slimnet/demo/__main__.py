@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``testbed/demo``: run everything, print the table, draw the pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import attrs
+import click
+
+from slimnet.demo.machine import describe
+from slimnet.demo.mode import MODES
+from slimnet.demo.page import html
+from slimnet.demo.picture import churn_figure, ratio_figure, save
+from slimnet.demo.progress import progress
+from slimnet.demo.report import Report, Row
+from slimnet.demo.sample import Sample
+from slimnet.demo.schedule import Plan
+from slimnet.demo.setting import Setting
+from slimnet.demo.table import lines
+from slimnet.demo.workloads import CHURNS, SOAKS, WORKLOADS
+from slimnet.exceptions import SlimnetError
+
+__all__ = ["main"]
+
+_NAMES = (*(workload.name for workload in WORKLOADS), "soak", "churn")
+_QUICK = {"rounds": 2, "seconds": 1, "requests": 60_000, "soak": 50_000, "churn": 3}
+
+
+def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]]:
+    def parse(_context: object, _parameter: object, value: str) -> tuple[str, ...]:
+        wanted = [word.strip() for word in value.split(",") if word.strip()]
+        for word in wanted:
+            if word not in every:
+                raise click.BadParameter(f"wanted some of {', '.join(every)}; got {word!r}")
+        return tuple(name for name in every if name in wanted)
+
+    return parse
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.option("--quick", is_flag=True, help="Less of everything: under two minutes.")
+@click.option("--rounds", type=click.IntRange(1), help="How often each workload runs per mode.")
+@click.option("--seconds", type=click.IntRange(1), help="How long one measurement takes.")
+@click.option("--soak", type=click.IntRange(1), help="How many connections the soak makes.")
+@click.option("--churn", type=click.IntRange(1), help="Seconds of the churn figure, per line.")
+@click.option(
+    "--only",
+    callback=_listed(_NAMES),
+    default=",".join(_NAMES),
+    metavar="NAME,...",
+    help=f"Only these: {', '.join(_NAMES)}.",
+)
+@click.option(
+    "--modes",
+    callback=_listed(tuple(mode.name for mode in MODES)),
+    default=",".join(mode.name for mode in MODES),
+    metavar="NAME,...",
+    help=f"Only these modes: {', '.join(mode.name for mode in MODES)}.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo-results"),
+    show_default=True,
+    help="Where report.json, report.html and the pictures go.",
+)
+@click.option("--verbose", is_flag=True, help="Log what slimnet does.")
+def main(
+    only: tuple[str, ...],
+    modes: tuple[str, ...],
+    output: Path,
+    *,
+    quick: bool,
+    as_json: bool,
+    verbose: bool,
+    **limits: int | None,
+) -> None:
+    """Run real programs between two hosts in host mode, over VXLAN and over
+    slimnet, and compare.
+
+    The hosts are network namespaces of this machine; everything that is made
+    is removed again, also after Ctrl-C. Needs root.
+    """
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING)
+    if os.geteuid() != 0:
+        raise _Refused("the demo makes network namespaces and cgroups: run it as root")
+    signal.signal(signal.SIGTERM, _interrupt)
+    chosen = {name: value for name, value in limits.items() if value is not None}
+    with tempfile.TemporaryDirectory(prefix="slimnet-demo-") as directory:
+        # The servers run as nobody and keep their files here.
+        Path(directory).chmod(0o1777)
+        setting = Setting(Path(directory), **{**(_QUICK if quick else {}), **chosen})
+        plan = Plan(setting, [mode for mode in MODES if mode.name in modes], frozenset(only))
+        try:
+            report = _run(plan)
+        except SlimnetError as error:
+            raise _Refused(str(error)) from error
+    _write(report, output)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1))
+    else:
+        print("\n".join(lines(report)))
+        print(f"\nPictures and numbers: {output}/report.html, report.json, *.png")
+    sys.exit(1 if report.failures else 0)
+
+
+class _Refused(click.ClickException):
+    exit_code = 2
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(plan: Plan) -> Report:
+    plan.check()
+    machine = describe()
+    samples: list[Sample] = []
+    with progress(plan.steps()) as bar:
+        samples.extend(plan.run(bar))
+    soaks, churns = (
+        [sample for sample in samples if sample.workload in {work.name for work in works}]
+        for works in (SOAKS, CHURNS)
+    )
+    return Report(
+        machine=machine,
+        setting=attrs.asdict(plan.setting, filter=lambda field, _: field.name != "directory"),
+        modes={mode.name: mode.title for mode in plan.modes},
+        rows=[Row.of(workload, samples) for workload in plan.workloads],
+        soaks=soaks,
+        churns=churns,
+        samples=samples,
+    )
+
+
+def _write(report: Report, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+    (output / "report.html").write_text(html(report))
+    if report.rows:
+        save(ratio_figure(report), str(output / "ratios.png"))
+    if report.churns:
+        save(churn_figure(report), str(output / "churn.png"))
+    user, group = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
+    if user and group:
+        for path in (output, *output.iterdir()):
+            shutil.chown(path, int(user), int(group))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report as pictures: ratios to host mode, and the churn figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+
+# Not pyplot: no global state, and no display is looked for.
+from matplotlib.figure import Figure
+
+from slimnet.demo.report import BASE, Median, Report, Row
+from slimnet.demo.sample import Sample
+
+__all__ = ["churn_figure", "ratio_figure", "save", "svg"]
+
+# Okabe and Ito's palette: told apart by colour-blind readers too.
+_COLOURS = {"host": "#666666", "vxlan": "#E69F00", "slimnet": "#0072B2"}
+_HEIGHT = 0.36
+
+
+def ratio_figure(report: Report) -> Figure:
+    """Bars: every workload's ratio to host mode, and its processor time's."""
+    figure = _figure(11, 1.6 + 0.62 * len(report.rows), columns=2)
+    speed, cpu = figure.axes
+    _bars(speed, report, [row.ratios for row in report.rows], _speed_labels(report.rows))
+    speed.set_title("compared with host mode", fontsize=10)
+    for at, row in enumerate(report.rows):
+        _target(speed, at, row.workload.target)
+    _bars(cpu, report, [row.cpu_ratios for row in report.rows], None)
+    cpu.set_title("operations per processor time, compared", fontsize=10)
+    for at, row in enumerate(report.rows):
+        if row.workload.cpu_target is not None:
+            _target(cpu, at, row.workload.cpu_target)
+    handles, labels = speed.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
+def churn_figure(report: Report) -> Figure:
+    """Lines: connections per second over time, one panel per order of closing."""
+    orders = list(dict.fromkeys(sample.workload for sample in report.churns))
+    figure = _figure(11, 4.2, columns=len(orders), sharey=True)
+    for axes, order in zip(figure.axes, orders, strict=True):
+        mine = [sample for sample in report.churns if sample.workload == order and not sample.error]
+        for sample in mine:
+            _churn_line(axes, report, sample)
+        axes.set_title(f"the {order.removeprefix('churn-')} closes first", fontsize=10)
+        axes.set_xlabel("seconds")
+        # Below one a second is nothing: symlog keeps zero on the picture.
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize=8, loc="lower left")
+    figure.axes[0].set_ylabel("connections to one service, per second")
+    return figure
+
+
+def save(figure: Figure, path: str) -> None:
+    """As PNG."""
+    figure.savefig(path, dpi=150)
+
+
+def svg(figure: Figure) -> str:
+    """As an ``<svg>`` element for a page."""
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(out, format="svg")
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _figure(width: float, height: float, **options: Any) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    columns = options.pop("columns")
+    figure.subplots(1, columns, **{"sharey": True, **options})
+    return figure
+
+
+def _speed_labels(rows: Sequence[Row]) -> list[str]:
+    return [
+        row.workload.title + ("" if row.workload.higher_is_better else "\n(a time: less is better)")
+        for row in rows
+    ]
+
+
+def _bars(
+    axes: Axes,
+    report: Report,
+    ratios: Sequence[Any],
+    labels: list[str] | None,
+) -> None:
+    modes = [mode for mode in report.modes if mode != BASE]
+    for nth, mode in enumerate(modes):
+        offset = (nth - (len(modes) - 1) / 2) * _HEIGHT
+        points: list[tuple[int, Median]] = [
+            (at, row[mode]) for at, row in enumerate(ratios) if mode in row
+        ]
+        if not points:
+            continue
+        values = [ratio.median for _, ratio in points]
+        error = (
+            [max(0.0, ratio.median - ratio.low) for _, ratio in points],
+            [max(0.0, ratio.high - ratio.median) for _, ratio in points],
+        )
+        places = [at + offset for at, _ in points]
+        axes.barh(
+            places,
+            values,
+            _HEIGHT,
+            color=_COLOURS.get(mode),
+            label=report.modes[mode],
+            xerr=error,
+            error_kw={"elinewidth": 0.8, "ecolor": "#222222"},
+        )
+        for place, value in zip(places, values, strict=True):
+            axes.text(0.02, place, f"{value:.2f}", va="center", color="white", fontsize=8)
+    axes.axvline(1, color=_COLOURS[BASE], linewidth=1, label=report.modes.get(BASE, BASE))
+    axes.set_xlim(left=0)
+    axes.set_yticks(range(len(report.rows)))
+    if labels:
+        axes.set_yticklabels(labels, fontsize=9)
+        axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _target(axes: Axes, at: int, limit: float) -> None:
+    axes.plot([limit, limit], [at - _HEIGHT, at + _HEIGHT], color="#D55E00", linewidth=1.5)
+
+
+def _churn_line(axes: Axes, report: Report, sample: Sample) -> None:
+    whole = int(sample.detail["seconds"])
+    rates = [tick["done"] for tick in sample.detail["timeline"][:whole]]
+    failed = sum(sample.detail["failed"].values())
+    label = report.modes[sample.mode] + (f" ({failed:,} failed)" if failed else "")
+    axes.plot(range(1, len(rates) + 1), rates, color=_COLOURS.get(sample.mode), label=label)

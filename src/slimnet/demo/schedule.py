@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which order everything is measured.
+
+The modes take turns at every workload, each round begins with another mode,
+and each round has fresh hosts: what changes on the machine in the meantime
+changes it for all three. The churn figure and the soak, which fill the hosts
+with sockets in TIME_WAIT, have hosts of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from attrs import frozen
+
+from slimnet.demo.mode import Mode, Site, site_name
+from slimnet.demo.place import ProgramFailed
+from slimnet.demo.progress import Progress
+from slimnet.demo.sample import Sample, measure
+from slimnet.demo.setting import Setting
+from slimnet.demo.workload import Workload
+from slimnet.demo.workloads import CHURNS, SOAKS, WORKLOADS
+from slimnet.exceptions import CapabilityMissing
+
+__all__ = ["Plan"]
+
+_LOG = logging.getLogger(__name__)
+_SOURCES = Path(__file__).with_name("programs")
+
+
+@frozen
+class Plan:
+    """What a run of the demo does.
+
+    Attributes:
+        setting: how long and how often.
+        modes: which modes.
+        names: which workloads, by name, and ``soak`` and ``churn``.
+    """
+
+    setting: Setting
+    modes: Sequence[Mode]
+    names: frozenset[str]
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """The rows of the report."""
+        return [workload for workload in WORKLOADS if workload.name in self.names]
+
+    def steps(self) -> int:
+        """How many measurements it makes."""
+        rows = self.setting.rounds * len(self.workloads) * len(self.modes)
+        return rows + len(list(self._soaks())) + len(list(self._churns()))
+
+    def check(self) -> None:
+        """Are the programs there that it needs?
+
+        Raises:
+            CapabilityMissing: one is not; says which Debian package has it.
+        """
+        needs = {"gcc": "gcc", "make": "make", "nsenter": "util-linux", "taskset": "util-linux"}
+        for workload in self.workloads:
+            needs |= workload.needs
+        for program, package in needs.items():
+            if not shutil.which(program):
+                raise CapabilityMissing(f"{program}: not found; apt install {package}")
+
+    def run(self, progress: Progress) -> Iterator[Sample]:
+        """Measure everything, and yield every sample as it comes."""
+        self._prepare(progress)
+        numbers = itertools.count(1)
+        for round_ in range(1, self.setting.rounds + 1) if self.workloads else ():
+            shift = (round_ - 1) % len(self.modes)
+            modes = [*self.modes[shift:], *self.modes[:shift]]
+            with ExitStack() as undo:
+                progress.note(f"round {round_} of {self.setting.rounds}: making fresh hosts")
+                sites = [_enter(undo, mode, next(numbers)) for mode in modes]
+                for workload, site in itertools.product(self.workloads, sites):
+                    yield self._measure(progress, workload, site, round_)
+        for workload, mode in (*self._soaks(), *self._churns()):
+            with ExitStack() as undo:
+                site = _enter(undo, mode, next(numbers))
+                yield self._measure(progress, workload, site, 1)
+
+    def _prepare(self, progress: Progress) -> None:
+        progress.note("building the load programs, filling the database")
+        self.setting.programs.mkdir()
+        subprocess.run(
+            ["make", "--silent", f"--directory={_SOURCES}", f"OUT={self.setting.programs}"],
+            check=True,
+        )
+        for workload in self.workloads:
+            workload.prepare(self.setting)
+
+    def _soaks(self) -> Iterator[tuple[Workload, Mode]]:
+        # The others run out of source ports long before: the churn figure shows it.
+        for workload, mode in itertools.product(SOAKS, self.modes):
+            if "soak" in self.names and mode.unbounded:
+                yield workload, mode
+
+    def _churns(self) -> Iterator[tuple[Workload, Mode]]:
+        if "churn" in self.names:
+            yield from itertools.product(CHURNS, self.modes)
+
+    def _measure(self, progress: Progress, workload: Workload, site: Site, round_: int) -> Sample:
+        progress.step(f"round {round_}: {workload.title}, {site.mode}")
+        try:
+            sample = measure(workload, site, self.setting, round_)
+        except (ProgramFailed, ValueError, KeyError, json.JSONDecodeError) as error:
+            _LOG.debug("%s in %s", workload.name, site.mode, exc_info=True)
+            sample = Sample.failure(workload, site, round_, str(error))
+        progress.done(sample, workload.unit)
+        return sample
+
+
+def _enter(undo: ExitStack, mode: Mode, number: int) -> Site:
+    return undo.enter_context(mode.site(site_name(mode, number)))
