@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0xC3AA09A5A425E968
-FINGERPRINT_HEX: Final[str] = "c3aa09a5a425e968"
+FINGERPRINT: Final[int] = 0x63737DE3E5D5FE64
+FINGERPRINT_HEX: Final[str] = "63737de3e5d5fe64"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 1
@@ -111,7 +111,6 @@ SLIM_SOCKET_WILDCARD: Final[int] = 4
 SLIM_SOCKET_LOOPBACK: Final[int] = 8
 SLIM_SOCKET_HELD: Final[int] = 16
 SLIM_SOCKET_LISTENER: Final[int] = 32
-SLIM_SOCKET_SHIELDED: Final[int] = 64
 SLIM_SOCKET_WIRE: Final[int] = 128
 SLIM_SOCKET_SAME_HOST: Final[int] = 256
 SLIM_SOCKET_SOURCE_BOUND: Final[int] = 512
@@ -186,6 +185,14 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
             "underlay",
             "underlay_port",
             "bound_port",
+        }
+    ),
+    "slim_connection": frozenset(
+        {
+            "real_source",
+            "real_destination",
+            "real_source_port",
+            "real_destination_port",
         }
     ),
     "slim_event": frozenset({"source", "destination", "source_port", "destination_port"}),
@@ -475,6 +482,26 @@ class slim_socket(ctypes.Structure):
         ("pad", ctypes.c_uint32),
         ("generation", ctypes.c_uint64),
         ("opened", ctypes.c_uint64),
+    )
+
+
+class slim_connection(ctypes.Structure):
+    """struct slim_connection, 24 bytes."""
+
+    cookie: int
+    state: int
+    real_source: int  # __be32
+    real_destination: int  # __be32
+    real_source_port: int  # __be16
+    real_destination_port: int  # __be16
+
+    _fields_ = (
+        ("cookie", ctypes.c_uint64),
+        ("state", ctypes.c_uint32),
+        ("real_source", ctypes.c_uint32),
+        ("real_destination", ctypes.c_uint32),
+        ("real_source_port", ctypes.c_uint16),
+        ("real_destination_port", ctypes.c_uint16),
     )
 
 

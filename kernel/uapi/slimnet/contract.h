@@ -45,7 +45,7 @@ enum slim_map {
 	SLIM_MAP_FLOW,		/* hash: struct slim_tuple -> struct slim_flow */
 	SLIM_MAP_BOUND,		/* hash: struct slim_tuple -> struct slim_bound */
 	SLIM_MAP_HELD,		/* hash: struct slim_listener_key -> __u32 sockets on bind(0) */
-	SLIM_MAP_SHIELD,	/* array[65536]: __u32 wildcard listeners of endpoints by port */
+	SLIM_MAP_SHIELD,	/* array[65536]: __u32 ports of the host that endpoints hold */
 	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
 	SLIM_MAP_COUNT,
@@ -136,9 +136,8 @@ enum slim_socket_flag {
 	SLIM_SOCKET_ANY_PORT = 2,	/* bind(0): sits on a port of the host */
 	SLIM_SOCKET_WILDCARD = 4,	/* bound to 0.0.0.0 or :: */
 	SLIM_SOCKET_LOOPBACK = 8,	/* bound to the endpoint's loopback */
-	SLIM_SOCKET_HELD = 16,		/* counted in slim_held and slim_local */
+	SLIM_SOCKET_HELD = 16,		/* counted in slim_held, slim_local and slim_shield */
 	SLIM_SOCKET_LISTENER = 32,
-	SLIM_SOCKET_SHIELDED = 64,	/* counted in slim_shield */
 	SLIM_SOCKET_WIRE = 128,		/* connects over the wire: the SYN gets the option */
 	SLIM_SOCKET_SAME_HOST = 256,	/* connects on this host: CONNECT_CB writes the flow */
 	SLIM_SOCKET_SOURCE_BOUND = 512,	/* connects with an inner source: tc rewrites */
@@ -315,6 +314,16 @@ struct slim_socket {
 	__u32 pad;
 	__u64 generation;
 	__u64 opened;			/* bpf_ktime_get_ns(), 0 before */
+};
+
+/* One row of the iterator over slim_socket; a struct slim_socket follows it. */
+struct slim_connection {
+	__u64 cookie;
+	__u32 state;			/* BPF_TCP_* */
+	__be32 real_source;		/* of the kernel's socket: inner or underlay */
+	__be32 real_destination;
+	__be16 real_source_port;
+	__be16 real_destination_port;
 };
 
 struct slim_event {

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * bind(2), and the life of what it holds of the host.
+ *
+ * An explicit port goes to an inner address, where it collides with nothing.
+ * Port 0 is left to the host at 0.0.0.0 (design 4.5): such sockets mostly
+ * connect, and then need no rewriting. If one listens, it stands behind the
+ * shield.
+ */
+#ifndef SLIMNET_BIND_H
+#define SLIMNET_BIND_H
+
+#include "event.h"
+
+/* The kernel's own types, as far as we read them; offsets come from its BTF. */
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	volatile unsigned char skc_state;
+	unsigned char skc_ipv6only : 1;
+} __attribute__((preserve_access_index));
+struct sock {
+	struct sock_common __sk_common;
+} __attribute__((preserve_access_index));
+struct inet_sock {
+	struct sock sk;
+} __attribute__((preserve_access_index));
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+} __attribute__((preserve_access_index));
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+} __attribute__((preserve_access_index));
+struct tcp6_sock {
+	struct tcp_sock tcp;
+} __attribute__((preserve_access_index));
+
+#define SLIM_HOOK_REFUSE 0
+#define SLIM_HOOK_ALLOW 1
+#define SLIM_BIND_ALLOW 3	/* and no CAP_NET_BIND_SERVICE is wanted */
+
+static __always_inline int slim_errno(int error)
+{
+	bpf_set_retval(-error);
+	return SLIM_HOOK_REFUSE;
+}
+
+/* Sockets that waited in TIME_WAIT in this minute and the one before hold their port still. */
+static __always_inline __u64 slim_minute(void)
+{
+	return bpf_ktime_get_ns() / 60000000000ULL;
+}
+
+static __always_inline struct slim_usage *slim_usage_get(__u32 index)
+{
+	return bpf_map_lookup_elem(&slim_local, &index);
+}
+
+static __always_inline __u32 slim_usage_held(const struct slim_usage *usage)
+{
+	__u64 minute = slim_minute();
+	__u32 held = usage->held;
+
+	if (usage->epoch == minute)
+		held += usage->waiting[0] + usage->waiting[1];
+	else if (usage->epoch + 1 == minute)
+		held += usage->waiting[usage->epoch & 1];
+	return held;
+}
+
+static __always_inline void slim_usage_wait(struct slim_usage *usage)
+{
+	__u64 minute = slim_minute();
+
+	if (usage->epoch != minute) {
+		if (usage->epoch + 1 != minute)
+			usage->waiting[!(minute & 1)] = 0;
+		usage->waiting[minute & 1] = 0;
+		usage->epoch = minute;
+	}
+	__sync_fetch_and_add(&usage->waiting[minute & 1], 1);
+}
+
+static __always_inline bool slim_is_v6only(struct bpf_sock *sk)
+{
+	struct tcp6_sock *tcp6 = bpf_skc_to_tcp6_sock(sk);
+
+	return tcp6 &&
+	       BPF_CORE_READ_BITFIELD(&tcp6->tcp.inet_conn.icsk_inet.sk.__sk_common,
+				      skc_ipv6only);
+}
+
+/*
+ * Where a socket that asks for `address`:`port` (mapped or IPv6) is to sit.
+ * On success `*to` and `*to_port` say it. Answers 0 or a positive errno, and
+ * then `*reason`.
+ */
+static __always_inline int
+slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *address,
+	  bool v6, __be32 *to, __be16 *to_port, __u32 *reason)
+{
+	__be16 port = (__be16)ctx->user_port;
+	struct slim_socket *socket;
+	struct slim_state state;
+	bool any, loopback;
+	__u32 flags;
+
+	*reason = SLIM_REASON_NO_TABLES;
+	if (!slim_state_get(&state) || !local->endpoint)
+		return EACCES;
+
+	any = slim_is_any(address);
+	loopback = slim_is_loopback(address);
+	if (!any && !loopback && !slim_same(address, local->address)) {
+		*reason = slim_in_range(state.control, address) ? SLIM_REASON_INNER_ADDRESS :
+								  SLIM_REASON_FOREIGN_ADDRESS;
+		return EADDRNOTAVAIL;
+	}
+
+	if (ctx->protocol != IPPROTO_TCP) {
+		if (port || loopback) {
+			*reason = SLIM_REASON_DATAGRAM;
+			return EOPNOTSUPP;
+		}
+		if (v6 && !slim_is_mapped(address))
+			__builtin_memset(to, 0, 16);
+		else
+			slim_map_v4(to, 0);
+		*to_port = 0;
+		return 0;
+	}
+
+	if (port) {
+		struct slim_listener_key key = {
+			.inner = slim_inner(false, local->index, port),
+		};
+
+		if (bpf_map_lookup_elem(&slim_held, &key)) {
+			*reason = SLIM_REASON_PORT_IN_USE;
+			return EADDRINUSE;
+		}
+	} else {
+		struct slim_usage *usage = slim_usage_get(local->index);
+
+		if (!usage || slim_usage_held(usage) >= state.control->held_limit) {
+			*reason = SLIM_REASON_PORT_LIMIT;
+			return EADDRINUSE;
+		}
+	}
+
+	socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!socket)
+		return EADDRNOTAVAIL;
+	__builtin_memset(socket, 0, sizeof(*socket));
+	flags = any ? SLIM_SOCKET_WILDCARD : loopback ? SLIM_SOCKET_LOOPBACK : 0;
+	socket->endpoint = local->endpoint;
+	socket->index = local->index;
+	slim_copy(socket->local, address);
+	socket->inner = slim_inner(loopback, local->index, port);
+
+	if (port) {
+		flags |= SLIM_SOCKET_BOUND;
+		socket->local_port = port;
+		socket->bound_port = port;
+		if (v6 && !slim_is_mapped(address) && slim_is_v6only(ctx->sk)) {
+			flags |= SLIM_SOCKET_V6ONLY;
+			to[0] = state.control->range6[0];
+			to[1] = state.control->range6[1];
+			to[2] = 0;
+			to[3] = bpf_htonl(socket->inner);
+		} else {
+			slim_map_v4(to, slim_inner_v4(state.control, socket->inner));
+		}
+		*to_port = bpf_htons(SLIM_INNER_PORT);
+	} else {
+		flags |= SLIM_SOCKET_ANY_PORT;
+		if (v6 && !slim_is_mapped(address)) {
+			if (slim_is_v6only(ctx->sk))
+				flags |= SLIM_SOCKET_V6ONLY;
+			__builtin_memset(to, 0, 16);
+		} else {
+			slim_map_v4(to, 0);
+		}
+		*to_port = 0;
+	}
+	socket->flags = flags;
+	return 0;
+}
+
+static __always_inline int slim_bind_hook(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
+	struct slim_call call = {
+		.protocol = (__u8)ctx->protocol,
+		.port = (__be16)ctx->user_port,
+	};
+	__be32 address[4], to[4];
+	__be16 to_port;
+	int error;
+
+	if (v6) {
+		address[0] = ctx->user_ip6[0];
+		address[1] = ctx->user_ip6[1];
+		address[2] = ctx->user_ip6[2];
+		address[3] = ctx->user_ip6[3];
+	} else {
+		slim_map_v4(address, ctx->user_ip4);
+	}
+	error = slim_bind(ctx, local, address, v6, to, &to_port, &call.reason);
+	if (error) {
+		slim_refuse(local, address, &call);
+		return slim_errno(error);
+	}
+	if (v6) {
+		ctx->user_ip6[0] = to[0];
+		ctx->user_ip6[1] = to[1];
+		ctx->user_ip6[2] = to[2];
+		ctx->user_ip6[3] = to[3];
+	} else {
+		ctx->user_ip4 = to[3];
+	}
+	ctx->user_port = to_port;
+	return SLIM_BIND_ALLOW;
+}
+
+static __always_inline void slim_shield_add(__be16 port, int count)
+{
+	__u32 index = bpf_ntohs(port);
+	__u32 *shield = bpf_map_lookup_elem(&slim_shield, &index);
+
+	if (shield)
+		__sync_fetch_and_add(shield, count);
+}
+
+/*
+ * bind(0) or a listen() without bind() took a port of the host: count it, keep
+ * the endpoint's explicit binds off it, and let nobody reach it there.
+ */
+static __always_inline void slim_hold(struct slim_socket *socket, __be16 port)
+{
+	struct slim_usage *usage = slim_usage_get(socket->index);
+	struct slim_listener_key key = {
+		.inner = slim_inner(false, socket->index, port),
+	};
+	__u32 one = 1;
+
+	if (usage)
+		__sync_fetch_and_add(&usage->held, 1);
+	slim_shield_add(port, 1);
+	bpf_map_update_elem(&slim_held, &key, &one, BPF_ANY);
+	socket->inner = slim_inner(socket->flags & SLIM_SOCKET_LOOPBACK, socket->index, port);
+	socket->bound_port = port;
+	socket->flags |= SLIM_SOCKET_HELD;
+}
+
+static __always_inline int slim_post_bind(struct bpf_sock *sk)
+{
+	struct slim_socket *socket;
+
+	if (sk->protocol != IPPROTO_TCP || !sk->src_port)
+		return SLIM_HOOK_ALLOW;
+	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
+	if (socket && (socket->flags & (SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_HELD)) ==
+			      SLIM_SOCKET_ANY_PORT)
+		slim_hold(socket, bpf_htons((__u16)sk->src_port));
+	return SLIM_HOOK_ALLOW;
+}
+
+static __always_inline int slim_release(struct bpf_sock *sk)
+{
+	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
+	struct slim_listener_key key = {};
+	struct slim_usage *usage;
+
+	if (!socket || !(socket->flags & SLIM_SOCKET_HELD))
+		return SLIM_HOOK_ALLOW;
+	key.inner = slim_inner(false, socket->index, socket->bound_port);
+	bpf_map_delete_elem(&slim_held, &key);
+	slim_shield_add(socket->bound_port, -1);
+	usage = slim_usage_get(socket->index);
+	if (usage)
+		__sync_fetch_and_add(&usage->held, -1);
+	return SLIM_HOOK_ALLOW;
+}
+
+#endif /* SLIMNET_BIND_H */

@@ -1,0 +1,528 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * connect(2) and sendto(2): where does this go, and may it?
+ *
+ * The order:
+ *  1. Forget what an earlier connect on this socket decided.
+ *  2. Refuse inner addresses and wire ports as destinations.
+ *  3. Loopback in all its forms is the endpoint's own.
+ *  4. An overlay address: find the endpoint, decide egress; on this host decide
+ *     ingress too and go straight to the listener's inner address; else draw a
+ *     wire port of its host.
+ *  5. Anything else leaves through the host, if egress policy allows it.
+ *
+ * The SYN's option and the flow record are made only from what this hook left
+ * in the socket's storage for *this* connect (design 4.4).
+ */
+#ifndef SLIMNET_CONNECT_H
+#define SLIMNET_CONNECT_H
+
+#include "bind.h"
+
+#define SLIM_SECOND 1000000000ULL
+#define SLIM_BOUND_LINGER (60 * SLIM_SECOND)
+
+#define SLIM_CONNECT_FLAGS						\
+	(SLIM_SOCKET_WIRE | SLIM_SOCKET_SAME_HOST | SLIM_SOCKET_SOURCE_BOUND |	\
+	 SLIM_SOCKET_OUTSIDE | SLIM_SOCKET_ESTABLISHED)
+
+/* One connect, from the question to the rewritten destination. */
+struct slim_dial {
+	struct slim_state state;
+	struct slim_local *local;
+	struct slim_socket *socket;	/* NULL: none yet */
+	__be32 address[4];		/* as dialled */
+	struct slim_call call;	/* peer, protocol and port are set in any case */
+	__u32 v6;			/* an AF_INET6 socket */
+	__be32 to[4];			/* as rewritten */
+	__be16 to_port;
+	__u16 rewrite;
+};
+
+/* The two keys of a source-bound connection: as it leaves, and as replies arrive. */
+static __always_inline void
+slim_bound_keys(const struct slim_control *control, const struct slim_socket *socket,
+		struct slim_tuple *out, struct slim_tuple *in)
+{
+	__builtin_memset(out, 0, sizeof(*out));
+	__builtin_memset(in, 0, sizeof(*in));
+	slim_map_v4(out->source,
+		    slim_inner_v4(control, slim_inner(socket->flags & SLIM_SOCKET_LOOPBACK,
+						      socket->index, socket->bound_port)));
+	out->source_port = bpf_htons(SLIM_INNER_PORT);
+	slim_copy(out->destination, socket->underlay);
+	out->destination_port = socket->underlay_port;
+	slim_copy(in->source, socket->underlay);
+	in->source_port = socket->underlay_port;
+	slim_copy(in->destination, control->underlay);
+	in->destination_port = socket->bound_port;
+}
+
+static __always_inline void
+slim_bound_delete(const struct slim_control *control, const struct slim_socket *socket)
+{
+	struct slim_tuple out, in;
+
+	slim_bound_keys(control, socket, &out, &in);
+	bpf_map_delete_elem(&slim_bound, &out);
+	bpf_map_delete_elem(&slim_bound, &in);
+}
+
+/*
+ * The records stay for as long as TIME_WAIT may: else another endpoint would
+ * meet it at the peer.
+ */
+static __always_inline void
+slim_bound_close(const struct slim_control *control, const struct slim_socket *socket)
+{
+	struct slim_tuple out, in;
+	struct slim_bound *bound;
+	__u64 now = bpf_ktime_get_ns();
+
+	slim_bound_keys(control, socket, &out, &in);
+	bound = bpf_map_lookup_elem(&slim_bound, &out);
+	if (bound)
+		bound->closed = now;
+	bound = bpf_map_lookup_elem(&slim_bound, &in);
+	if (bound)
+		bound->closed = now;
+}
+
+/* Takes one of the source-bound wire ports to `socket->underlay`. */
+static __always_inline int
+slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
+{
+	struct slim_bound to_inner = {}, to_underlay = {};
+	__u64 now = bpf_ktime_get_ns();
+	struct slim_tuple out, in;
+	struct slim_bound *old;
+
+	for (int i = 0; i < SLIM_BOUND_PORTS; i++) {
+		socket->underlay_port =
+			bpf_htons(control->wire_port + SLIM_WIRE_PORTS + i);
+		slim_bound_keys(control, socket, &out, &in);
+		to_inner.address = out.source[3];
+		to_inner.port = out.source_port;
+		to_underlay.address = control->underlay[3];
+		to_underlay.port = socket->bound_port;
+		old = bpf_map_lookup_elem(&slim_bound, &in);
+		if (old && old->closed && now - old->closed > SLIM_BOUND_LINGER) {
+			struct slim_tuple stale = out;
+
+			stale.source[3] = old->address;
+			bpf_map_delete_elem(&slim_bound, &stale);
+			bpf_map_delete_elem(&slim_bound, &in);
+		}
+		if (bpf_map_update_elem(&slim_bound, &in, &to_inner, BPF_NOEXIST))
+			continue;
+		if (!bpf_map_update_elem(&slim_bound, &out, &to_underlay, BPF_ANY))
+			return 0;
+		bpf_map_delete_elem(&slim_bound, &in);
+		break;
+	}
+	return -1;
+}
+
+/* What listens at an inner address. */
+struct slim_found {
+	__u32 found;
+	__u32 flags;		/* enum slim_socket_flag */
+	__u32 family;
+	__u32 direct;		/* the kernel's own look-up finds it */
+};
+
+static __always_inline void
+slim_found_fill(struct slim_found *found, struct bpf_sock *sk, __u32 endpoint, __u32 direct)
+{
+	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
+
+	if (!socket || socket->endpoint != endpoint)
+		return;
+	found->found = 1;
+	found->flags = socket->flags;
+	found->family = sk->family;
+	found->direct = direct;
+}
+
+/*
+ * The listener of one endpoint at one inner address. The SOCKHASH forgets a
+ * reuseport group when the member that it holds closes; then the kernel's own
+ * look-up still finds the others.
+ */
+static __noinline int
+slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 endpoint,
+		   struct slim_found *found)
+{
+	struct slim_listener_key key = { .inner = inner, .v6only = v6only };
+	struct slim_control *control;
+	struct bpf_sock *sk;
+	__u32 zero = 0;
+
+	if (!found)
+		return 0;
+	found->found = 0;
+	found->flags = 0;
+	found->family = 0;
+	found->direct = 0;
+	sk = bpf_map_lookup_elem(&slim_listener, &key);
+	if (sk) {
+		slim_found_fill(found, sk, endpoint, 0);
+		bpf_sk_release(sk);
+		return found->found;
+	}
+	if (v6only)
+		return 0;
+	control = bpf_map_lookup_elem(&slim_control, &zero);
+	if (!control)
+		return 0;
+	{
+		struct bpf_sock_tuple tuple = {
+			.ipv4.daddr = slim_inner_v4(control, inner),
+			.ipv4.dport = bpf_htons(SLIM_INNER_PORT),
+		};
+
+		sk = bpf_sk_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+		if (sk) {
+			slim_found_fill(found, sk, endpoint, 1);
+			bpf_sk_release(sk);
+		}
+	}
+	return found->found;
+}
+
+static __always_inline int slim_dial_refuse(struct slim_dial *dial, __u32 reason, int error)
+{
+	dial->call.reason = reason;
+	return error;
+}
+
+static __always_inline int slim_dial_decide(struct slim_dial *dial, __u32 subject, __u32 peer,
+					    bool host, __u8 direction, bool self)
+{
+	struct slim_query query = {
+		.subject = subject,
+		.peer = peer,
+		.direction = direction,
+		.protocol = dial->call.protocol,
+		.port = dial->call.port,
+		.self = self,
+		.host = host,
+	};
+	struct slim_verdict verdict = slim_decide(&dial->state, &query);
+
+	dial->call.rule = verdict.rule;
+	if (verdict.action != SLIM_ALLOW)
+		return slim_dial_refuse(dial, verdict.reason,
+					direction == SLIM_EGRESS ? EACCES : ECONNREFUSED);
+	slim_count(verdict.reason);
+	return 0;
+}
+
+/* The socket's storage, as this connect wants it. */
+static __always_inline struct slim_socket *
+slim_dial_socket(struct bpf_sock_addr *ctx, struct slim_dial *dial, const __be32 *local)
+{
+	struct slim_socket *socket = dial->socket;
+
+	if (!socket) {
+		socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL,
+					    BPF_SK_STORAGE_GET_F_CREATE);
+		if (!socket)
+			return NULL;
+		socket->endpoint = dial->local->endpoint;
+		socket->index = dial->local->index;
+		socket->flags = SLIM_SOCKET_WILDCARD;
+	}
+	if (socket->flags & SLIM_SOCKET_WILDCARD)
+		slim_copy(socket->local, local);
+	slim_copy(socket->peer, dial->address);
+	socket->peer_port = dial->call.port;
+	socket->peer_endpoint = dial->call.peer;
+	socket->rule = dial->call.rule;
+	socket->generation = dial->state.active >> 1;
+	return socket;
+}
+
+static __always_inline int
+slim_dial_source(struct bpf_sock_addr *ctx, struct slim_dial *dial, bool v6only)
+{
+	__u32 inner = slim_inner(false, dial->local->index, 0);
+
+	if (v6only) {
+		struct {
+			__u16 family;
+			__be16 port;
+			__be32 flow;
+			__be32 address[4];
+			__u32 scope;
+		} name = { .family = AF_INET6 };
+
+		name.address[0] = dial->state.control->range6[0];
+		name.address[1] = dial->state.control->range6[1];
+		name.address[3] = bpf_htonl(inner);
+		return bpf_bind(ctx, (struct sockaddr *)&name, sizeof(name));
+	}
+	if (dial->v6) {
+		struct {
+			__u16 family;
+			__be16 port;
+			__be32 flow;
+			__be32 address[4];
+			__u32 scope;
+		} name = { .family = AF_INET6 };
+
+		slim_map_v4(name.address, slim_inner_v4(dial->state.control, inner));
+		return bpf_bind(ctx, (struct sockaddr *)&name, sizeof(name));
+	}
+	{
+		struct sockaddr_in name = {
+			.sin_family = AF_INET,
+			.sin_addr.s_addr = slim_inner_v4(dial->state.control, inner),
+		};
+
+		return bpf_bind(ctx, (struct sockaddr *)&name, sizeof(name));
+	}
+}
+
+/* To a listener on this host: over loopback, inner address to inner address. */
+static __always_inline int
+slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 index,
+		    bool loopback)
+{
+	struct slim_control *control = dial->state.control;
+	__u32 inner = slim_inner(false, index, dial->call.port);
+	__u32 own_loopback = inner | SLIM_INNER_LOOPBACK;
+	struct slim_socket *socket;
+	struct slim_found found;
+	__u32 v6only = 0;
+	__be32 local[4];
+	bool v6 = loopback && !slim_is_mapped(dial->address);
+
+	/* Whoever dials ::1 does not reach an AF_INET listener, as everywhere. */
+	if (v6) {
+		if (slim_find_listener(ctx, own_loopback, 1, dial->call.peer, &found)) {
+			inner = own_loopback;
+			v6only = 1;
+		} else if (slim_find_listener(ctx, inner, 1, dial->call.peer, &found) &&
+			   found.flags & SLIM_SOCKET_WILDCARD) {
+			v6only = 1;
+		} else if (slim_find_listener(ctx, own_loopback, 0, dial->call.peer, &found) &&
+			   found.family == AF_INET6) {
+			inner = own_loopback;
+		} else if (!slim_find_listener(ctx, inner, 0, dial->call.peer, &found) ||
+			   !(found.flags & SLIM_SOCKET_WILDCARD) ||
+			   found.family != AF_INET6) {
+			return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
+		}
+	} else if (loopback && slim_find_listener(ctx, own_loopback, 0, dial->call.peer, &found)) {
+		inner = own_loopback;
+	} else if (!slim_find_listener(ctx, inner, 0, dial->call.peer, &found) ||
+		   (loopback && !(found.flags & SLIM_SOCKET_WILDCARD))) {
+		return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
+	}
+
+	if (v6)
+		dial->address[0] = dial->address[1] = dial->address[2] = 0;
+	if (loopback && slim_is_any(dial->address)) {
+		/* connect() to the wildcard is a connect to loopback */
+		dial->address[3] = v6 ? bpf_htonl(1) : bpf_htonl(0x7f000001);
+	}
+	if (loopback)
+		slim_copy(local, dial->address);
+	else
+		slim_copy(local, dial->local->address);
+	if (loopback && !v6)
+		local[3] = bpf_htonl(0x7f000001);
+
+	if (!dial->socket || !(dial->socket->flags &
+			       (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
+		if (slim_dial_source(ctx, dial, v6only))
+			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EADDRNOTAVAIL);
+	}
+	socket = slim_dial_socket(ctx, dial, local);
+	if (!socket)
+		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
+	socket->inner = inner;
+	socket->flow_flags = SLIM_FLOW_SAME_HOST | (loopback ? SLIM_FLOW_LOOPBACK : 0) |
+			     (v6only ? SLIM_FLOW_V6ONLY : 0) |
+			     (found.direct ? SLIM_FLOW_DIRECT : 0);
+	socket->flags |= SLIM_SOCKET_SAME_HOST;
+
+	if (v6only) {
+		dial->to[0] = control->range6[0];
+		dial->to[1] = control->range6[1];
+		dial->to[2] = 0;
+		dial->to[3] = bpf_htonl(inner);
+	} else {
+		slim_map_v4(dial->to, slim_inner_v4(control, inner));
+	}
+	dial->to_port = bpf_htons(SLIM_INNER_PORT);
+	dial->rewrite = 1;
+	return 0;
+}
+
+/* To another host: through one of its wire ports. */
+static __always_inline int
+slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
+	       const struct slim_endpoint *peer)
+{
+	struct slim_control *control = dial->state.control;
+	struct slim_socket *socket;
+
+	if (!(peer->flags & SLIM_ENDPOINT_WIRE_SYN))
+		return slim_dial_refuse(dial, SLIM_REASON_UNREACHABLE, EHOSTUNREACH);
+	if (dial->socket && dial->socket->flags & SLIM_SOCKET_LOOPBACK)
+		return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
+	socket = slim_dial_socket(ctx, dial, dial->local->address);
+	if (!socket)
+		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
+	slim_copy(socket->underlay, peer->host);
+	if (socket->flags & SLIM_SOCKET_BOUND) {
+		if (socket->flags & SLIM_SOCKET_V6ONLY || slim_bound_take(control, socket))
+			return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
+		socket->flags |= SLIM_SOCKET_SOURCE_BOUND;
+	} else {
+		socket->underlay_port = bpf_htons(
+			control->wire_port + (bpf_get_prandom_u32() & (SLIM_WIRE_PORTS - 1)));
+	}
+	socket->flags |= SLIM_SOCKET_WIRE;
+	slim_copy(dial->to, peer->host);
+	dial->to_port = socket->underlay_port;
+	dial->rewrite = 1;
+	return 0;
+}
+
+/*
+ * An earlier connect on this socket is over: nothing that it decided may
+ * serve this one.
+ */
+static __always_inline void slim_dial_forget(struct slim_dial *dial)
+{
+	struct slim_socket *socket = dial->socket;
+
+	if (!socket)
+		return;
+	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND)
+		slim_bound_close(dial->state.control, socket);
+	socket->flags &= ~SLIM_CONNECT_FLAGS;
+	socket->flow_flags = 0;
+	socket->peer_endpoint = 0;
+	socket->peer_port = 0;
+	socket->opened = 0;
+	__builtin_memset(socket->peer, 0, sizeof(socket->peer));
+}
+
+/* `connects` is false for sendto(2), which only ever carries datagrams. */
+static __always_inline int
+slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects)
+{
+	bool stream = connects && dial->call.protocol == IPPROTO_TCP;
+	const struct slim_endpoint *me, *peer;
+	const struct slim_cidr *cidr;
+	int error;
+
+	if (!slim_state_get(&dial->state) || !dial->local->endpoint)
+		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);
+	slim_dial_forget(dial);
+	me = slim_endpoint_get(&dial->state, dial->local->endpoint);
+	if (!me)
+		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);
+
+	if (slim_in_range(dial->state.control, dial->address))
+		return slim_dial_refuse(dial, SLIM_REASON_INNER_ADDRESS, EACCES);
+
+	if (slim_is_any(dial->address) || slim_is_loopback(dial->address)) {
+		if (!stream)
+			return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
+		dial->call.peer = dial->local->endpoint;
+		slim_count(SLIM_REASON_SELF);
+		return slim_dial_same_host(ctx, dial, dial->local->index, true);
+	}
+
+	dial->call.peer = slim_address_get(&dial->state, dial->local->vni, dial->address);
+	if (dial->call.peer) {
+		peer = slim_endpoint_get(&dial->state, dial->call.peer);
+		if (!peer)
+			return slim_dial_refuse(dial, SLIM_REASON_NO_ENDPOINT, EHOSTUNREACH);
+		if (!stream)
+			return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
+		error = slim_dial_decide(dial, me->identity, peer->identity, false, SLIM_EGRESS,
+					 dial->call.peer == dial->local->endpoint);
+		if (error)
+			return error;
+		if (!(peer->flags & SLIM_ENDPOINT_LOCAL))
+			return slim_dial_wire(ctx, dial, peer);
+		error = slim_dial_decide(dial, peer->identity, me->identity, false, SLIM_INGRESS,
+					 dial->call.peer == dial->local->endpoint);
+		if (error)
+			return error;
+		return slim_dial_same_host(ctx, dial, peer->index, false);
+	}
+
+	cidr = slim_cidr_get(&dial->state, dial->local->vni, dial->address);
+	if (cidr && cidr->flags & SLIM_CIDR_OVERLAY)
+		return slim_dial_refuse(dial, SLIM_REASON_NO_ENDPOINT,
+					stream ? EHOSTUNREACH : ENETUNREACH);
+	if (stream && cidr && cidr->flags & SLIM_CIDR_HOST &&
+	    slim_is_wire_port(dial->state.control, dial->call.port))
+		return slim_dial_refuse(dial, SLIM_REASON_WIRE_PORT, EACCES);
+	error = slim_dial_decide(dial, me->identity, cidr ? cidr->identity : SLIM_IDENTITY_WORLD,
+				 cidr && cidr->flags & SLIM_CIDR_HOST, SLIM_EGRESS, false);
+	if (error)
+		return error;
+	if (dial->socket && stream) {
+		if (dial->socket->flags & SLIM_SOCKET_LOOPBACK)
+			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
+		if (dial->socket->flags & SLIM_SOCKET_BOUND)
+			return slim_dial_refuse(dial, SLIM_REASON_BOUND_OUTSIDE, EADDRNOTAVAIL);
+		dial->socket->flags |= SLIM_SOCKET_OUTSIDE;
+		slim_copy(dial->socket->peer, dial->address);
+		dial->socket->peer_port = dial->call.port;
+		if (dial->socket->flags & SLIM_SOCKET_WILDCARD)
+			slim_copy(dial->socket->local, dial->local->address);
+	}
+	return 0;
+}
+
+static __always_inline int
+slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
+{
+	struct slim_dial dial = {
+		.local = bpf_get_local_storage(&slim_cgroup, 0),
+		.call.port = (__be16)ctx->user_port,
+		.call.protocol = (__u8)ctx->protocol,
+		.v6 = v6,
+	};
+	int error;
+
+	if (v6) {
+		dial.address[0] = ctx->user_ip6[0];
+		dial.address[1] = ctx->user_ip6[1];
+		dial.address[2] = ctx->user_ip6[2];
+		dial.address[3] = ctx->user_ip6[3];
+	} else {
+		slim_map_v4(dial.address, ctx->user_ip4);
+	}
+	if (connects && dial.call.protocol == IPPROTO_TCP)
+		dial.socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
+
+	error = slim_dial(ctx, &dial, connects);
+	if (error) {
+		slim_refuse(dial.local, dial.address, &dial.call);
+		return slim_errno(error);
+	}
+	if (!dial.rewrite)
+		return SLIM_HOOK_ALLOW;
+	if (v6) {
+		ctx->user_ip6[0] = dial.to[0];
+		ctx->user_ip6[1] = dial.to[1];
+		ctx->user_ip6[2] = dial.to[2];
+		ctx->user_ip6[3] = dial.to[3];
+	} else {
+		ctx->user_ip4 = dial.to[3];
+	}
+	ctx->user_port = dial.to_port;
+	return SLIM_HOOK_ALLOW;
+}
+
+#endif /* SLIMNET_CONNECT_H */

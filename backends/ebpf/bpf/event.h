@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What user space is told.
+ */
+#ifndef SLIMNET_EVENT_H
+#define SLIMNET_EVENT_H
+
+#include "state.h"
+
+static __always_inline struct slim_event *
+slim_event_start(__u32 kind, __u32 reason, __u32 rule, __u32 direction, __u32 protocol)
+{
+	struct slim_event *event = bpf_ringbuf_reserve(&slim_event, sizeof(*event), 0);
+
+	if (!event)
+		return NULL;
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = bpf_ktime_get_ns();
+	event->kind = kind;
+	event->reason = reason;
+	event->rule = rule;
+	event->direction = direction;
+	event->protocol = protocol;
+	return event;
+}
+
+/* What an endpoint asks for, and why it is refused. */
+struct slim_call {
+	__u32 reason;
+	__u32 rule;
+	__u32 peer;
+	__u8 protocol;
+	__u8 pad;
+	__be16 port;
+};
+
+/* Counts a refusal and tells it. */
+static __noinline int
+slim_refuse(const struct slim_local *local, const __be32 *destination,
+	    const struct slim_call *call)
+{
+	struct slim_event *event;
+
+	if (!local || !destination || !call)
+		return 0;
+	slim_count(call->reason);
+	event = slim_event_start(SLIM_EVENT_REFUSED, call->reason, call->rule,
+				 SLIM_EGRESS, call->protocol);
+	if (!event)
+		return 0;
+	event->endpoint = local->endpoint;
+	event->peer_endpoint = call->peer;
+	slim_copy(event->source, local->address);
+	slim_copy(event->destination, destination);
+	event->destination_port = call->port;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+/* Opened and closed connections, for whoever observes. */
+static __always_inline void
+slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 kind,
+		  __u32 reason)
+{
+	__u32 direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS : SLIM_EGRESS;
+	__be16 port = socket->local_port ?: bpf_htons((__u16)ctx->local_port);
+	struct slim_event *event;
+
+	event = slim_event_start(kind, reason, socket->rule, direction, IPPROTO_TCP);
+	if (!event)
+		return;
+	event->cookie = bpf_get_socket_cookie(ctx);
+	event->endpoint = socket->endpoint;
+	event->peer_endpoint = socket->peer_endpoint;
+	if (direction == SLIM_EGRESS) {
+		slim_copy(event->source, socket->local);
+		slim_copy(event->destination, socket->peer);
+		event->source_port = port;
+		event->destination_port = socket->peer_port;
+	} else {
+		slim_copy(event->source, socket->peer);
+		slim_copy(event->destination, socket->local);
+		event->source_port = socket->peer_port;
+		event->destination_port = port;
+	}
+	if (kind == SLIM_EVENT_CLOSED) {
+		event->sent = ctx->bytes_acked;
+		event->received = ctx->bytes_received;
+		event->duration = event->time - socket->opened;
+	}
+	bpf_ringbuf_submit(event, 0);
+}
+
+#endif /* SLIMNET_EVENT_H */

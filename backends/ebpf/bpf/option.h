@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Socket creation and socket options: what an endpoint may not have.
+ */
+#ifndef SLIMNET_OPTION_H
+#define SLIMNET_OPTION_H
+
+#include "bind.h"
+
+#define SOL_SOCKET 1
+#define SOL_IP 0
+#define SOL_TCP 6
+#define SOL_IPV6 41
+
+#define SO_BINDTODEVICE 25
+#define SO_MARK 36
+#define SO_BINDTOIFINDEX 62
+#define SO_ORIGINAL_DST 80
+#define IP_OPTIONS 4
+#define IP_TRANSPARENT 19
+#define IP_UNICAST_IF 50
+#define IPV6_TRANSPARENT 75
+#define IPV6_UNICAST_IF 76
+
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+
+#define SLIM_OPTION_BUFFER 4096	/* what a sockopt program is given at the most */
+
+static __always_inline void slim_option_refused(__u32 reason)
+{
+	slim_count(reason);
+}
+
+/* TCP and UDP. Everything else is a way around (MPTCP, UDP-Lite, raw, ping, SCTP, ...). */
+static __always_inline int slim_create(struct bpf_sock *sk)
+{
+	if (sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP)
+		return SLIM_HOOK_ALLOW;
+	if (sk->type == SOCK_DGRAM && sk->protocol == IPPROTO_UDP)
+		return SLIM_HOOK_ALLOW;
+	slim_option_refused(SLIM_REASON_PROTOCOL);
+	return slim_errno(EPROTONOSUPPORT);
+}
+
+static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
+{
+	switch (level) {
+	case SOL_SOCKET:
+		return name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX || name == SO_MARK;
+	case SOL_IP:
+		return name == IP_TRANSPARENT || name == IP_OPTIONS || name == IP_UNICAST_IF;
+	case SOL_IPV6:
+		return name == IPV6_TRANSPARENT || name == IPV6_UNICAST_IF;
+	case SOL_TCP:
+		return name == TCP_REPAIR;
+	}
+	return false;
+}
+
+static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
+{
+	if (slim_option_forbidden(ctx->level, ctx->optname)) {
+		slim_option_refused(SLIM_REASON_OPTION);
+		return slim_errno(EPERM);
+	}
+	/*
+	 * A listener's Fast Open is swallowed: a cached cookie would leave no
+	 * room for our option in the client's SYN. -1: the kernel does nothing.
+	 */
+	if (ctx->level == SOL_TCP && ctx->optname == TCP_FASTOPEN)
+		ctx->optlen = -1;
+	else if (ctx->optlen > SLIM_OPTION_BUFFER)
+		ctx->optlen = 0;	/* the kernel takes what the caller gave */
+	return SLIM_HOOK_ALLOW;
+}
+
+static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
+{
+	/* Both show underlay addresses, the first our tag as well. */
+	if ((ctx->level == SOL_TCP && ctx->optname == TCP_SAVED_SYN) ||
+	    (ctx->level == SOL_IP && ctx->optname == SO_ORIGINAL_DST)) {
+		slim_option_refused(SLIM_REASON_OPTION);
+		return slim_errno(EPERM);
+	}
+	if (ctx->optlen > SLIM_OPTION_BUFFER)
+		ctx->optlen = 0;
+	return SLIM_HOOK_ALLOW;
+}
+
+#endif /* SLIMNET_OPTION_H */

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The eBPF data path of slimnet: section entry points over the workers.
+ *
+ *  bind.h     bind(2), and what it holds of the host
+ *  connect.h  connect(2), sendto(2): place, decide, translate
+ *  name.h     getsockname(2), getpeername(2), accept(2)
+ *  option.h   socket(2), setsockopt(2), getsockopt(2): what is refused
+ *  sockops.h  the SYN's option, the listener's entry, the child's name
+ *  steer.h    tc and sk_lookup: from a SYN to its listener; the shield
+ *  list.h     what connections there are
+ */
+#include "state.h"
+#include "bind.h"
+#include "connect.h"
+#include "list.h"
+#include "name.h"
+#include "option.h"
+#include "sockops.h"
+#include "steer.h"
+
+#include <slimnet/fingerprint.h>
+
+/* What this object was built from; the loader refuses another. */
+const volatile struct {
+	__u64 version;
+	__u64 fingerprint;
+} slim_abi_stamp = { SLIM_ABI_VERSION, SLIM_FINGERPRINT };
+
+SEC("cgroup/sock_create")
+int slim_sock_create(struct bpf_sock *sk)
+{
+	return slim_create(sk);
+}
+
+SEC("cgroup/bind4")
+int slim_bind4(struct bpf_sock_addr *ctx)
+{
+	return slim_bind_hook(ctx, false);
+}
+
+SEC("cgroup/bind6")
+int slim_bind6(struct bpf_sock_addr *ctx)
+{
+	return slim_bind_hook(ctx, true);
+}
+
+SEC("cgroup/post_bind4")
+int slim_post_bind4(struct bpf_sock *sk)
+{
+	return slim_post_bind(sk);
+}
+
+SEC("cgroup/post_bind6")
+int slim_post_bind6(struct bpf_sock *sk)
+{
+	return slim_post_bind(sk);
+}
+
+SEC("cgroup/sock_release")
+int slim_sock_release(struct bpf_sock *sk)
+{
+	return slim_release(sk);
+}
+
+SEC("cgroup/connect4")
+int slim_connect4(struct bpf_sock_addr *ctx)
+{
+	return slim_dial_hook(ctx, false, true);
+}
+
+SEC("cgroup/connect6")
+int slim_connect6(struct bpf_sock_addr *ctx)
+{
+	return slim_dial_hook(ctx, true, true);
+}
+
+SEC("cgroup/sendmsg4")
+int slim_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return slim_dial_hook(ctx, false, false);
+}
+
+SEC("cgroup/sendmsg6")
+int slim_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return slim_dial_hook(ctx, true, false);
+}
+
+SEC("cgroup/getsockname4")
+int slim_getsockname4(struct bpf_sock_addr *ctx)
+{
+	return slim_name_own(ctx, false);
+}
+
+SEC("cgroup/getsockname6")
+int slim_getsockname6(struct bpf_sock_addr *ctx)
+{
+	return slim_name_own(ctx, true);
+}
+
+SEC("cgroup/getpeername4")
+int slim_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return slim_name_peer(ctx, false);
+}
+
+SEC("cgroup/getpeername6")
+int slim_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return slim_name_peer(ctx, true);
+}
+
+SEC("cgroup/setsockopt")
+int slim_setsockopt(struct bpf_sockopt *ctx)
+{
+	return slim_option_set(ctx);
+}
+
+SEC("cgroup/getsockopt")
+int slim_getsockopt(struct bpf_sockopt *ctx)
+{
+	return slim_option_get(ctx);
+}
+
+SEC("sockops")
+int slim_sockops(struct bpf_sock_ops *ctx)
+{
+	return slim_sockops_run(ctx);
+}
+
+SEC("sk_lookup")
+int slim_lookup(struct bpf_sk_lookup *ctx)
+{
+	return slim_steer(ctx);
+}
+
+SEC("tc")
+int slim_tc_ingress(struct __sk_buff *skb)
+{
+	return slim_ingress(skb);
+}
+
+SEC("tc")
+int slim_tc_egress(struct __sk_buff *skb)
+{
+	return slim_egress(skb);
+}
+
+SEC("iter/bpf_sk_storage_map")
+int slim_connections(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	return slim_list(ctx);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The maps, and the few look-ups that every program starts with.
+ */
+#ifndef SLIMNET_STATE_H
+#define SLIMNET_STATE_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/tcp.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include <slimnet/contract.h>
+
+#define AF_INET 2
+#define AF_INET6 10
+
+/* From the kernel's errno.h; asm/errno.h has the same numbers on all of Linux but MIPS, SPARC, PA-RISC. */
+#define EPERM 1
+#define EACCES 13
+#define EINVAL 22
+#define EPROTONOSUPPORT 93
+#define EOPNOTSUPP 95
+#define EADDRINUSE 98
+#define EADDRNOTAVAIL 99
+#define ENETUNREACH 101
+#define ECONNREFUSED 111
+#define EHOSTUNREACH 113
+
+/* Sizes, not types: clang leaves the types of an inner map undefined in the BTF. */
+#define PAIR_OF(inner_type, name, key_type, value_type, inner_flags)	\
+	struct name##_inner {						\
+		__uint(type, inner_type);				\
+		__uint(max_entries, 1024);				\
+		__uint(map_flags, inner_flags);				\
+		__uint(key_size, sizeof(key_type));			\
+		__uint(value_size, sizeof(value_type));			\
+	};								\
+	struct {							\
+		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);		\
+		__uint(max_entries, 2);					\
+		__type(key, __u32);					\
+		__array(values, struct name##_inner);			\
+	} name SEC(".maps")
+
+PAIR_OF(BPF_MAP_TYPE_HASH, slim_address, struct slim_address_key, __u32, BPF_F_NO_PREALLOC);
+PAIR_OF(BPF_MAP_TYPE_HASH, slim_endpoint, __u32, struct slim_endpoint, BPF_F_NO_PREALLOC);
+PAIR_OF(BPF_MAP_TYPE_LPM_TRIE, slim_cidr, struct slim_cidr_key, struct slim_cidr,
+	BPF_F_NO_PREALLOC);
+PAIR_OF(BPF_MAP_TYPE_LPM_TRIE, slim_policy, struct slim_policy_key, struct slim_policy,
+	BPF_F_NO_PREALLOC);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct slim_control);
+} slim_control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} slim_active SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+	__type(key, __u64);
+	__type(value, struct slim_local);
+} slim_cgroup SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLIM_INDEX_MAX + 1);
+	__type(key, __u32);
+	__type(value, struct slim_usage);
+} slim_local SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct slim_socket);
+} slim_socket SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 65536);
+	__type(key, struct slim_listener_key);
+	__type(value, __u64);
+} slim_listener SEC(".maps");
+
+/*
+ * Not LRU: a record that sk_lookup saw must still be there when the child is
+ * established, or the child would have no name.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct slim_tuple);
+	__type(value, struct slim_flow);
+} slim_flow SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct slim_tuple);
+	__type(value, struct slim_bound);
+} slim_bound SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct slim_listener_key);
+	__type(value, __u32);
+} slim_held SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u32);
+} slim_shield SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SLIM_REASON_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} slim_counter SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} slim_event SEC(".maps");
+
+/* The active generation; the slot is its lowest bit. */
+struct slim_state {
+	struct slim_control *control;
+	__u64 active;
+	__u32 slot;
+};
+
+static __always_inline bool slim_state_get(struct slim_state *state)
+{
+	__u32 zero = 0;
+	__u64 *active = bpf_map_lookup_elem(&slim_active, &zero);
+
+	state->control = bpf_map_lookup_elem(&slim_control, &zero);
+	if (!active || !state->control)
+		return false;
+	state->active = *(volatile __u64 *)active;
+	state->slot = state->active & 1;
+	return true;
+}
+
+static __always_inline struct slim_endpoint *
+slim_endpoint_get(const struct slim_state *state, __u32 id)
+{
+	__u32 slot = state->slot;
+	void *table = bpf_map_lookup_elem(&slim_endpoint, &slot);
+
+	return table ? bpf_map_lookup_elem(table, &id) : NULL;
+}
+
+/* Whose overlay address is this? 0: nobody's. */
+static __always_inline __u32
+slim_address_get(const struct slim_state *state, __u32 vni, const __be32 *address)
+{
+	struct slim_address_key key = {
+		.vni = vni,
+		.address = { address[0], address[1], address[2], address[3] },
+	};
+	__u32 slot = state->slot, *id;
+	void *table = bpf_map_lookup_elem(&slim_address, &slot);
+
+	if (!table)
+		return 0;
+	id = bpf_map_lookup_elem(table, &key);
+	return id ? *id : 0;
+}
+
+static __always_inline struct slim_cidr *
+slim_cidr_get(const struct slim_state *state, __u32 vni, const __be32 *address)
+{
+	struct slim_cidr_key key = {
+		.prefixlen = 32 + 128,
+		.vni = bpf_htonl(vni),
+		.address = { address[0], address[1], address[2], address[3] },
+	};
+	__u32 slot = state->slot;
+	void *table = bpf_map_lookup_elem(&slim_cidr, &slot);
+
+	return table ? bpf_map_lookup_elem(table, &key) : NULL;
+}
+
+static __always_inline const struct slim_policy *
+slim_policy_lookup(void *env, const struct slim_policy_key *key)
+{
+	const struct slim_state *state = env;
+	__u32 slot = state->slot;
+	void *table = bpf_map_lookup_elem(&slim_policy, &slot);
+
+	return table ? bpf_map_lookup_elem(table, key) : NULL;
+}
+
+#include <slimnet/decide.h>
+
+static __always_inline void slim_count(__u32 reason)
+{
+	__u64 *counter = bpf_map_lookup_elem(&slim_counter, &reason);
+
+	if (counter)
+		(*counter)++;
+}
+
+/*
+ * A context field, by an access of its own: clang merges two branches' loads
+ * into one at a computed offset, and the verifier refuses that.
+ */
+#define SLIM_CTX(ctx, field)						\
+	({								\
+		__u64 value_;						\
+									\
+		asm volatile("%0 = *(u32 *)(%1 + %2)"			\
+			     : "=r"(value_)				\
+			     : "r"(ctx), "i"(offsetof(typeof(*(ctx)), field)));	\
+		(__u32)value_;						\
+	})
+
+/* Addresses. IPv4 is held v4-mapped; v4 words are compared in network order. */
+
+static __always_inline void slim_map_v4(__be32 *to, __be32 v4)
+{
+	to[0] = 0;
+	to[1] = 0;
+	to[2] = bpf_htonl(0xffff);
+	to[3] = v4;
+}
+
+static __always_inline void slim_copy(__be32 *to, const __be32 *from)
+{
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
+}
+
+static __always_inline bool slim_same(const __be32 *a, const __be32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+static __always_inline bool slim_is_mapped(const __be32 *address)
+{
+	return !address[0] && !address[1] && address[2] == bpf_htonl(0xffff);
+}
+
+/* 0.0.0.0, 127/8, ::, ::1 and the mapped forms: the endpoint itself. */
+static __always_inline bool slim_is_any(const __be32 *address)
+{
+	return !address[0] && !address[1] && !address[3] &&
+	       (!address[2] || address[2] == bpf_htonl(0xffff));
+}
+
+static __always_inline bool slim_is_loopback(const __be32 *address)
+{
+	if (slim_is_mapped(address))
+		return (address[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !address[0] && !address[1] && !address[2] && address[3] == bpf_htonl(1);
+}
+
+/* Inner addresses (design 4.5): the port is in the address. */
+
+#define SLIM_INNER_LOOPBACK (1U << 27)
+
+static __always_inline __u32 slim_inner(bool loopback, __u32 index, __be16 port)
+{
+	return (loopback ? SLIM_INNER_LOOPBACK : 0) | (index << 16) | bpf_ntohs(port);
+}
+
+static __always_inline __be32 slim_inner_v4(const struct slim_control *control, __u32 inner)
+{
+	return control->range | bpf_htonl(inner);
+}
+
+static __always_inline bool slim_in_range_v4(const struct slim_control *control, __be32 v4)
+{
+	return (v4 & bpf_htonl(0xf0000000)) == control->range;
+}
+
+static __always_inline bool
+slim_in_range(const struct slim_control *control, const __be32 *address)
+{
+	if (slim_is_mapped(address))
+		return slim_in_range_v4(control, address[3]);
+	return address[0] == control->range6[0] && address[1] == control->range6[1];
+}
+
+static __always_inline bool slim_is_wire_port(const struct slim_control *control, __be16 port)
+{
+	return (__u16)(bpf_ntohs(port) - control->wire_port) <
+	       SLIM_WIRE_PORTS + SLIM_BOUND_PORTS;
+}
+
+static __always_inline bool slim_is_bound_port(const struct slim_control *control, __be16 port)
+{
+	return (__u16)(bpf_ntohs(port) - control->wire_port - SLIM_WIRE_PORTS) <
+	       SLIM_BOUND_PORTS;
+}
+
+#endif /* SLIMNET_STATE_H */

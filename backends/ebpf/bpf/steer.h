@@ -1,0 +1,492 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From a SYN to a listener: tc ingress checks the option and writes the flow
+ * record, sk_lookup reads it and assigns the listener. And the shield: without
+ * a flow record nothing reaches a socket of an endpoint.
+ *
+ * tc never assigns (bpf_sk_assign would skip the kernel's TIME_WAIT handling),
+ * and lets nothing through to a wire port that it did not parse.
+ */
+#ifndef SLIMNET_STEER_H
+#define SLIMNET_STEER_H
+
+#include "event.h"
+#include "siphash.h"
+
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+
+#define SLIM_LOOPBACK_IFINDEX 1
+#define SLIM_HANDSHAKE (SLIM_HANDSHAKE_SECONDS * 1000000000ULL)
+
+/* RFC 792; linux/icmp.h would bring libc's headers along. */
+#define ICMP_DEST_UNREACH 3
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+
+struct slim_icmp {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 rest;
+};
+
+#define IP_MORE_FRAGMENTS 0x2000
+#define IP_FRAGMENT_OFFSET 0x1fff
+
+/* A parsed SYN. */
+struct slim_syn {
+	struct slim_tuple tuple;
+	__be32 sequence;
+	__u32 options;		/* offset in the packet */
+	__u32 length;		/* of the options, in bytes */
+};
+
+/* RFC 9293 section 3.2: kind 0 ends the list, kind 1 is one byte. */
+static __noinline int
+slim_option_find(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_option *option)
+{
+	__u8 bytes[40] = {};
+	__u32 at = 0;
+
+	if (!option || length < SLIM_OPTION_LENGTH || length > sizeof(bytes))
+		return 0;
+	if (bpf_skb_load_bytes(skb, offset, bytes, length))
+		return 0;
+	for (int i = 0; i < 25; i++) {
+		__u8 kind, size;
+
+		if (at > sizeof(bytes) - SLIM_OPTION_LENGTH)
+			return 0;
+		kind = bytes[at];
+		if (kind == 0)
+			return 0;
+		if (kind == 1) {
+			at++;
+			continue;
+		}
+		size = bytes[at + 1];
+		if (kind == SLIM_OPTION_KIND && size == SLIM_OPTION_LENGTH) {
+			if (at + SLIM_OPTION_LENGTH > length)
+				return 0;
+			__builtin_memcpy(option, bytes + at, sizeof(*option));
+			return 1;
+		}
+		if (size < 2)
+			return 0;
+		at += size;
+	}
+	return 0;
+}
+
+static __always_inline void
+slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option, __u32 reason,
+		 __u32 rule)
+{
+	struct slim_event *event;
+
+	slim_count(reason);
+	event = slim_event_start(SLIM_EVENT_REFUSED, reason, rule, SLIM_INGRESS, IPPROTO_TCP);
+	if (!event)
+		return;
+	slim_copy(event->source, syn->tuple.source);
+	slim_copy(event->destination, syn->tuple.destination);
+	event->source_port = syn->tuple.source_port;
+	event->destination_port = syn->tuple.destination_port;
+	if (option) {
+		event->endpoint = bpf_ntohl(option->destination);
+		event->peer_endpoint = bpf_ntohl(option->source);
+		event->destination_port = option->port;
+	}
+	bpf_ringbuf_submit(event, 0);
+}
+
+/* The listener of an endpoint; put back into the SOCKHASH where its group lost its entry. */
+static __noinline int
+slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
+{
+	struct slim_listener_key key = { .inner = inner };
+	struct slim_control *control;
+	struct slim_socket *socket;
+	struct bpf_sock *sk;
+	__u32 zero = 0;
+	int found = 0;
+
+	sk = bpf_map_lookup_elem(&slim_listener, &key);
+	if (sk) {
+		bpf_sk_release(sk);
+		return 1;
+	}
+	control = bpf_map_lookup_elem(&slim_control, &zero);
+	if (!control)
+		return 0;
+	struct bpf_sock_tuple tuple = {
+		.ipv4.daddr = slim_inner_v4(control, inner),
+		.ipv4.dport = bpf_htons(SLIM_INNER_PORT),
+	};
+
+	sk = bpf_sk_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return 0;
+	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
+	if (socket && socket->endpoint == endpoint && socket->inner == inner)
+		found = !bpf_map_update_elem(&slim_listener, &key, sk, BPF_ANY);
+	bpf_sk_release(sk);
+	return found;
+}
+
+/*
+ * A SYN to a wire port. TC_ACT_OK lets it go on to sk_lookup, which answers
+ * with the host's RST unless there is a flow record.
+ */
+static __always_inline int
+slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct slim_syn *syn)
+{
+	const struct slim_endpoint *source, *destination;
+	struct slim_option option = {};
+	struct slim_verdict verdict;
+	struct slim_flow flow = {};
+	__u32 reason, rule = 0;
+
+	if (!slim_option_find(skb, syn->options, syn->length, &option)) {
+		reason = SLIM_REASON_SYN_NO_OPTION;
+		goto refuse;
+	}
+	if (option.tag != slim_tag(state->control, syn->tuple.source[3],
+				   syn->tuple.destination[3], syn->tuple.source_port,
+				   syn->sequence, &option)) {
+		reason = SLIM_REASON_SYN_TAG;
+		goto refuse;
+	}
+	destination = slim_endpoint_get(state, bpf_ntohl(option.destination));
+	source = slim_endpoint_get(state, bpf_ntohl(option.source));
+	if (!destination || !source || !(destination->flags & SLIM_ENDPOINT_LOCAL)) {
+		/* Our tables may be behind: the client's retransmission comes later. */
+		bpf_map_delete_elem(&slim_flow, &syn->tuple);
+		slim_syn_refused(syn, &option, SLIM_REASON_SYN_UNKNOWN, 0);
+		return TC_ACT_SHOT;
+	}
+	if (!slim_same(source->host, syn->tuple.source) || source->vni != destination->vni) {
+		reason = SLIM_REASON_SYN_SOURCE;
+		goto refuse;
+	}
+	struct slim_query query = {
+		.subject = destination->identity,
+		.peer = source->identity,
+		.direction = SLIM_INGRESS,
+		.protocol = IPPROTO_TCP,
+		.port = option.port,
+	};
+
+	verdict = slim_decide(state, &query);
+	rule = verdict.rule;
+	if (verdict.action != SLIM_ALLOW) {
+		reason = verdict.reason;
+		goto refuse;
+	}
+	flow.inner = slim_inner(false, destination->index, option.port);
+	if (!slim_listener_repair(skb, flow.inner, bpf_ntohl(option.destination))) {
+		reason = SLIM_REASON_SYN_NO_LISTENER;
+		goto refuse;
+	}
+	slim_count(verdict.reason);
+	flow.time = bpf_ktime_get_ns();
+	flow.generation = state->active >> 1;
+	slim_copy(flow.source, source->address);
+	slim_copy(flow.destination, destination->address);
+	flow.source_port = syn->tuple.source_port;
+	flow.destination_port = option.port;
+	flow.source_endpoint = bpf_ntohl(option.source);
+	flow.destination_endpoint = bpf_ntohl(option.destination);
+	flow.rule = verdict.rule;
+	if (bpf_map_update_elem(&slim_flow, &syn->tuple, &flow, BPF_ANY)) {
+		slim_count(SLIM_REASON_FLOW_FULL);
+		return TC_ACT_SHOT;
+	}
+	return TC_ACT_OK;
+
+refuse:
+	bpf_map_delete_elem(&slim_flow, &syn->tuple);
+	slim_syn_refused(syn, reason > SLIM_REASON_SYN_TAG || reason < SLIM_REASON_SYN_NO_OPTION ?
+				      &option : NULL, reason, rule);
+	return TC_ACT_OK;
+}
+
+#define SLIM_TCP_OFFSET (ETH_HLEN + sizeof(struct iphdr))
+#define SLIM_CHECK_OFFSET (ETH_HLEN + offsetof(struct iphdr, check))
+
+/*
+ * Writes another address and port into a TCP packet without IP options:
+ * `source` says which side of it.
+ */
+static __always_inline int
+slim_rewrite(struct __sk_buff *skb, bool source, __be32 from, __be32 to, __be16 from_port,
+	     __be16 to_port)
+{
+	__u32 check = SLIM_TCP_OFFSET + offsetof(struct tcphdr, check);
+	__u32 address = ETH_HLEN + (source ? offsetof(struct iphdr, saddr) :
+					     offsetof(struct iphdr, daddr));
+	__u32 port = SLIM_TCP_OFFSET + (source ? offsetof(struct tcphdr, source) :
+						 offsetof(struct tcphdr, dest));
+
+	if (bpf_l4_csum_replace(skb, check, from, to, BPF_F_PSEUDO_HDR | sizeof(to)) ||
+	    bpf_l4_csum_replace(skb, check, from_port, to_port, sizeof(to_port)) ||
+	    bpf_l3_csum_replace(skb, SLIM_CHECK_OFFSET, from, to, sizeof(to)) ||
+	    bpf_skb_store_bytes(skb, address, &to, sizeof(to), 0) ||
+	    bpf_skb_store_bytes(skb, port, &to_port, sizeof(to_port), 0))
+		return TC_ACT_SHOT;
+	return TC_ACT_OK;
+}
+
+/*
+ * An ICMP error about a source-bound connection quotes the packet as it left;
+ * the socket knows it by its inner address. Without this, path-MTU discovery
+ * is blind (RFC 1191).
+ */
+static __noinline int slim_icmp_error(struct __sk_buff *skb)
+{
+	struct {
+		struct slim_icmp icmp;
+		struct iphdr ip;
+		__be16 source;
+		__be16 destination;
+	} __attribute__((packed)) quote;
+	const __u32 offset = SLIM_TCP_OFFSET;
+	const __u32 check = offset + offsetof(struct slim_icmp, checksum);
+	struct slim_bound *bound;
+	struct slim_tuple key = {};
+	__be32 outer, address;
+	__be16 port;
+
+	if (bpf_skb_load_bytes(skb, offset, &quote, sizeof(quote)))
+		return TC_ACT_OK;
+	if (quote.icmp.type != ICMP_DEST_UNREACH && quote.icmp.type != ICMP_TIME_EXCEEDED &&
+	    quote.icmp.type != ICMP_PARAMETERPROB)
+		return TC_ACT_OK;
+	if (quote.ip.ihl != 5 || quote.ip.protocol != IPPROTO_TCP)
+		return TC_ACT_OK;
+	slim_map_v4(key.source, quote.ip.daddr);
+	key.source_port = quote.destination;
+	slim_map_v4(key.destination, quote.ip.saddr);
+	key.destination_port = quote.source;
+	bound = bpf_map_lookup_elem(&slim_bound, &key);
+	if (!bound)
+		return TC_ACT_OK;
+	address = bound->address;
+	port = bound->port;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &outer,
+			       sizeof(outer)))
+		return TC_ACT_SHOT;
+	if (bpf_l4_csum_replace(skb, check, quote.ip.saddr, address, sizeof(address)) ||
+	    bpf_l4_csum_replace(skb, check, quote.source, port, sizeof(port)) ||
+	    bpf_skb_store_bytes(skb, offset + sizeof(struct slim_icmp) +
+				offsetof(struct iphdr, saddr), &address, sizeof(address), 0) ||
+	    bpf_skb_store_bytes(skb, offset + sizeof(struct slim_icmp) + sizeof(struct iphdr),
+				&port, sizeof(port), 0) ||
+	    bpf_l3_csum_replace(skb, SLIM_CHECK_OFFSET, outer, address, sizeof(address)) ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &address,
+				sizeof(address), 0))
+		return TC_ACT_SHOT;
+	return TC_ACT_OK;
+}
+
+static __always_inline int slim_ingress(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct slim_syn syn = {};
+	struct slim_state state;
+	struct tcphdr *tcp;
+	struct iphdr *ip;
+	__u16 fragment;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		return TC_ACT_OK;
+	if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end) {
+		if (bpf_skb_pull_data(skb, SLIM_TCP_OFFSET + sizeof(*tcp))) {
+			/* Shorter than a TCP header: is it one? */
+			data = (void *)(long)skb->data;
+			end = (void *)(long)skb->data_end;
+			ip = data + ETH_HLEN;
+			if ((void *)(ip + 1) > end)
+				return TC_ACT_OK;
+			if (ip->protocol != IPPROTO_TCP)
+				return TC_ACT_OK;
+			slim_count(SLIM_REASON_MALFORMED);
+			return TC_ACT_SHOT;
+		}
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+		if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end)
+			return TC_ACT_OK;
+	}
+	ip = data + ETH_HLEN;
+	if (!slim_state_get(&state))
+		return TC_ACT_OK;
+	if (slim_in_range_v4(state.control, ip->daddr) ||
+	    slim_in_range_v4(state.control, ip->saddr)) {
+		slim_count(SLIM_REASON_RESERVED_RANGE);
+		return TC_ACT_SHOT;
+	}
+	if (ip->protocol == IPPROTO_ICMP && ip->ihl == 5)
+		return slim_icmp_error(skb);
+	if (ip->protocol != IPPROTO_TCP)
+		return TC_ACT_OK;
+
+	fragment = bpf_ntohs(ip->frag_off);
+	if (ip->ihl != 5 || fragment & (IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET)) {
+		__be16 port = 0;
+
+		if (fragment & IP_FRAGMENT_OFFSET)
+			return TC_ACT_OK;	/* nothing without its first fragment */
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4 + 2, &port, sizeof(port)) ||
+		    !slim_is_wire_port(state.control, port))
+			return TC_ACT_OK;
+		slim_count(SLIM_REASON_MALFORMED);
+		return TC_ACT_SHOT;
+	}
+
+	tcp = (void *)(ip + 1);
+	if (slim_is_bound_port(state.control, tcp->source)) {
+		struct slim_bound *bound;
+
+		slim_map_v4(syn.tuple.source, ip->saddr);
+		slim_map_v4(syn.tuple.destination, ip->daddr);
+		syn.tuple.source_port = tcp->source;
+		syn.tuple.destination_port = tcp->dest;
+		bound = bpf_map_lookup_elem(&slim_bound, &syn.tuple);
+		if (bound)
+			return slim_rewrite(skb, false, ip->daddr, bound->address, tcp->dest,
+					    bound->port);
+	}
+	if (!slim_is_wire_port(state.control, tcp->dest))
+		return TC_ACT_OK;
+	if (tcp->doff < 5) {
+		slim_count(SLIM_REASON_MALFORMED);
+		return TC_ACT_SHOT;
+	}
+	if (!tcp->syn || tcp->ack)
+		return TC_ACT_OK;
+	slim_map_v4(syn.tuple.source, ip->saddr);
+	slim_map_v4(syn.tuple.destination, ip->daddr);
+	syn.tuple.source_port = tcp->source;
+	syn.tuple.destination_port = tcp->dest;
+	syn.sequence = tcp->seq;
+	syn.options = SLIM_TCP_OFFSET + sizeof(*tcp);
+	syn.length = tcp->doff * 4 - sizeof(*tcp);
+	return slim_syn_admit(skb, &state, &syn);
+}
+
+/* Inner addresses do not leave the host; source-bound connections leave with the host's. */
+static __always_inline int slim_egress(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct slim_tuple key = {};
+	struct slim_bound *bound;
+	struct slim_state state;
+	struct tcphdr *tcp;
+	struct iphdr *ip;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		return TC_ACT_OK;
+	if (data + SLIM_TCP_OFFSET > end)
+		return TC_ACT_OK;
+	ip = data + ETH_HLEN;
+	if (!slim_state_get(&state) || !slim_in_range_v4(state.control, ip->saddr))
+		return TC_ACT_OK;
+	if (ip->protocol == IPPROTO_TCP && ip->ihl == 5) {
+		if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end) {
+			if (bpf_skb_pull_data(skb, SLIM_TCP_OFFSET + sizeof(*tcp)))
+				return TC_ACT_SHOT;
+			data = (void *)(long)skb->data;
+			end = (void *)(long)skb->data_end;
+			if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end)
+				return TC_ACT_SHOT;
+			ip = data + ETH_HLEN;
+		}
+		tcp = (void *)(ip + 1);
+		slim_map_v4(key.source, ip->saddr);
+		slim_map_v4(key.destination, ip->daddr);
+		key.source_port = tcp->source;
+		key.destination_port = tcp->dest;
+		bound = bpf_map_lookup_elem(&slim_bound, &key);
+		if (bound)
+			return slim_rewrite(skb, true, ip->saddr, bound->address, tcp->source,
+					    bound->port);
+	}
+	slim_count(SLIM_REASON_RESERVED_RANGE);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int
+slim_steer_shielded(void)
+{
+	slim_count(SLIM_REASON_SHIELD);
+	return SK_DROP;
+}
+
+/* Asked by the kernel at every look-up of a listener in the underlay namespace. */
+static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
+{
+	struct slim_listener_key key = {};
+	struct slim_tuple tuple = {};
+	struct slim_state state;
+	struct slim_flow *flow;
+	struct bpf_sock *sk;
+	__u32 port = ctx->local_port, *shield;
+	bool inner, wire;
+	int error;
+
+	if (!slim_state_get(&state))
+		return SK_DROP;
+	if (ctx->family == AF_INET) {
+		/* Our own look-up for the listener behind an inner address. */
+		if (!ctx->remote_ip4 && !ctx->remote_port)
+			return SK_PASS;
+		inner = slim_in_range_v4(state.control, ctx->local_ip4);
+		wire = ctx->local_ip4 == state.control->underlay[3] &&
+		       slim_is_wire_port(state.control, bpf_htons(port));
+	} else {
+		inner = ctx->local_ip6[0] == state.control->range6[0] &&
+			ctx->local_ip6[1] == state.control->range6[1];
+		wire = false;
+	}
+	if (ctx->protocol != IPPROTO_TCP)
+		return inner ? slim_steer_shielded() : SK_PASS;
+	if (!inner && !wire) {
+		shield = bpf_map_lookup_elem(&slim_shield, &port);
+		return shield && *shield ? slim_steer_shielded() : SK_PASS;
+	}
+	if (ctx->ingress_ifindex != (inner ? SLIM_LOOPBACK_IFINDEX : state.control->ifindex))
+		return slim_steer_shielded();
+
+	if (ctx->family == AF_INET) {
+		slim_map_v4(tuple.source, SLIM_CTX(ctx, remote_ip4));
+		slim_map_v4(tuple.destination, SLIM_CTX(ctx, local_ip4));
+	} else {
+		tuple.source[0] = SLIM_CTX(ctx, remote_ip6[0]);
+		tuple.source[1] = SLIM_CTX(ctx, remote_ip6[1]);
+		tuple.source[2] = SLIM_CTX(ctx, remote_ip6[2]);
+		tuple.source[3] = SLIM_CTX(ctx, remote_ip6[3]);
+		tuple.destination[0] = SLIM_CTX(ctx, local_ip6[0]);
+		tuple.destination[1] = SLIM_CTX(ctx, local_ip6[1]);
+		tuple.destination[2] = SLIM_CTX(ctx, local_ip6[2]);
+		tuple.destination[3] = SLIM_CTX(ctx, local_ip6[3]);
+	}
+	tuple.source_port = ctx->remote_port;
+	tuple.destination_port = bpf_htons(port);
+	flow = bpf_map_lookup_elem(&slim_flow, &tuple);
+	if (!flow || bpf_ktime_get_ns() - flow->time > SLIM_HANDSHAKE)
+		return slim_steer_shielded();
+	if (flow->flags & SLIM_FLOW_DIRECT && inner)
+		return SK_PASS;
+	key.inner = flow->inner;
+	key.v6only = !!(flow->flags & SLIM_FLOW_V6ONLY);
+	sk = bpf_map_lookup_elem(&slim_listener, &key);
+	if (!sk)
+		return slim_steer_shielded();
+	error = bpf_sk_assign(ctx, sk, 0);
+	bpf_sk_release(sk);
+	return error ? slim_steer_shielded() : SK_PASS;
+}
+
+#endif /* SLIMNET_STEER_H */
