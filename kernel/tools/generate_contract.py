@@ -65,6 +65,14 @@ class Member:
         """As C writes it."""
         return f"{self.type} {self.name}" + (f"[{self.count}]" if self.count else "")
 
+    @property
+    def element(self) -> str:
+        """Its ctypes type, of one element if it is an array."""
+        if self.type.startswith("struct "):
+            return self.type.removeprefix("struct ")
+        bits = self.size // (self.count or 1) * 8
+        return f"ctypes.c_{'' if self.signed else 'u'}int{bits}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Struct:
@@ -197,16 +205,18 @@ def read_struct(types: dict[int, dict[str, Any]], kind: dict[str, Any]) -> Struc
 
 
 def read_member(types: dict[int, dict[str, Any]], struct: str, entry: dict[str, Any]) -> Member:
-    """One field: a fixed-width integer or an array of them."""
+    """One field: a fixed-width integer, a struct, or an array of one."""
     kind, count = types[entry["type_id"]], 0
     if kind["kind"] == "ARRAY":
         count, kind = int(kind["nr_elems"]), types[kind["type_id"]]
-    name = kind["name"]
+    name = f"struct {kind['name']}" if kind["kind"] == "STRUCT" else kind["name"]
     while kind["kind"] == "TYPEDEF":
         kind = types[kind["type_id"]]
-    if kind["kind"] != "INT" or not name.startswith("__") or entry.get("bitfield_size"):
+    fixed = kind["kind"] == "INT" and name.startswith("__")
+    if not (fixed or kind["kind"] == "STRUCT") or entry.get("bitfield_size"):
         raise ContractError(
-            f"struct {struct}: {entry['name']} must be a fixed-width integer or an array of them"
+            f"struct {struct}: {entry['name']} must be a fixed-width integer, a struct of this "
+            "header, or an array of one"
         )
     return Member(
         name=entry["name"],
@@ -214,7 +224,7 @@ def read_member(types: dict[int, dict[str, Any]], struct: str, entry: dict[str, 
         offset=int(entry["bits_offset"]) // 8,
         size=int(kind["size"]) * (count or 1),
         count=count,
-        signed=kind["encoding"] == "SIGNED",
+        signed=kind.get("encoding") == "SIGNED",
     )
 
 
@@ -270,20 +280,14 @@ def python_struct(struct: Struct) -> list[str]:
     lines = ["", "", f"class {struct.name}(ctypes.Structure):"]
     lines += [f'    """struct {struct.name}, {struct.size} bytes."""', ""]
     for member in struct.members:
-        element = (
-            f"ctypes.c_{'' if member.signed else 'u'}int{member.size // (member.count or 1) * 8}"
-        )
-        kind = f"ctypes.Array[{element}]" if member.count else "int"
+        single = member.element if member.type.startswith("struct ") else "int"
+        kind = f"ctypes.Array[{member.element}]" if member.count else single
         order = f"  # {member.type}" if member.big_endian else ""
         lines.append(f"    {member.name}: {kind}{order}")
     lines += ["", "    _fields_ = ("]
     for member in struct.members:
-        element = (
-            f"ctypes.c_{'' if member.signed else 'u'}int{member.size // (member.count or 1) * 8}"
-        )
-        lines.append(
-            f'        ("{member.name}", {element}{f" * {member.count}" if member.count else ""}),'
-        )
+        times = f" * {member.count}" if member.count else ""
+        lines.append(f'        ("{member.name}", {member.element}{times}),')
     lines += ["    )"]
     return lines
 

@@ -88,9 +88,9 @@ def test_a_new_layout_needs_a_new_version(tree, old, new, capsys):
     [
         (r"__u32 pad;\n(\s+__be32 address)", r"__u16 pad;\n\1", "hole of 2 bytes before address"),
         (r"__u32 held_limit;", "unsigned long held_limit;", "fixed-width"),
-        (r"__u8 direction;", "struct slim_cidr direction;", "fixed-width"),
+        (r"__u8 direction;", "struct slim_cidr *direction;", "fixed-width"),
     ],
-    ids=["a hole", "no fixed width", "a struct in a struct"],
+    ids=["a hole", "no fixed width", "a pointer"],
 )
 def test_what_compilers_may_disagree_on_is_refused(tree, old, new, message, capsys):
     """The message names the struct and the field."""
