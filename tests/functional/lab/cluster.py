@@ -15,6 +15,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,9 @@ class Endpoint(Hands):
 class Lab:
     """See the module."""
 
-    def __init__(self, mode: str = "ebpf", *, hosts: int = 2, routed: bool = False) -> None:
+    def __init__(
+        self, mode: str = "ebpf", *, hosts: int = 2, routed: bool = False, tables: bool = True
+    ) -> None:
         self.mode = mode
         self.name = f"slt-{os.getpid()}-{next(_labs)}"
         self.directory = Path(tempfile.mkdtemp(prefix="slt-"))
@@ -190,7 +193,8 @@ class Lab:
             if mode == "ebpf":
                 for host in self.hosts:
                     host.start_backend()
-                self.install()
+                if tables:
+                    self.install()
             elif not routed:
                 self.outside.netns.ip(f"route add {NETWORK.cidrs[0]} dev {Underlay.INTERFACE}")
         except BaseException:
@@ -202,7 +206,14 @@ class Lab:
         self._undo.callback(host.close)
         return host
 
-    def endpoint(self, host: int = 0, *, name: str | None = None, address: str | None = None) -> Endpoint:
+    def endpoint(
+        self,
+        host: int = 0,
+        *,
+        name: str | None = None,
+        address: str | None = None,
+        install: bool = True,
+    ) -> Endpoint:
         """A new endpoint with remote hands."""
         number = next(self._numbers)
         where = self.hosts[host]
@@ -222,7 +233,8 @@ class Lab:
             cgroup.mkdir()
             endpoint = Endpoint(where, record, self._container(record), cgroup)
         self.endpoints[record.id] = endpoint
-        self.install()
+        if install:
+            self.install()
         return endpoint
 
     def _container(self, record: model.Endpoint) -> Namespace:
@@ -327,6 +339,14 @@ class Lab:
         self._generation += 1
         for host in self.hosts:
             host.backend.install(self.tables(host))
+
+    def events(self, host: Host, count: int, timeout: float = 5.0) -> list[model.Event]:
+        """The next ``count`` events of a host; fewer where no more come in time."""
+        found: list[model.Event] = []
+        until = time.monotonic() + timeout
+        while len(found) < count and time.monotonic() < until:
+            found += host.backend.events(0.2)
+        return found
 
     def close(self) -> None:
         for endpoint in list(self.endpoints.values()):

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many connections: one after the other, at once, and more than fit."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+import pytest
+
+
+def churn(target, count, first):
+    """Connect, talk and close ``count`` times; ``first`` says who closes first.
+    Returns the slowest connect in seconds, and what went wrong."""
+    slowest, failures = 0.0, []
+    for number in range(count):
+        sock = socket.socket()
+        sock.settimeout(5)
+        started = time.monotonic()
+        try:
+            sock.connect(target)
+            slowest = max(slowest, time.monotonic() - started)
+            sock.sendall(b"x")
+            if first == "server":
+                assert sock.recv(2) == b"x"
+                assert sock.recv(2) == b""
+            else:
+                assert sock.recv(2) == b"x"
+        except OSError as error:
+            slowest = max(slowest, time.monotonic() - started)
+            failures.append(f"{number}: {error}")
+        sock.close()
+    return slowest, failures
+
+
+def answer(listener, first):
+    """One byte back to each; then close, or wait for the client to."""
+    import threading
+
+    # Only a listener that polls can be closed from another thread.
+    listener.settimeout(0.05)
+
+    def serve():
+        while listener.fileno() >= 0:
+            try:
+                sock, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            with sock:
+                sock.settimeout(5)
+                try:
+                    sock.sendall(sock.recv(1))
+                    if first == "client":
+                        sock.recv(1)
+                except OSError:
+                    pass
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+@contextlib.contextmanager
+def four_ports(endpoint, mode):
+    """The namespace that the client's sockets live in has four source ports."""
+    if mode == "plain":
+        endpoint.netns.sysctl("net.ipv4.ip_local_port_range", "40000 40003")
+        yield
+        return
+    with endpoint.host.sysctl("net.ipv4.ip_local_port_range", "40000 40003"):
+        yield
+
+
+def retransmissions(endpoint, mode):
+    return endpoint.host.statistic("TcpExtTCPSynRetrans") if mode == "ebpf" else 0
+
+
+@pytest.mark.container
+def test_server_closes_first_and_the_client_has_four_source_ports(lab, ends):
+    """TIME_WAIT is at the server; a SYN that reuses such a tuple is a new
+    connection at once (RFC 6191), 1,000 times in a row."""
+    client, server = ends
+    listener = server.listen(80)
+    server.call(answer, listener, "server")
+    with four_ports(client, lab.mode):
+        before = retransmissions(client, lab.mode)
+        slowest, failures = client.call(
+            churn, (server.address, 80), 1000, "server", deadline=120
+        )
+        assert failures == []
+        assert slowest < 0.1
+        assert retransmissions(client, lab.mode) == before
+
+
+@pytest.mark.container
+def test_client_closes_first(lab, ends):
+    client, server = ends
+    listener = server.listen(80)
+    server.call(answer, listener, "client")
+    before = retransmissions(client, lab.mode)
+    slowest, failures = client.call(churn, (server.address, 80), 1000, "client", deadline=120)
+    assert failures == []
+    assert slowest < 0.1
+    assert retransmissions(client, lab.mode) == before
+
+
+def test_more_connections_than_source_ports(lab):
+    """Wire ports multiply the host's source ports: with 100 of them 2,000
+    connections of which the client closes each first, all into TIME_WAIT."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    listener = server.listen(80)
+    server.call(answer, listener, "client")
+    with client.host.sysctl("net.ipv4.ip_local_port_range", "40000 40099"):
+        before = retransmissions(client, lab.mode)
+        slowest, failures = client.call(churn, (server.address, 80), 2000, "client", deadline=120)
+        assert failures == []
+        assert slowest < 0.1
+        assert retransmissions(client, lab.mode) == before
+
+
+def test_syncookies_for_every_connection(lab, ends):
+    """The last ACK of a SYN-cookie handshake carries no option and no request
+    socket waits for it; the names are right all the same."""
+    client, server = ends
+    with server.host.sysctl("net.ipv4.tcp_syncookies", 2):
+        listener = server.listen(80)
+        before = server.host.statistic("TcpExtSyncookiesRecv")
+        for _ in range(50):
+            opened = client.connect(server.address, 80)
+            accepted, peer = listener.accept()
+            assert peer == opened.getsockname()
+            assert peer[0] == client.address
+            assert accepted.getsockname() == (server.address, 80)
+            opened.sendall(b"cookie")
+            assert accepted.recv(10) == b"cookie"
+            accepted.close()
+            opened.close()
+        assert server.host.statistic("TcpExtSyncookiesRecv") >= before + 50
+
+
+def connect_many(target, count):
+    """``count`` non-blocking connects at once; how many came through, and what
+    failed. Each sends something: where the last ACK of a handshake was dropped
+    at a full queue, that is what tells the server."""
+    import select
+    import time
+
+    socks = {}
+    poll = select.epoll()
+    for _ in range(count):
+        sock = socket.socket()
+        sock.setblocking(False)
+        try:
+            sock.connect(target)
+        except BlockingIOError:
+            pass
+        socks[sock.fileno()] = sock
+        poll.register(sock, select.EPOLLOUT)
+    done, failed = 0, []
+    until = time.monotonic() + 20
+    while done + len(failed) < count and time.monotonic() < until:
+        for fd, _ in poll.poll(1):
+            error = socks[fd].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                failed.append(error)
+            else:
+                done += 1
+                socks[fd].send(b"x")
+            poll.unregister(fd)
+    global held
+    held = socks
+    return done, failed
+
+
+def accept_all(listener, count, pause):
+    """Accept ``count`` connections; where they came from."""
+    import time
+
+    time.sleep(pause)
+    global kept
+    kept = []
+    listener.settimeout(20)
+    names = []
+    for _ in range(count):
+        sock, peer = listener.accept()
+        kept.append(sock)
+        names.append((peer, sock.getpeername(), sock.getsockname()))
+    return names
+
+
+def release():
+    for sock in held.values():
+        sock.close()
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("cookies", [0, 1])
+def test_syn_queue_overflow(lab, ends, cookies):
+    """More SYNs at once than the queue holds: all come through in the end,
+    each with its name; with cookies or by retransmission."""
+    client, server = ends
+    with contextlib.ExitStack() as stack:
+        if lab.mode == "ebpf":
+            stack.enter_context(server.host.sysctl("net.ipv4.tcp_syncookies", cookies))
+            stack.enter_context(server.host.sysctl("net.ipv4.tcp_max_syn_backlog", 8))
+        else:
+            server.netns.sysctl("net.ipv4.tcp_syncookies", cookies)
+            server.netns.sysctl("net.ipv4.tcp_max_syn_backlog", 8)
+        listener = server.listen(80, backlog=16)
+        connecting = client.start(connect_many, (server.address, 80), 60)
+        names = server.call(accept_all, listener, 60, 0.5, deadline=60)
+        done, failed = connecting.result(30)
+    assert (done, failed) == (60, [])
+    assert len({peer for peer, _, _ in names}) == 60
+    for peer, again, own in names:
+        assert peer == again
+        assert peer[0] == client.address
+        assert own == (server.address, 80)
+
+
+@pytest.mark.container
+def test_listen_backlog_overflow(ends):
+    """A full accept queue: no connect is refused, none is lost, none is nameless."""
+    client, server = ends
+    listener = server.listen(80, backlog=2)
+    connecting = client.start(connect_many, (server.address, 80), 12)
+    time.sleep(0.5)
+    names = server.call(accept_all, listener, 12, 0.0, deadline=60)
+    assert connecting.result(30) == (12, [])
+    assert {peer[0] for peer, _, _ in names} == {client.address}
+    assert all(own == (server.address, 80) for _, _, own in names)
+
+
+@pytest.mark.container
+def test_listener_closes_with_a_full_backlog(ends):
+    """What waits in the queue is reset; the next listener is not disturbed."""
+    client, server = ends
+    listener = server.listen(80, backlog=8)
+    waiting = [client.connect(server.address, 80) for _ in range(5)]
+    listener.close()
+    for sock in waiting:
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    listener = server.listen(80)
+    opened = client.connect(server.address, 80)
+    _, peer = listener.accept()
+    assert peer == opened.getsockname()
+
+
+@pytest.mark.slow
+@pytest.mark.container
+def test_10_000_concurrent_connections(ends):
+    """To one listener; each gets its own answer."""
+    client, server = ends
+    listener = server.listen(80, backlog=4096)
+    serving = server.start(serve_many, listener, 10_000)
+    slowest, wrong = client.call(talk_many, (server.address, 80), 10_000, deadline=180)
+    assert wrong == 0
+    assert slowest < 3
+    peers = serving.result(30)
+    assert len(set(peers)) == 10_000
+    assert {address for address, _ in peers} == {client.address}
+    client.call(release)
+    server.call(forget)
+
+
+def serve_many(listener, count):
+    """Accept all, then echo one message on each."""
+    import select
+
+    global kept
+    kept = {}
+    peers = []
+    listener.settimeout(30)
+    for _ in range(count):
+        sock, peer = listener.accept()
+        kept[sock.fileno()] = sock
+        peers.append(peer)
+    poll = select.epoll()
+    for sock in kept.values():
+        poll.register(sock, select.EPOLLIN)
+    answered = 0
+    while answered < count:
+        events = poll.poll(30)
+        if not events:
+            break
+        for fd, _ in events:
+            data = kept[fd].recv(64)
+            kept[fd].sendall(data[::-1])
+            poll.unregister(fd)
+            answered += 1
+    return peers
+
+
+def forget():
+    for sock in kept.values():
+        sock.close()
+
+
+def talk_many(target, count):
+    import time
+
+    global held
+    held = {}
+    slowest = 0.0
+    for number in range(count):
+        sock = socket.socket()
+        sock.settimeout(20)
+        started = time.monotonic()
+        sock.connect(target)
+        slowest = max(slowest, time.monotonic() - started)
+        held[number] = sock
+    for number, sock in held.items():
+        sock.sendall(b"%06d" % number)
+    wrong = 0
+    for number, sock in held.items():
+        wrong += sock.recv(64) != (b"%06d" % number)[::-1]
+    return slowest, wrong

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's harness: a very short run has a whole report, and leaves nothing behind.
+
+Its numbers are not looked at: the machine is busy with other tests.
+"""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slimnet.demo.mode import MODES
+from slimnet.demo.workloads import WORKLOADS
+
+pytestmark = pytest.mark.root
+
+MODE_NAMES = [mode.name for mode in MODES]
+DEMO = [sys.executable, "-m", "slimnet.demo"]
+
+
+def left_behind(pid):
+    """Whatever still carries the name of a demo with that process id."""
+    places = ("/run/netns", "/run/slimnet", "/sys/fs/cgroup", "/sys/fs/bpf/slimnet")
+    return subprocess.run(
+        ["find", *filter(os.path.exists, places), "-name", f"*demo{pid}-*"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+
+
+def demo(tmp_path, *arguments):
+    """Run it to the end; its report and its standard error."""
+    process = subprocess.Popen(
+        [*DEMO, "--json", "--output", str(tmp_path), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert left_behind(process.pid) == []
+    return json.loads(out), errors
+
+
+@pytest.mark.slow
+def test_report(tmp_path):
+    """Two workloads in every mode, the soak and the churn: everything is in the report."""
+    arguments = "--rounds 1 --seconds 1 --soak 300 --churn 2 --only redis,connect,soak,churn"
+    report, errors = demo(tmp_path, "--quick", *arguments.split())
+
+    assert list(report["modes"]) == MODE_NAMES
+    assert [row["workload"] for row in report["results"]] == ["connect", "redis"]
+    for row in report["results"]:
+        assert sorted(row["values"]) == sorted(MODE_NAMES)
+        assert all(value["median"] > 0 for value in row["values"].values())
+        assert sorted(row["ratios"]) == sorted(set(MODE_NAMES) - {"host"})
+        assert all(1 < cpu["median"] < 1e5 for cpu in row["cpu_us_per_operation"].values())
+    assert len(report["targets"]) == 2 + 1 + 2  # ratios, processor time of redis, VXLAN
+    assert [soak["connections"] for soak in report["soak"]] == [300, 300]
+    assert all(soak["syn_retransmissions"] == 0 for soak in report["soak"])
+    assert [(one["workload"], one["mode"]) for one in report["churn"]] == [
+        (f"churn-{first}", mode) for first in ("client", "server") for mode in MODE_NAMES
+    ]
+    assert all(one["detail"]["timeline"][0]["done"] > 0 for one in report["churn"])
+    assert not any(sample["error"] for sample in report["samples"])
+    assert "[1/14] round 1: connect(), median, host: " in errors
+    assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "churn.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+@pytest.mark.slow
+def test_every_workload_runs(tmp_path):
+    """Each server and each client, once, in host mode."""
+    names = ",".join(workload.name for workload in WORKLOADS)
+    report, _ = demo(tmp_path, "--quick", "--rounds", "1", "--modes", "host", "--only", names)
+    assert [row["workload"] for row in report["results"]] == names.split(",")
+    assert all(row["values"]["host"]["median"] > 0 for row in report["results"])
+
+
+def test_interrupted(tmp_path):
+    """Ctrl-C in the middle of a measurement: a word, and nothing is left."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        arguments = ["--output", str(tmp_path / "out"), "--only", "request-response"]
+        os.execv(DEMO[0], [*DEMO, "--modes", "host", "--seconds", "60", *arguments])
+    said = b""
+    deadline = time.monotonic() + 60
+    while b"request and response" not in said and time.monotonic() < deadline:
+        said += os.read(terminal, 4096)
+    time.sleep(1)
+    os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):  # EIO: the other end is gone
+        while chunk := os.read(terminal, 4096):
+            said += chunk
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert b"Aborted!" in said
+    assert b"Traceback" not in said
+    assert left_behind(pid) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_killed(tmp_path):
+    """What kill -9 leaves, the next run removes; its programs are gone at once."""
+    process = subprocess.Popen(
+        [*DEMO, "--modes", "host", "--seconds", "60", "--only", "request-response"],
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    deadline = time.monotonic() + 60
+    while not populated(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert left_behind(process.pid)
+
+    demo(tmp_path, *"--quick --rounds 1 --modes host --only connect".split())
+
+    assert left_behind(process.pid) == []
+
+
+def populated(pid):
+    """Whether a program of that demo runs."""
+    files = [Path(path) / "cgroup.events" for path in left_behind(pid) if "/cgroup/" in path]
+    return any("populated 1" in file.read_text() for file in files if file.exists())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--only", "redis,memcachd"], "'memcachd'"),
+        (["--modes", "host,flannel"], "'flannel'"),
+        (["--rounds", "0"], "--rounds"),
+    ],
+)
+def test_refused(arguments, wanted):
+    """A wrong option: one line that names it, status 2, nothing made."""
+    process = subprocess.run([*DEMO, *arguments], capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert wanted in process.stderr.splitlines()[-1]
+
+
+def test_missing_program(tmp_path):
+    """A program that is not there: its Debian package, status 2."""
+    process = subprocess.run(
+        [*DEMO, "--only", "nginx", "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": "/nonexistent"},
+    )
+    assert process.returncode == 2
+    assert process.stderr.strip().startswith("Error: ")
+    assert "apt install" in process.stderr

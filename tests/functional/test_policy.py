@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy at connect and at the SYN; counters, events, generations."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+
+import pytest
+
+from slimnet.model import Direction, EventKind, Reason
+
+EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
+
+
+def difference(host, before):
+    after = host.counters()
+    return {
+        reason: after[reason] - before.get(reason, 0)
+        for reason in after
+        if after[reason] != before.get(reason, 0)
+    }
+
+
+def test_default_is_to_allow(ends):
+    """An endpoint that no policy selects."""
+    client, server = ends
+    server.serve(80)
+    client.connect(server.address, 80)
+
+
+def test_egress_denial_is_eacces(lab, ends):
+    """As connect(2) says of a local firewall; nothing is sent."""
+    client, server = ends
+    listener = server.listen(80)
+    lab.isolate(client, EGRESS)
+    lab.install()
+    before = client.host.counters()
+    sock = client.socket()
+    with pytest.raises(PermissionError) as caught:
+        sock.connect((server.address, 80))
+    assert caught.value.errno == errno.EACCES
+    assert difference(client.host, before) == {Reason.DEFAULT_DENY: 1}
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+def test_ingress_denial_is_a_refusal(lab, ends):
+    """The client sees ECONNREFUSED at once, the server sees nothing."""
+    client, server = ends
+    listener = server.listen(80)
+    lab.isolate(server, INGRESS)
+    lab.install()
+    before = server.host.counters()
+    started = time.monotonic()
+    with pytest.raises(ConnectionRefusedError):
+        client.connect(server.address, 80)
+    assert time.monotonic() - started < 0.5
+    assert difference(server.host, before)[Reason.DEFAULT_DENY] == 1
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+@pytest.mark.parametrize("direction", [EGRESS, INGRESS], ids=["egress", "ingress"])
+def test_by_peer_and_port(lab, place, direction):
+    client, other = lab.endpoint(0), lab.endpoint(0)
+    server = lab.endpoint(0 if place == "one-host" else 1)
+    server.serve(80)
+    server.serve(81)
+    if direction == INGRESS:
+        lab.isolate(server, INGRESS)
+        lab.rule(server, INGRESS, peer=client, port=80, allow=True)
+    else:
+        for endpoint in (client, other):
+            lab.isolate(endpoint, EGRESS)
+        lab.rule(client, EGRESS, peer=server, port=80, allow=True)
+    lab.install()
+    refused = PermissionError if direction == EGRESS else ConnectionRefusedError
+    client.connect(server.address, 80)
+    for source, port in ((client, 81), (other, 80), (other, 81)):
+        with pytest.raises(refused):
+            source.connect(server.address, port)
+        for form in ((0, "0.0.0.0"), (5000, "0.0.0.0"), (5000, source.address)):
+            sock = source.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((form[1], form[0]))
+            with pytest.raises(refused):
+                sock.connect((server.address, port))
+
+
+def test_every_way_to_connect_is_asked(lab, ends):
+    """connect, sendto with MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, v4-mapped, and
+    again after AF_UNSPEC or a refusal."""
+    client, server = ends
+    listener, allowed = server.listen(80), server.serve(81)
+    lab.isolate(client, EGRESS)
+    lab.rule(client, EGRESS, peer=server, port=81, allow=True)
+    lab.install()
+
+    sock = client.socket()
+    with pytest.raises(PermissionError):
+        sock.sendto(b"x", socket.MSG_FASTOPEN, (server.address, 80))
+    sock = client.socket()
+    with pytest.raises(PermissionError):
+        sock.sendmsg([b"x"], [], socket.MSG_FASTOPEN, (server.address, 80))
+    sock = client.socket()
+    sock.setsockopt(socket.IPPROTO_TCP, 30, 1)
+    with pytest.raises(PermissionError):
+        sock.connect((server.address, 80))
+    with pytest.raises(PermissionError):
+        client.connect(f"::ffff:{server.address}", 80, family=socket.AF_INET6)
+    sock = client.connect(server.address, 81)
+    client.call(_unspec, sock)
+    with pytest.raises(PermissionError):
+        sock.connect((server.address, 80))
+    with pytest.raises(OSError) as caught:
+        sock.getpeername()
+    assert caught.value.errno == errno.ENOTCONN
+    sock.connect((server.address, 81))
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    allowed.close()
+
+
+def _unspec(sock):
+    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):  # noqa: F821
+        raise OSError("connect(AF_UNSPEC)")
+
+
+def test_a_reply_needs_no_rule(lab, ends):
+    client, server = ends
+    listener = server.listen(80)
+    lab.isolate(server, EGRESS)
+    lab.isolate(client, INGRESS)
+    lab.install()
+    opened = client.connect(server.address, 80)
+    accepted, _ = listener.accept()
+    accepted.sendall(b"reply")
+    assert opened.recv(10) == b"reply"
+
+
+def test_an_endpoint_always_reaches_itself(lab):
+    endpoint = lab.endpoint()
+    endpoint.serve(80)
+    for direction in Direction:
+        lab.isolate(endpoint, direction)
+    lab.install()
+    endpoint.connect(endpoint.address, 80)
+    endpoint.connect("127.0.0.1", 80)
+
+
+def test_policy_by_the_creator_of_a_socket(lab, ends):
+    """A socket made by a denied endpoint stays denied in another's hands (see
+    also test_styles: identity)."""
+    client, server = ends
+    server.serve(80)
+    lab.isolate(client, EGRESS)
+    lab.install()
+    other = lab.endpoint(0)
+    other.connect(server.address, 80)
+    with pytest.raises(PermissionError):
+        client.connect(server.address, 80)
+
+
+def test_addresses_that_nobody_has(lab):
+    endpoint = lab.endpoint()
+    before = endpoint.host.counters().get(Reason.NO_ENDPOINT, 0)
+    sock = endpoint.socket()
+    with pytest.raises(OSError) as caught:
+        sock.connect(("10.77.200.200", 80))
+    assert caught.value.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
+    assert endpoint.host.counters()[Reason.NO_ENDPOINT] == before + 1
+
+
+def test_new_tables_hold_at_once_and_old_connections_go_on(lab, ends):
+    client, server = ends
+    server.serve(80)
+    first = client.connect(server.address, 80)
+    lab.isolate(server, INGRESS)
+    lab.rule(server, INGRESS, peer=client, port=80, allow=True)
+    lab.install()
+    client.connect(server.address, 80)
+    lab.policy.clear()
+    lab.isolate(server, INGRESS)
+    lab.install()
+    with pytest.raises(ConnectionRefusedError):
+        client.connect(server.address, 80)
+    del first
+    lab.policy.clear()
+    lab.install()
+    client.connect(server.address, 80)
+
+
+def test_nothing_goes_before_the_first_tables(lab):
+    """Fail closed: attached, but no tables."""
+    from lab import Lab
+
+    fresh = Lab("ebpf", hosts=1, tables=False)
+    try:
+        endpoint = fresh.endpoint(0, install=False)
+        for target in ((endpoint.address, 80), ("10.77.9.9", 80), (fresh.outside.address, 80)):
+            sock = endpoint.socket()
+            with pytest.raises(OSError) as caught:
+                sock.connect(target)
+            assert caught.value.errno in (errno.EACCES, errno.EPERM, errno.EHOSTUNREACH)
+        fresh.install()
+        endpoint.serve(80)
+        endpoint.connect(endpoint.address, 80)
+    finally:
+        fresh.close()
+
+
+# Events
+
+
+def test_events(lab, ends):
+    """Opened and closed at both ends, with bytes and duration."""
+    client, server = ends
+    hosts = {client.host, server.host}
+    for host in hosts:
+        host.backend.observe(enabled=True)
+        host.backend.events(0.0)
+    listener = server.listen(80)
+    opened = client.connect(server.address, 80)
+    accepted, _ = listener.accept()
+    source = opened.getsockname()
+    opened.sendall(b"x" * 1000)
+    server.call(_exactly, accepted, 1000)
+    accepted.sendall(b"y" * 2000)
+    client.call(_exactly, opened, 2000)
+    time.sleep(0.2)
+    opened.close()
+    assert accepted.recv(1) == b""
+    accepted.close()
+    if len(hosts) == 1:
+        seen = lab.events(client.host, 4)
+        at_client = [event for event in seen if event.direction == EGRESS]
+        at_server = [event for event in seen if event.direction == INGRESS]
+    else:
+        at_client, at_server = lab.events(client.host, 2), lab.events(server.host, 2)
+    for host in hosts:
+        host.backend.observe(enabled=False)
+    for events, own, peer, sent, received in (
+        (at_client, client, server, 1000, 2000),
+        (at_server, server, client, 2000, 1000),
+    ):
+        assert [event.kind for event in events] == [EventKind.OPENED, EventKind.CLOSED]
+        for event in events:
+            assert (event.endpoint, event.peer_endpoint) == (own.id, peer.id)
+            assert (str(event.source[0]), event.source[1]) == source
+            assert (str(event.destination[0]), event.destination[1]) == (server.address, 80)
+            assert event.protocol == 6
+            assert abs(event.time - time.time()) < 30
+        assert (events[1].sent, events[1].received) == (sent, received)
+        assert 0.2 <= events[1].duration < 10
+
+
+def _exactly(sock, length):
+    while length:
+        length -= len(sock.recv(length))
+
+
+@pytest.mark.parametrize("direction", [EGRESS, INGRESS], ids=["egress", "ingress"])
+def test_refused_event(lab, ends, direction):
+    client, server = ends
+    server.listen(80)
+    subject = client if direction == EGRESS else server
+    lab.isolate(subject, direction)
+    lab.rule(subject, direction, port=80, allow=False)
+    lab.install()
+    subject.host.backend.events(0.0)
+    with pytest.raises(OSError):
+        client.connect(server.address, 80)
+    (event,) = lab.events(subject.host, 1)
+    assert event.kind == EventKind.REFUSED
+    assert event.reason == Reason.RULE_DENY
+    assert event.rule == 2
+    assert event.direction == direction
+    assert event.endpoint == subject.id
+    assert event.peer_endpoint == (server if direction == EGRESS else client).id
+    assert str(event.source[0]) == client.address
+    assert (str(event.destination[0]), event.destination[1]) == (server.address, 80)
+
+
+def test_no_events_of_connections_unless_observed(lab, ends):
+    client, server = ends
+    server.serve(80)
+    client.host.backend.events(0.0)
+    server.host.backend.events(0.0)
+    client.connect(server.address, 80).close()
+    assert client.host.backend.events(0.3) == []
+    assert server.host.backend.events(0.3) == []
+
+
+def test_connections_are_listed(lab, ends):
+    client, server = ends
+    listener = server.listen(80)
+    opened = client.connect(server.address, 80)
+    listener.accept()
+    local = opened.getsockname()
+    at_client = [
+        item for item in client.host.backend.connections() if item.direction == EGRESS
+    ]
+    at_server = [
+        item for item in server.host.backend.connections() if item.direction == INGRESS
+    ]
+    assert len(at_client) == len(at_server) == 1
+    for item, own, peer, here, there in (
+        (at_client[0], client, server, local, (server.address, 80)),
+        (at_server[0], server, client, (server.address, 80), local),
+    ):
+        assert (item.endpoint, item.peer_endpoint) == (own.id, peer.id)
+        assert (str(item.local[0]), item.local[1]) == here
+        assert (str(item.peer[0]), item.peer[1]) == there
+        assert item.state == "ESTAB"
+    opened.close()

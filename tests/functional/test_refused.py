@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets and options that endpoints do not get, and what UDP may do."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+
+from slimnet.model import Reason
+
+INET, INET6 = socket.AF_INET, socket.AF_INET6
+STREAM, DATAGRAM, RAW = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW
+DENIED = {errno.EPERM, errno.EACCES}
+#: What a kernel without the protocol says.
+WITHOUT = {errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT}
+
+IPPROTO_MPTCP, IPPROTO_SMC, IPPROTO_SMC6 = 262, 256, 257
+AF_SMC = 43
+
+
+def refusal(action, *arguments):
+    with pytest.raises(OSError) as caught:
+        action(*arguments)
+    return caught.value.errno
+
+
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "v6"])
+@pytest.mark.parametrize(
+    ("kind", "protocol"),
+    [
+        (STREAM, IPPROTO_MPTCP),
+        (STREAM, IPPROTO_SMC),
+        (DATAGRAM, socket.IPPROTO_UDPLITE),
+        (DATAGRAM, socket.IPPROTO_ICMP),
+        (DATAGRAM, socket.IPPROTO_ICMPV6),
+        (RAW, socket.IPPROTO_RAW),
+        (RAW, socket.IPPROTO_TCP),
+        (RAW, socket.IPPROTO_ICMP),
+        (STREAM, socket.IPPROTO_SCTP),
+        (socket.SOCK_SEQPACKET, socket.IPPROTO_SCTP),
+        (6, 33),  # SOCK_DCCP, IPPROTO_DCCP
+    ],
+    ids=["mptcp", "smc", "udplite", "ping", "ping6", "raw", "raw-tcp", "raw-icmp", "sctp",
+         "sctp-seqpacket", "dccp"],
+)
+def test_every_protocol_but_tcp_and_udp(lab, family, kind, protocol):
+    """Refused as by a kernel that has none of it, so that programs fall back."""
+    endpoint = lab.endpoint()
+    number = refusal(endpoint.socket, family, kind, protocol)
+    if protocol in (IPPROTO_MPTCP, IPPROTO_SMC):
+        assert number == errno.EPROTONOSUPPORT
+    else:
+        assert number in DENIED | WITHOUT
+
+
+def test_smc_family(lab):
+    """AF_SMC sockets carry a TCP socket of the kernel's own making."""
+    endpoint = lab.endpoint()
+    number = refusal(endpoint.socket, AF_SMC, STREAM, 0)
+    assert number in DENIED | WITHOUT | {errno.EAFNOSUPPORT}
+
+
+def test_refusals_of_protocols_count(lab):
+    endpoint = lab.endpoint()
+    before = endpoint.host.counters().get(Reason.PROTOCOL, 0)
+    refusal(endpoint.socket, INET, STREAM, IPPROTO_MPTCP)
+    assert endpoint.host.counters()[Reason.PROTOCOL] == before + 1
+
+
+@pytest.mark.container
+def test_tcp_udp_and_unix_are_there(lab):
+    endpoint = lab.endpoint()
+    for family, kind, protocol in (
+        (INET, STREAM, 0),
+        (INET, STREAM, socket.IPPROTO_TCP),
+        (INET6, STREAM, 0),
+        (INET, DATAGRAM, 0),
+        (INET, DATAGRAM, socket.IPPROTO_UDP),
+        (INET6, DATAGRAM, 0),
+        (socket.AF_UNIX, STREAM, 0),
+        (socket.AF_NETLINK, RAW, 0),
+    ):
+        endpoint.socket(family, kind, protocol).close()
+
+
+# Options
+
+
+def _option(endpoint, level, option, value, kind=STREAM):
+    sock = endpoint.socket(INET, kind)
+    sock.setsockopt(level, option, value)
+
+
+IP_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT, IP_FREEBIND = 19, 24, 15
+TCP_REPAIR, TCP_SAVE_SYN, TCP_SAVED_SYN, TCP_FASTOPEN = 19, 27, 28, 23
+SO_BINDTOIFINDEX = 62
+
+
+@pytest.mark.parametrize(
+    ("level", "option", "value"),
+    [
+        (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0\0"),
+        (socket.SOL_SOCKET, SO_BINDTOIFINDEX, 2),
+        (socket.SOL_SOCKET, socket.SO_MARK, 7),
+        (socket.IPPROTO_IP, IP_TRANSPARENT, 1),
+        (socket.IPPROTO_TCP, TCP_REPAIR, 1),
+        (socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01\x01\x01\x01"),
+    ],
+    ids=["BINDTODEVICE", "BINDTOIFINDEX", "MARK", "TRANSPARENT", "TCP_REPAIR", "IP_OPTIONS"],
+)
+def test_options_that_would_lead_around(lab, level, option, value):
+    endpoint = lab.endpoint()
+    before = endpoint.host.counters().get(Reason.OPTION, 0)
+    assert refusal(_option, endpoint, level, option, value) in DENIED | {errno.ENOPROTOOPT}
+    assert endpoint.host.counters()[Reason.OPTION] == before + 1
+
+
+def test_saved_syn_shows_nothing(ends):
+    """TCP_SAVED_SYN would show the underlay's addresses and the tag."""
+    client, server = ends
+    listener = server.listen(80)
+    refused = False
+    try:
+        listener.setsockopt(socket.IPPROTO_TCP, TCP_SAVE_SYN, 1)
+    except OSError as error:
+        refused = error.errno in DENIED | {errno.ENOPROTOOPT}
+    client.connect(server.address, 80)
+    accepted, _ = listener.accept()
+    try:
+        saved = accepted.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 256)
+    except OSError as error:
+        refused = error.errno in DENIED | {errno.ENOPROTOOPT}
+        saved = b""
+    assert saved == b""
+    assert refused
+
+
+@pytest.mark.container
+def test_ordinary_options_work(ends):
+    client, server = ends
+    server.serve(80)
+    sock = client.socket()
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, 65536),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000),
+        (socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno"),
+        (socket.IPPROTO_IP, socket.IP_TOS, 16),
+        (socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1),
+    ):
+        sock.setsockopt(level, option, value)
+    sock.bind((client.address, 0))
+    sock.connect((server.address, 80))
+    sock.sendall(b"x")
+    assert sock.recv(1) == b"x"
+    assert sock.getsockname()[0] == client.address
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > 500
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+
+
+# UDP
+
+
+@pytest.mark.parametrize("how", ["sendto", "connect", "sendmsg"])
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "v6"])
+def test_udp_to_overlay_addresses(lab, how, family):
+    """Refused at the call, not lost on the way."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    for address in (server.address, "10.77.200.200", client.address):
+        sock = client.socket(family, DATAGRAM)
+        target = (address if family == INET else f"::ffff:{address}", 53)
+        before = client.host.counters().get(Reason.DATAGRAM, 0)
+        if how == "connect":
+            number = refusal(sock.connect, target)
+        elif how == "sendto":
+            number = refusal(sock.sendto, b"x", target)
+        else:
+            number = refusal(sock.sendmsg, [b"x"], [], 0, target)
+        assert number in DENIED | {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EOPNOTSUPP}
+        assert client.host.counters()[Reason.DATAGRAM] == before + 1
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "own", "host", "127.0.0.1"])
+def test_udp_binds_to_explicit_ports(lab, address):
+    endpoint = lab.endpoint()
+    wanted = {"own": endpoint.address, "host": endpoint.host.address}.get(address, address)
+    sock = endpoint.socket(INET, DATAGRAM)
+    refusal(sock.bind, (wanted, 5353))
+    # The port is the host's.
+    host = endpoint.host.root.socket(INET, DATAGRAM)
+    host.bind(("0.0.0.0", 5353))
+    host.close()
+
+
+@pytest.mark.parametrize("how", ["sendto", "connect"])
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "v6"])
+def test_dns_to_the_outside(lab, how, family):
+    """A resolver's query leaves through the host and its answer comes back,
+    named as it was asked."""
+    endpoint = lab.endpoint()
+    server = lab.outside.root.socket(INET, DATAGRAM)
+    server.bind(("0.0.0.0", 53))
+    target = (lab.outside.address if family == INET else f"::ffff:{lab.outside.address}", 53)
+    sock = endpoint.socket(family, DATAGRAM)
+    sock.settimeout(5)
+    if how == "connect":
+        sock.connect(target)
+        sock.send(b"query")
+    else:
+        sock.sendto(b"query", target)
+    data, peer = server.recvfrom(100)
+    assert data == b"query"
+    assert peer[0] == endpoint.host.address
+    server.sendto(b"answer", peer)
+    data, peer = sock.recvfrom(100)
+    assert (data, peer[:2]) == (b"answer", target)
+    if how == "connect":
+        assert sock.getpeername()[:2] == target
+    server.close()
+
+
+def test_udp_bind_to_port_0_and_ask(lab):
+    """What c-ares and musl do."""
+    endpoint = lab.endpoint()
+    server = lab.outside.root.socket(INET, DATAGRAM)
+    server.bind(("0.0.0.0", 53))
+    sock = endpoint.socket(INET, DATAGRAM)
+    sock.bind(("0.0.0.0", 0))
+    sock.settimeout(5)
+    sock.sendto(b"query", (lab.outside.address, 53))
+    data, peer = server.recvfrom(100)
+    server.sendto(b"answer", peer)
+    assert sock.recvfrom(100) == (b"answer", (lab.outside.address, 53))
+    server.close()
+
+
+def test_udp_to_the_hosts_of_the_cluster_is_denied(lab):
+    """The underlay's own hosts are denied unless allowed by name."""
+    endpoint = lab.endpoint()
+    for host in lab.hosts:
+        sock = endpoint.socket(INET, DATAGRAM)
+        assert refusal(sock.sendto, b"x", (host.address, 53)) in DENIED
+        sock = endpoint.socket(INET, DATAGRAM)
+        assert refusal(sock.connect, (host.address, 53)) in DENIED
