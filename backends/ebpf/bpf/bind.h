@@ -110,6 +110,13 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 	*reason = SLIM_REASON_NO_TABLES;
 	if (!slim_state_get(&state) || !local->endpoint)
 		return EACCES;
+	if (!ctx->sk)
+		return EINVAL;
+	if (ctx->sk->src_port) {
+		/* Bound already: the kernel will say so, and the storage must stay. */
+		*reason = SLIM_REASON_NONE;
+		return EINVAL;
+	}
 
 	any = slim_is_any(address);
 	loopback = slim_is_loopback(address);
@@ -210,7 +217,8 @@ static __always_inline int slim_bind_hook(struct bpf_sock_addr *ctx, bool v6)
 	}
 	error = slim_bind(ctx, local, address, v6, to, &to_port, &call.reason);
 	if (error) {
-		slim_refuse(local, address, &call);
+		if (call.reason)
+			slim_refuse(local, address, &call);
 		return slim_errno(error);
 	}
 	if (v6) {

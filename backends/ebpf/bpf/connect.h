@@ -396,12 +396,17 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
  * An earlier connect on this socket is over: nothing that it decided may
  * serve this one.
  */
-static __always_inline void slim_dial_forget(struct slim_dial *dial)
+static __always_inline void slim_dial_forget(struct bpf_sock_addr *ctx, struct slim_dial *dial)
 {
 	struct slim_socket *socket = dial->socket;
 
 	if (!socket)
 		return;
+	if (ctx->sk && !ctx->sk->src_port) {
+		/* A bind that failed, or chose no port yet, left it. */
+		socket->flags &= ~(SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT);
+		socket->local_port = 0;
+	}
 	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND)
 		slim_bound_close(dial->state.control, socket);
 	socket->flags &= ~SLIM_CONNECT_FLAGS;
@@ -423,7 +428,7 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 
 	if (!slim_state_get(&dial->state) || !dial->local->endpoint)
 		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);
-	slim_dial_forget(dial);
+	slim_dial_forget(ctx, dial);
 	me = slim_endpoint_get(&dial->state, dial->local->endpoint);
 	if (!me)
 		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);

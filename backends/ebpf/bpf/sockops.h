@@ -246,6 +246,13 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_sockops_tuple(ctx, state->control, true, &tuple);
 		bpf_map_delete_elem(&slim_flow, &tuple);
 	}
+	if (old == BPF_TCP_SYN_SENT && socket->flags & SLIM_SOCKET_WILDCARD) {
+		/* A failed connect gives the wildcard back, as tcp_disconnect() does. */
+		if (ctx->family == AF_INET)
+			slim_map_v4(socket->local, 0);
+		else
+			__builtin_memset(socket->local, 0, sizeof(socket->local));
+	}
 	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND) {
 		if (old == BPF_TCP_SYN_SENT)
 			slim_bound_delete(state->control, socket);
