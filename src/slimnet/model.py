@@ -8,6 +8,7 @@ strings are accepted and converted. A wrong value raises
 
 from __future__ import annotations
 
+import copyreg
 import enum
 import re
 from collections.abc import Callable, Mapping
@@ -130,6 +131,14 @@ def _to_networks(value: object) -> object:
 
 def _to_mapping(value: object) -> object:
     return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+
+
+def _reduce(proxy: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
+    return _to_mapping, (dict(proxy),)
+
+
+# Values travel between processes; the standard library forgot this one.
+copyreg.pickle(MappingProxyType, _reduce)
 
 
 def _check(
