@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from slimnet.demo.mode import MODES
 from slimnet.demo.workloads import WORKLOADS
 
@@ -26,7 +27,14 @@ DEMO = [sys.executable, "-m", "slimnet.demo"]
 
 def left_behind(pid):
     """Whatever still carries the name of a demo with that process id."""
-    places = ("/run/netns", "/run/slimnet", "/sys/fs/cgroup", "/sys/fs/bpf/slimnet")
+    places = (
+        "/tmp",
+        "/run/netns",
+        "/run/slimnet",
+        "/run/slimnet-demo",
+        "/sys/fs/cgroup",
+        "/sys/fs/bpf/slimnet",
+    )
     return subprocess.run(
         ["find", *filter(os.path.exists, places), "-name", f"*demo{pid}-*"],
         check=True,
@@ -126,7 +134,7 @@ def test_killed(tmp_path):
     process.communicate()
     assert left_behind(process.pid)
 
-    demo(tmp_path, *"--quick --rounds 1 --modes host --only connect".split())
+    demo(tmp_path, *["--quick", "--rounds", "1", "--modes", "host", "--only", "connect"])
 
     assert left_behind(process.pid) == []
 

@@ -98,7 +98,8 @@ def main(
         raise _Refused("the demo makes network namespaces and cgroups: run it as root")
     signal.signal(signal.SIGTERM, _interrupt)
     chosen = {name: value for name, value in limits.items() if value is not None}
-    with tempfile.TemporaryDirectory(prefix="slimnet-demo-") as directory:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"slimnet-demo{os.getpid()}-") as directory:
         # The servers run as nobody and keep their files here.
         Path(directory).chmod(0o1777)
         setting = Setting(Path(directory), **{**(_QUICK if quick else {}), **chosen})
@@ -122,6 +123,14 @@ class _Refused(click.ClickException):
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _sweep() -> None:
+    """Remove the files of demos that were killed."""
+    for left in Path(tempfile.gettempdir()).glob("slimnet-demo*-*"):
+        process = left.name.removeprefix("slimnet-demo").partition("-")[0]
+        if not Path("/proc", process).exists():
+            shutil.rmtree(left)
 
 
 def _run(plan: Plan) -> Report:

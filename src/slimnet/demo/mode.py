@@ -14,9 +14,10 @@ sockets in TIME_WAIT, is left in it.
 from __future__ import annotations
 
 import abc
+import itertools
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +26,12 @@ from attrs import frozen
 from slimnet.demo.place import Place
 from slimnet.testing import Underlay, UnderlayHost
 
-__all__ = ["MODES", "Mode", "Site", "site_name"]
+__all__ = ["MODES", "Mode", "Site", "sweep"]
+
+# A file per site: what the next run removes, should this one be killed.
+_RECORDS = Path("/run/slimnet-demo")
+
+_numbers = itertools.count(1)
 
 
 @frozen
@@ -54,12 +60,32 @@ class Mode(abc.ABC):
     unbounded: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def site(self, name: str) -> AbstractContextManager[Site]:
-        """A context manager that makes a fresh site, and removes it.
+    def make(self, name: str) -> Site:
+        """Make a site.
 
         Args:
             name: unique on this machine.
         """
+
+    @abc.abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove all of a site, its programs too; one that is half made, or not
+        there, is no error."""
+
+    @contextmanager
+    def site(self) -> Iterator[Site]:
+        """A fresh site while the block lasts."""
+        name = f"demo{os.getpid()}-{next(_numbers)}-{self.name}"
+        _RECORDS.mkdir(exist_ok=True)
+        record = _RECORDS / name
+        record.touch()
+        try:
+            yield self.make(name)
+        finally:
+            self.remove(name)
+            record.unlink()
+            with suppress(OSError):  # another demo's are in it
+                _RECORDS.rmdir()
 
 
 class HostMode(Mode):
@@ -68,20 +94,29 @@ class HostMode(Mode):
     name = "host"
     title = "host mode"
 
-    @contextmanager
-    def site(self, name: str) -> Iterator[Site]:
-        with ExitStack() as undo:
-            hosts = undo.enter_context(Underlay(hosts=2, name=name)).hosts
-            client, server = (self._place(undo, name, host) for host in hosts)
-            yield Site(self.name, client, server)
+    def make(self, name: str) -> Site:
+        """See :meth:`Mode.make`."""
+        underlay = Underlay(hosts=2, name=name)
+        underlay.up()
+        client, server = (self._place(name, host) for host in underlay.hosts)
+        return Site(self.name, client, server)
 
-    def _place(self, undo: ExitStack, name: str, host: UnderlayHost) -> Place:
-        cgroup = _cgroup_mount() / "slimnet-demo" / f"{name}-{host.name}"
-        cgroup.mkdir(parents=True)
-        undo.callback(_remove_cgroup, cgroup)
-        place = Place(str(host.address), _Host(host, cgroup, host.netns))
-        undo.callback(place.kill)
-        return place
+    def remove(self, name: str) -> None:
+        """See :meth:`Mode.remove`."""
+        underlay = Underlay(hosts=2, name=name)
+        for host in underlay.hosts:
+            place = self._place(name, host)
+            place.kill()
+            place.attached.cgroup.rmdir()
+        with suppress(OSError):  # another demo's are in it
+            _cgroups().rmdir()
+        underlay.down()
+
+    @staticmethod
+    def _place(name: str, host: UnderlayHost) -> Place:
+        cgroup = _cgroups() / f"{name}-{host.name}"
+        cgroup.mkdir(parents=True, exist_ok=True)
+        return Place(str(host.address), _Host(host, cgroup, host.netns))
 
 
 @frozen
@@ -94,24 +129,23 @@ class _Host:
     hosts: Path = Path("/etc/hosts")
 
 
-def _cgroup_mount() -> Path:
+def _cgroups() -> Path:
     for line in Path("/proc/self/mounts").read_text().splitlines():
         fields = line.split()
         if fields[2] == "cgroup2":
-            return Path(fields[1])
+            return Path(fields[1]) / "slimnet-demo"
     raise FileNotFoundError("cgroup v2: not mounted")
-
-
-def _remove_cgroup(cgroup: Path) -> None:
-    cgroup.rmdir()
-    with suppress(OSError):  # another demo's are in it
-        cgroup.parent.rmdir()
 
 
 #: In the order in which they are shown; the first is what the others are compared with.
 MODES: tuple[Mode, ...] = (HostMode(),)
 
 
-def site_name(mode: Mode, number: int) -> str:
-    """A name for a site: no other demo on this machine uses it."""
-    return f"demo{os.getpid()}-{number}-{mode.name}"
+def sweep() -> None:
+    """Remove the sites of demos that were killed."""
+    modes = {mode.name: mode for mode in MODES}
+    for record in _RECORDS.glob("demo*-*-*"):
+        process, _, mode = record.name.split("-")
+        if not Path("/proc", process.removeprefix("demo")).exists():
+            modes[mode].remove(record.name)
+            record.unlink()

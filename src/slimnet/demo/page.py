@@ -54,7 +54,7 @@ def _parts(report: Report) -> Iterator[str]:
         for target in report.targets:
             yield (
                 f'<tr class="{"met" if target.met else "missed"}"><td>{escape(target.title)}'
-                f"<td>{escape(target.wanted)}<td>{target.ratio:.2f}"
+                f"<td>{escape(target.wanted)}<td>{target.ratio:.3f}"
                 f"<td>{target.low:.2f} to {target.high:.2f}<td>{verdict(target)}</tr>"
             )
         yield "</table>"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from slimnet.demo.mode import Mode, Site, site_name
+from slimnet.demo.mode import Mode, Site, sweep
 from slimnet.demo.place import ProgramFailed
 from slimnet.demo.progress import Progress
 from slimnet.demo.sample import Sample, measure
@@ -75,21 +75,20 @@ class Plan:
     def run(self, progress: Progress) -> Iterator[Sample]:
         """Measure everything, and yield every sample as it comes."""
         self._prepare(progress)
-        numbers = itertools.count(1)
         for round_ in range(1, self.setting.rounds + 1) if self.workloads else ():
             shift = (round_ - 1) % len(self.modes)
             modes = [*self.modes[shift:], *self.modes[:shift]]
             with ExitStack() as undo:
                 progress.note(f"round {round_} of {self.setting.rounds}: making fresh hosts")
-                sites = [_enter(undo, mode, next(numbers)) for mode in modes]
+                sites = [undo.enter_context(mode.site()) for mode in modes]
                 for workload, site in itertools.product(self.workloads, sites):
                     yield self._measure(progress, workload, site, round_)
         for workload, mode in (*self._soaks(), *self._churns()):
-            with ExitStack() as undo:
-                site = _enter(undo, mode, next(numbers))
+            with mode.site() as site:
                 yield self._measure(progress, workload, site, 1)
 
     def _prepare(self, progress: Progress) -> None:
+        sweep()
         progress.note("building the load programs, filling the database")
         self.setting.programs.mkdir()
         subprocess.run(
@@ -118,7 +117,3 @@ class Plan:
             sample = Sample.failure(workload, site, round_, str(error))
         progress.done(sample, workload.unit)
         return sample
-
-
-def _enter(undo: ExitStack, mode: Mode, number: int) -> Site:
-    return undo.enter_context(mode.site(site_name(mode, number)))

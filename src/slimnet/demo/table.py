@@ -8,9 +8,14 @@ from collections.abc import Iterator, Sequence
 from slimnet.demo.report import BASE, OURS, Report, Row, Target, soak_json
 from slimnet.demo.sample import Sample
 
-__all__ = ["churn_words", "lines", "number", "soak_words", "verdict"]
+__all__ = ["lines", "number", "soak_words", "verdict"]
 
 _NOISY = 0.15
+
+_CHURN_HEAD = (
+    *("", "connections", "first second", "last second", "worst second"),
+    *("failed", "above 1 s", "TCPTimeWaitOverflow"),
+)
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -28,7 +33,7 @@ def lines(report: Report) -> Iterator[str]:
         yield ""
         yield "Targets (ratio of medians, in [] the rounds' range):"
         grid = [
-            [target.title, target.wanted, f"{target.ratio:.2f}", _range(target), verdict(target)]
+            [target.title, target.wanted, f"{target.ratio:.3f}", _range(target), verdict(target)]
             for target in report.targets
         ]
         yield from _grid(None, grid)
@@ -37,9 +42,9 @@ def lines(report: Report) -> Iterator[str]:
         yield from soak_words(sample)
     if report.churns:
         yield ""
-        yield "Connections to one service at full speed:"
-        for sample in report.churns:
-            yield from churn_words(sample)
+        yield f"Connections to one service at full speed, {report.setting['churn']} s:"
+        good = [sample for sample in report.churns if not sample.error]
+        yield from _grid(_CHURN_HEAD, [_churn_cells(report, sample) for sample in good])
     yield ""
     yield (
         f"Other work on the machine: {report.noise:.0%} of its busy time; steal {report.steal:.1%}."
@@ -80,19 +85,17 @@ def soak_words(sample: Sample) -> Iterator[str]:
     )
 
 
-def churn_words(sample: Sample) -> Iterator[str]:
-    """What came of one churn."""
-    if sample.error:
-        return
-    order = sample.workload.removeprefix("churn-")
+def _churn_cells(report: Report, sample: Sample) -> list[str]:
     # The last tick is only as long as the program needed to see that time is up.
     rates = [tick["done"] for tick in sample.detail["timeline"][: int(sample.detail["seconds"])]]
-    yield (
-        f"  {sample.mode:8} {order:6} closes first: {sample.operations:>9,.0f} connections,"
-        f" first second {rates[0]:>7,}/s, last {rates[-1]:>7,}/s, worst {min(rates):>7,}/s;"
-        f" {_failed(sample)}, {sample.detail['slow_connects']} above 1 s,"
-        f" TCPTimeWaitOverflow {_overflow(sample)}"
-    )
+    order = sample.workload.removeprefix("churn-")
+    return [
+        f"{report.modes[sample.mode]}, the {order} closes first",
+        *(f"{number:,.0f}" for number in (sample.operations, rates[0], rates[-1], min(rates))),
+        _failed(sample),
+        str(sample.detail["slow_connects"]),
+        _overflow(sample),
+    ]
 
 
 def _failed(sample: Sample) -> str:
