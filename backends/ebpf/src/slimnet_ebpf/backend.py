@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend ``ebpf``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from slimnet import contract
+from slimnet.abc import Backend, Context
+from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.model import (
+    Attachment,
+    Connection,
+    Endpoint,
+    Event,
+    Network,
+    Probe,
+    Reason,
+    Status,
+    Wire,
+)
+from slimnet.tables import Change, Tables
+from slimnet_ebpf import links, requirements
+from slimnet_ebpf.connections import connections
+from slimnet_ebpf.endpoints import Endpoints
+from slimnet_ebpf.events import Events
+from slimnet_ebpf.layout import Layout, to_bytes16
+from slimnet_ebpf.maps import Map
+from slimnet_ebpf.netns import Netns
+from slimnet_ebpf.objects import Object, Program, Stamp
+from slimnet_ebpf.options import INNER_RANGE6, Options
+from slimnet_ebpf.pins import Pins, mount_bpffs
+from slimnet_ebpf.probe import probe
+from slimnet_ebpf.records import u32
+from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.underlay import Underlay
+from slimnet_ebpf.writer import Writer
+
+__all__ = ["EbpfBackend"]
+
+_CONTROL = Layout(contract.slim_control)
+_LOOKUP = "slim_lookup"
+
+
+class EbpfBackend(Backend):
+    """Connections virtualized by cgroup programs, tc and sk_lookup (design, 4).
+
+    Everything is pinned, so the data path goes on without the process.
+
+    Raises:
+        ConfigError: an option, the interface or the instance's name will not do.
+        CapabilityMissing: the machine lacks something.
+        AbiMismatch: what runs here was built from another contract.
+        BackendError: the kernel refused.
+    """
+
+    name: ClassVar[str] = "ebpf"
+    enforcing: ClassVar[bool] = True
+    wires: ClassVar[frozenset[Wire]] = frozenset({Wire.SYN})
+    preference: ClassVar[int] = 100
+    #: The compiled data path.
+    object_path: ClassVar[Path] = requirements.OBJECT
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._options = Options.parse(context.options)
+        if context.host.address.version != 4:
+            raise ConfigError(
+                "underlay.address",
+                "an IPv4 address (the ebpf backend has no IPv6 underlay yet)",
+                str(context.host.address),
+            )
+        if len(context.key) != 16:
+            raise ConfigError("key_file", "a key of 16 bytes", f"{len(context.key)} bytes")
+        self._pins = Pins(context.instance)
+        requirements.check()
+        mount_bpffs()
+        self._mutex = threading.RLock()
+        self._closed = False
+        # What close() undoes, whatever of it a failing start has done.
+        self._held = contextlib.ExitStack()
+        try:
+            self._start()
+        except BaseException:
+            self._held.close()
+            raise
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """See :meth:`slimnet.abc.Backend.probe`."""
+        return probe(cls.object_path)
+
+    # Start
+
+    def _start(self) -> None:
+        self._netns = Netns()
+        self._held.callback(self._netns.close)
+        ifindex = Underlay.ifindex(self.context.interface)
+        with self._pins.lock(create=True):
+            if self._pins.complete():
+                self._refuse_another()
+            else:
+                self._load()
+            self._adopt()
+            self._write_control(ifindex)
+            self._underlay.apply(self.context.interface, ifindex)
+            self._attach_lookup()
+
+    def _load(self) -> None:
+        """Load and pin; what an interrupted start left goes first."""
+        self._pins.remove()
+        try:
+            with Object(self.object_path) as loaded:
+                ours = _stamp()
+                if loaded.stamp() != ours:
+                    raise AbiMismatch(
+                        f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
+                    )
+                loaded.load()
+                self._pins.store(loaded)
+                stamp = loaded.stamp()
+                self._pins.write_record(version=stamp.version, fingerprint=stamp.fingerprint)
+        except BaseException:
+            self._pins.remove()
+            self._pins.remove_root()
+            raise
+
+    def _refuse_another(self) -> None:
+        """Only a data path of our own contract, in our own network namespace.
+
+        Raises:
+            AbiMismatch: it is of another.
+            ConfigError: it cannot become what the configuration says now.
+            BackendError: it serves another namespace.
+        """
+        record = self._pins.record()
+        running = Stamp(record.get("version", 0), record.get("fingerprint", 0))
+        if running != _stamp():
+            raise AbiMismatch(
+                f"instance {self.context.instance} runs contract {running}, not {_stamp()}:"
+                " stop its endpoints and tear it down with the slimnet that started it"
+            )
+        with contextlib.closing(self._pins.open_map("slim_control")) as control:
+            held = _CONTROL.unpack(control.get(u32(0)) or b"")
+        if held["abi_version"] not in (0, contract.SLIM_ABI_VERSION):
+            raise AbiMismatch(
+                f"instance {self.context.instance} runs ABI {held['abi_version']},"
+                f" not {contract.SLIM_ABI_VERSION}"
+            )
+        wanted = self._control(0)
+        if held["abi_version"]:
+            for option, field in (("inner_range", "range"), ("wire_ports", "wire_port")):
+                if held[field] != wanted[field]:
+                    raise ConfigError(
+                        f"backend.ebpf.{option}",
+                        "the value that the running data path has (tear it down first)",
+                        str(getattr(self._options, option)),
+                    )
+        lookup = self._pins.links / "lookup"
+        inode = links.netns_of(lookup) if lookup.exists() else 0
+        if inode not in (0, self._netns.inode):
+            raise BackendError(
+                f"instance {self.context.instance} runs in another network namespace"
+            )
+
+    def _adopt(self) -> None:
+        """Open what is pinned."""
+        self._maps = {
+            number: self._held.enter_context(contextlib.closing(self._pins.open_map(name)))
+            for number, name in contract.MAPS.items()
+        }
+        programs = self._pins.open_programs()
+        for program in programs:
+            self._held.callback(os.close, program.fd)
+        by_name = {program.name: program for program in programs}
+        self._lookup: Program = by_name[_LOOKUP]
+        self._underlay = Underlay(self._pins, by_name, self._options.inner_range)
+        self._sockets = self._held.enter_context(
+            contextlib.closing(Diagnosis(self._maps[contract.SLIM_MAP_SOCKET].fd))
+        )
+        self._writer = Writer(self._maps)
+        self._endpoints = Endpoints(
+            self._pins,
+            programs,
+            self._maps,
+            self.context.cgroup,
+            self._sockets,
+            self._writer.set_index,
+        )
+        self._events = self._held.enter_context(
+            contextlib.closing(Events(self._maps, self._sockets, self._reap))
+        )
+
+    def _control(self, ifindex: int) -> dict[str, int | bytes]:
+        return {
+            "abi_version": contract.SLIM_ABI_VERSION,
+            "ifindex": ifindex,
+            "range": int(self._options.inner_range.network),
+            "range6": to_bytes16(INNER_RANGE6.network),
+            "underlay": to_bytes16(self.context.host.address),
+            "wire_port": self._options.wire_ports,
+            "held_limit": self._options.held_ports,
+            "key": self.context.key,
+        }
+
+    def _write_control(self, ifindex: int) -> None:
+        control: Map = self._maps[contract.SLIM_MAP_CONTROL]
+        held = _CONTROL.unpack(control.get(u32(0)) or b"")
+        control.set(u32(0), _CONTROL.pack(**(held | self._control(ifindex))))
+
+    def _attach_lookup(self) -> None:
+        pin = self._pins.links / "lookup"
+        if pin.exists():
+            if links.netns_of(pin) == self._netns.inode:
+                return
+            pin.unlink()  # of a namespace that is gone
+        ours = links.program_id(self._lookup.fd)
+        for number in links.attached(self._netns.fd, self._lookup.attach_type):
+            if number != ours and links.program_name(number) == _LOOKUP:
+                raise BackendError(
+                    "another instance of slimnet serves this network namespace already"
+                )
+        links.attach(self._lookup.fd, self._netns.fd, self._lookup.attach_type, pin)
+
+    # The interface
+
+    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+        """See :meth:`slimnet.abc.Backend.attach`."""
+        with self._locked():
+            return self._endpoints.attach(endpoint, network)
+
+    def detach(self, endpoint: int) -> None:
+        """See :meth:`slimnet.abc.Backend.detach`."""
+        with self._locked():
+            self._endpoints.detach(endpoint)
+
+    def install(self, tables: Tables, change: Change | None = None) -> None:
+        """See :meth:`slimnet.abc.Backend.install`."""
+        with self._locked():
+            self._writer.install(tables, change, self._endpoints.indexes())
+
+    def status(self) -> Status:
+        """See :meth:`slimnet.abc.Backend.status`."""
+        with self._open():
+            record = self._pins.record()
+            values = self._maps[contract.SLIM_MAP_COUNTER].items()
+            counters = {
+                Reason(number): count
+                for key, value in values
+                if (number := int.from_bytes(key, sys.byteorder))
+                and (count := sum(struct.unpack(f"={len(value) // 8}Q", value)))
+            }
+            return Status(
+                generation=self._writer.generation,
+                endpoints=self._endpoints.ids(),
+                counters=counters,
+                abi=str(Stamp(record["version"], record["fingerprint"])),
+                detail={
+                    "pins": str(self._pins.root),
+                    "interface": record.get("interface"),
+                    "indexes": self._endpoints.indexes(),
+                },
+            )
+
+    def connections(self) -> Iterable[Connection]:
+        """See :meth:`slimnet.abc.Backend.connections`."""
+        with self._open():
+            return list(connections(self._sockets))
+
+    def events(self, timeout: float) -> list[Event]:
+        """See :meth:`slimnet.abc.Backend.events`."""
+        if self._closed:
+            raise BackendError("the backend is closed")
+        return self._events.read(timeout)
+
+    def observe(self, *, enabled: bool) -> None:
+        """See :meth:`slimnet.abc.Backend.observe`."""
+        both = contract.SLIM_OBSERVE_OPENED | contract.SLIM_OBSERVE_CLOSED
+        with self._locked():
+            control = self._maps[contract.SLIM_MAP_CONTROL]
+            held = _CONTROL.unpack(control.get(u32(0)) or b"")
+            wanted = both if enabled else 0
+            if held["observe"] != wanted:
+                control.set(u32(0), _CONTROL.pack(**(held | {"observe": wanted})))
+
+    def close(self) -> None:
+        """See :meth:`slimnet.abc.Backend.close`."""
+        # First the reader of events, which may be waiting in another thread.
+        if not self._closed:
+            self._events.close()
+        with self._mutex:
+            self._closed = True
+            self._held.close()
+
+    def teardown(self) -> None:
+        """See :meth:`slimnet.abc.Backend.teardown`."""
+        with self._locked():
+            busy = self._endpoints.populated()
+            if busy:
+                names = ", ".join(str(number) for number in busy)
+                raise InUse(f"endpoints with processes: {names}")
+            for endpoint in self._endpoints.every():
+                self._endpoints.detach(endpoint)
+            with self._netns.entered():
+                self._underlay.restore()
+            self._events.close()
+            self._pins.remove()
+            self._pins.remove_root()
+        self.close()
+
+    def _reap(self) -> None:
+        with self._locked():
+            self._endpoints.reap()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._mutex:
+            if self._closed:
+                raise BackendError("the backend is closed")
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._open(), self._pins.lock():
+            yield
+
+
+def _stamp() -> Stamp:
+    return Stamp(contract.SLIM_ABI_VERSION, contract.FINGERPRINT)

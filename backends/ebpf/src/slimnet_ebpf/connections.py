@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live connections of endpoints, out of their sockets' storage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from slimnet import contract
+from slimnet.model import Connection, Direction, Wire
+from slimnet_ebpf.layout import Layout, from_bytes16
+from slimnet_ebpf.sockets import STATES, Diagnosis
+
+__all__ = ["connections"]
+
+_SOCKET = Layout(contract.slim_socket)
+_NOT_LIVE = frozenset({"LISTEN", "UNCONN"})
+
+
+def connections(sockets: Diagnosis) -> Iterator[Connection]:
+    """See :meth:`slimnet.abc.Backend.connections`."""
+    epoch = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+    for one in sockets.sockets():
+        state = STATES[one.state] if one.state < len(STATES) else STATES[0]
+        if not one.storage or state in _NOT_LIVE:
+            continue
+        record = _SOCKET.unpack(one.storage)
+        flags, local_port = record["flags"], one.ports[0]
+        if not record["endpoint"]:
+            continue
+        accepted = bool(flags & contract.SLIM_SOCKET_ACCEPTED)
+        near = contract.SLIM_FLOW_SAME_HOST | contract.SLIM_FLOW_LOOPBACK
+        over_wire = flags & contract.SLIM_SOCKET_WIRE or (
+            accepted and not record["flow_flags"] & near
+        )
+        yield Connection(
+            endpoint=record["endpoint"],
+            peer_endpoint=record["peer_endpoint"],
+            local=(from_bytes16(record["local"]), record["local_port"] or local_port),
+            peer=(from_bytes16(record["peer"]), record["peer_port"]),
+            direction=Direction.INGRESS if accepted else Direction.EGRESS,
+            wire=Wire.SYN if over_wire else None,
+            state=state,
+            opened=record["opened"] / 1e9 + epoch if record["opened"] else 0.0,
+            cookie=one.cookie,
+        )

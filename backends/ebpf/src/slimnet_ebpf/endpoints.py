@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endpoints: a cgroup, an inner index, and the programs that are attached there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from slimnet import contract
+from slimnet.exceptions import BackendError, InUse, InvalidValue
+from slimnet.model import Attachment, Endpoint, Network
+from slimnet_ebpf import cgroups, links
+from slimnet_ebpf.layout import Layout, to_bytes16
+from slimnet_ebpf.maps import Map
+from slimnet_ebpf.objects import Program
+from slimnet_ebpf.pins import INDEX_ENTRY, Pins
+from slimnet_ebpf.records import u32
+from slimnet_ebpf.sockets import Diagnosis
+
+__all__ = ["Endpoints"]
+
+_LOCAL = Layout(contract.slim_local)
+_USAGE = Layout(contract.slim_usage)
+_LISTENER_KEY = Layout(contract.slim_listener_key)
+_SOCKET = Layout(contract.slim_socket)
+_ENTRY = struct.Struct(INDEX_ENTRY)
+
+_MADE = 1  # the cgroup is ours to remove
+_READY = 2  # everything is attached and the cgroup knows who it is
+
+# A TIME_WAIT socket of the endpoint before may live this long (ns).
+_QUARANTINE = 60 * 10**9
+
+
+@frozen
+class _Entry:
+    """Who has an index, in maps/index.
+
+    Attributes:
+        endpoint: its id; 0: free.
+        flags: _MADE, _READY.
+        cgroup: id of its cgroup.
+        freed: when the index was last given back, CLOCK_MONOTONIC in ns.
+    """
+
+    endpoint: int = 0
+    flags: int = 0
+    cgroup: int = 0
+    freed: int = 0
+
+    def pack(self) -> bytes:
+        return _ENTRY.pack(self.endpoint, self.flags, self.cgroup, self.freed)
+
+
+class Endpoints:
+    """The endpoints of one instance. Its caller holds the instance's lock.
+
+    Args:
+        pins: of the instance.
+        programs: all; those for cgroups are attached to each endpoint.
+        maps: the contract's maps by number.
+        below: the directory in which endpoints' cgroups are made.
+        sockets: to find and destroy what a detached endpoint leaves.
+        on_index: called with (endpoint, index) when one gets or loses its index.
+    """
+
+    def __init__(
+        self,
+        pins: Pins,
+        programs: list[Program],
+        maps: dict[int, Map],
+        below: Path,
+        sockets: Diagnosis,
+        on_index: Callable[[int, int], None],
+    ) -> None:
+        self._pins = pins
+        self._programs = [program for program in programs if program.type in links.ON_CGROUP]
+        self._maps = maps
+        self._below = below
+        self._sockets = sockets
+        self._on_index = on_index
+        self._indexes = pins.open_map("index")
+
+    def ids(self) -> frozenset[int]:
+        """The attached endpoints."""
+        return frozenset(
+            entry.endpoint for entry in self._entries().values() if entry.flags & _READY
+        )
+
+    def indexes(self) -> dict[int, int]:
+        """The inner index of every attached endpoint."""
+        return {
+            entry.endpoint: index
+            for index, entry in self._entries().items()
+            if entry.flags & _READY
+        }
+
+    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+        """See :meth:`slimnet.abc.Backend.attach`."""
+        if endpoint.id == 0:
+            raise InvalidValue("endpoint.id", "an id that the store has given", endpoint.id)
+        if endpoint.address.version != 4:
+            raise InvalidValue(
+                "endpoint.address",
+                "an IPv4 address (the ebpf backend carries no IPv6 overlay addresses yet)",
+                str(endpoint.address),
+            )
+        entries = self._entries()
+        index = _find(entries, endpoint.id)
+        if index is not None:
+            path = self._path(entries[index])
+            if path is not None:
+                # Whoever began to attach it may have died before the end.
+                self._finish(endpoint, network, index, path, entries[index])
+                return Attachment(endpoint=endpoint.id, cgroup=path)
+            self.detach(endpoint.id)  # somebody removed its cgroup
+            entries = self._entries()
+        path, made = self._make_cgroup(endpoint)
+        try:
+            self._refuse_overlap(entries, path)
+            index = _free(entries)
+            entry = evolve(
+                entries[index],
+                endpoint=endpoint.id,
+                flags=_MADE if made else 0,
+                cgroup=cgroups.number(path),
+            )
+            self._write(index, entry)
+            try:
+                self._finish(endpoint, network, index, path, entry)
+            except BaseException:
+                self._let_go(index, entry)
+                raise
+        except BaseException:
+            if made:
+                cgroups.remove(path)
+            raise
+        return Attachment(endpoint=endpoint.id, cgroup=path)
+
+    def detach(self, endpoint: int) -> None:
+        """See :meth:`slimnet.abc.Backend.detach`."""
+        entries = self._entries()
+        index = _find(entries, endpoint)
+        if index is None:
+            return
+        entry = entries[index]
+        path = self._path(entry)
+        cgroup_ids = {entry.cgroup}
+        if path is not None:
+            if cgroups.populated(path):
+                raise InUse(f"endpoint {endpoint}: its cgroup {path} has processes")
+            cgroup_ids |= {cgroups.number(below) for below in cgroups.descendants(path)}
+            # The kernel's answer leaves no moment in which a process could enter.
+            if entry.flags & _MADE and not cgroups.remove(path):
+                raise InUse(f"endpoint {endpoint}: its cgroup {path} has processes")
+        # The programs of a removed cgroup still see its sockets go.
+        self._destroy_sockets(endpoint, cgroup_ids)
+        self._let_go(index, entry)
+
+    def every(self) -> list[int]:
+        """The endpoints, half attached ones included."""
+        return [entry.endpoint for entry in self._entries().values() if entry.endpoint]
+
+    def populated(self) -> list[int]:
+        """The endpoints that have processes."""
+        found = []
+        for entry in self._entries().values():
+            path = self._path(entry) if entry.endpoint else None
+            if path is not None and cgroups.populated(path):
+                found.append(entry.endpoint)
+        return found
+
+    def reap(self) -> None:
+        """Detach the endpoints whose cgroup somebody has removed."""
+        for entry in self._entries().values():
+            if entry.endpoint and self._path(entry) is None:
+                self.detach(entry.endpoint)
+
+    def _entries(self) -> dict[int, _Entry]:
+        return {
+            index: _Entry(*_ENTRY.unpack(value))
+            for key, value in self._indexes.items()
+            if (index := int.from_bytes(key, sys.byteorder)) > 0
+        }
+
+    def _write(self, index: int, entry: _Entry) -> None:
+        self._indexes.set(u32(index), entry.pack())
+
+    def _path(self, entry: _Entry) -> Path | None:
+        return cgroups.path_of(cgroups.find_mount(), entry.cgroup)
+
+    def _make_cgroup(self, endpoint: Endpoint) -> tuple[Path, bool]:
+        """Its cgroup, and whether it is ours to remove."""
+        if endpoint.cgroup:
+            path = Path(endpoint.cgroup)
+            ours = not path.exists()
+        else:
+            name = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
+            path = self._below / name
+            ours = True  # also one that was left by somebody who died right here
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            path = path.resolve(strict=True)
+            if not (path / "cgroup.procs").exists():
+                raise BackendError(f"{path} is no directory of cgroup v2")
+        except OSError as error:
+            raise BackendError(
+                f"endpoint {endpoint.id}: cgroup {path}: {error.strerror or error}"
+            ) from error
+        return path, ours
+
+    def _refuse_overlap(self, entries: dict[int, _Entry], path: Path) -> None:
+        """Within each other, both endpoints' programs would run."""
+        for entry in entries.values():
+            other = self._path(entry) if entry.endpoint else None
+            if other is not None and (other.is_relative_to(path) or path.is_relative_to(other)):
+                raise BackendError(
+                    f"cgroup {path} overlaps {other}, which is endpoint {entry.endpoint}'s"
+                )
+
+    def _finish(
+        self, endpoint: Endpoint, network: Network, index: int, path: Path, entry: _Entry
+    ) -> None:
+        if entry.flags & _READY:
+            return
+        self._put_in_force(endpoint, network, index, path)
+        self._write(index, evolve(entry, flags=entry.flags | _READY))
+        self._on_index(endpoint.id, index)
+
+    def _put_in_force(self, endpoint: Endpoint, network: Network, index: int, path: Path) -> None:
+        directory = self._pins.links / str(endpoint.id)
+        directory.mkdir(exist_ok=True)
+        self._maps[contract.SLIM_MAP_LOCAL].set(u32(index), _USAGE.pack(waiting=b""))
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for program in self._programs:
+                pin = directory / program.name
+                if not pin.exists():
+                    links.attach(program.fd, fd, program.attach_type, pin)
+        finally:
+            os.close(fd)
+        # Last: until the cgroup knows who it is, everything is refused.
+        self._maps[contract.SLIM_MAP_CGROUP].set(
+            cgroups.number(path).to_bytes(8, sys.byteorder),
+            _LOCAL.pack(
+                endpoint=endpoint.id,
+                index=index,
+                vni=network.vni,
+                address=to_bytes16(endpoint.address),
+            ),
+        )
+
+    def _let_go(self, index: int, entry: _Entry) -> None:
+        """Take the programs off and give the index back."""
+        directory = self._pins.links / str(entry.endpoint)
+        with contextlib.suppress(FileNotFoundError):
+            for pin in directory.iterdir():
+                pin.unlink()
+            directory.rmdir()
+        held = self._maps[contract.SLIM_MAP_HELD]
+        held.remove(
+            key
+            for key, _ in held.items()
+            if _LISTENER_KEY.unpack(key)["inner"] >> 16 & 0x7FF == index
+        )
+        self._on_index(entry.endpoint, 0)
+        self._write(index, _Entry(freed=time.monotonic_ns()))
+
+    def _destroy_sockets(self, endpoint: int, cgroup_ids: set[int]) -> None:
+        """The endpoint's sockets, wherever their descriptors have gone."""
+        every = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+        self._sockets.destroy(
+            one
+            for one in every
+            if one.cgroup in cgroup_ids
+            or (one.storage and _SOCKET.unpack(one.storage)["endpoint"] == endpoint)
+        )
+
+
+def _find(entries: dict[int, _Entry], endpoint: int) -> int | None:
+    return next((index for index, entry in entries.items() if entry.endpoint == endpoint), None)
+
+
+def _free(entries: dict[int, _Entry]) -> int:
+    """The index that has been free for the longest time.
+
+    Raises:
+        BackendError: none.
+    """
+    index, entry = min(
+        ((index, entry) for index, entry in entries.items() if not entry.endpoint),
+        key=lambda item: item[1].freed,
+        default=(0, _Entry()),
+    )
+    if not index or (entry.freed and time.monotonic_ns() - entry.freed < _QUARANTINE):
+        raise BackendError(
+            f"all {contract.SLIM_INDEX_MAX} endpoints of a host are taken, or went a moment ago"
+        )
+    return index

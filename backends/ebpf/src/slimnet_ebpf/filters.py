@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tc filters on the underlay interface.
+
+clsact and direct-action filters, which work from Linux 4.5 on (TCX needs
+6.6). A filter is known as ours by its program's id.
+
+Source: libbpf.h, section "TC related API"; tc-bpf(8).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+
+from slimnet_ebpf.libbpf import BpfError, TcHook, TcOptions, check, library
+
+__all__ = ["EGRESS", "INGRESS", "attach", "create_clsact", "destroy_clsact", "detach"]
+
+INGRESS = 1
+EGRESS = 2
+
+# Before every other filter: those may end the chain.
+_PRIORITY = 1
+_HANDLES = range(1, 33)
+
+
+def _hook(ifindex: int, point: int) -> TcHook:
+    return TcHook(sz=ctypes.sizeof(TcHook), ifindex=ifindex, attach_point=point)
+
+
+def create_clsact(ifindex: int) -> bool:
+    """Make the qdisc; whether it was not there."""
+    result = library().bpf_tc_hook_create(ctypes.byref(_hook(ifindex, INGRESS | EGRESS)))
+    if result == -errno.EEXIST:
+        return False
+    check(result, "create the clsact qdisc on the underlay interface")
+    return True
+
+
+def destroy_clsact(ifindex: int) -> None:
+    """Remove the qdisc, with all filters on it."""
+    result = library().bpf_tc_hook_destroy(ctypes.byref(_hook(ifindex, INGRESS | EGRESS)))
+    if result not in (-errno.ENOENT, -errno.EINVAL, -errno.ENODEV):
+        check(result, "remove the clsact qdisc from the underlay interface")
+
+
+def _program(ifindex: int, point: int, handle: int) -> int | None:
+    options = TcOptions(sz=ctypes.sizeof(TcOptions), handle=handle, priority=_PRIORITY)
+    result = library().bpf_tc_query(ctypes.byref(_hook(ifindex, point)), ctypes.byref(options))
+    return int(options.prog_id) if result == 0 else None
+
+
+def attach(ifindex: int, point: int, program: int, number: int) -> None:
+    """Attach a program unless it is attached already.
+
+    Args:
+        ifindex: of the interface; it has a clsact qdisc.
+        point: INGRESS or EGRESS.
+        program: its descriptor.
+        number: its id.
+
+    Raises:
+        BpfError: the kernel refused.
+    """
+    free = []
+    for handle in _HANDLES:
+        found = _program(ifindex, point, handle)
+        if found == number:
+            return
+        if found is None:
+            free.append(handle)
+    options = TcOptions(
+        sz=ctypes.sizeof(TcOptions),
+        prog_fd=program,
+        handle=free[0] if free else 0,
+        priority=_PRIORITY,
+    )
+    check(
+        library().bpf_tc_attach(ctypes.byref(_hook(ifindex, point)), ctypes.byref(options)),
+        "attach a tc filter to the underlay interface",
+    )
+
+
+def detach(ifindex: int, point: int, number: int) -> None:
+    """Remove the filter that runs that program, if there is one."""
+    for handle in _HANDLES:
+        if _program(ifindex, point, handle) == number:
+            options = TcOptions(sz=ctypes.sizeof(TcOptions), handle=handle, priority=_PRIORITY)
+            result = library().bpf_tc_detach(
+                ctypes.byref(_hook(ifindex, point)), ctypes.byref(options)
+            )
+            if result not in (0, -errno.ENOENT):
+                raise BpfError(-result, "remove a tc filter from the underlay interface")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs where they run: links on cgroups and on the network namespace.
+
+A link is attached by program, target and attach type, never through libbpf's
+objects, so that a process that adopts pinned programs does it the same way.
+
+Source: ``uapi/linux/bpf.h`` (BPF_LINK_CREATE, struct bpf_link_info).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from slimnet_ebpf.libbpf import check, library
+
+__all__ = ["attach", "attached", "netns_of", "program_id", "program_name", "program_type"]
+
+# enum bpf_prog_type
+SCHED_CLS = 3
+CGROUP_SOCK = 9
+SOCK_OPS = 13
+CGROUP_SOCK_ADDR = 18
+CGROUP_SOCKOPT = 25
+SK_LOOKUP = 30
+ON_CGROUP = frozenset({CGROUP_SOCK, SOCK_OPS, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT})
+
+# enum bpf_attach_type
+ATTACH_SK_LOOKUP = 36
+
+
+class _ProgramInfo(ctypes.Structure):
+    """The start of struct bpf_prog_info."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * 16),
+    )
+
+
+class _LinkInfo(ctypes.Structure):
+    """The start of struct bpf_link_info, with the netns member of its union."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("netns_ino", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+    )
+
+
+def _program(fd: int) -> _ProgramInfo:
+    info = _ProgramInfo()
+    _ask(fd, info)
+    return info
+
+
+def _ask(fd: int, info: ctypes.Structure) -> None:
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    check(
+        library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)),
+        "ask about a BPF object",
+    )
+
+
+def program_type(fd: int) -> int:
+    """The type (enum bpf_prog_type) of an open program."""
+    return int(_program(fd).type)
+
+
+def program_id(fd: int) -> int:
+    """The kernel's number of an open program."""
+    return int(_program(fd).id)
+
+
+def program_name(number: int) -> str:
+    """The name of the program with that number (15 characters at most)."""
+    fd = check(library().bpf_prog_get_fd_by_id(number), f"open program id {number}")
+    try:
+        return str(_program(fd).name.decode())
+    finally:
+        os.close(fd)
+
+
+def attach(program: int, target: int, attach_type: int, pin: Path) -> None:
+    """Attach a program and pin the link.
+
+    Args:
+        program: descriptor of the program.
+        target: descriptor of a cgroup directory or of a network namespace.
+        attach_type: enum bpf_attach_type.
+        pin: where; not there yet.
+
+    Raises:
+        BpfError: the kernel refused; nothing is attached.
+    """
+    link = check(
+        library().bpf_link_create(program, target, attach_type, None), f"attach {pin.name}"
+    )
+    try:
+        check(library().bpf_obj_pin(link, bytes(pin)), f"pin {pin}")
+    finally:
+        os.close(link)  # without a pin this was the last one: the link goes
+
+
+def attached(target: int, attach_type: int) -> list[int]:
+    """The ids of the programs that are attached there."""
+    ids = (ctypes.c_uint32 * 64)()
+    count = ctypes.c_uint32(len(ids))
+    flags = ctypes.c_uint32()
+    check(
+        library().bpf_prog_query(
+            target, attach_type, 0, ctypes.byref(flags), ids, ctypes.byref(count)
+        ),
+        "ask what is attached",
+    )
+    return list(ids[: count.value])
+
+
+def netns_of(pin: Path) -> int:
+    """The inode number of the network namespace that a pinned link serves; 0
+    when that namespace is gone."""
+    fd = check(library().bpf_obj_get(bytes(pin)), f"open {pin}")
+    try:
+        info = _LinkInfo()
+        _ask(fd, info)
+        return int(info.netns_ino)
+    finally:
+        os.close(fd)

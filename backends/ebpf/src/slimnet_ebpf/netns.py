@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network namespace that a backend was started in, kept."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["Netns"]
+
+_CLONE_NEWNET = 0x40000000
+_CURRENT = "/proc/thread-self/ns/net"
+
+
+class Netns:
+    """The calling thread's network namespace, held open."""
+
+    def __init__(self) -> None:
+        self.fd = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+        self.inode = os.fstat(self.fd).st_ino
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Work in it, whatever namespace this thread is in by now."""
+        if Path(_CURRENT).stat().st_ino == self.inode:
+            yield
+            return
+        before = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _setns(self.fd)
+            try:
+                yield
+            finally:
+                _setns(before)
+        finally:
+            os.close(before)
+
+    def close(self) -> None:
+        """Closing twice is no error."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _setns(fd: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, _CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"setns: {os.strerror(number)}")

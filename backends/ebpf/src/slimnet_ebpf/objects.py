@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A BPF object file: opened, looked at, loaded into the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from attrs import frozen
+
+from slimnet.exceptions import BackendUnavailable
+from slimnet_ebpf.libbpf import BpfError, OpenOptions, check, library, recent
+from slimnet_ebpf.maps import TYPE_ARRAY_OF_MAPS, Map
+
+__all__ = ["Object", "Program", "Stamp"]
+
+_LOG_SIZE = 1 << 20
+_LOG_LINES = 4
+_BTF_KIND_DATASEC = 15
+_INNER_SIZE = 1024
+
+
+@frozen
+class Stamp:
+    """Which contract a data path was built from."""
+
+    version: int
+    fingerprint: int
+
+    def __str__(self) -> str:
+        return f"{self.version}/{self.fingerprint:016x}"
+
+
+@frozen
+class Program:
+    """A loaded program.
+
+    Attributes:
+        name: of its C function.
+        type: enum bpf_prog_type.
+        attach_type: enum bpf_attach_type; 0 where the type has none.
+        fd: open as long as its object is.
+    """
+
+    name: str
+    type: int
+    attach_type: int
+    fd: int
+
+
+class Object:
+    """An object file; a context manager that closes what it opened.
+
+    What has been pinned, or is otherwise held, outlives it.
+
+    Raises:
+        BackendUnavailable: the file is not there.
+        BpfError: it is no BPF object.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise BackendUnavailable(f"{path} is missing: build it (make -C backends/ebpf)")
+        self.path = path
+        self._log = ctypes.create_string_buffer(_LOG_SIZE)
+        options = OpenOptions(
+            sz=ctypes.sizeof(OpenOptions),
+            object_name=b"slimnet",
+            kernel_log_buf=ctypes.addressof(self._log),
+            kernel_log_size=_LOG_SIZE,
+        )
+        self._object: int | None = library().bpf_object__open_file(
+            bytes(path), ctypes.byref(options)
+        )
+        if self._object is None:
+            check(None, f"open {path}")
+
+    def load(self) -> None:
+        """Create its maps, verify and load its programs. The slots of its
+        pairs of tables get empty tables.
+
+        Raises:
+            BpfError: with the verifier's last lines, or libbpf's last words.
+        """
+        lib = library()
+        # libbpf forgets the template of an inner map when it has loaded.
+        templates = {
+            handle: [
+                ask(lib.bpf_map__inner_map(handle))
+                for ask in (
+                    lib.bpf_map__type,
+                    lib.bpf_map__key_size,
+                    lib.bpf_map__value_size,
+                    lib.bpf_map__map_flags,
+                )
+            ]
+            for handle in self._map_handles()
+            if lib.bpf_map__type(handle) == TYPE_ARRAY_OF_MAPS
+        }
+        recent.clear()
+        result = lib.bpf_object__load(self._object)
+        if result < 0:
+            raise BpfError(-result, f"load {self.path.name}", self._last_lines())
+        for handle, (kind, key_size, value_size, flags) in templates.items():
+            outer = self._map(handle)
+            for slot in range(outer.max_entries):
+                outer.set_inner(
+                    slot,
+                    Map.create(kind, outer.name, key_size, value_size, _INNER_SIZE, flags),
+                )
+
+    def programs(self) -> list[Program]:
+        """Its programs; loaded ones."""
+        lib = library()
+        found = []
+        handle = lib.bpf_object__next_program(self._object, None)
+        while handle:
+            found.append(
+                Program(
+                    name=lib.bpf_program__name(handle).decode(),
+                    type=lib.bpf_program__type(handle),
+                    attach_type=lib.bpf_program__expected_attach_type(handle),
+                    fd=lib.bpf_program__fd(handle),
+                )
+            )
+            handle = lib.bpf_object__next_program(self._object, handle)
+        return found
+
+    def maps(self) -> dict[str, Map]:
+        """Its loaded maps by name, but for those that hold its constants."""
+        return {
+            name: self._map(handle)
+            for handle in self._map_handles()
+            if "." not in (name := library().bpf_map__name(handle).decode())
+        }
+
+    def constant(self, name: str) -> bytes:
+        """The bytes of a global variable, as the file has them.
+
+        Raises:
+            LookupError: it has none of that name.
+        """
+        for section, offset, size in self._variables(name):
+            handle = library().bpf_object__find_map_by_name(self._object, section)
+            room = ctypes.c_size_t()
+            data = library().bpf_map__initial_value(handle, ctypes.byref(room)) if handle else None
+            if data and offset + size <= room.value:
+                return ctypes.string_at(data + offset, size)
+        raise LookupError(f"{self.path.name} has no variable {name}")
+
+    def stamp(self) -> Stamp:
+        """The contract that it was built from (``slim_abi_stamp``)."""
+        return Stamp(*struct.unpack("=QQ", self.constant("slim_abi_stamp")))
+
+    def close(self) -> None:
+        """Closing twice is no error."""
+        if self._object is not None:
+            library().bpf_object__close(self._object)
+            self._object = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _map_handles(self) -> Iterator[Any]:
+        handle = library().bpf_object__next_map(self._object, None)
+        while handle:
+            yield handle
+            handle = library().bpf_object__next_map(self._object, handle)
+
+    def _map(self, handle: Any) -> Map:
+        # libbpf closes its descriptors with the object; ours are our own.
+        return Map(os.dup(library().bpf_map__fd(handle)))
+
+    def _variables(self, name: str) -> Iterator[tuple[bytes, int, int]]:
+        """(section, offset, size) of the variables of that name, from BTF.
+
+        Source: the kernel's Documentation/bpf/btf.rst, sections 2.2.14 and 2.2.15.
+        """
+        lib = library()
+        btf = lib.bpf_object__btf(self._object)
+        for number in range(1, lib.btf__type_cnt(btf) if btf else 0):
+            address = lib.btf__type_by_id(btf, number)
+            section, info = struct.unpack("=II", ctypes.string_at(address, 8))
+            if info >> 24 & 31 != _BTF_KIND_DATASEC:
+                continue
+            members = ctypes.string_at(address + 12, (info & 0xFFFF) * 12)
+            for variable, offset, size in struct.iter_unpack("=III", members):
+                label = ctypes.string_at(lib.btf__type_by_id(btf, variable), 4)
+                if lib.btf__name_by_offset(btf, struct.unpack("=I", label)[0]) == name.encode():
+                    yield lib.btf__name_by_offset(btf, section), offset, size
+
+    def _last_lines(self) -> str:
+        lines = self._log.value.decode(errors="replace").strip().splitlines()
+        # The last one is the verifier's statistics.
+        said = [line for line in lines if line and not line.startswith("processed ")]
+        return " | ".join(said[-_LOG_LINES:] or list(recent)[-2:])

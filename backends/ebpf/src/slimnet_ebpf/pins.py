@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a data path outlives the process: its pins under bpffs.
+
+::
+
+    /sys/fs/bpf/slimnet/<instance>/
+        maps/<map>                   the contract's maps, and two of our own:
+        maps/record                  what was changed on the host, as JSON; pinned last
+        maps/index                   which endpoint has which inner index
+        programs/<program>-<attach type>
+        links/lookup                 sk_lookup on the network namespace
+        links/<endpoint>/<program>   the endpoint's cgroup programs
+
+The record dies with the boot, as what it records does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from slimnet import contract
+from slimnet.exceptions import BackendError, CapabilityMissing, ConfigError
+from slimnet_ebpf.libbpf import check, library
+from slimnet_ebpf.links import program_type
+from slimnet_ebpf.maps import TYPE_ARRAY, Map
+from slimnet_ebpf.objects import Object, Program
+
+__all__ = ["BPFFS", "Pins", "mount_bpffs"]
+
+BPFFS = Path("/sys/fs/bpf")
+_RECORD_SIZE = 4096
+#: A value of maps/index: endpoint, flags, cgroup id, freed at (monotonic, ns).
+INDEX_ENTRY = "=IIQQ"
+_ZERO = bytes(4)
+
+
+def mount_bpffs() -> None:
+    """Mount bpffs at its usual place when nothing is mounted there.
+
+    Raises:
+        CapabilityMissing: it cannot be mounted.
+    """
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    if any(line.split()[1:3] == [str(BPFFS), "bpf"] for line in mounts):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", bytes(BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700") != 0:
+        number = ctypes.get_errno()
+        raise CapabilityMissing(
+            f"bpffs cannot be mounted at {BPFFS} ({os.strerror(number)}): mount -t bpf bpf {BPFFS}"
+        )
+
+
+class Pins:
+    """The pins of one instance.
+
+    Raises:
+        ConfigError: the instance's name cannot be a directory of bpffs.
+    """
+
+    def __init__(self, instance: str) -> None:
+        if not instance or "." in instance or "/" in instance:
+            raise ConfigError("instance", "a name without '.' and '/'", instance)
+        self.root = BPFFS / "slimnet" / instance
+        self.maps = self.root / "maps"
+        self.programs = self.root / "programs"
+        self.links = self.root / "links"
+
+    @contextlib.contextmanager
+    def lock(self, *, create: bool = False) -> Iterator[None]:
+        """Keep every other process from changing this instance.
+
+        Raises:
+            BackendError: the instance is gone.
+        """
+        while True:
+            if create:
+                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                if create:
+                    continue
+                raise BackendError(f"{self.root} is gone: the data path was torn down") from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                # It may have been torn down, and made again, while we waited.
+                if os.fstat(fd).st_nlink and self._is_root(fd):
+                    yield
+                    return
+            finally:
+                os.close(fd)
+
+    def _is_root(self, fd: int) -> bool:
+        try:
+            return self.root.stat().st_ino == os.fstat(fd).st_ino
+        except FileNotFoundError:
+            return False
+
+    def complete(self) -> bool:
+        """Whether a load got as far as its last pin."""
+        return (self.maps / "record").exists()
+
+    def store(self, loaded: Object) -> None:
+        """Pin what was loaded, the record last."""
+        for directory in (self.maps, self.programs, self.links):
+            directory.mkdir(exist_ok=True)
+        for name, map_ in loaded.maps().items():
+            map_.pin(self.maps / name)
+        for program in loaded.programs():
+            path = self.programs / f"{program.name}-{program.attach_type}"
+            check(library().bpf_obj_pin(program.fd, bytes(path)), f"pin {path}")
+        index = Map.create(
+            TYPE_ARRAY, "index", 4, struct.calcsize(INDEX_ENTRY), contract.SLIM_INDEX_MAX + 1
+        )
+        index.pin(self.maps / "index")
+        record = Map.create(TYPE_ARRAY, "record", 4, _RECORD_SIZE, 1)
+        record.set(_ZERO, b"{}".ljust(_RECORD_SIZE, b"\0"))
+        record.pin(self.maps / "record")
+
+    def open_map(self, name: str) -> Map:
+        """A pinned map."""
+        return Map.pinned(self.maps / name)
+
+    def open_programs(self) -> list[Program]:
+        """The pinned programs; the caller closes their descriptors."""
+        found = []
+        for path in sorted(self.programs.iterdir()):
+            name, _, attach_type = path.name.rpartition("-")
+            fd = check(library().bpf_obj_get(bytes(path)), f"open {path}")
+            found.append(Program(name, program_type(fd), int(attach_type), fd))
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """What was changed on the host."""
+        data = self.open_map("record").get(_ZERO) or b""
+        found: dict[str, Any] = json.loads(data.rstrip(b"\0") or b"{}")
+        return found
+
+    def write_record(self, **changes: Any) -> None:
+        """Change some entries of the record; ``None`` removes one."""
+        record = self.record() | changes
+        text = json.dumps({key: value for key, value in record.items() if value is not None})
+        self.open_map("record").set(_ZERO, text.encode().ljust(_RECORD_SIZE, b"\0"))
+
+    def remove(self) -> None:
+        """Remove every pin. The record goes first: what is left of an
+        interrupted removal is no data path."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.maps / "record").unlink()
+        for directory, names, files in os.walk(self.root, topdown=False):
+            for name in files:
+                (Path(directory) / name).unlink()
+            for name in names:
+                (Path(directory) / name).rmdir()
+
+    def remove_root(self) -> None:
+        """Remove the empty directory, and that of all instances if it is empty too."""
+        self.root.rmdir()
+        with contextlib.suppress(OSError):
+            self.root.parent.rmdir()

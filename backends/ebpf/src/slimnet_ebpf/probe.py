@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the data path can run here: by looking, then by loading it."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from slimnet import contract
+from slimnet.exceptions import BackendUnavailable, CapabilityMissing
+from slimnet.model import Answer, Probe
+from slimnet_ebpf import requirements
+from slimnet_ebpf.libbpf import BpfError, library
+from slimnet_ebpf.objects import Object, Stamp
+
+__all__ = ["probe"]
+
+
+def probe(path: Path) -> Probe:
+    """See :meth:`slimnet.abc.Backend.probe`. What is loaded goes again.
+
+    Args:
+        path: of the object file.
+    """
+    try:
+        requirements.check()
+        with Object(path) as loaded:
+            ours = Stamp(contract.SLIM_ABI_VERSION, contract.FINGERPRINT)
+            if loaded.stamp() != ours:
+                return Probe(
+                    Answer.NO,
+                    f"{path.name} was built from contract {loaded.stamp()}, not {ours}",
+                    "build it again: make -C backends/ebpf",
+                )
+            loaded.load()
+    except (CapabilityMissing, BackendUnavailable) as error:
+        reason, _, remedy = str(error).partition(": ")
+        return Probe(Answer.NO, reason, remedy)
+    except BpfError as error:
+        return Probe(
+            Answer.NO,
+            f"Linux {platform.release()} does not take the data path: {error}",
+            "use Linux 5.15 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and"
+            " CONFIG_NET_CLS_ACT",
+        )
+    version = library().libbpf_version_string().decode()
+    return Probe(Answer.YES, f"Linux {platform.release()}, libbpf {version}")

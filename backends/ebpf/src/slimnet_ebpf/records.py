@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables' records as the bytes that the data path looks up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import frozen
+from netaddr import IPAddress, IPNetwork
+
+from slimnet import contract
+from slimnet.tables import Change, CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
+from slimnet_ebpf.layout import Layout, to_bytes16
+
+__all__ = ["ENDPOINT", "Kind", "kinds", "u32"]
+
+_ADDRESS_KEY = Layout(contract.slim_address_key)
+ENDPOINT = Layout(contract.slim_endpoint)
+_CIDR_KEY = Layout(contract.slim_cidr_key)
+_CIDR = Layout(contract.slim_cidr)
+_POLICY_KEY = Layout(contract.slim_policy_key)
+_POLICY = Layout(contract.slim_policy)
+
+
+def u32(number: int) -> bytes:
+    """A key or a value of four bytes, in the host's order."""
+    return number.to_bytes(4, sys.byteorder)
+
+
+def _address_key(key: tuple[int, IPAddress]) -> bytes:
+    return _ADDRESS_KEY.pack(vni=key[0], address=to_bytes16(key[1]))
+
+
+def _cidr_key(key: tuple[int, IPNetwork]) -> bytes:
+    vni, network = key
+    length = network.prefixlen + (96 if network.version == 4 else 0)
+    return _CIDR_KEY.pack(prefixlen=32 + length, vni=vni, address=to_bytes16(network.network))
+
+
+def _cidr(record: CidrRecord) -> bytes:
+    flags = contract.SLIM_CIDR_OVERLAY if record.overlay else 0
+    flags |= contract.SLIM_CIDR_HOST if record.host else 0
+    return _CIDR.pack(identity=record.identity, flags=flags)
+
+
+def _policy_key(key: PolicyKey) -> bytes:
+    if key.protocol is None:
+        prefixlen = contract.SLIM_PREFIX_ANY_PROTOCOL
+    else:
+        prefixlen = contract.SLIM_PREFIX_ANY_PORT + key.port_bits
+    return _POLICY_KEY.pack(
+        prefixlen=prefixlen,
+        subject=key.subject,
+        peer=key.peer,
+        direction=int(key.direction),
+        protocol=key.protocol or 0,
+        port=key.port,
+    )
+
+
+def _policy(record: PolicyRecord) -> bytes:
+    action = contract.SLIM_ALLOW if record.allow else contract.SLIM_DENY
+    return _POLICY.pack(action=action, reason=int(record.reason), rule=record.rule)
+
+
+@frozen
+class Kind:
+    """One of the four tables.
+
+    Attributes:
+        map: the number of its pair of maps in the contract.
+        of: the table, out of all.
+        gone: the keys that went, out of a change.
+        key: a key's bytes.
+        value: a record's bytes, for its key.
+    """
+
+    map: int
+    of: Callable[[Tables], Mapping[Any, Any]]
+    gone: Callable[[Change], frozenset[Any]]
+    key: Callable[[Any], bytes]
+    value: Callable[[Any, Any], bytes]
+
+
+def kinds(indexes: Mapping[int, int]) -> tuple[Kind, ...]:
+    """The four tables.
+
+    Args:
+        indexes: the inner index of every attached endpoint.
+    """
+
+    def endpoint(number: int, record: EndpointRecord) -> bytes:
+        flags = contract.SLIM_ENDPOINT_LOCAL if record.local else 0
+        flags |= contract.SLIM_ENDPOINT_WIRE_SYN if record.wire_syn else 0
+        return ENDPOINT.pack(
+            address=to_bytes16(record.address),
+            host=to_bytes16(record.host),
+            vni=record.vni,
+            identity=record.identity,
+            index=indexes.get(number, 0) if record.local else 0,
+            flags=flags,
+        )
+
+    return (
+        Kind(
+            contract.SLIM_MAP_ADDRESS,
+            lambda tables: tables.addresses,
+            lambda change: change.gone_addresses,
+            _address_key,
+            lambda _, number: u32(number),
+        ),
+        Kind(
+            contract.SLIM_MAP_ENDPOINT,
+            lambda tables: tables.endpoints,
+            lambda change: change.gone_endpoints,
+            u32,
+            endpoint,
+        ),
+        Kind(
+            contract.SLIM_MAP_CIDR,
+            lambda tables: tables.cidrs,
+            lambda change: change.gone_cidrs,
+            _cidr_key,
+            lambda _, record: _cidr(record),
+        ),
+        Kind(
+            contract.SLIM_MAP_POLICY,
+            lambda tables: tables.policy,
+            lambda change: change.gone_policy,
+            _policy_key,
+            lambda _, record: _policy(record),
+        ),
+    )

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machine must have, each with what to do where it has not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+from slimnet.exceptions import CapabilityMissing
+from slimnet_ebpf.cgroups import find_mount
+from slimnet_ebpf.libbpf import library
+
+__all__ = ["OBJECT", "check"]
+
+OBJECT = Path(__file__).with_name("slimnet.bpf.o")
+_KERNEL = (5, 15)
+_CAP_NET_ADMIN = 12
+_CAP_SYS_ADMIN = 21
+_CAP_BPF = 39
+_BTF = Path("/sys/kernel/btf/vmlinux")
+
+
+def check() -> None:
+    """Everything that can be seen without loading.
+
+    Raises:
+        CapabilityMissing: the first thing that is not there; the message is
+            "<what is missing>: <what to do>".
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
+    if numbers and tuple(map(int, numbers.groups())) < _KERNEL:
+        raise CapabilityMissing(f"Linux {platform.release()} is too old: 5.15 or newer is needed")
+    _check_privilege()
+    find_mount()
+    if not _BTF.exists():
+        raise CapabilityMissing(
+            f"{_BTF} is missing: use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y"
+        )
+    library()
+
+
+def _check_privilege() -> None:
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    capabilities = int(found[1], 16) if found else 0
+
+    def has(number: int) -> bool:
+        return bool(capabilities >> number & 1)
+
+    missing = []
+    if not has(_CAP_BPF) and not has(_CAP_SYS_ADMIN):
+        missing.append("CAP_BPF")
+    if not has(_CAP_NET_ADMIN):
+        missing.append("CAP_NET_ADMIN")
+    if missing or os.geteuid() != 0:
+        lacks = " and ".join(missing) or "root"
+        raise CapabilityMissing(f"{lacks} is missing: run it as root")

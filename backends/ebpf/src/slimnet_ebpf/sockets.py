@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sockets of endpoints, over sock_diag(7): listed and destroyed.
+
+One dump gives each socket's addresses, state, cookie, cgroup, and what the
+data path keeps in its storage (INET_DIAG_SK_BPF_STORAGES, Linux 5.6).
+
+Source: ``uapi/linux/inet_diag.h``, ``sock_diag.h``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+
+from attrs import frozen
+
+from slimnet_ebpf.libbpf import BpfError
+
+__all__ = ["STATES", "Diagnosis", "Socket"]
+
+_NETLINK_SOCK_DIAG = 4
+_BY_FAMILY = 20
+_DESTROY = 21
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_ERROR, _DONE = 2, 3
+_REQ_STORAGES = 2
+_REQ_STORAGE_MAP = 1
+_STORAGES = 20
+_CGROUP = 21
+_STORAGE_VALUE = 3
+_ANY_COOKIE = b"\xff" * 8
+_NESTED = 0x8000
+
+#: TCP states by the kernel's number, as ``ss`` prints them.
+STATES = (
+    "UNKNOWN",
+    "ESTAB",
+    "SYN-SENT",
+    "SYN-RECV",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "TIME-WAIT",
+    "UNCONN",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "LISTEN",
+    "CLOSING",
+)
+_LISTEN = STATES.index("LISTEN")
+
+
+@frozen
+class Socket:
+    """One socket.
+
+    Attributes:
+        family: AF_INET or AF_INET6.
+        protocol: IPPROTO_TCP or IPPROTO_UDP.
+        state: number of its TCP state.
+        id: struct inet_diag_sockid: ports, addresses, interface, cookie.
+        cgroup: id of the cgroup it was created in; 0 where unknown.
+        storage: what the data path keeps for it; empty where it is no endpoint's.
+    """
+
+    family: int
+    protocol: int
+    state: int
+    id: bytes
+    cgroup: int
+    storage: bytes
+
+    @property
+    def cookie(self) -> int:
+        """The kernel's socket cookie."""
+        low, high = struct.unpack("=II", self.id[40:48])
+        return int(high << 32 | low)
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Local and remote port, as the kernel has them."""
+        local, remote = struct.unpack("!HH", self.id[:4])
+        return local, remote
+
+    @property
+    def addresses(self) -> tuple[bytes, bytes]:
+        """Local and remote address, 4 or 16 bytes."""
+        size = 4 if self.family == socket.AF_INET else 16
+        return self.id[4 : 4 + size], self.id[20 : 20 + size]
+
+
+class Diagnosis:
+    """A netlink socket in the network namespace that it was made in.
+
+    Args:
+        storage_map: descriptor of the data path's socket storage map.
+    """
+
+    def __init__(self, storage_map: int) -> None:
+        self._storage_map = storage_map
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._sequence = 0
+        self._lock = threading.Lock()
+
+    def sockets(self, *protocols: int) -> list[Socket]:
+        """All sockets of these protocols (TCP if none is named)."""
+        found: list[Socket] = []
+        attribute = _attribute(
+            _REQ_STORAGES | _NESTED,
+            _attribute(_REQ_STORAGE_MAP, struct.pack("=I", self._storage_map)),
+        )
+        for protocol in protocols or (socket.IPPROTO_TCP,):
+            for family in (socket.AF_INET, socket.AF_INET6):
+                request = struct.pack("=BBBBI48x", family, protocol, 0, 0, 0xFFFFFFFF) + attribute
+                found += [_parse(one, protocol) for one in self._talk(_BY_FAMILY, _DUMP, request)]
+        return found
+
+    def destroy(self, victims: Iterable[Socket]) -> int:
+        """Close sockets under their owners, who see ECONNABORTED; how many.
+
+        Raises:
+            BpfError: the kernel cannot (CONFIG_INET_DIAG_DESTROY).
+        """
+        count = 0
+        for victim in victims:
+            count += self._destroy(victim, victim.id[40:48])
+        return count
+
+    def close(self) -> None:
+        """Closing twice is no error."""
+        self._socket.close()
+
+    def _destroy(self, victim: Socket, cookie: bytes) -> bool:
+        request = struct.pack("=BBBBI", victim.family, victim.protocol, 0, 0, 0xFFFFFFFF)
+        try:
+            self._talk(_DESTROY, _ACK, request + victim.id[:40] + cookie)
+        except OSError as error:
+            if error.errno == errno.ESTALE and cookie != _ANY_COOKIE and victim.state == _LISTEN:
+                # Of a reuseport group the look-up answers with one, not with ours.
+                # The group is one endpoint's, and all of it is to go.
+                return self._destroy(victim, _ANY_COOKIE)
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False  # gone by itself
+            raise BpfError(error.errno or 0, "destroy a socket") from error
+        return True
+
+    def _talk(self, kind: int, flags: int, payload: bytes) -> list[bytes]:
+        with self._lock:
+            return self._exchange(kind, flags, payload)
+
+    def _exchange(self, kind: int, flags: int, payload: bytes) -> list[bytes]:
+        self._sequence += 1
+        answers: list[bytes] = []
+        header = struct.pack("=IHHII", 16 + len(payload), kind, _REQUEST | flags, self._sequence, 0)
+        self._socket.send(header + payload)
+        while True:
+            data = memoryview(self._socket.recv(1 << 16))
+            while data:
+                length, kind, _, sequence, _ = struct.unpack_from("=IHHII", data)
+                body = bytes(data[16:length])
+                data = data[(length + 3) & ~3 :]
+                if sequence != self._sequence:
+                    continue  # of an exchange that failed half-way
+                if kind in (_ERROR, _DONE):
+                    number = -struct.unpack_from("=i", body)[0]
+                    if number > 0:
+                        raise OSError(number, os.strerror(number))
+                    return answers
+                answers.append(body)
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    length = 4 + len(payload)
+    return struct.pack("=HH", length, kind) + payload + bytes(-length % 4)
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        if length < 4:
+            return
+        yield kind & ~_NESTED, data[4:length]
+        data = data[(length + 3) & ~3 :]
+
+
+def _parse(payload: bytes, protocol: int) -> Socket:
+    family, state = payload[0], payload[1]
+    cgroup, storage = 0, b""
+    for kind, value in _attributes(payload[72:]):
+        if kind == _CGROUP:
+            cgroup = struct.unpack("=Q", value)[0]
+        elif kind == _STORAGES:
+            for _, entry in _attributes(value):
+                with contextlib.suppress(KeyError):
+                    storage = dict(_attributes(entry))[_STORAGE_VALUE]
+    return Socket(family, protocol, state, payload[4:52], cgroup, storage)

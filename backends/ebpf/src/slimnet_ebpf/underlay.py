@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the data path needs of the host: a route, a sysctl, a qdisc, two filters.
+
+Every change is written down in the record *before* it is made, so that a
+start or a teardown after a crash knows what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from netaddr import IPNetwork
+
+from slimnet.exceptions import BackendError, ConfigError
+from slimnet_ebpf import filters
+from slimnet_ebpf.links import program_id
+from slimnet_ebpf.objects import Program
+from slimnet_ebpf.options import INNER_RANGE6
+from slimnet_ebpf.pins import Pins
+
+__all__ = ["Underlay"]
+
+_log = logging.getLogger(__name__)
+
+_LOCAL_TABLE = 255
+_SCOPE_HOST = 254
+# ARP asks with an address of the interface it asks on, never with an inner one.
+_ARP_ANNOUNCE = 2
+
+
+@contextlib.contextmanager
+def _netlink() -> Iterator[Any]:
+    from pyroute2 import IPRoute  # noqa: PLC0415  # 150 ms that a probe need not pay
+
+    with IPRoute() as route:
+        yield route
+
+
+class Underlay:
+    """The host's side, in the current network namespace.
+
+    Args:
+        pins: of the instance; they hold the record.
+        programs: by name.
+        inner_range: the IPv4 range of inner addresses.
+    """
+
+    def __init__(self, pins: Pins, programs: dict[str, Program], inner_range: IPNetwork) -> None:
+        self._pins = pins
+        self._points = [
+            (filters.INGRESS, programs["slim_tc_ingress"]),
+            (filters.EGRESS, programs["slim_tc_egress"]),
+        ]
+        self._routes = [inner_range, INNER_RANGE6]
+
+    @staticmethod
+    def ifindex(interface: str) -> int:
+        """The number of the underlay interface.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        with _netlink() as netlink:
+            found = netlink.link_lookup(ifname=interface)
+            if not found:
+                names = ", ".join(link.get_attr("IFLA_IFNAME") for link in netlink.get_links())
+                raise ConfigError("underlay.interface", f"one of {names}", interface)
+            return int(found[0])
+
+    def apply(self, interface: str, ifindex: int) -> None:
+        """Bring the host to what the data path needs; what is so already stays."""
+        record = self._pins.record()
+        if record.get("ifindex", ifindex) != ifindex:
+            self.restore()
+            record = self._pins.record()
+        with _netlink() as netlink:
+            self._add_routes(netlink)
+            if "arp_announce" not in record:
+                before = int(_arp_announce(interface).read_text())
+                self._pins.write_record(ifindex=ifindex, interface=interface, arp_announce=before)
+            _arp_announce(interface).write_text(f"{_ARP_ANNOUNCE}\n")
+            if "clsact" not in record:
+                there = any(
+                    qdisc.get_attr("TCA_KIND") == "clsact"
+                    for qdisc in netlink.get_qdiscs(index=ifindex)
+                )
+                self._pins.write_record(clsact=not there)
+        filters.create_clsact(ifindex)
+        for point, program in self._points:
+            filters.attach(ifindex, point, program.fd, program_id(program.fd))
+
+    def restore(self) -> None:
+        """Undo :meth:`apply`; what others have changed meanwhile stays theirs."""
+        record = self._pins.record()
+        ifindex, interface = record.get("ifindex"), record.get("interface")
+        with _netlink() as netlink:
+            links = netlink.get_links()
+            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in links}
+            if ifindex in names and names[ifindex] == interface:
+                self._restore_interface(netlink, record)
+            for network in self._routes:
+                self._route(netlink, "del", network)
+        self._pins.write_record(ifindex=None, interface=None, arp_announce=None, clsact=None)
+
+    def _restore_interface(self, netlink: Any, record: dict[str, Any]) -> None:
+        ifindex, sysctl = record["ifindex"], _arp_announce(record["interface"])
+        for point, program in self._points:
+            filters.detach(ifindex, point, program_id(program.fd))
+        if record.get("clsact") and not any(
+            netlink.get_filters(index=ifindex, parent=parent)
+            for parent in (0xFFFFFFF2, 0xFFFFFFF3)  # clsact's ingress and egress
+        ):
+            filters.destroy_clsact(ifindex)
+        if "arp_announce" in record and int(sysctl.read_text()) == _ARP_ANNOUNCE:
+            sysctl.write_text(f"{record['arp_announce']}\n")
+
+    def _add_routes(self, netlink: Any) -> None:
+        for network in self._routes:
+            try:
+                self._route(netlink, "replace", network)
+            except BackendError:
+                if network.version == 4:
+                    raise
+                # Without IPv6 on the host nothing uses that range.
+                _log.info("no route for %s: IPv6 is off here", network)
+
+    @staticmethod
+    def _route(netlink: Any, command: str, network: IPNetwork) -> None:
+        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+
+        try:
+            netlink.route(
+                command,
+                dst=str(network),
+                family=10 if network.version == 6 else 2,
+                type="local",
+                table=_LOCAL_TABLE,
+                scope=_SCOPE_HOST if network.version == 4 else 0,
+                oif=netlink.link_lookup(ifname="lo")[0],
+            )
+        except NetlinkError as error:
+            if command == "del" and error.code in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
+                return
+            hint = " (is lo up?)" if error.code == errno.ENETDOWN else ""
+            raise BackendError(f"route local {network} dev lo: {error.args[-1]}{hint}") from error
+
+
+def _arp_announce(interface: str) -> Path:
+    return Path("/proc/sys/net/ipv4/conf") / interface / "arp_announce"
