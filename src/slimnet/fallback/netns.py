@@ -12,14 +12,14 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pyroute2 import IPRoute
 
 from slimnet.exceptions import BackendError
 
-__all__ = ["DIRECTORY", "create", "enter", "exists", "netlink", "own", "remove"]
+__all__ = ["DIRECTORY", "apart", "create", "enter", "exists", "netlink", "own", "remove"]
 
 #: Where ``ip netns`` looks.
 DIRECTORY = Path("/run/netns")
@@ -52,34 +52,51 @@ def exists(path: Path) -> bool:
         return False
 
 
+def apart(action: Callable[[], None]) -> None:
+    """Run ``action`` in an empty namespace, which goes when nothing holds it.
+
+    Raises:
+        OSError: the kernel refused a new namespace; or what ``action`` raises.
+    """
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            _call("unshare", _CLONE_NEWNET)
+            action()
+        except BaseException as error:  # noqa: BLE001  # carried to the caller
+            failure.append(error)
+
+    # In a thread of its own: unshare(2) moves the calling thread for good.
+    thread = threading.Thread(target=run, name="slimnet-netns")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
 def create(path: Path) -> None:
     """Make an empty namespace, its loopback up, and mount it on ``path``.
 
     Raises:
         BackendError: the kernel refused; nothing is left behind.
     """
-    failure: list[BaseException] = []
 
-    def unshare() -> None:
-        # In a thread of its own: unshare(2) moves the calling thread, and
-        # this one ends right behind it.
-        try:
-            _call("unshare", _CLONE_NEWNET)
-            with IPRoute() as route:
-                route.link("set", index=1, state="up")
-            source = f"/proc/self/task/{threading.get_native_id()}/ns/net"
-            _call("mount", source.encode(), os.fsencode(path), b"none", _MS_BIND, None)
-        except BaseException as error:  # noqa: BLE001  # carried to the caller
-            failure.append(error)
+    def mount() -> None:
+        with IPRoute() as route:
+            route.link("set", index=1, state="up")
+        _call("mount", os.fsencode(own()), os.fsencode(path), b"none", _MS_BIND, None)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(exist_ok=False)
-    thread = threading.Thread(target=unshare, name=f"netns {path.name}")
-    thread.start()
-    thread.join()
-    if failure:
-        path.unlink()
-        raise BackendError(f"network namespace {path}: {failure[0]}") from failure[0]
+    try:
+        path.touch(exist_ok=False)
+        try:
+            apart(mount)
+        except BaseException:
+            path.unlink()
+            raise
+    except OSError as error:
+        raise BackendError(f"network namespace {path}: {error}") from error
 
 
 def remove(path: Path) -> None:

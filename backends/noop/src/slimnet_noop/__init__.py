@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend that accelerates nothing, and how to write one.
+
+Each endpoint has a network namespace of its own, and every packet takes the
+fallback overlay (:mod:`slimnet.fallback`): the ordinary routed VXLAN that
+container networks are today. It is the baseline of every comparison, and the
+smallest whole plugin. To write another one:
+
+1. Derive from :class:`slimnet.abc.Backend`, name it in the entry point group
+   ``slimnet.backends`` of your distribution, and answer :meth:`~Backend.probe`
+   without changing anything.
+2. Keep the truth in the data path, not in the object. Here it is the host's
+   table (generation, layout), the routers (rules, devices) and one small file
+   for each endpoint. Another process adopts what runs by reading them.
+3. Close before you open: a router is made with rules that refuse everything,
+   an endpoint gets its device before anyone knows its namespace.
+4. Write what completes a thing last and remove it first, so that a process
+   killed in between leaves either nothing or something that the next call
+   makes whole.
+5. Run :func:`slimnet.testing.check_backend` on it.
+"""
+
+from slimnet_noop._backend import NoopBackend
+
+__all__ = ["NoopBackend"]

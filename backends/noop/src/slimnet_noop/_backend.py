@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend itself: attachments and generations over the fallback overlay."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from netaddr import IPAddress
+from pyroute2.netlink.exceptions import NetlinkError
+
+from slimnet.abc import Backend, Context
+from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.fallback import Outside, Router, Stamp, counters, netns, refusals, tracked
+from slimnet.model import (
+    Answer,
+    Attachment,
+    Connection,
+    Direction,
+    Endpoint,
+    Event,
+    EventKind,
+    Network,
+    Probe,
+    Status,
+    Wire,
+)
+from slimnet.tables import Change, Tables
+from slimnet_noop import _cgroup
+from slimnet_noop._record import Record
+
+__all__ = ["NoopBackend"]
+
+_LOG = logging.getLogger(__name__)
+
+#: Raised when names, devices or rules change such that an older process could not adopt them.
+ABI = 1
+#: IANA's port for VXLAN (RFC 7348).
+PORT = 4789
+#: Seconds between two looks at the refusals.
+_EVERY = 0.5
+
+
+class NoopBackend(Backend):
+    """Every connection over VXLAN, decided by nftables at the endpoint's device.
+
+    Options (``[backend.noop]``):
+        port: UDP port of VXLAN, 4789 by default; the same on every host.
+
+    Policy holds against root in the endpoint: the rules are in the router's
+    namespace. IPv4 only. Connections that a new generation forbids are reset
+    at their next packet. ``opened`` and ``closed`` make no events.
+    """
+
+    name: ClassVar[str] = "noop"
+    enforcing: ClassVar[bool] = True
+    wires: ClassVar[frozenset[Wire]] = frozenset({Wire.VXLAN})
+    preference: ClassVar[int] = 0
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        port = context.options.get("port", PORT)
+        for option in context.options:
+            if option != "port":
+                raise ConfigError(f"backend.noop.{option}", "the option 'port'", option)
+        if not isinstance(port, int) or not 0 < port < 1 << 16:
+            raise ConfigError("backend.noop.port", "a port, 1 to 65535", port)
+        if context.host.address.version != 4:
+            raise ConfigError("underlay.address", "an IPv4 address", str(context.host.address))
+        self._port = port
+        self._lock = threading.RLock()
+        self._tables: Tables | None = None
+        # Held open: other threads may be in other namespaces when they call.
+        self._namespace = os.open(netns.own(), os.O_RDONLY | os.O_CLOEXEC)
+        self._closed = False
+        try:
+            self._host = Path(f"/proc/{os.getpid()}/fd/{self._namespace}")
+            self._outside = Outside(context.instance, self._host, context.interface, port)
+            stamp = self._outside.stamp()
+            if stamp is not None and stamp.abi != ABI:
+                raise AbiMismatch(
+                    f"instance {context.instance}: wanted a data path of ABI {ABI}, got {stamp.abi}"
+                )
+            context.state.mkdir(parents=True, exist_ok=True)
+            if stamp is None:
+                self._outside.write(Stamp(ABI, 0))
+        except BaseException:
+            os.close(self._namespace)
+            raise
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """Root, cgroup v2, nft, and a kernel with VXLAN."""
+        if os.geteuid() != 0:
+            return Probe(Answer.NO, "not root", "run the agent as root")
+        if _cgroup.mounted() is None:
+            return Probe(Answer.NO, "no cgroup v2 mounted", "mount -t cgroup2 none /sys/fs/cgroup")
+        if shutil.which("nft") is None:
+            return Probe(Answer.NO, "no nft", "install nftables (apt install nftables)")
+        missing = _missing_kinds()
+        if missing:
+            return Probe(
+                Answer.NO, f"kernel without {missing}", f"modprobe {missing.replace(',', '')}"
+            )
+        return Probe(Answer.YES, "VXLAN, veth, cgroup v2 and nftables are here")
+
+    # Attachments
+
+    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+        """Make the cgroup and the namespace, and connect it to the network's router."""
+        with self._working():
+            record = self._records().get(endpoint.id)
+            if record is not None and netns.exists(record.netns) and record.cgroup.is_dir():
+                return record.attachment()
+            if endpoint.address.version != 4:
+                raise BackendError(f"endpoint.address: wanted IPv4, got {endpoint.address}")
+            full = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
+            cgroup = Path(endpoint.cgroup) if endpoint.cgroup else self.context.cgroup / full
+            record = Record(
+                endpoint=endpoint.id,
+                vni=network.vni,
+                address=endpoint.address,
+                cgroup=cgroup,
+                made=not cgroup.is_dir(),
+                netns=netns.DIRECTORY / f"slimnet.{self.context.instance}.{full}",
+            )
+            self._remove(record)  # what a killed process left
+            try:
+                self._make(record)
+            except OSError as error:
+                self._remove(record)
+                self._sweep()
+                raise BackendError(f"endpoint {full}: {error}") from error
+            except BaseException:
+                self._remove(record)
+                self._sweep()
+                raise
+            return record.attachment()
+
+    def _make(self, record: Record) -> None:
+        router = self._router(record.vni)
+        if not router.exists():
+            router.up()
+            if self._tables is not None:
+                router.install(self._tables)
+            self._outside.open({*self._networks(), record.vni})
+        netns.create(record.netns)
+        router.plug(record.endpoint, record.address, record.netns)
+        record.cgroup.mkdir(parents=True, exist_ok=True)
+        record.write(self.context.state)
+
+    def detach(self, endpoint: int) -> None:
+        """Remove what :meth:`attach` made. The cgroup goes first: the kernel
+        refuses that while it has processes."""
+        with self._working():
+            record = self._records().get(endpoint)
+            if record is not None:
+                self._refuse_if_used(record)
+                try:
+                    self._remove(record)
+                except OSError as error:  # a process came in between
+                    raise InUse(f"endpoint {endpoint}: {record.cgroup}: {error}") from error
+                self._sweep()
+
+    def _refuse_if_used(self, record: Record) -> None:
+        if _cgroup.populated(record.cgroup):
+            raise InUse(f"endpoint {record.endpoint}: processes in {record.cgroup}")
+
+    def _remove(self, record: Record) -> None:
+        if record.made:
+            _cgroup.remove(record.cgroup)
+        self._router(record.vni).unplug(record.endpoint)
+        netns.remove(record.netns)
+        record.remove(self.context.state)
+
+    def _sweep(self) -> None:
+        """Remove the routers that have no endpoint."""
+        wanted = {record.vni for record in self._records().values()}
+        unused = set(self._networks()) - wanted
+        if unused:
+            self._outside.open(wanted)
+            for vni in unused:
+                self._router(vni).down()
+
+    # Tables
+
+    def install(self, tables: Tables, change: Change | None = None) -> None:
+        """One transaction for each router; a flow passes only one. Everything
+        is written, whatever ``change`` says."""
+        del change
+        with self._working():
+            done: list[Router] = []
+            try:
+                for router in self._routers():
+                    if router.generation() != tables.generation:
+                        done.append(router)
+                        router.install(tables)
+            except BaseException:
+                for router in done:
+                    if self._tables is not None:
+                        with contextlib.suppress(BackendError):
+                            router.install(self._tables)
+                raise
+            self._outside.write(Stamp(ABI, tables.generation))
+            self._tables = tables
+
+    # What it says
+
+    def status(self) -> Status:
+        """Read from the host's table and the routers."""
+        with self._working():
+            stamp = self._outside.stamp()
+            routers = self._routers()
+            generations = [stamp.generation if stamp else 0]
+            generations += [router.generation() or 0 for router in routers]
+            return Status(
+                generation=min(generations),
+                endpoints=frozenset().union(*(router.endpoints() for router in routers)),
+                counters=counters(router.path for router in routers),
+                abi=f"noop-{stamp.abi}" if stamp else "",
+                detail={"networks": sorted(self._networks())},
+            )
+
+    def connections(self) -> list[Connection]:
+        """What conntrack holds in the routers."""
+        with self._working():
+            records = {(r.vni, r.address): r.endpoint for r in self._records().values()}
+            found = []
+            for router in self._routers():
+                for flow in tracked(router.path):
+                    for direction, local, peer in (
+                        (Direction.EGRESS, flow.source, flow.destination),
+                        (Direction.INGRESS, flow.destination, flow.source),
+                    ):
+                        endpoint = records.get((router.vni, local[0]))
+                        if endpoint is None:
+                            continue
+                        other = self._endpoint_at(router.vni, peer)
+                        remote = other and (router.vni, peer[0]) not in records
+                        found.append(
+                            Connection(
+                                endpoint=endpoint,
+                                peer_endpoint=other,
+                                local=local,
+                                peer=peer,
+                                direction=direction,
+                                wire=Wire.VXLAN if remote else None,
+                                state=flow.state,
+                                opened=flow.opened,
+                            )
+                        )
+            return found
+
+    def _endpoint_at(self, vni: int, where: tuple[IPAddress, int]) -> int:
+        return self._tables.addresses.get((vni, where[0]), 0) if self._tables else 0
+
+    def events(self, timeout: float) -> list[Event]:
+        """The refusals that nftables noted, at most 4,096 and a minute old."""
+        deadline = time.monotonic() + timeout
+        while True:
+            with self._working():
+                found = [event for router in self._routers() for event in self._refusals(router)]
+            left = deadline - time.monotonic()
+            if found or left <= 0:
+                return found
+            time.sleep(min(_EVERY, left))
+
+    def _refusals(self, router: Router) -> Iterator[Event]:
+        for refused in refusals(router.path):
+            source = self._endpoint_at(router.vni, refused.source)
+            destination = self._endpoint_at(router.vni, refused.destination)
+            egress = refused.why.direction is Direction.EGRESS
+            yield Event(
+                kind=EventKind.REFUSED,
+                time=refused.time,
+                endpoint=source if egress else destination,
+                peer_endpoint=destination if egress else source,
+                source=refused.source,
+                destination=refused.destination,
+                protocol=refused.why.protocol,
+                direction=refused.why.direction,
+                reason=refused.why.reason,
+                rule=refused.why.rule,
+            )
+
+    # The end
+
+    def close(self) -> None:
+        """Routers, rules and namespaces stay as they are."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._namespace)
+
+    def teardown(self) -> None:
+        """Endpoints, then routers, then the host's table."""
+        with self._working():
+            records = list(self._records().values())
+            for record in records:
+                self._refuse_if_used(record)
+            for record in records:
+                self.detach(record.endpoint)
+            self._sweep()
+            self._outside.remove()
+            with contextlib.suppress(OSError):  # the caller's, or it has others
+                self.context.cgroup.rmdir()
+            self.close()
+
+    # Where things are
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise BackendError(f"instance {self.context.instance}: this backend is closed")
+            yield
+
+    def _router(self, vni: int) -> Router:
+        return Router(
+            netns.DIRECTORY / f"slimnet.{self.context.instance}.{vni}",
+            vni,
+            self._host,
+            self.context.host.address,
+            self.context.interface,
+            self._port,
+        )
+
+    def _networks(self) -> list[int]:
+        """The VNIs that have a router here."""
+        prefix = f"slimnet.{self.context.instance}."
+        names = (path.name.removeprefix(prefix) for path in netns.DIRECTORY.glob(f"{prefix}*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _routers(self) -> list[Router]:
+        return [self._router(vni) for vni in self._networks()]
+
+    def _records(self) -> dict[int, Record]:
+        return {record.endpoint: record for record in Record.all(self.context.state)}
+
+
+def _missing_kinds() -> str:
+    """The kinds of device that this kernel cannot make, tried where it harms nobody."""
+    missing = []
+
+    def attempt() -> None:
+        with netns.netlink() as route:
+            for kind, options in (
+                ("vxlan", {"vxlan_id": 1}),
+                ("veth", {"peer": "peer0"}),
+            ):
+                try:
+                    route.link("add", ifname=f"{kind}0", kind=kind, **options)
+                except NetlinkError:
+                    missing.append(kind)
+
+    netns.apart(attempt)
+    return ", ".join(missing)

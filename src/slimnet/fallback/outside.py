@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's own part: its table ``slimnet-<instance>``.
+
+It says which generation is in force and lets the routers' connections out
+under the host's address. With no router it is one rule that nothing runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from attrs import frozen
+
+from slimnet.fallback import netns, nft
+from slimnet.fallback.router import uplink_address, uplink_name, write_sysctls
+
+__all__ = ["Outside", "Stamp"]
+
+
+@frozen
+class Stamp:
+    """What the table says of the data path: the layout it was made in, and its generation."""
+
+    abi: int
+    generation: int
+
+    def __str__(self) -> str:
+        return f"abi {self.abi} generation {self.generation}"
+
+    @classmethod
+    def parse(cls, text: str) -> Stamp:
+        """The inverse of ``str()``."""
+        _, abi, _, generation = text.split()
+        return cls(int(abi), int(generation))
+
+
+class Outside:
+    """The host's table of one instance.
+
+    Args:
+        instance: whose it is.
+        host: path of the host's network namespace.
+        interface: the underlay interface.
+        port: UDP port of VXLAN.
+    """
+
+    def __init__(self, instance: str, host: Path, interface: str, port: int) -> None:
+        self._name = f"slimnet-{instance}"
+        self._host = host
+        self._interface = interface
+        self._port = port
+
+    def stamp(self) -> Stamp | None:
+        """What the table says, ``None`` where there is none."""
+        for kind, value in nft.listing(f"chain ip {self._name} about", self._host):
+            if kind == "rule":
+                return Stamp.parse(value["comment"])
+        return None
+
+    def write(self, stamp: Stamp) -> None:
+        """State what is in force."""
+        nft.apply(
+            f"""
+            table ip {self._name} {{ chain about {{ }}; }}
+            flush chain ip {self._name} about
+            table ip {self._name} {{ chain about {{ return comment "{stamp}"; }}; }}
+            """,
+            self._host,
+        )
+
+    def open(self, networks: Iterable[int]) -> None:
+        """Let the routers of these networks out, and no others.
+
+        Replies are forwarded only where the interface that they come in by is
+        set to forward. The set ``forwarding`` holds those that were not, to
+        set back, and nothing else is forwarded from them.
+        """
+        vnis = sorted(networks)
+        changed = set(self._changed())
+        if vnis:
+            changed |= {name for name in self._ways_out() if not _forwards(name, self._host)}
+        self._rules(vnis, sorted(changed))  # before the change that they record
+        with netns.enter(self._host):
+            for name in changed:
+                with contextlib.suppress(FileNotFoundError):  # the interface has gone
+                    write_sysctls({f"net/ipv4/conf/{name}/forwarding": 1 if vnis else 0})
+        if changed and not vnis:
+            nft.apply(f"delete set ip {self._name} forwarding", self._host)
+
+    def _rules(self, vnis: list[int], changed: list[str]) -> None:
+        table = f"ip {self._name}"
+        record = f"set forwarding {{ type ifname; elements = {{ {_listed(changed)} }}; }};"
+        if not vnis:
+            made = self._made()
+            lines = [f"flush chain {table} {name}" for kind, name in made if kind == "chain"]
+            lines += [f"delete {kind} {table} {name}" for kind, name in made]
+            if changed:
+                lines.append(f"table {table} {{ {record} }}")
+            nft.apply("\n".join(lines), self._host)
+            return
+        near = ", ".join(str(uplink_address(vni)) for vni in vnis)
+        ours = _listed(uplink_name(vni) for vni in vnis)
+        guard = ""
+        # Somebody who forwards from everywhere has a firewall of their own.
+        if changed and not _forwards("all", self._host):
+            guard = f"iifname {{ {_listed(changed)} }} ip daddr != {{ {near} }} drop"
+        nft.apply(
+            f"""
+            table {table} {{
+                chain early {{ type filter hook prerouting priority raw; }}
+                chain sent {{ type filter hook output priority raw; }}
+                chain forward {{ type filter hook forward priority filter; }}
+                chain out {{ type nat hook postrouting priority srcnat; }}
+                set forwarding {{ type ifname; }}
+            }}
+            flush chain {table} early
+            flush chain {table} sent
+            flush chain {table} forward
+            flush chain {table} out
+            flush set {table} forwarding
+            {f"add element {table} forwarding {{ {_listed(changed)} }}" if changed else ""}
+            table {table} {{
+                # The tunnels' own packets are no connections.
+                chain early {{ udp dport {self._port} notrack; }}
+                chain sent {{ udp dport {self._port} notrack; }}
+                chain forward {{
+                    ct state established accept
+                    ip daddr {{ {near} }} ct state != related drop
+                    iifname {{ {ours} }} oifname {{ {ours} }} drop
+                    {guard}
+                }}
+                chain out {{ ip saddr {{ {near} }} masquerade; }}
+            }}
+            """,
+            self._host,
+        )
+
+    def _made(self) -> list[tuple[str, str]]:
+        return [
+            (kind, value["name"])
+            for kind, value in nft.listing(f"table ip {self._name}", self._host)
+            if kind in ("chain", "set") and value["name"] != "about"
+        ]
+
+    def _changed(self) -> list[str]:
+        for kind, value in nft.listing(f"set ip {self._name} forwarding", self._host):
+            if kind == "set":
+                return [str(name) for name in value.get("elem", ())]
+        return []
+
+    def _ways_out(self) -> set[str]:
+        """The interfaces by which a connection to the outside may leave."""
+        with netns.netlink(self._host) as route:
+            ways = {entry.get_attr("RTA_OIF") for entry in route.get_default_routes(family=2)}
+            names = {
+                str(route.get_links(index)[0].get_attr("IFLA_IFNAME"))
+                for index in ways
+                if index is not None
+            }
+        return names | {self._interface}
+
+    def remove(self) -> None:
+        """Remove the table; removing what is not there is no error."""
+        if self.stamp() is not None:
+            self.open(())
+            nft.apply(f"delete table ip {self._name}", self._host)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _forwards(interface: str, host: Path) -> bool:
+    with netns.enter(host):
+        return Path(f"/proc/sys/net/ipv4/conf/{interface}/forwarding").read_text() != "0\n"

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One network's part of one host: a namespace that routes.
+
+::
+
+    endpoint's namespace          router's namespace               host's namespace
+    ----------------------------  -------------------------------  -----------------
+    eth0 10.1.0.5/32 ------------ ep0000002a      vxlan0 ~~~~~~~~~~ UDP 4789, underlay
+    default via 169.254.1.1                       uplink0 --------- sl000064, masquerade
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from netaddr import IPAddress
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from slimnet.exceptions import BackendError
+from slimnet.fallback import netns, nft, ruleset
+from slimnet.tables import Tables
+
+__all__ = ["GATEWAY", "OVERHEAD", "Router", "uplink_address", "uplink_name", "write_sysctls"]
+
+#: What endpoints and routers send to. It is on no interface of the endpoint's own link.
+GATEWAY = "169.254.1.1"
+#: What a router sends to, for the outside.
+_HOST = "169.254.1.2"
+#: Bytes that VXLAN over IPv4 adds: Ethernet 14, IPv4 20, UDP 8, VXLAN 8 (RFC 7348).
+OVERHEAD = 50
+
+# linux/rtnetlink.h, linux/neighbour.h
+_ONLINK = 4
+_LINK_SCOPE = 253
+_PERMANENT = 0x80
+_STATIC = 4
+
+_SYSCTLS = {
+    "net/ipv4/ip_forward": 1,
+    # An endpoint sends from its own address only.
+    "net/ipv4/conf/all/rp_filter": 1,
+    "net/ipv4/conf/all/send_redirects": 0,
+    # A refusal that is not sent would be a connect that hangs.
+    "net/ipv4/icmp_ratemask": 0,
+    # A connection that conntrack does not know is nobody's...
+    "net/netfilter/nf_conntrack_tcp_loose": 0,
+    # ... but a packet out of its window is the receiver's business.
+    "net/netfilter/nf_conntrack_tcp_be_liberal": 1,
+    "net/netfilter/nf_conntrack_timestamp": 1,
+    "net/ipv6/conf/all/disable_ipv6": 1,
+    "net/ipv6/conf/default/disable_ipv6": 1,
+}
+
+
+def uplink_name(vni: int) -> str:
+    """The host's end of a router's way to the outside."""
+    return f"sl{vni:06x}"
+
+
+def uplink_address(vni: int) -> IPAddress:
+    """The router's address towards its host: 0.0.0.0/8 with the VNI in the rest.
+
+    Linux routes that range since 5.3 and nobody else uses it. It is never
+    seen outside of the host, which masquerades it.
+    """
+    return IPAddress(vni)
+
+
+def _mac(kind: int, number: int) -> str:
+    """A locally administered address that says whose it is."""
+    return ":".join(f"{octet:02x}" for octet in (0x02, kind, *number.to_bytes(4, "big")))
+
+
+def _vtep_mac(host: IPAddress) -> str:
+    return _mac(0x53, int(host))
+
+
+def write_sysctls(values: Mapping[str, int]) -> None:
+    """In the calling thread's namespace; a kernel without IPv6 lacks some."""
+    for name, value in values.items():
+        path = Path("/proc/sys") / name
+        if path.exists():
+            path.write_text(f"{value}\n")
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise BackendError(f"{what}: {error.args[-1]}") from error
+
+
+class Router:
+    """Makes, fills and removes a network's router on one host.
+
+    Args:
+        path: where its namespace is mounted.
+        vni: the network's.
+        host: path of the host's network namespace.
+        address: the host's underlay address, IPv4.
+        interface: the host's underlay interface.
+        port: UDP port of VXLAN.
+    """
+
+    def __init__(
+        self, path: Path, vni: int, host: Path, address: IPAddress, interface: str, port: int
+    ) -> None:
+        self.path = path
+        self.vni = vni
+        self._host = host
+        self._address = address
+        self._interface = interface
+        self._port = port
+
+    def up(self) -> None:
+        """Make it, closed. What a killed process left half made is made anew."""
+        if self.exists():
+            return
+        self.down()
+        netns.create(self.path)
+        try:
+            with _told(f"network {self.vni}"):
+                self._make()
+            nft.apply(ruleset.closed(), self.path)  # last: what exists is whole
+        except BaseException:
+            self.down()
+            raise
+
+    def exists(self) -> bool:
+        """Whether it is there, whole."""
+        return netns.exists(self.path) and self.generation() is not None
+
+    def _make(self) -> None:
+        with netns.enter(self.path):
+            write_sysctls(_SYSCTLS)
+        with (
+            netns.netlink(self._host) as host,
+            netns.netlink(self.path) as route,
+            self.path.open() as here,
+        ):
+            lower = host.link_lookup(ifname=self._interface)
+            if not lower:
+                raise BackendError(f"underlay interface {self._interface}: there is none")
+            mtu = host.get_links(lower[0])[0].get_attr("IFLA_MTU")
+            # Made from the host's namespace, so that its UDP socket is there.
+            host.link(
+                "add",
+                ifname=ruleset.VXLAN,
+                kind="vxlan",
+                net_ns_fd=here.fileno(),
+                address=_vtep_mac(self._address),
+                mtu=mtu - OVERHEAD,
+                vxlan_id=self.vni,
+                vxlan_link=lower[0],
+                vxlan_local=str(self._address),
+                vxlan_port=self._port,
+                vxlan_learning=False,
+                vxlan_udp_csum=0,  # RFC 7348, 4.1: it SHOULD be zero
+            )
+            self._up(route, ruleset.VXLAN)
+            # The way to the outside.
+            host.link(
+                "add",
+                ifname=uplink_name(self.vni),
+                kind="veth",
+                address=_mac(0x55, self.vni),
+                peer={
+                    "ifname": ruleset.UPLINK,
+                    "net_ns_fd": here.fileno(),
+                    "address": _mac(0x54, self.vni),
+                },
+            )
+            above = self._up(host, uplink_name(self.vni))
+            uplink = self._up(route, ruleset.UPLINK)
+            near = str(uplink_address(self.vni))
+            host.neigh(
+                "replace", ifindex=above, dst=near, lladdr=_mac(0x54, self.vni), state=_PERMANENT
+            )
+            host.route("replace", dst=f"{near}/32", oif=above, scope=_LINK_SCOPE)
+            route.addr("replace", index=uplink, address=near, prefixlen=32)
+            route.neigh(
+                "replace", ifindex=uplink, dst=_HOST, lladdr=_mac(0x55, self.vni), state=_PERMANENT
+            )
+            route.route("replace", dst="default", gateway=_HOST, oif=uplink, flags=_ONLINK)
+            # What its refusals and path-MTU messages come from.
+            route.addr("replace", index=1, address=GATEWAY, prefixlen=32)
+        with netns.enter(self._host):
+            name = uplink_name(self.vni)
+            write_sysctls(
+                {f"net/ipv4/conf/{name}/forwarding": 1, f"net/ipv6/conf/{name}/disable_ipv6": 1}
+            )
+
+    @staticmethod
+    def _up(route: IPRoute, name: str) -> int:
+        index: int = route.link_lookup(ifname=name)[0]
+        route.link("set", index=index, state="up")
+        return index
+
+    def down(self) -> None:
+        """Remove it and all its devices; removing what is not there is no error."""
+        with netns.netlink(self._host) as host:
+            for index in host.link_lookup(ifname=uplink_name(self.vni)):
+                host.link("del", index=index)
+        if netns.exists(self.path):
+            with netns.netlink(self.path) as route:
+                for link in route.get_links():
+                    # Devices die with their namespace, but some time later.
+                    if link["index"] != 1:
+                        _ignore(errno.ENODEV, route.link, "del", index=link["index"])
+        netns.remove(self.path)
+
+    # Endpoints
+
+    def plug(self, endpoint: int, address: IPAddress, there: Path) -> None:
+        """Connect an endpoint's namespace, which is empty but for its loopback."""
+        name = f"{ruleset.ENDPOINT}{endpoint:08x}"
+        with netns.enter(there):
+            # Its loopback keeps ::1, for programs that insist.
+            write_sysctls({"net/ipv6/conf/default/disable_ipv6": 1})
+        with (
+            _told(f"endpoint {endpoint}"),
+            netns.netlink(self.path) as route,
+            netns.netlink(there) as inside,
+            there.open() as namespace,
+        ):
+            vxlan = route.get_links(ifname=ruleset.VXLAN)[0]
+            mtu = vxlan.get_attr("IFLA_MTU")
+            route.link(
+                "add",
+                ifname=name,
+                kind="veth",
+                address=_mac(0x50, endpoint),
+                mtu=mtu,
+                peer={
+                    "ifname": "eth0",
+                    "net_ns_fd": namespace.fileno(),
+                    "address": _mac(0x51, endpoint),
+                    "mtu": mtu,
+                },
+            )
+            eth0 = self._up(inside, "eth0")
+            inside.addr("replace", index=eth0, address=str(address), prefixlen=32)
+            inside.neigh(
+                "replace", ifindex=eth0, dst=GATEWAY, lladdr=_mac(0x50, endpoint), state=_PERMANENT
+            )
+            inside.route("replace", dst="default", gateway=GATEWAY, oif=eth0, flags=_ONLINK)
+            index = self._up(route, name)
+            route.neigh(
+                "replace",
+                ifindex=index,
+                dst=str(address),
+                lladdr=_mac(0x51, endpoint),
+                state=_PERMANENT,
+            )
+            route.route("replace", dst=f"{address}/32", oif=index, scope=_LINK_SCOPE)
+
+    def unplug(self, endpoint: int) -> None:
+        """Disconnect an endpoint; one that is not connected is no error."""
+        if netns.exists(self.path):
+            with netns.netlink(self.path) as route:
+                for index in route.link_lookup(ifname=f"{ruleset.ENDPOINT}{endpoint:08x}"):
+                    route.link("del", index=index)
+
+    def endpoints(self) -> frozenset[int]:
+        """The ids of the endpoints that are connected."""
+        with netns.netlink(self.path) as route:
+            names = [link.get_attr("IFLA_IFNAME") for link in route.get_links()]
+        return frozenset(
+            int(name.removeprefix(ruleset.ENDPOINT), 16)
+            for name in names
+            if name.startswith(ruleset.ENDPOINT)
+        )
+
+    # Tables
+
+    def install(self, tables: Tables) -> None:
+        """Put tables in force: routes that are new, rules, then routes that went.
+
+        Raises:
+            BackendError: the old rules stay in force.
+        """
+        with _told(f"network {self.vni}"), netns.netlink(self.path) as route:
+            stale = self._connect(route, tables)
+            nft.apply(ruleset.render(tables, self.vni, self._made()), self.path)
+            for undo, arguments in stale:
+                _ignore(errno.ESRCH, undo, "del", **arguments)
+
+    def _made(self) -> list[tuple[str, str]]:
+        """The maps, sets and chains of the last script, in the order of their removal."""
+        objects = nft.listing(f"table ip {ruleset.TABLE}", self.path, terse=True)
+        made = [
+            (kind, str(value["name"]))
+            for kind, value in objects
+            if kind in ("map", "set", "chain")
+            and "hook" not in value
+            and value["name"] != "refused"
+        ]
+        return sorted(made, key=lambda item: item[0] == "chain")
+
+    def generation(self) -> int | None:
+        """Of the rules in force, 0 before the first tables; ``None``: no rules at all."""
+        for kind, value in nft.listing(f"chain ip {ruleset.TABLE} forward", self.path):
+            if kind == "rule" and "comment" in value:
+                return int(value["comment"].removeprefix("generation "))
+        return None
+
+    def _connect(
+        self, route: IPRoute, tables: Tables
+    ) -> list[tuple[Callable[..., object], dict[str, object]]]:
+        """Bring in what the tables name and is missing; answer what they do not name."""
+        vxlan = route.link_lookup(ifname=ruleset.VXLAN)[0]
+        # What nobody has is routed here as well, for the rules to see and refuse.
+        want: dict[str, str | None] = {
+            str(network): None
+            for (vni, network), record in tables.cidrs.items()
+            if vni == self.vni and record.overlay and network.version == 4
+        }
+        hosts = {}
+        for record in tables.endpoints.values():
+            if record.vni == self.vni and not record.local and record.address.version == 4:
+                want[f"{record.address}/32"] = str(record.host)
+                hosts[str(record.host)] = _vtep_mac(record.host)
+        stale: list[tuple[Callable[..., object], dict[str, object]]] = []
+
+        known = {
+            n.get_attr("NDA_DST"): n.get_attr("NDA_LLADDR")
+            for n in route.get_neighbours(ifindex=vxlan, family=2)
+        }
+        for host, mac in hosts.items():
+            if known.get(host) != mac:
+                route.fdb("append", ifindex=vxlan, lladdr=mac, dst=host)
+                route.neigh("replace", ifindex=vxlan, dst=host, lladdr=mac, state=_PERMANENT)
+        for host in known.keys() - hosts.keys():
+            mac = known[host]
+            stale.append((route.neigh, {"ifindex": vxlan, "dst": host, "lladdr": mac}))
+            stale.append((route.fdb, {"ifindex": vxlan, "lladdr": mac, "dst": host}))
+
+        have = {}
+        for entry in route.get_routes(family=2, table=254):
+            if entry.get_attr("RTA_OIF") == vxlan:
+                target = f"{entry.get_attr('RTA_DST')}/{entry['dst_len']}"
+                have[target] = entry.get_attr("RTA_GATEWAY")
+        for target, gateway in want.items():
+            if target not in have or have[target] != gateway:
+                via = {"gateway": gateway, "flags": _ONLINK} if gateway else {"scope": _LINK_SCOPE}
+                route.route("replace", dst=target, oif=vxlan, proto=_STATIC, **via)
+        gone = sorted(have.keys() - want.keys())
+        return stale + [(route.route, {"dst": target, "oif": vxlan}) for target in gone]
+
+
+def _ignore(number: int, function: Callable[..., object], *arguments: str, **options: Any) -> None:
+    try:
+        function(*arguments, **options)
+    except NetlinkError as error:
+        if error.code != number:
+            raise

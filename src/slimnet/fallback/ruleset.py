@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled tables of one network as nftables rules of its router.
+
+::
+
+    forward   mark of this generation: accept            (all but a few packets end here)
+              reply: accept; neither new nor known: drop
+              from an endpoint:  egress  -> e_<subject's identity>
+              to an endpoint:    ingress -> i_<subject's identity>
+              ct mark := this generation, accept
+
+    e_<identity>   the peer's own entry; host of the cluster: deny; any peer's entry; allow
+                   (the order of slim_decide(), kernel/uapi/slimnet/decide.h)
+
+A connection's first packet costs four look-ups, whatever the number of rules;
+every other packet costs one. A connection that an earlier generation allowed
+has that generation's mark, so its next packet from the opener is decided
+again; refused, both ends get a reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from attrs import frozen
+from netaddr import IPNetwork
+
+from slimnet import contract
+from slimnet.fallback.intervals import flatten
+from slimnet.model import Direction, Protocol, Reason
+from slimnet.tables import PolicyKey, PolicyRecord, Tables
+
+__all__ = ["ENDPOINT", "TABLE", "Refusal", "closed", "render"]
+
+#: The router's table.
+TABLE = "slimnet"
+#: What the names of the endpoints' devices begin with, and the router's other devices.
+ENDPOINT, VXLAN, UPLINK = "ep", "vxlan0", "uplink0"
+
+#: A connection that was allowed once and is not any more.
+_CLOSED = 0xFFFFFFFF
+#: In place of a peer's identity: an overlay address that nobody has.
+_NOBODY = contract.SLIM_IDENTITY_ANY
+_PORTS = 0xFFFF
+_PREFIX = {Direction.EGRESS: "e", Direction.INGRESS: "i"}
+# In a set's key, five fields are the most that nft 1.0 prints right.
+_RULE_BITS = 18
+
+
+@frozen
+class Refusal:
+    """What a refused packet's mark says: who refused it and why."""
+
+    protocol: int
+    direction: Direction
+    reason: Reason
+    rule: int
+
+    @property
+    def mark(self) -> int:
+        """As 32 bits: protocol 8, direction 1, reason 5, rule 18 (0 when it is larger)."""
+        rule = self.rule if self.rule < 1 << _RULE_BITS else 0
+        return self.protocol << 24 | self.direction << 23 | self.reason << _RULE_BITS | rule
+
+    @classmethod
+    def from_mark(cls, mark: int) -> Refusal:
+        """The inverse of :attr:`mark`."""
+        return cls(
+            mark >> 24,
+            Direction(mark >> 23 & 1),
+            Reason(mark >> _RULE_BITS & 31),
+            mark & (1 << _RULE_BITS) - 1,
+        )
+
+
+def _refuse(direction: Direction, reason: Reason, rule: int) -> str:
+    return f"{_PREFIX[direction]}_deny_{reason:d}_{rule}"
+
+
+class _Script:
+    """The rules as they grow; the chains that refuse are made when first named."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._refusals: set[tuple[Direction, Reason, int]] = set()
+
+    def goto(self, direction: Direction, record: PolicyRecord) -> str:
+        if record.allow:
+            return f"goto allow_{record.reason:d}"
+        self._refusals.add((direction, record.reason, record.rule))
+        return f"goto {_refuse(direction, record.reason, record.rule)}"
+
+    def deny(self, direction: Direction, reason: Reason) -> str:
+        return self.goto(direction, PolicyRecord(allow=False, reason=reason))
+
+    def chain(self, name: str, *rules: str) -> None:
+        self.lines += [f"chain {name} {{", *rules, "}"]
+
+    def table(self, kind: str, name: str, type_: str, elements: Iterable[str]) -> None:
+        listed = ", ".join(elements)
+        body = f"type {type_}; flags interval;" + (f" elements = {{ {listed} }}" if listed else "")
+        self.lines.append(f"{kind} {name} {{ {body} }}")
+
+    def refusals(self) -> list[str]:
+        """One chain for each way to refuse."""
+        script = _Script()
+        for direction, reason, rule in sorted(self._refusals):
+            marks = ", ".join(
+                f"{protocol:d} : {Refusal(protocol, direction, reason, rule).mark}"
+                for protocol in Protocol
+            )
+            if reason is Reason.SYN_UNKNOWN:
+                # The tables of two hosts change one after the other: the
+                # opener's retransmission finds the newer ones.
+                answers = ["drop"]
+            elif reason is Reason.NO_ENDPOINT:
+                answers = ["reject with icmp host-unreachable"]
+            elif direction is Direction.EGRESS:
+                # Linux reports it as EHOSTUNREACH, so that nobody takes it for the peer's no.
+                answers = ["reject with icmp admin-prohibited"]
+            else:
+                answers = [
+                    "meta l4proto tcp reject with tcp reset",
+                    "meta l4proto udp reject with icmp port-unreachable",
+                    "reject with icmp admin-prohibited",
+                ]
+            script.chain(
+                _refuse(direction, reason, rule),
+                f"counter name reason_{reason:d}",
+                f"meta mark set {Refusal(0, direction, reason, rule).mark}",
+                f"meta mark set meta l4proto map {{ {marks} }}",
+                "update @refused { ip saddr . th sport . ip daddr . th dport . meta mark }",
+                f"ct state established ct mark set {_CLOSED} goto closed",
+                *answers,
+            )
+        return script.lines
+
+
+def _span(network: IPNetwork) -> tuple[int, int]:
+    return network.first, network.last
+
+
+def _dotted(first: int, last: int) -> str:
+    ends = (
+        ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0)) for number in (first, last)
+    )
+    return "-".join(dict.fromkeys(ends))
+
+
+def _ports(
+    records: Mapping[PolicyKey, PolicyRecord],
+) -> dict[Protocol, list[tuple[int, int, PolicyRecord]]]:
+    """What one subject says to one peer: disjoint port ranges of each protocol."""
+    result = {}
+    for protocol in Protocol:
+        # Any protocol is the widest range, a protocol's any port the next: when
+        # both span everything, the second must win, so the first is left out.
+        whole = [r for k, r in records.items() if k.protocol == protocol and k.port_bits == 0]
+        whole = whole or [r for k, r in records.items() if k.protocol is None]
+        nested = [(0, _PORTS, record) for record in whole]
+        for key, record in records.items():
+            if key.protocol == protocol and key.port_bits:
+                wild = _PORTS >> key.port_bits
+                nested.append((key.port & ~wild, key.port | wild, record))
+        if protocol is Protocol.ICMP:
+            # It has no ports; the decision is asked for port 0.
+            nested = [(0, _PORTS, r) for first, last, r in flatten(nested) if first == 0]
+        result[protocol] = list(flatten(nested))
+    return result
+
+
+def _subject(
+    script: _Script,
+    identity: int,
+    direction: Direction,
+    peers: Mapping[int, Mapping[PolicyKey, PolicyRecord]],
+) -> None:
+    """The chain and the two maps that decide for one identity and direction."""
+    name = f"{_PREFIX[direction]}_{identity}"
+    named = [
+        f"{peer} . {protocol:d} . {first}-{last} : {script.goto(direction, record)}"
+        for peer, records in sorted(peers.items())
+        if peer != contract.SLIM_IDENTITY_ANY
+        for protocol, ranges in _ports(records).items()
+        for first, last, record in ranges
+    ]
+    anyone = [
+        f"{protocol:d} . {first}-{last} : {script.goto(direction, record)}"
+        for protocol, ranges in _ports(peers.get(contract.SLIM_IDENTITY_ANY, {})).items()
+        for first, last, record in ranges
+    ]
+    rules = []
+    if named:
+        script.table("map", f"{name}_named", "mark . inet_proto . inet_service : verdict", named)
+        rules.append(f"meta mark . meta l4proto . th dport vmap @{name}_named")
+    side = "daddr" if direction is Direction.EGRESS else "saddr"
+    rules.append(f"ip {side} @host {script.deny(direction, Reason.HOST_DENY)}")
+    if anyone:
+        script.table("map", f"{name}_any", "inet_proto . inet_service : verdict", anyone)
+        rules.append(f"meta l4proto . th dport vmap @{name}_any")
+    script.chain(name, *rules, f"goto allow_{Reason.DEFAULT_ALLOW:d}")
+
+
+def _decisions(script: _Script, tables: Tables, vni: int) -> None:
+    local = {}
+    known: list[tuple[int, int, int]] = []
+    hosts: list[tuple[int, int, None]] = []
+    for (number, network), cidr in tables.cidrs.items():
+        if number == vni and network.version == 4:
+            known.append((*_span(network), _NOBODY if cidr.overlay else cidr.identity))
+            if cidr.host:
+                hosts.append((*_span(network), None))
+    # Behind the ranges, so that an endpoint wins against a range of one address.
+    for (number, address), endpoint in tables.addresses.items():
+        record = tables.endpoints.get(endpoint)
+        if number == vni and record is not None and address.version == 4:
+            known.append((int(address), int(address), record.identity))
+            if record.local:
+                local[address] = record.identity
+    script.table(
+        "map",
+        "peer",
+        "ipv4_addr : mark",
+        (f"{_dotted(first, last)} : {value}" for first, last, value in flatten(known)),
+    )
+    script.table("set", "host", "ipv4_addr", (_dotted(a, b) for a, b, _ in flatten(hosts)))
+
+    script.table("set", "local", "ipv4_addr", (str(address) for address in sorted(local)))
+
+    subjects = set(local.values())
+    policy: dict[tuple[int, Direction], dict[int, dict[PolicyKey, PolicyRecord]]] = {}
+    for key, answer in tables.policy.items():
+        if key.subject in subjects:
+            peers = policy.setdefault((key.subject, key.direction), {})
+            peers.setdefault(key.peer, {})[key] = answer
+    for identity in sorted(subjects):
+        for direction in Direction:
+            _subject(script, identity, direction, policy.get((identity, direction), {}))
+    for direction, own, other in (
+        (Direction.EGRESS, "saddr", "daddr"),
+        (Direction.INGRESS, "daddr", "saddr"),
+    ):
+        prefix = _PREFIX[direction]
+        script.table(
+            "map",
+            f"{prefix}_subject",
+            "ipv4_addr : verdict",
+            (f"{address} : goto {prefix}_{local[address]}" for address in sorted(local)),
+        )
+        nobody = script.deny(direction, Reason.NO_ENDPOINT)
+        stranger = script.deny(direction, Reason.SYN_UNKNOWN)
+        script.chain(
+            "egress" if direction is Direction.EGRESS else "ingress",
+            f"meta l4proto != {{ {', '.join(str(p.value) for p in Protocol)} }} "
+            + script.deny(direction, Reason.PROTOCOL),
+            f"meta mark set {contract.SLIM_IDENTITY_WORLD}",
+            f"meta mark set ip {other} map @peer",
+            f"meta mark {_NOBODY} {nobody if direction is Direction.EGRESS else stranger}",
+            f"ip {own} vmap @{prefix}_subject",
+            nobody,
+        )
+
+
+#: What every router has before it has tables, and keeps: nothing passes.
+_BASE = f"""
+table ip {TABLE} {{
+{"".join(f"counter reason_{reason:d} {{ }}{chr(10)}" for reason in Reason)}
+set refused {{
+    typeof ip saddr . th sport . ip daddr . th dport . meta mark
+    flags dynamic,timeout; timeout 1m; size 4096;
+}}
+chain forward {{ type filter hook forward priority filter; policy drop; }}
+chain input {{ type filter hook input priority filter; policy drop; }}
+chain postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+}}
+"""
+
+
+def _replace(script: _Script, forward: list[str], old: Iterable[tuple[str, str]]) -> str:
+    """The transaction that puts these rules in place of all others.
+
+    The base chains, the counters and the set of refusals stay: a base chain
+    that is made anew would drop packets for a moment.
+    """
+    gone = [f"delete {kind} ip {TABLE} {name}" for kind, name in old]
+    script.chain("closed", "meta l4proto tcp reject with tcp reset", "drop")
+    script.chain(f"allow_{Reason.RULE_ALLOW:d}", f"counter name reason_{Reason.RULE_ALLOW:d}")
+    script.chain(f"allow_{Reason.DEFAULT_ALLOW:d}", f"counter name reason_{Reason.DEFAULT_ALLOW:d}")
+    script.chain("forward", *forward)
+    # The router itself is nobody's peer: it answers with a refusal.
+    script.chain("input", 'iifname "lo" accept', "meta l4proto tcp reject with tcp reset", "reject")
+    script.chain("postrouting", f'oifname "{UPLINK}" masquerade')
+    lines = [f"flush table ip {TABLE}", *gone, f"table ip {TABLE} {{"]
+    lines += [*script.refusals(), *script.lines, "}", ""]
+    return _BASE + "\n".join(lines)
+
+
+def _comment(generation: int) -> str:
+    """How the router states which generation is in force: on the first rule."""
+    return f'comment "generation {generation}"'
+
+
+def closed(old: Iterable[tuple[str, str]] = ()) -> str:
+    """The script before the first tables: every packet is refused."""
+    script = _Script()
+    refuse = script.deny(Direction.EGRESS, Reason.NO_TABLES)
+    return _replace(script, [f"{refuse} {_comment(0)}"], old)
+
+
+def render(tables: Tables, vni: int, old: Iterable[tuple[str, str]] = ()) -> str:
+    """The script that puts ``tables`` in force for one network.
+
+    Args:
+        tables: of this host.
+        vni: the network's.
+        old: (``chain`` or ``map`` or ``set``, name) of what the last script made.
+    """
+    script = _Script()
+    _decisions(script, tables, vni)
+    mark = tables.generation % (_CLOSED - 1) + 1
+    comment = _comment(tables.generation)
+    forward = [
+        f"ct mark vmap {{ {mark} : accept, {_CLOSED} : goto closed }} {comment}",
+        "ct direction reply accept",
+        "ct state related accept",
+        "ct state invalid drop",
+        f'iifname "{ENDPOINT}*" jump egress',
+        # It lives here, but it is not attached.
+        f'oifname "{VXLAN}" ip daddr @local {script.deny(Direction.EGRESS, Reason.NO_ENDPOINT)}',
+        # Nothing from outside is for an endpoint, and nothing passes through.
+        f'iifname "{UPLINK}" drop',
+        f'oifname "{ENDPOINT}*" jump ingress',
+        f'iifname != "{ENDPOINT}*" oifname != "{ENDPOINT}*" drop',
+        f"ct mark set {mark} accept",
+    ]
+    return _replace(script, forward, old)
