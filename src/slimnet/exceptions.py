@@ -16,6 +16,7 @@
     │   ├── BackendUnavailable              its probe says no
     │   ├── AbiMismatch                     running data path of another ABI
     │   └── CannotEnforce                   a mandatory policy it cannot enforce
+    ├── StoreUnreachable (also ConnectionError)
     └── AgentUnreachable (also ConnectionError)
 
 The message is one line: which field, what was wanted, what came. ``__cause__``
@@ -37,6 +38,7 @@ __all__ = [
     "NotFound",
     "PolicyError",
     "SlimnetError",
+    "StoreUnreachable",
 ]
 
 
@@ -109,3 +111,7 @@ class CannotEnforce(BackendError):
 
 class AgentUnreachable(SlimnetError, ConnectionError):
     """No agent answers on the socket."""
+
+
+class StoreUnreachable(SlimnetError, ConnectionError):
+    """The store does not answer; the data path stays as it was."""

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: one per host, between the store and the data path.
+
+``slimnet agent --config FILE`` calls :func:`serve`.
+"""
+
+from __future__ import annotations
+
+from slimnet.config import Config
+
+__all__ = ["serve"]
+
+
+def serve(config: Config) -> None:
+    """Be the agent of this host, until SIGTERM or SIGINT; the data path goes on then.
+
+    Raises:
+        ConfigError, CapabilityMissing, BackendUnavailable, AbiMismatch, StoreUnreachable:
+            it cannot work here; nothing was changed.
+    """
+    from slimnet.agent import process  # noqa: PLC0415  # clients import this package too
+
+    process.serve(config)

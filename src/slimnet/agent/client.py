@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Talking to an agent: HTTP over its Unix socket, errors as exceptions."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from slimnet.agent import failure
+from slimnet.exceptions import AgentUnreachable, SlimnetError
+
+__all__ = ["Client"]
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("localhost")
+        self._path = path
+        self._timeout = timeout
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self._timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """Requests to the agent behind one socket; threads may share it."""
+
+    def __init__(self, path: Path, timeout: float = 60.0) -> None:
+        self.path = path
+        self.timeout = timeout
+
+    def request(self, method: str, *segments: str, **body: Any) -> Any:
+        """One request under ``/v1``.
+
+        Raises:
+            AgentUnreachable: nobody answers on the socket.
+            SlimnetError: what the agent answered with.
+        """
+        connection = _Connection(self.path, self.timeout)
+        try:
+            with self._send(connection, method, segments, body) as response:
+                value = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise failure.from_json(value)
+        return value
+
+    def lines(self, *segments: str) -> Iterator[Any]:
+        """What the agent streams; ``None`` now and then while nothing happens."""
+        connection = _Connection(self.path, self.timeout)
+        try:
+            with self._send(connection, "GET", segments, {}) as response:
+                if response.status >= 400:
+                    raise failure.from_json(json.loads(response.read()))
+                while line := response.readline():
+                    yield json.loads(line) if line.strip() else None
+        except SlimnetError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
+
+    @staticmethod
+    def _send(
+        connection: _Connection, method: str, segments: tuple[str, ...], body: dict[str, Any]
+    ) -> http.client.HTTPResponse:
+        path = "/".join(["/v1", *(quote(segment, safe="") for segment in segments)])
+        data = json.dumps(body).encode() if body else None
+        connection.request(method, path, data, {"Content-Type": "application/json"})
+        return connection.getresponse()
+
+    def _unreachable(self, error: Exception) -> AgentUnreachable:
+        if isinstance(error, FileNotFoundError):
+            return AgentUnreachable(
+                f"no agent on {self.path}: start one with 'slimnet agent', or name its socket"
+            )
+        if isinstance(error, PermissionError):
+            return AgentUnreachable(f"agent on {self.path}: only root may talk to it")
+        if isinstance(error, TimeoutError):
+            return AgentUnreachable(f"agent on {self.path}: no answer in {self.timeout:g} s")
+        if isinstance(error, ConnectionRefusedError):
+            return AgentUnreachable(f"agent on {self.path}: it is not running")
+        return AgentUnreachable(f"agent on {self.path}: {type(error).__name__}: {error}")

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's copy of the store, kept up by its history."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from slimnet import records
+from slimnet.abc import Store
+from slimnet.exceptions import Conflict, InvalidValue
+from slimnet.model import Endpoint, Host
+from slimnet.policy.document import Policy
+from slimnet.policy.state import State
+
+__all__ = ["Mirror"]
+
+_log = logging.getLogger(__name__)
+
+_DECODE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "networks": records.network,
+    "hosts": records.host,
+    "namespaces": records.namespace,
+    "endpoints": records.endpoint,
+    "policies": Policy.from_json,
+    "clusterpolicies": Policy.from_json,
+}
+#: Without one of these a policy would be weaker than it was written.
+_BINDING = frozenset({"namespaces", "policies", "clusterpolicies"})
+
+
+class Mirror:
+    """Every record of the store, decoded.
+
+    A record that cannot be read is left out and noted in :attr:`problems`.
+    For an endpoint, a host or a network that is safe: what is not there is
+    refused. For a policy it is not: then :attr:`binding` says so.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        #: Of the store, up to which this is a copy; 0 before the first.
+        self.revision = 0
+        #: Of the last change that could have concerned any tables.
+        self.followed = 0
+        #: Key to what is wrong with its record.
+        self.problems: dict[str, str] = {}
+        self._kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _DECODE}
+
+    @property
+    def binding(self) -> list[str]:
+        """The problems without whose cure no tables may be made."""
+        return [text for key, text in self.problems.items() if key.partition("/")[0] in _BINDING]
+
+    def catch_up(self) -> bool:
+        """Take over what changed since; whether that can change any tables."""
+        if self.revision:
+            try:
+                changed = False
+                for event in self.store.watch("", self.revision, 0):
+                    changed |= self._take(event.key, event.value)
+                    self.revision = event.revision
+                    if event.key.partition("/")[0] in _DECODE:
+                        self.followed = event.revision
+            except Conflict as error:
+                _log.info("reading the whole store again: %s", error)
+            else:
+                return changed
+        pairs, revision = self.store.list("")
+        self.problems.clear()
+        self._kinds = {kind: {} for kind in _DECODE}
+        for key, (value, _) in pairs.items():
+            self._take(key, value)
+        self.revision = self.followed = revision
+        return True
+
+    def state(self, host: Host) -> State:
+        """What tables are compiled from, seen from ``host``: the hosts that are
+        alive and their endpoints."""
+        hosts = {each.name: each for each in self.hosts()} | {host.name: host}
+        networks = {each.name for each in self._kinds["networks"].values()}
+        return State(
+            networks=self._kinds["networks"].values(),
+            hosts=hosts.values(),
+            namespaces=self._kinds["namespaces"].values(),
+            endpoints=[
+                each
+                for each in self._kinds["endpoints"].values()
+                if each.host in hosts and each.network in networks
+            ],
+            policies=[
+                *self._kinds["clusterpolicies"].values(),
+                *self._kinds["policies"].values(),
+            ],
+            revision=self.revision,
+        )
+
+    def hosts(self) -> list[Host]:
+        """The hosts that are alive."""
+        return list(self._kinds["hosts"].values())
+
+    def endpoints(self, host: str | None = None) -> list[Endpoint]:
+        """All endpoints, or those of one host."""
+        every = self._kinds["endpoints"].values()
+        return [each for each in every if host is None or each.host == host]
+
+    def _take(self, key: str, value: bytes | None) -> bool:
+        kind = key.partition("/")[0]
+        if kind not in _DECODE:
+            return False
+        self.problems.pop(key, None)
+        if value is None:
+            return self._kinds[kind].pop(key, None) is not None
+        try:
+            found = records.load(key, value, _DECODE[kind])
+        except InvalidValue as error:
+            self.problems[key] = str(error)
+            _log.warning("%s", error)
+            self._kinds[kind].pop(key, None)
+            return True
+        if self._kinds[kind].get(key) == found:
+            return False
+        self._kinds[kind][key] = found
+        return True

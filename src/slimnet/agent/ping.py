@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How would a connection be carried, and how long does one take?"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from slimnet.exceptions import InvalidValue, NotFound, SlimnetError
+from slimnet.model import Endpoint, Wire
+
+if TYPE_CHECKING:
+    from slimnet.agent.agent import Agent
+
+__all__ = ["ping"]
+
+# Runs inside the source endpoint: enters its cgroup and its network namespace,
+# so that the connection is the endpoint's own. Isolated (-I): nothing of the
+# caller's environment is imported.
+_CONNECT = """
+import ctypes, errno, json, os, socket, sys, time
+cgroup, netns, address, port, timeout, count = sys.argv[1:]
+with open(cgroup + "/cgroup.procs", "w") as procs:
+    procs.write("0")
+if netns and ctypes.CDLL(None, use_errno=True).setns(os.open(netns, os.O_RDONLY), 0x40000000):
+    raise OSError(ctypes.get_errno(), "setns")
+times, error = [], None
+for _ in range(int(count)):
+    with socket.socket() as s:
+        s.settimeout(float(timeout))
+        begin = time.perf_counter()
+        try:
+            s.connect((address, int(port)))
+        except OSError as failed:
+            if not times or failed.errno != errno.ECONNREFUSED:
+                error = "timeout" if isinstance(failed, TimeoutError) else errno.errorcode.get(failed.errno, str(failed))
+            took = time.perf_counter() - begin
+            if error == "ECONNREFUSED":
+                times.append(took)
+            break
+        times.append(time.perf_counter() - begin)
+print(json.dumps({"times": times, "error": error}))
+"""
+
+
+def ping(
+    agent: Agent,
+    target: str,
+    *,
+    network: str | None = None,
+    source: str | None = None,
+    port: int | None = None,
+    timeout: float = 3.0,
+    count: int = 1,
+) -> dict[str, Any]:
+    """Ask the policy, then connect for real.
+
+    Args:
+        agent: of this host.
+        target: an endpoint, as ``[[network/]namespace/]name``, or its address.
+        network: of both, where ``target`` does not say it.
+        source: an endpoint of this host, as ``target``; without one a temporary
+            endpoint without labels is made for it in namespace ``default``.
+        port: TCP port; 7 where none is said, and a refusal is an answer then too.
+        timeout: seconds for one connect.
+        count: how many connects.
+
+    Returns:
+        ``carried`` (``accelerated``, ``fallback``, ``denied`` or
+        ``unreachable``), ``wire``, ``rule`` and ``reason`` of the verdict,
+        ``milliseconds`` of each connect, ``error``, ``source``, ``destination``.
+    """
+    destination = _find(agent, target, network)
+    if source is not None:
+        origin = _find(agent, source, destination.network)
+        return _from(agent, origin, destination, port, timeout, count)
+    name = f"ping-{secrets.token_hex(4)}"
+    spec = {"network": destination.network, "namespace": "default", "name": name}
+    agent.attach(spec, None)
+    try:
+        agent.wait(None, timeout)  # the target's host has to know it too
+        origin = agent.cluster.endpoint(destination.network, "default", name)
+        answer = _from(agent, origin, destination, port, timeout, count)
+        return {**answer, "temporary": True}
+    finally:
+        agent.detach(destination.network, "default", name, kill=True)
+
+
+def _from(
+    agent: Agent,
+    source: Endpoint,
+    destination: Endpoint,
+    port: int | None,
+    timeout: float,
+    count: int,
+) -> dict[str, Any]:
+    explained = agent.explain(
+        network=destination.network,
+        source=str(source.address),
+        destination=str(destination.address),
+        port=port or 7,
+        protocol="tcp",
+    )
+    answer: dict[str, Any] = {
+        "source": f"{source.network}/{source.namespace}/{source.name}",
+        "destination": f"{destination.network}/{destination.namespace}/{destination.name}",
+        "address": str(destination.address),
+        "port": port or 7,
+        "milliseconds": [],
+        "error": None,
+        "temporary": False,
+        **_carried(agent, source, destination),
+        "explanation": explained,
+    }
+    if not explained["allowed"]:
+        answer["carried"] = "denied"
+    if source.host != agent.config.host:
+        answer["error"] = f"not tried: the source is on host {source.host}"
+        return answer
+    result = _connect(agent, source, destination, port or 7, timeout, count)
+    answer["milliseconds"] = [1000 * seconds for seconds in result["times"]]
+    if result["error"] != "ECONNREFUSED" or port is not None or answer["carried"] == "denied":
+        answer["error"] = result["error"]
+    return answer
+
+
+def _carried(agent: Agent, source: Endpoint, destination: Endpoint) -> dict[str, Any]:
+    hosts = {each.name: each for each in agent.cluster.hosts()}
+    here, there = hosts.get(source.host), hosts.get(destination.host)
+    if here is None or there is None:
+        lost = source.host if here is None else destination.host
+        return {"carried": "unreachable", "wire": None, "why": f"host {lost} is lost"}
+    common = here.wires & there.wires
+    accelerated = {Wire.SYN, Wire.ANNOUNCE}
+    if here == there:
+        fast = bool(here.wires & accelerated)
+        return {"carried": "accelerated" if fast else "fallback", "wire": None, "why": "same host"}
+    for wire in (Wire.SYN, Wire.ANNOUNCE):
+        if wire in common:
+            why = f"{here.name} and {there.name} speak it"
+            return {"carried": "accelerated", "wire": str(wire), "why": why}
+    if Wire.VXLAN in common:
+        return {"carried": "fallback", "wire": "vxlan", "why": "no other wire in common"}
+    why = f"{here.name} ({here.backend}) and {there.name} ({there.backend}) have no wire in common"
+    return {"carried": "unreachable", "wire": None, "why": why}
+
+
+def _connect(
+    agent: Agent, source: Endpoint, destination: Endpoint, port: int, timeout: float, count: int
+) -> dict[str, Any]:
+    attachment = agent.attached.get(source.id)
+    if attachment is None:
+        raise NotFound(f"endpoint {source.name} is not attached on this host")
+    arguments = [
+        str(attachment.cgroup),
+        str(attachment.netns or ""),
+        str(destination.address),
+        str(port),
+        str(timeout),
+        str(count),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _CONNECT, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout * count + 10,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise SlimnetError(f"ping from {source.name} failed: {last}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _find(agent: Agent, text: str, network: str | None) -> Endpoint:
+    """The endpoint that ``text`` names.
+
+    Raises:
+        NotFound: none does.
+        InvalidValue: more than one does.
+    """
+    *where, name = text.split("/")
+    if len(where) > 2 or not name:
+        raise InvalidValue("endpoint", "[[network/]namespace/]name or an address", text)
+    found = [
+        each
+        for each in agent.cluster.endpoints()
+        if (each.name == name or str(each.address) == name)
+        and (not where or where[-1] == each.namespace)
+        and (len(where) < 2 or where[0] == each.network)
+        and (network is None or each.network == network)
+    ]
+    if not where and len(found) > 1:
+        found = [each for each in found if each.namespace == "default"] or found
+    if not found:
+        raise NotFound(f"endpoint {text!r}: there is none")
+    if len(found) > 1:
+        names = ", ".join(f"{each.network}/{each.namespace}/{each.name}" for each in found)
+        raise InvalidValue("endpoint", f"one of: {names}", text)
+    return found[0]

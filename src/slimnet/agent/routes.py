@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent's API offers.
+
+=======  ================================  ==========================================
+GET      /v1/status                        :meth:`.Agent.status`
+GET      /v1/hosts                         live hosts, with the revision they follow
+DELETE   /v1/hosts/<name>                  remove what a lost host left
+GET      /v1/networks                      all networks
+POST     /v1/networks                      ``name``, ``cidrs``, ``vni``
+DELETE   /v1/networks/<name>
+GET      /v1/namespaces                    all namespaces
+PUT      /v1/namespaces/<network>/<name>   ``labels``
+DELETE   /v1/namespaces/<network>/<name>
+GET      /v1/endpoints                     all endpoints
+POST     /v1/endpoints                     attach one here: ``network``, ``name``, ...
+DELETE   /v1/endpoints/<net>/<ns>/<name>   detach it: ``kill``
+GET      /v1/policies                      all policies
+POST     /v1/policies                      ``policies``: all of them or none
+DELETE   /v1/policies/<net>/<ns>/<name>
+DELETE   /v1/clusterpolicies/<name>
+GET      /v1/state                         everything that tables are compiled from
+GET      /v1/tables                        the tables in force, for bug reports
+POST     /v1/explain                       ``network``, ``source``, ``destination``, ...
+POST     /v1/ping                          ``target``, ``source``, ``port``, ``timeout``
+POST     /v1/wait                          ``revision``, ``timeout``
+GET      /v1/connections                   of this host's endpoints
+GET      /v1/refusals                      the last ones on this host
+GET      /v1/events                        lines of JSON, for as long as it is read
+=======  ================================  ==========================================
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from slimnet import records
+from slimnet.agent.agent import Agent
+from slimnet.agent.ping import ping
+from slimnet.agent.server import Peer, Reply, Stream
+from slimnet.exceptions import InvalidValue, NotFound
+from slimnet.policy import Policy
+
+__all__ = ["Routes"]
+
+_BEAT = 5.0
+
+
+class Routes:
+    """Finds the method for a request and calls it."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self._cluster = agent.cluster
+
+    def __call__(self, method: str, path: list[str], body: dict[str, Any], peer: Peer) -> Reply:
+        """Answer one request.
+
+        Raises:
+            NotFound: there is no such route.
+            InvalidValue: a field of the body is missing or unknown.
+        """
+        found: Callable[..., Reply] | None = None
+        if len(path) > 1 and path[0] == "v1":
+            found = getattr(self, f"{method.lower()}_{path[1]}", None)
+        if found is None:
+            raise NotFound(f"the agent knows no {method} /{'/'.join(path)}")
+        if path[1:] == ["endpoints"] and method == "POST":
+            body["peer"] = peer
+        try:
+            return found(*path[2:], **body)
+        except TypeError as error:
+            if error.__traceback__ and error.__traceback__.tb_next is None:
+                raise InvalidValue(
+                    f"{method} /{'/'.join(path)}", "other fields", str(error)
+                ) from error
+            raise
+
+    # Reading
+
+    def get_status(self) -> Reply:
+        return self.agent.status()
+
+    def get_hosts(self) -> Reply:
+        installed = self.agent.installed()
+        return [
+            {"host": records.encode(each), "installed": installed.get(each.name, 0)}
+            for each in self._cluster.hosts()
+        ]
+
+    def get_networks(self) -> Reply:
+        return records.encode(self._cluster.networks())
+
+    def get_namespaces(self) -> Reply:
+        return records.encode(self._cluster.namespaces())
+
+    def get_endpoints(self) -> Reply:
+        return records.encode(self._cluster.endpoints())
+
+    def get_policies(self) -> Reply:
+        return [each.to_json() for each in self._cluster.policies()]
+
+    def get_tables(self) -> Reply:
+        tables = self.agent.tables
+        if tables is None:
+            raise NotFound("no tables are in force yet")
+        return {
+            "generation": tables.generation,
+            "addresses": [[*map(str, key), value] for key, value in tables.addresses.items()],
+            "endpoints": records.encode(tables.endpoints),
+            "cidrs": [
+                [vni, str(cidr), records.encode(value)]
+                for (vni, cidr), value in tables.cidrs.items()
+            ],
+            "policy": [
+                [records.encode(key), records.encode(value)] for key, value in tables.policy.items()
+            ],
+            "rules": records.encode(tables.rules),
+        }
+
+    def get_connections(self) -> Reply:
+        return records.encode(list(self.agent.backend.connections()))
+
+    def get_refusals(self) -> Reply:
+        return records.encode(list(self.agent.feed.refusals))
+
+    def get_events(self) -> Reply:
+        return Stream(self._events())
+
+    def _events(self) -> Iterator[Any]:
+        with self.agent.feed.reader() as events:
+            yield None
+            while True:
+                try:
+                    yield records.encode(events.get(timeout=_BEAT))
+                except queue.Empty:
+                    yield None
+
+    # Changing
+
+    def post_networks(self, name: str, cidrs: Any, vni: int | None = None) -> Reply:
+        network, revision = self._cluster.create_network(name, cidrs, vni)
+        self.agent.sync()
+        return {"network": records.encode(network), "revision": revision}
+
+    def delete_networks(self, name: str) -> Reply:
+        revision = self._cluster.remove_network(name)
+        self.agent.sync()
+        return {"revision": revision}
+
+    def put_namespaces(self, network: str, name: str, labels: dict[str, str]) -> Reply:
+        namespace, revision = self._cluster.set_namespace(network, name, labels)
+        self.agent.sync(strict=True)
+        return {"namespace": records.encode(namespace), "revision": revision}
+
+    def delete_namespaces(self, network: str, name: str) -> Reply:
+        revision = self._cluster.remove_namespace(network, name)
+        self.agent.sync()
+        return {"revision": revision}
+
+    def delete_hosts(self, name: str) -> Reply:
+        revision = self._cluster.remove_host(name)
+        self.agent.sync()
+        return {"revision": revision}
+
+    def post_endpoints(self, *, peer: Peer, ephemeral: bool = False, **asked: Any) -> Reply:
+        return self.agent.attach(asked, peer.pid if ephemeral else None)
+
+    def delete_endpoints(
+        self, network: str, namespace: str, name: str, kill: bool = False
+    ) -> Reply:
+        self.agent.detach(network, namespace, name, kill=kill)
+        return {}
+
+    def post_policies(self, policies: list[dict[str, Any]]) -> Reply:
+        revision = self.agent.set_policies([Policy.from_json(each) for each in policies])
+        return {"revision": revision}
+
+    def delete_policies(self, network: str, namespace: str, name: str) -> Reply:
+        revision = self._cluster.remove_policy(name, network, namespace)
+        self.agent.sync(strict=True)
+        return {"revision": revision}
+
+    def delete_clusterpolicies(self, name: str) -> Reply:
+        revision = self._cluster.remove_policy(name)
+        self.agent.sync(strict=True)
+        return {"revision": revision}
+
+    # Asking
+
+    def post_explain(self, **question: Any) -> Reply:
+        return self.agent.explain(**question)
+
+    def post_ping(self, target: str, **options: Any) -> Reply:
+        return ping(self.agent, target, **options)
+
+    def post_wait(self, revision: int | None = None, timeout: float = 10.0) -> Reply:
+        return self.agent.wait(revision, timeout)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an agent works: underlay, cgroup directory and secret of this host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from attrs import frozen
+from netaddr import IPAddress
+
+from slimnet.abc import Backend, Context
+from slimnet.config import Config
+from slimnet.exceptions import CapabilityMissing, ConfigError
+from slimnet.model import Host
+
+__all__ = ["Site", "cgroup_mount", "survey"]
+
+
+@frozen
+class Site:
+    """One host as its agent found it."""
+
+    host: Host
+    interface: str
+    cgroups: Path
+    key: bytes
+
+    def context(self, config: Config, backend: type[Backend]) -> Context:
+        """What ``backend`` is made with."""
+        return Context(
+            instance=config.instance,
+            host=self.host,
+            interface=self.interface,
+            cgroup=self.cgroups,
+            state=config.run / "state",
+            key=self.key,
+            options=config.options.get(backend.name, {}),
+        )
+
+
+def survey(config: Config, backend: type[Backend]) -> Site:
+    """Find out what the configuration leaves open, and check the rest.
+
+    Raises:
+        ConfigError: an address, an interface or the key file is not as said.
+        CapabilityMissing: no cgroup v2.
+    """
+    interface, address = _underlay(config)
+    return Site(
+        host=Host(
+            name=config.host,
+            address=address,
+            wires=backend.wires,
+            backend=backend.name,
+            labels=config.labels,
+        ),
+        interface=interface,
+        cgroups=cgroup_mount() / "slimnet" / config.instance,
+        key=_key(config.key_file),
+    )
+
+
+def cgroup_mount() -> Path:
+    """Where cgroup v2 is mounted; ``/sys/fs/cgroup/unified`` on hybrid machines.
+
+    Raises:
+        CapabilityMissing: nowhere.
+    """
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(where)
+    raise CapabilityMissing("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")
+
+
+def _underlay(config: Config) -> tuple[str, IPAddress]:
+    from pyroute2 import IPRoute  # noqa: PLC0415  # 125 ms that no client needs
+
+    wanted = config.underlay
+    with IPRoute() as route:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
+        owned = [
+            (names[each["index"]], IPAddress(each.get_attr("IFA_LOCAL")))
+            for each in route.get_addr(family=2)
+        ]
+        if wanted.address is None and wanted.interface is None:
+            default = [each.get_attr("RTA_OIF") for each in route.get_default_routes(family=2)]
+            wanted_interface = names.get(default[0]) if default else None
+        else:
+            wanted_interface = wanted.interface
+    there = ", ".join(f"{name} {address}" for name, address in owned) or "none"
+    if wanted_interface is not None and wanted_interface not in names.values():
+        raise ConfigError(
+            "underlay.interface", f"one of: {', '.join(names.values())}", wanted_interface
+        )
+    for name, address in owned:
+        if wanted.address not in (None, address) or wanted_interface not in (None, name):
+            continue
+        if wanted.address is None and wanted_interface is None:
+            break
+        return name, address
+    if wanted.address is None and wanted_interface is None:
+        raise ConfigError(
+            "underlay", f"an address or an interface (no default route; there are: {there})", None
+        )
+    which = "underlay.interface" if wanted.address is None else "underlay.address"
+    got = wanted_interface if wanted.address is None else str(wanted.address)
+    raise ConfigError(which, f"one of this host's IPv4 addresses: {there}", got)
+
+
+def _key(path: Path) -> bytes:
+    """The cluster's secret; made when the file is not there."""
+    with contextlib.suppress(FileExistsError):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f".{path.name}.{os.getpid()}")
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(fd, "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(16) + "\n")
+            try:
+                os.link(fresh, path)  # whole or not at all: another agent may do the same
+            finally:
+                fresh.unlink()
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("key_file", f"a readable file ({error})", str(path)) from error
+    if mode & 0o077:
+        raise ConfigError("key_file", "mode 0600: a secret", f"{path} of mode {mode & 0o777:04o}")
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 16:
+        raise ConfigError("key_file", "32 hexadecimal digits", f"{path} with something else")
+    return key

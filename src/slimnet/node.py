@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library's face: one host, through its agent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from attrs import field, frozen
+
+from slimnet import records
+from slimnet.agent.client import Client
+from slimnet.config import Config, load_config
+from slimnet.exceptions import InUse
+from slimnet.model import Connection, Endpoint, Event, Host, Namespace, Network
+
+if TYPE_CHECKING:
+    from slimnet.policy import Policy
+
+__all__ = ["AttachedEndpoint", "Node", "open_node"]
+
+
+def open_node(
+    config: str | os.PathLike[str] | Config | None = None,
+    *,
+    agent: str | os.PathLike[str] | None = None,
+) -> Node:
+    """Talk to the agent of this host.
+
+    Args:
+        config: a configuration or its file, which say where the agent's socket
+            is; the default one otherwise.
+        agent: the agent's socket itself; ``SLIMNET_AGENT`` by default.
+
+    Raises:
+        AgentUnreachable: no agent answers there.
+        ConfigError: the configuration is wrong.
+    """
+    if agent is None and config is None:
+        agent = os.environ.get("SLIMNET_AGENT") or None
+    if agent is None:
+        agent = (config if isinstance(config, Config) else load_config(config)).socket
+    node = Node(Client(Path(agent)))
+    node.status()
+    return node
+
+
+@frozen
+class AttachedEndpoint:
+    """An endpoint, and where its processes belong.
+
+    As a context manager it is detached at the end of the block, unless it was
+    there before. What still runs in its cgroup is killed then, but for a
+    cgroup that the caller brought: that has to be empty.
+
+    Attributes:
+        endpoint: as the store has it.
+        cgroup: the cgroup v2 directory to start processes in.
+        netns: the network namespace to start them in.
+        hosts: an ``/etc/hosts`` for them, always up to date.
+        created: whether it was made now; it was there already otherwise.
+    """
+
+    endpoint: Endpoint
+    cgroup: Path
+    netns: Path
+    hosts: Path
+    created: bool
+    _own_cgroup: bool = field(repr=False)
+    _node: Node = field(repr=False, eq=False)
+
+    def detach(self, *, kill: bool = False) -> None:
+        """Remove it.
+
+        Args:
+            kill: end its processes first.
+
+        Raises:
+            InUse: it has processes.
+        """
+        each = self.endpoint
+        self._node.detach(each.network, each.name, each.namespace, kill=kill)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self.created:
+            return
+        try:
+            self.detach(kill=self._own_cgroup)
+        except InUse:
+            if error is None:
+                raise
+
+
+class Node:
+    """One host of a cluster. Made by :func:`open_node`; threads may share it.
+
+    Every method raises :class:`~slimnet.AgentUnreachable` when the agent does
+    not answer and :class:`~slimnet.StoreUnreachable` when the agent cannot
+    reach the store. What changes something is in force on this host when the
+    method returns; :meth:`wait` waits for the other hosts.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def agent(self) -> Path:
+        """The agent's socket."""
+        return self._client.path
+
+    # Networks and namespaces
+
+    def create_network(
+        self, name: str, cidrs: str | Iterable[str], vni: int | None = None
+    ) -> Network:
+        """Make a network.
+
+        Args:
+            name: unique in the cluster.
+            cidrs: one or more IPv4 ranges that overlap nothing.
+            vni: 1 to 2^24 - 1; the first free one from 1000 by default.
+
+        Raises:
+            InvalidValue: a range or the VNI is wrong.
+            AlreadyExists: the name or the VNI is taken.
+        """
+        ranges = [cidrs] if isinstance(cidrs, str) else [str(each) for each in cidrs]
+        answer = self._client.request("POST", "networks", name=name, cidrs=ranges, vni=vni)
+        return records.network(answer["network"])
+
+    def networks(self) -> list[Network]:
+        """All networks."""
+        return [records.network(each) for each in self._client.request("GET", "networks")]
+
+    def remove_network(self, name: str) -> None:
+        """Remove a network, its namespaces and its policies.
+
+        Raises:
+            NotFound: there is none of that name.
+            InUse: it has endpoints.
+        """
+        self._client.request("DELETE", "networks", name)
+
+    def set_namespace(self, network: str, name: str, labels: Mapping[str, str]) -> Namespace:
+        """Make a namespace, or give it these labels instead of its own.
+
+        Raises:
+            NotFound: no such network.
+            InvalidValue: a name or a label is wrong.
+        """
+        answer = self._client.request("PUT", "namespaces", network, name, labels=dict(labels))
+        return records.namespace(answer["namespace"])
+
+    def namespaces(self, network: str | None = None) -> list[Namespace]:
+        """All namespaces, or those of one network."""
+        found = [records.namespace(each) for each in self._client.request("GET", "namespaces")]
+        return [each for each in found if network in (None, each.network)]
+
+    def remove_namespace(self, network: str, name: str) -> None:
+        """Remove a namespace and its policies.
+
+        Raises:
+            NotFound: there is none of that name.
+            InUse: it has endpoints.
+        """
+        self._client.request("DELETE", "namespaces", network, name)
+
+    # Endpoints
+
+    def attach(
+        self,
+        network: str,
+        name: str,
+        *,
+        namespace: str = "default",
+        address: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ports: Mapping[str, tuple[str, int]] | None = None,
+        cgroup: str | os.PathLike[str] | None = None,
+        ephemeral: bool = False,
+    ) -> AttachedEndpoint:
+        """Attach an endpoint on this host. Processes that are started in its
+        ``cgroup`` (and ``netns``) are that endpoint.
+
+        Attaching what is there already and equal changes nothing. One whose
+        processes have ended is replaced.
+
+        Args:
+            network: the network's name.
+            name: unique in its namespace.
+            namespace: made when it is new.
+            address: its overlay address; the first free one by default.
+            labels: what policies select it by.
+            ports: named ports, as ``{"http": ("tcp", 80)}``.
+            cgroup: an existing cgroup v2 directory, of a container say; one is
+                made by default.
+            ephemeral: it goes by itself when this process has ended and its
+                cgroup is empty.
+
+        Raises:
+            NotFound: no such network.
+            InvalidValue: an argument is wrong.
+            AlreadyExists: its name or address is taken.
+            BackendError: the data path refused; nothing was changed.
+        """
+        answer = self._client.request(
+            "POST",
+            "endpoints",
+            network=network,
+            name=name,
+            namespace=namespace,
+            address=None if address is None else str(address),
+            labels=None if labels is None else dict(labels),
+            ports=None if ports is None else {key: list(value) for key, value in ports.items()},
+            cgroup=None if cgroup is None else os.path.abspath(cgroup),  # noqa: PTH100
+            ephemeral=ephemeral,
+        )
+        return AttachedEndpoint(
+            endpoint=records.endpoint(answer["endpoint"]),
+            cgroup=Path(answer["cgroup"]),
+            netns=Path(answer["netns"]),
+            hosts=Path(answer["hosts"]),
+            created=answer["created"],
+            own_cgroup=cgroup is None,
+            node=self,
+        )
+
+    def detach(
+        self, network: str, name: str, namespace: str = "default", *, kill: bool = False
+    ) -> None:
+        """Detach an endpoint of this host and remove it, or remove one of a
+        host that is lost.
+
+        Raises:
+            NotFound: there is none of that name.
+            InUse: it has processes, and ``kill`` was not asked for.
+            InvalidValue: it lives on another host.
+        """
+        self._client.request("DELETE", "endpoints", network, namespace, name, kill=kill)
+
+    def endpoints(self, network: str | None = None) -> list[Endpoint]:
+        """All endpoints of the cluster, or those of one network."""
+        found = [records.endpoint(each) for each in self._client.request("GET", "endpoints")]
+        return [each for each in found if network in (None, each.network)]
+
+    def run(self, network: str, name: str, argv: Sequence[str], **options: Any) -> int:
+        """Run a command as an endpoint, with namespaces of its own, and answer its
+        exit status. The endpoint goes with it.
+
+        Args:
+            network: as of :meth:`attach`.
+            name: as of :meth:`attach`; also its host name.
+            argv: the command.
+            options: as of :meth:`attach`.
+        """
+        from slimnet import sandbox  # noqa: PLC0415  # what most callers never need
+
+        with self.attach(network, name, ephemeral=True, **options) as attached:
+            return sandbox.run(attached, argv)
+
+    # Policies
+
+    def apply_policy(
+        self, source: str | os.PathLike[str], network: str | None = None
+    ) -> list[Policy]:
+        """Put the policies of a file, or of a text, in force: all or none.
+
+        Args:
+            source: a path, or YAML as Kubernetes has it.
+            network: of those that do not name theirs; the only network there is
+                by default, else ``default``.
+
+        Raises:
+            PolicyError: says which field of which line.
+            NotFound: no such network.
+            CannotEnforce: a mandatory policy, and a backend that cannot hold it.
+        """
+        from slimnet.policy import load  # noqa: PLC0415  # YAML and a compiler
+
+        if network is None:
+            names = [each.name for each in self.networks()]
+            network = names[0] if len(names) == 1 else "default"
+        policies = load(source, network=network)
+        self._client.request("POST", "policies", policies=[each.to_json() for each in policies])
+        return policies
+
+    def policies(self) -> list[Policy]:
+        """All policies, of both kinds."""
+        from slimnet.policy import Policy  # noqa: PLC0415
+
+        return [Policy.from_json(each) for each in self._client.request("GET", "policies")]
+
+    def remove_policy(
+        self, name: str, network: str | None = None, namespace: str = "default"
+    ) -> None:
+        """Remove a policy; without ``network`` a cluster-wide one.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        if network is None:
+            self._client.request("DELETE", "clusterpolicies", name)
+        else:
+            self._client.request("DELETE", "policies", network, namespace, name)
+
+    def explain(
+        self, network: str, source: str, destination: str, port: int, protocol: str = "tcp"
+    ) -> dict[str, Any]:
+        """Whether ``source`` may open this to ``destination``, and by which rule.
+
+        Args:
+            network: that both are seen from.
+            source: an address.
+            destination: an address.
+            port: destination port.
+            protocol: ``tcp``, ``udp`` or ``sctp``.
+        """
+        answer: dict[str, Any] = self._client.request(
+            "POST",
+            "explain",
+            network=network,
+            source=str(source),
+            destination=str(destination),
+            port=port,
+            protocol=protocol,
+        )
+        return answer
+
+    # What happens
+
+    def connections(self) -> list[Connection]:
+        """The live connections of this host's endpoints."""
+        return [records.connection(each) for each in self._client.request("GET", "connections")]
+
+    def events(self) -> Iterator[Event]:
+        """Connections opened, refused and closed on this host, as they happen,
+        until the caller stops reading."""
+        for each in self._client.lines("events"):
+            if each is not None:
+                yield records.event(each)
+
+    def refusals(self) -> list[Event]:
+        """The last refusals on this host, oldest first."""
+        return [records.event(each) for each in self._client.request("GET", "refusals")]
+
+    def hosts(self) -> list[Host]:
+        """The hosts that are alive."""
+        return [records.host(each["host"]) for each in self._client.request("GET", "hosts")]
+
+    def status(self) -> dict[str, Any]:
+        """What is in force on this host, and what stands in its way
+        (``ready`` and ``trouble``)."""
+        answer: dict[str, Any] = self._client.request("GET", "status")
+        return answer
+
+    def wait(self, revision: int | None = None, timeout: float = 10.0) -> dict[str, int]:
+        """Wait until every live host has what the store holds now (or at
+        ``revision``) in force.
+
+        Returns:
+            host name to the revision that it follows.
+
+        Raises:
+            SlimnetError: some have not, after ``timeout`` seconds; says which.
+        """
+        answer = self._client.request("POST", "wait", revision=revision, timeout=timeout)
+        installed: dict[str, int] = answer["installed"]
+        return installed
+
+    def ping(
+        self,
+        target: str,
+        *,
+        port: int | None = None,
+        source: str | None = None,
+        network: str | None = None,
+        count: int = 1,
+        timeout: float = 3.0,
+    ) -> dict[str, Any]:
+        """How a TCP connection to ``target`` would be carried, and how long a real
+        one takes to be made.
+
+        Args:
+            target: an endpoint as ``[[network/]namespace/]name``, or its address.
+            port: where to; without one, a refusal of the connection by the
+                target (nobody listens on port 7) counts as an answer.
+            source: an endpoint of this host; a temporary one, without labels,
+                by default.
+            network: of both.
+            count: how many connections, one after the other.
+            timeout: seconds for each.
+
+        Returns:
+            ``carried`` is ``accelerated``, ``fallback``, ``denied`` or
+            ``unreachable``, ``why`` and ``wire`` say how; ``milliseconds`` has
+            the time of each connection, ``error`` an errno's name or ``None``;
+            ``explanation`` is that of :meth:`explain`.
+        """
+        answer: dict[str, Any] = self._client.request(
+            "POST",
+            "ping",
+            target=target,
+            port=port,
+            source=source,
+            network=network,
+            count=count,
+            timeout=timeout,
+        )
+        return answer
+
+    def close(self) -> None:
+        """Nothing stays open between two calls; for ``with``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

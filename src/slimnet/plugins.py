@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backends and stores by name: stevedore, groups ``slimnet.backends`` and
+``slimnet.stores``. Only what is named is imported."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+from stevedore.driver import DriverManager
+
+from slimnet.abc import Backend, Store
+from slimnet.exceptions import BackendUnavailable, ConfigError
+from slimnet.model import Answer, Probe
+
+__all__ = [
+    "backend_class",
+    "backend_names",
+    "choose_backend",
+    "open_store",
+    "probe",
+    "store_names",
+    "suggest",
+]
+
+_log = logging.getLogger(__name__)
+
+_BACKENDS = "slimnet.backends"
+_STORES = "slimnet.stores"
+
+
+def backend_names() -> list[str]:
+    """The names of the installed backends."""
+    return sorted({point.name for point in entry_points(group=_BACKENDS)})
+
+
+def store_names() -> list[str]:
+    """The names of the installed stores: the schemes of their URLs."""
+    return sorted({point.name for point in entry_points(group=_STORES)})
+
+
+def suggest(wrong: str, choices: Iterable[str]) -> str:
+    """``"a, b or c; did you mean 'b'?"``: what would do instead of ``wrong``."""
+    names = sorted(choices)
+    listed = ", ".join(names) if names else "nothing (none is installed)"
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    return f"one of: {listed}; did you mean {near[0]!r}?" if near else f"one of: {listed}"
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The backend of that name, imported.
+
+    Raises:
+        ConfigError: no such backend is installed.
+        BackendUnavailable: it is installed and cannot be imported.
+    """
+    if name not in backend_names():
+        raise ConfigError("backend", suggest(name, ["auto", *backend_names()]), name)
+
+    def failed(manager: object, point: object, error: BaseException) -> None:
+        raise BackendUnavailable(f"backend {name!r} cannot be imported: {error}") from error
+
+    driver = DriverManager(_BACKENDS, name, on_load_failure_callback=failed).driver
+    if not (isinstance(driver, type) and issubclass(driver, Backend)):
+        raise BackendUnavailable(f"backend {name!r} is no slimnet.abc.Backend but {driver!r}")
+    return driver
+
+
+def probe(name: str) -> Probe:
+    """What the backend of that name says of this machine; never raises for an
+    installed one."""
+    try:
+        return backend_class(name).probe()
+    except ConfigError:
+        raise
+    except BackendUnavailable as error:
+        return Probe(Answer.NO, str(error), "reinstall its distribution")
+    except Exception as error:
+        _log.debug("probe of backend %s failed", name, exc_info=True)
+        return Probe(Answer.UNKNOWN, f"the probe failed: {type(error).__name__}: {error}")
+
+
+def choose_backend(name: str) -> tuple[type[Backend], str]:
+    """The backend to run for a config's ``backend``, and why this one.
+
+    ``auto`` takes the one of the highest preference whose probe says yes.
+
+    Raises:
+        ConfigError: no such backend is installed.
+        BackendUnavailable: the probe of the named one, or of all, says no.
+    """
+    if name != "auto":
+        answer = probe(name)
+        if answer.answer is Answer.NO:
+            remedy = f" ({answer.remedy})" if answer.remedy else ""
+            raise BackendUnavailable(f"backend {name!r}: {answer.reason}{remedy}")
+        return backend_class(name), f"{name}: named in the configuration; {answer.reason}"
+
+    answers = {each: probe(each) for each in backend_names()}
+    able = [each for each, answer in answers.items() if answer]
+    if not able:
+        said = "; ".join(f"{each}: {answer.reason}" for each, answer in answers.items())
+        raise BackendUnavailable(
+            f"backend 'auto': no backend can run here ({said or 'none is installed'})"
+        )
+    best = max(able, key=lambda each: (backend_class(each).preference, each))
+    why = [f"{best}: {answers[best].reason}"]
+    for each, answer in answers.items():
+        if each != best:
+            why.append(f"{each}: {'lower preference' if answer else answer.reason}")
+    return backend_class(best), "; ".join(why)
+
+
+def open_store(url: str) -> Store:
+    """Open the store that ``url`` names; its scheme is the driver's name.
+
+    Raises:
+        ConfigError: no driver for the scheme, or the driver refuses the URL.
+        ConnectionError: it cannot be reached.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in store_names():
+        raise ConfigError("store", suggest(f"{scheme}://", [f"{n}://" for n in store_names()]), url)
+    driver = DriverManager(_STORES, scheme).driver
+    store: Store = driver.open(url)
+    return store

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values as JSON and back: what the store holds and what the agent answers.
+
+Addresses, ranges and paths are text; enums are their lower-case names; attrs
+values are objects with the names of their fields.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Mapping, Set
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+from netaddr import IPAddress, IPNetwork
+
+from slimnet.exceptions import InvalidValue
+from slimnet.model import (
+    Attachment,
+    Connection,
+    Direction,
+    Endpoint,
+    Event,
+    EventKind,
+    Host,
+    Namespace,
+    Network,
+    Reason,
+    Wire,
+)
+
+__all__ = [
+    "attachment",
+    "connection",
+    "dump",
+    "encode",
+    "endpoint",
+    "event",
+    "host",
+    "load",
+    "namespace",
+    "network",
+]
+
+T = TypeVar("T")
+
+
+def encode(value: Any) -> Any:
+    """``value`` as what :mod:`json` writes."""
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if attrs.has(type(value)):
+        return {
+            item.name: encode(getattr(value, item.name))
+            for item in attrs.fields(type(value))
+            if not item.name.startswith("_")
+        }
+    if isinstance(value, Mapping):
+        return {_key(key): encode(item) for key, item in value.items()}
+    if isinstance(value, Set):
+        return sorted((encode(item) for item in value), key=str)
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if isinstance(value, (bytes, bytearray)):
+        return value.hex()
+    if isinstance(value, (IPAddress, IPNetwork, Path)):
+        return str(value)
+    return str(value)
+
+
+def _key(key: Any) -> str:
+    return key.name.lower() if isinstance(key, enum.Enum) else str(key)
+
+
+def dump(value: Any) -> bytes:
+    """``value`` as the bytes that the store holds."""
+    return json.dumps(encode(value), sort_keys=True, separators=(",", ":")).encode()
+
+
+def load(key: str, data: bytes, decode: Callable[[Mapping[str, Any]], T]) -> T:
+    """What :func:`dump` wrote, as a value again.
+
+    Raises:
+        InvalidValue: ``data`` is not such a record; names ``key``.
+    """
+    try:
+        record = json.loads(data)
+        if not isinstance(record, Mapping):
+            raise TypeError("no JSON object")
+        return decode(record)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InvalidValue(f"store key {key}", f"a readable record ({error})", data[:80]) from error
+
+
+def network(record: Mapping[str, Any]) -> Network:
+    """A :class:`~slimnet.model.Network`."""
+    return Network(**record)
+
+
+def namespace(record: Mapping[str, Any]) -> Namespace:
+    """A :class:`~slimnet.model.Namespace`."""
+    return Namespace(**record)
+
+
+def host(record: Mapping[str, Any]) -> Host:
+    """A :class:`~slimnet.model.Host`."""
+    return Host(**record)
+
+
+def endpoint(record: Mapping[str, Any]) -> Endpoint:
+    """An :class:`~slimnet.model.Endpoint`."""
+    ports = {name: (str(kind), int(port)) for name, (kind, port) in record["ports"].items()}
+    return Endpoint(**{**record, "ports": ports})
+
+
+def attachment(record: Mapping[str, Any]) -> Attachment:
+    """An :class:`~slimnet.model.Attachment`."""
+    netns = record["netns"]
+    return Attachment(
+        endpoint=record["endpoint"],
+        cgroup=Path(record["cgroup"]),
+        netns=None if netns is None else Path(netns),
+    )
+
+
+def _end(pair: Any) -> tuple[IPAddress, int]:
+    return IPAddress(pair[0]), int(pair[1])
+
+
+def connection(record: Mapping[str, Any]) -> Connection:
+    """A :class:`~slimnet.model.Connection`."""
+    return Connection(
+        **{
+            **record,
+            "local": _end(record["local"]),
+            "peer": _end(record["peer"]),
+            "direction": Direction[record["direction"].upper()],
+            "wire": None if record["wire"] is None else Wire(record["wire"]),
+        }
+    )
+
+
+def event(record: Mapping[str, Any]) -> Event:
+    """An :class:`~slimnet.model.Event`."""
+    return Event(
+        **{
+            **record,
+            "kind": EventKind(record["kind"]),
+            "source": _end(record["source"]),
+            "destination": _end(record["destination"]),
+            "direction": Direction[record["direction"].upper()],
+            "reason": Reason[record["reason"].upper()],
+        }
+    )

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store of one machine: an SQLite file, shared by all of its processes.
+
+WAL mode, so that readers never wait; ``PRAGMA data_version`` tells a watcher
+for two microseconds that somebody else committed
+(https://www.sqlite.org/pragma.html#pragma_data_version). Changes stay in a
+history table for watchers and are trimmed. A lease lives on the boot clock:
+one of an earlier boot has run out, whatever its number says.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from slimnet.abc import Revision, Store, StoreEvent
+from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
+
+__all__ = ["SqliteStore"]
+
+#: Changes that a watcher may lag behind.
+_HISTORY = 10_000
+#: Seconds between two looks at data_version.
+_POLL = 0.025
+#: Seconds that a writer waits for another one.
+_BUSY = 5.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO meta VALUES ('format', 1), ('revision', 0), ('trimmed', 0);
+CREATE TABLE IF NOT EXISTS pair (
+    key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL, lease INTEGER
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS pair_lease ON pair (lease) WHERE lease IS NOT NULL;
+CREATE TABLE IF NOT EXISTS lease (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, boot TEXT NOT NULL, seconds REAL NOT NULL,
+    expires REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS history (
+    revision INTEGER NOT NULL, key TEXT NOT NULL, value BLOB, PRIMARY KEY (revision, key)
+) WITHOUT ROWID;
+"""
+
+
+class SqliteStore(Store):
+    """``sqlite:///absolute/path.db``; the file and its directory are made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._idle: list[sqlite3.Connection] = []
+        self._inode = 0
+        self._closed = False
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnreachable(f"store {path}: {error.strerror or error}") from error
+        with self._connection(create=True) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+            form = _number(connection, "SELECT value FROM meta WHERE name='format'")
+        if form != 1:
+            self.close()
+            raise ConfigError("store", "a file of format 1", f"{path} of format {form}")
+
+    @classmethod
+    def open(cls, url: str) -> SqliteStore:
+        scheme, found, rest = url.partition("://")
+        if scheme != "sqlite" or not found or not rest.startswith("/") or not rest.strip("/"):
+            raise ConfigError("store", "sqlite:///<absolute path>", url)
+        return cls(Path("/" + rest.lstrip("/")))
+
+    def get(self, key: str) -> tuple[bytes, Revision] | None:
+        with self._connection() as connection:
+            self._expire(connection)
+            row = connection.execute(
+                "SELECT value, revision FROM pair WHERE key=?", (key,)
+            ).fetchone()
+        return None if row is None else (bytes(row[0]), row[1])
+
+    def list(self, prefix: str) -> tuple[dict[str, tuple[bytes, Revision]], Revision]:
+        with self._connection() as connection:
+            self._expire(connection)
+            connection.execute("BEGIN")
+            rows = connection.execute(
+                f"SELECT key, value, revision FROM pair WHERE {_BELOW} ORDER BY key",
+                _below(prefix),
+            ).fetchall()
+            revision = _revision(connection)
+            connection.execute("COMMIT")
+        return {key: (bytes(value), changed) for key, value, changed in rows}, revision
+
+    def transact(
+        self,
+        *,
+        expect: Mapping[str, Revision | None] | None = None,
+        put: Mapping[str, bytes] | None = None,
+        delete: Iterable[str] = (),
+        lease: int | None = None,
+    ) -> Revision:
+        with self._connection() as connection, _transaction(connection):
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._purge(connection, now)
+            for key, wanted in (expect or {}).items():
+                row = connection.execute("SELECT revision FROM pair WHERE key=?", (key,)).fetchone()
+                found = row[0] if row else None
+                if found != wanted:
+                    raise Conflict(f"store key {key}: expected revision {wanted}, found {found}")
+            if lease is not None:
+                self._need_lease(connection, lease)
+            revision = _revision(connection) + 1
+            changed = False
+            for key in delete:
+                if connection.execute("DELETE FROM pair WHERE key=?", (key,)).rowcount:
+                    _remember(connection, revision, key, None)
+                    changed = True
+            for key, value in (put or {}).items():
+                connection.execute(
+                    "INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?)",
+                    (key, value, revision, lease),
+                )
+                _remember(connection, revision, key, value)
+                changed = True
+            if not changed:
+                return revision - 1
+            _commit_revision(connection, revision)
+            return revision
+
+    def watch(self, prefix: str, after: Revision, timeout: float) -> Iterator[StoreEvent]:
+        deadline = time.monotonic() + timeout
+        with self._connection() as connection:
+            while True:
+                self._expire(connection)
+                version = _number(connection, "PRAGMA data_version")
+                rows = self._changes(connection, prefix, after)
+                if rows:
+                    break
+                while _number(connection, "PRAGMA data_version") == version:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return
+                    time.sleep(min(_POLL, left))
+                    self._check(connection)
+                    if self._expire(connection):
+                        break
+        for revision, key, value in rows:
+            yield StoreEvent(key, None if value is None else bytes(value), revision)
+
+    def lease(self, seconds: float) -> int:
+        with self._connection() as connection, _transaction(connection, durable=False):
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            cursor = connection.execute(
+                "INSERT INTO lease (boot, seconds, expires) VALUES (?, ?, ?)",
+                (self._boot, seconds, now + seconds),
+            )
+            return int(cursor.lastrowid or 0)
+
+    def renew(self, lease: int) -> None:
+        with self._connection() as connection, _transaction(connection, durable=False):
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._purge(connection, now)
+            self._need_lease(connection, lease)
+            connection.execute("UPDATE lease SET expires=?+seconds WHERE id=?", (now, lease))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    @staticmethod
+    def _changes(
+        connection: sqlite3.Connection, prefix: str, after: Revision
+    ) -> list[tuple[int, str, bytes | None]]:
+        connection.execute("BEGIN")
+        try:
+            trimmed = _number(connection, "SELECT value FROM meta WHERE name='trimmed'")
+            newest = _revision(connection)
+            if not trimmed <= after <= newest:
+                raise Conflict(f"the store's history holds {trimmed} to {newest}, not {after}")
+            return connection.execute(
+                f"SELECT revision, key, value FROM history WHERE revision>? AND {_BELOW}"
+                " ORDER BY revision, key",
+                (after, *_below(prefix)),
+            ).fetchall()
+        finally:
+            connection.execute("COMMIT")
+
+    def _need_lease(self, connection: sqlite3.Connection, lease: int) -> None:
+        if connection.execute("SELECT 1 FROM lease WHERE id=?", (lease,)).fetchone() is None:
+            raise NotFound(f"lease {lease} has run out")
+
+    def _expire(self, connection: sqlite3.Connection) -> bool:
+        """Let the keys of leases that ran out go, if there are any."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if not connection.execute(_EXPIRED, (self._boot, now)).fetchone():
+            return False
+        with _transaction(connection):
+            self._purge(connection, now)
+        return True
+
+    def _purge(self, connection: sqlite3.Connection, now: float) -> None:
+        gone = [row[0] for row in connection.execute(_EXPIRED, (self._boot, now))]
+        if not gone:
+            return
+        revision = _revision(connection) + 1
+        changed = False
+        for lease in gone:
+            keys = connection.execute("SELECT key FROM pair WHERE lease=?", (lease,)).fetchall()
+            for (key,) in keys:
+                connection.execute("DELETE FROM pair WHERE key=?", (key,))
+                _remember(connection, revision, key, None)
+                changed = True
+            connection.execute("DELETE FROM lease WHERE id=?", (lease,))
+        if changed:
+            _commit_revision(connection, revision)
+
+    @contextmanager
+    def _connection(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
+        """Borrow a connection; data_version has a meaning within one only."""
+        connection = None
+        try:
+            connection = self._borrow(create=create)
+            yield connection
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, StoreUnreachable):
+                raise
+            raise StoreUnreachable(f"store {self.path}: {error}") from error
+        finally:
+            if connection is not None:
+                self._give_back(connection)
+
+    def _borrow(self, *, create: bool) -> sqlite3.Connection:
+        if not create:
+            self._check(None)
+        with self._lock:
+            if self._closed:
+                raise StoreUnreachable(f"store {self.path}: closed")
+            if self._idle:
+                return self._idle.pop()
+        mode = "rwc" if create else "rw"
+        connection = sqlite3.connect(
+            f"{self.path.as_uri()}?mode={mode}",
+            uri=True,
+            timeout=_BUSY,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        if create:
+            self._inode = os.stat(self.path).st_ino
+        return connection
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        with self._lock:
+            if not self._closed and len(self._idle) < 8 and self._inode:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _check(self, _connection: sqlite3.Connection | None) -> None:
+        """An open connection would go on with a file that was moved away."""
+        try:
+            inode = os.stat(self.path).st_ino
+        except OSError as error:
+            self._forget()
+            raise StoreUnreachable(f"store {self.path}: {error.strerror}") from error
+        if inode != self._inode:
+            self._forget()
+            self._inode = inode
+            if _connection is not None:
+                raise StoreUnreachable(f"store {self.path}: was replaced by another file")
+
+    def _forget(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+
+_EXPIRED = "SELECT id FROM lease WHERE boot<>? OR expires<=?"
+# A prefix as a range, so that the primary key serves it; U+10FFFF ends all keys.
+_BELOW = "key>=? AND key<?"
+
+
+def _below(prefix: str) -> tuple[str, str]:
+    return prefix, prefix + "\U0010ffff"
+
+
+def _number(connection: sqlite3.Connection, query: str) -> int:
+    return int(connection.execute(query).fetchone()[0])
+
+
+def _revision(connection: sqlite3.Connection) -> int:
+    return _number(connection, "SELECT value FROM meta WHERE name='revision'")
+
+
+def _remember(connection: sqlite3.Connection, revision: int, key: str, value: bytes | None) -> None:
+    connection.execute("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", (revision, key, value))
+
+
+def _commit_revision(connection: sqlite3.Connection, revision: int) -> None:
+    connection.execute("UPDATE meta SET value=? WHERE name='revision'", (revision,))
+    if revision % 256 == 0 and revision > _HISTORY:
+        trimmed = revision - _HISTORY
+        connection.execute("DELETE FROM history WHERE revision<=?", (trimmed,))
+        connection.execute("UPDATE meta SET value=? WHERE name='trimmed'", (trimmed,))
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, *, durable: bool = True) -> Iterator[None]:
+    """A write transaction; a renewed lease need not survive a power cut."""
+    connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
