@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy engine: what users write, and the tables that it becomes.
+
+====================  ==================================================================
+:func:`load`          policies from Kubernetes manifests (:mod:`slimnet.policy.manifest`)
+:class:`Policy`       and its parts (``document``, ``rule``, ``selector``)
+:class:`State`        everything that tables are compiled from (``state``)
+:func:`compile`       the tables of one host (``compiler``; :class:`Compiler` for changes)
+:func:`explain`       why a flow is allowed or denied (``explanation``)
+:class:`Oracle`       what policies mean, evaluated slowly (``oracle``)
+====================  ==================================================================
+"""
+
+from slimnet.policy.compiler import Compiler, compile  # noqa: A004
+from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy, Source
+from slimnet.policy.explanation import Explanation, Stage, explain
+from slimnet.policy.manifest import load
+from slimnet.policy.oracle import Judgement, Oracle
+from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
+from slimnet.policy.selector import Operator, Requirement, Selector
+from slimnet.policy.state import State
+
+__all__ = [
+    "Action",
+    "Block",
+    "ClusterNetworkPolicy",
+    "Compiler",
+    "Explanation",
+    "Judgement",
+    "NetworkPolicy",
+    "Operator",
+    "Oracle",
+    "Peer",
+    "Policy",
+    "Port",
+    "Requirement",
+    "Rule",
+    "Selector",
+    "Source",
+    "Stage",
+    "State",
+    "Tier",
+    "compile",
+    "explain",
+    "load",
+]

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State in, tables out: what every data path decides by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeVar
+
+from netaddr import IPAddress, IPNetwork
+
+from slimnet import contract
+from slimnet.exceptions import InvalidValue, NotFound
+from slimnet.model import Direction, Endpoint, Host, Namespace, Network, Wire
+from slimnet.policy.difference import altered, difference
+from slimnet.policy.document import NetworkPolicy, Policy
+from slimnet.policy.number import Collision, Numbers
+from slimnet.policy.overlay import Overlay
+from slimnet.policy.placement import RuleIds
+from slimnet.policy.state import State
+from slimnet.policy.table import Pairs, PolicyTable
+from slimnet.tables import Change, CidrRecord, EndpointRecord, Tables
+
+__all__ = ["Compiler", "compile"]
+
+#: Identities that the compiler gives out begin here; the store's are below.
+IDENTITY_DERIVED = 2**24
+
+_Item = TypeVar("_Item")
+_Key = TypeVar("_Key", bound=Hashable)
+#: Network and namespace, both empty for a cluster's policy, and name.
+PolicyName = tuple[str, str, str]
+
+
+def compile(state: State, host: str) -> Tables:  # noqa: A001  # the word that everybody uses
+    """The tables of one host, from nothing.
+
+    Args:
+        state: the desired state.
+        host: whose endpoints' policies are wanted; the placement is everybody's.
+
+    Raises:
+        NotFound: no host has that name.
+        InvalidValue: two things have what only one may have.
+    """
+    return Compiler(host).update(state)[0]
+
+
+class Compiler:
+    """Compiles again and again, with work in proportion to what changed.
+
+    The tables are a function of the state alone, whatever came before.
+
+    Args:
+        host: the name of the host that the tables are for.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._tables: Tables | None = None
+        self._begin({}, {})
+
+    def update(self, state: State) -> tuple[Tables, Change | None]:
+        """The tables of this state, and what differs from the last call's.
+
+        Returns:
+            The tables, and the change; ``None`` at the first call.
+
+        Raises:
+            NotFound: the state has no host of that name.
+            InvalidValue: two things have what only one may have. The next call
+                starts from nothing.
+        """
+        before, self._tables = self._tables, None
+        hosts = _by(state.hosts, lambda item: item.name, "hosts")
+        networks = _by(state.networks, lambda item: item.name, "networks")
+        subjects: set[int] | None = None
+        if before is None or (hosts, networks) != (self._hosts, self._networks):
+            self._restart(state, hosts, networks)
+        else:
+            try:
+                subjects = self._advance(state)
+            except Collision:
+                self._restart(state, hosts, networks)
+        self._tables = Tables(
+            max(state.revision, 1),
+            self._addresses,
+            self._records,
+            self._cidrs,
+            PolicyTable(self._subjects),
+            self._rules,
+        )
+        change = None if before is None else difference(before, self._tables, subjects)
+        return self._tables, change
+
+    def _begin(self, hosts: Mapping[str, Host], networks: Mapping[str, Network]) -> None:
+        self._hosts = hosts
+        self._networks = networks
+        self._overlays: dict[str, Overlay] = {}
+        self._namespaces: Mapping[tuple[str, str], Namespace] = {}
+        self._endpoints: Mapping[int, Endpoint] = {}
+        self._policies: Mapping[PolicyName, Policy] = {}
+        # What a generation's tables are made of: replaced where it changes, never edited.
+        self._addresses: dict[tuple[int, IPAddress], int] = {}
+        self._records: dict[int, EndpointRecord] = {}
+        self._cidrs: dict[tuple[int, IPNetwork], CidrRecord] = {}
+        self._rules: dict[int, str] = {}
+        self._subjects: dict[int, Pairs] = {}
+
+    def _restart(
+        self, state: State, hosts: Mapping[str, Host], networks: Mapping[str, Network]
+    ) -> None:
+        """From nothing, again until no two names have one number."""
+        if self._host not in hosts:
+            raise NotFound(f"the state has no host {self._host!r}")
+        self._numbers, self._rule_numbers = Numbers(IDENTITY_DERIVED), Numbers(1)
+        while True:
+            self._begin(hosts, networks)
+            for network in networks.values():
+                self._overlays[network.name] = Overlay(
+                    network, hosts.values(), self._host, self._numbers
+                )
+            try:
+                self._advance(state)
+            except Collision as twins:
+                twins.numbers.separate(*twins.names)
+                (self._rule_numbers if twins.numbers is self._numbers else self._numbers).clear()
+            else:
+                return
+
+    def _advance(self, state: State) -> set[int]:
+        """From what was to what is; the subjects whose records may have changed."""
+        self._place_namespaces(state.namespaces)
+        self._place_endpoints(state.endpoints)
+        self._place_policies(state.policies)
+        return self._settle()
+
+    def _place_namespaces(self, namespaces: Iterable[Namespace]) -> None:
+        old = self._namespaces
+        new = _by(namespaces, lambda item: (item.network, item.name), "namespaces")
+        for key in altered(old, new):
+            if key[0] in self._overlays:
+                self._overlays[key[0]].set_namespace(key[1], new.get(key))
+        self._namespaces = new
+
+    def _place_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
+        """Endpoints of a host or network that is not (or no more) there are left out."""
+        old = self._endpoints
+        new = _by(
+            (
+                item
+                for item in endpoints
+                if item.network in self._networks and item.host in self._hosts
+            ),
+            lambda item: item.id,
+            "endpoints",
+        )
+        changed = altered(old, new)
+        if changed:
+            self._addresses, self._records = dict(self._addresses), dict(self._records)
+        for identifier in changed & old.keys():
+            endpoint = old[identifier]
+            overlay = self._overlays[endpoint.network]
+            overlay.drop_endpoint(identifier)
+            del self._addresses[overlay.network.vni, endpoint.address]
+            del self._records[identifier]
+        for identifier in sorted(changed & new.keys()):
+            endpoint = new[identifier]
+            overlay = self._overlays[endpoint.network]
+            key = (overlay.network.vni, endpoint.address)
+            field = f"endpoints.{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
+            if key in self._addresses:
+                raise InvalidValue(f"{field}.address", "one that no other has", endpoint.address)
+            if not contract.SLIM_IDENTITY_FIRST <= endpoint.identity < IDENTITY_DERIVED:
+                raise InvalidValue(
+                    f"{field}.identity",
+                    f"a number, {contract.SLIM_IDENTITY_FIRST} to {IDENTITY_DERIVED - 1}",
+                    endpoint.identity,
+                )
+            overlay.set_endpoint(endpoint)
+            self._addresses[key] = identifier
+        self._endpoints = new
+
+    def _place_policies(self, policies: Iterable[Policy]) -> None:
+        old, new = self._policies, _by(policies, policy_name, "policies")
+        changed = altered(old, new)
+        if changed:
+            self._rules = dict(self._rules)
+        for name in sorted(changed):
+            ids = self._number_rules(name, new.get(name), old.get(name))
+            for overlay in self._overlays.values():
+                if name[0] in {"", overlay.network.name}:
+                    overlay.set_policy(name, new.get(name), ids)
+        self._policies = new
+
+    def _number_rules(self, name: PolicyName, new: Policy | None, old: Policy | None) -> RuleIds:
+        ids: dict[tuple[Direction, int], int] = {}
+        for policy in filter(None, (new, old)):
+            for direction in Direction:
+                for index in range(len(policy.rules(direction) or ())):
+                    words = f"{'/'.join(name)} {direction.name} {index}"
+                    if policy is new:
+                        number = ids[direction, index] = self._rule_numbers.take(words)
+                        self._rules[number] = rule_text(policy, direction, index)
+                    elif (number := self._rule_numbers.release(words)) is not None:
+                        del self._rules[number]
+        return ids
+
+    def _settle(self) -> set[int]:
+        subjects: set[int] = set()
+        self._subjects = dict(self._subjects)
+        for overlay in self._overlays.values():
+            settled = overlay.settle()
+            if settled.endpoints:
+                self._records = dict(self._records)
+            for identifier in settled.endpoints:
+                self._records[identifier] = self._record(identifier, overlay)
+            if settled.ranges:
+                others = [item.cidrs for item in self._overlays.values() if item is not overlay]
+                self._cidrs = {key: value for part in others for key, value in part.items()}
+                self._cidrs |= overlay.cidrs
+            for subject in settled.subjects:
+                pairs = overlay.subjects.pairs.get(subject)
+                if pairs:
+                    self._subjects[subject] = pairs
+                else:
+                    self._subjects.pop(subject, None)
+            subjects |= settled.subjects
+        return subjects
+
+    def _record(self, identifier: int, overlay: Overlay) -> EndpointRecord:
+        endpoint = self._endpoints[identifier]
+        host = self._hosts[endpoint.host]
+        return EndpointRecord(
+            address=endpoint.address,
+            host=host.address,
+            vni=overlay.network.vni,
+            identity=overlay.identity[identifier],
+            local=endpoint.host == self._host,
+            wire_syn=Wire.SYN in host.wires,
+        )
+
+
+def policy_name(policy: Policy) -> PolicyName:
+    """By what a policy differs from all others."""
+    if isinstance(policy, NetworkPolicy):
+        return policy.network, policy.namespace, policy.name
+    return "", "", policy.name
+
+
+def rule_text(policy: Policy, direction: Direction, index: int) -> str:
+    """How messages name a rule: ``default/web-in ingress[0] (web.yaml:12)``."""
+    path = f"{direction.name.lower()}[{index}]"
+    rules = policy.rules(direction) or ()
+    name = f" {rules[index].name!r}" if rules[index].name else ""
+    where = policy.source.at(path)
+    return f"{policy.title} {path}{name}" + (f" ({where})" if where else "")
+
+
+def _by(items: Iterable[_Item], key: Callable[[_Item], _Key], what: str) -> dict[_Key, _Item]:
+    found: dict[_Key, _Item] = {}
+    for item in items:
+        name = key(item)
+        if name in found:
+            raise InvalidValue(what, "each once", name)
+        found[name] = item
+    return found

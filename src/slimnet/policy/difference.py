@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between two generations of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from slimnet.model import Direction
+from slimnet.policy.table import Pairs, PolicyTable
+from slimnet.tables import Change, PolicyKey, PolicyRecord, Tables
+
+__all__ = ["altered", "difference"]
+
+_Key = TypeVar("_Key", bound=Hashable)
+_NOTHING: Pairs = {}
+
+
+def altered(old: Mapping[_Key, Any], new: Mapping[_Key, Any]) -> set[_Key]:
+    """The keys that came, went, or have another value."""
+    if old is new:
+        return set()
+    changed = {
+        key for key, value in new.items() if (known := old.get(key)) is not value and known != value
+    }
+    return changed.union(old.keys() - new.keys())
+
+
+def difference(before: Tables, after: Tables, subjects: Iterable[int] | None = None) -> Change:
+    """The change from ``before`` to ``after``, both of the compiler's own making.
+
+    Args:
+        before: the earlier tables.
+        after: the later ones.
+        subjects: those whose records may differ; ``None``: any.
+    """
+    old, new = before.policy, after.policy
+    assert isinstance(old, PolicyTable)
+    assert isinstance(new, PolicyTable)
+    if subjects is None:
+        subjects = {*old.subjects, *new.subjects}
+    records: dict[PolicyKey, PolicyRecord] = {}
+    gone: set[PolicyKey] = set()
+    for subject in subjects:
+        first = old.subjects.get(subject, _NOTHING)
+        second = new.subjects.get(subject, _NOTHING)
+        for pair in altered(first, second):
+            was, is_now = _flat(subject, pair, first), _flat(subject, pair, second)
+            changed = altered(was, is_now)
+            records.update((key, is_now[key]) for key in changed if key in is_now)
+            gone.update(key for key in changed if key not in is_now)
+    parts: dict[str, Any] = {}
+    lost: dict[str, frozenset[Any]] = {}
+    for name in ("addresses", "endpoints", "cidrs", "rules"):
+        was, is_now = getattr(before, name), getattr(after, name)
+        changed = altered(was, is_now)
+        parts[name] = {key: is_now[key] for key in changed if key in is_now}
+        lost[name] = frozenset(key for key in changed if key not in is_now)
+    return Change(
+        before.generation,
+        Tables(after.generation, policy=records, **parts),
+        lost["addresses"],
+        lost["endpoints"],
+        lost["cidrs"],
+        frozenset(gone),
+    )
+
+
+def _flat(subject: int, pair: tuple[Direction, int], pairs: Pairs) -> dict[PolicyKey, PolicyRecord]:
+    direction, peer = pair
+    return {
+        PolicyKey(subject, peer, direction, *width): record for width, record in pairs.get(pair, ())
+    }

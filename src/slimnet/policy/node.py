@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A document's values, each with the place where it was written.
+
+Every accessor says what it wants; what is not that raises
+:class:`~slimnet.PolicyError` with file, line, field, what was wanted and what came.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Never
+
+import yaml
+from attrs import frozen
+
+from slimnet.exceptions import PolicyError
+
+__all__ = ["Node", "documents"]
+
+# A policy is small; what is not has come to eat the agent's memory.
+_TEXT_MAX = 4 * 2**20
+_DEPTH_MAX = 32
+_NODES_MAX = 200_000
+
+
+def place(file: str, line: int, path: str = "") -> str:
+    """How messages name a field: ``web.yaml:12: spec.ingress``, with what is known of that."""
+    where = f"{file}:{line}" if file and line else file or (f"line {line}" if line else "")
+    return ": ".join(filter(None, (where, path))) or "document"
+
+
+@frozen
+class Node:
+    """One value of a document.
+
+    Attributes:
+        value: a str, int, float, bool or ``None``, a list of Nodes, or a dict of Nodes.
+        path: the field's name from the document's top (``spec.ingress[0].from``).
+        line: from 1; 0 where nobody knows.
+        file: the file's name, or empty.
+    """
+
+    value: Any
+    path: str = ""
+    line: int = 0
+    file: str = ""
+
+    def fail(self, wanted: str, got: object = None) -> Never:
+        """Refuse this value."""
+        raise PolicyError(
+            place(self.file, self.line, self.path), wanted, self.plain() if got is None else got
+        )
+
+    def plain(self) -> Any:
+        """The value without places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+    @classmethod
+    def of(cls, value: Any, file: str = "", path: str = "") -> Node:
+        """Plain JSON values as nodes, without lines: nobody wrote any."""
+        if isinstance(value, Mapping):
+            value = {
+                str(key): cls.of(item, file, f"{path}.{key}" if path else str(key))
+                for key, item in value.items()
+            }
+        elif isinstance(value, (list, tuple)):
+            value = [cls.of(item, file, f"{path}[{index}]") for index, item in enumerate(value)]
+        return cls(value, path, 0, file)
+
+    @property
+    def absent(self) -> bool:
+        """Not written, or written as null, which Kubernetes takes for the same."""
+        return self.value is None
+
+    def fields(self, known: Collection[str], *, refused: Mapping[str, str] | None = None) -> Node:
+        """This table, which may hold these fields only.
+
+        Args:
+            known: the fields' names.
+            refused: fields that Kubernetes knows and slimnet cannot honour, with why.
+        """
+        for key, node in self.table().items():
+            if refused and key in refused and not node.absent:
+                node.fail(f"no such field: {refused[key]}")
+            if key not in known and not (refused and key in refused):
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                wanted = f"one of the fields {', '.join(sorted(known))}{hint}"
+                node.fail(wanted, key)
+        return self
+
+    def table(self) -> dict[str, Node]:
+        """The fields by name."""
+        if not isinstance(self.value, dict):
+            self.fail("a table of fields")
+        return self.value
+
+    def get(self, key: str) -> Node:
+        """One field of a table; absent when it is not written."""
+        node = self.table().get(key)
+        path = f"{self.path}.{key}" if self.path else key
+        return Node(None, path, self.line, self.file) if node is None else node
+
+    def need(self, key: str) -> Node:
+        """One field of a table that must be written."""
+        node = self.get(key)
+        if node.absent:
+            node.fail("a value, since this field is required", "nothing")
+        return node
+
+    def items(self, *, least: int = 0, most: int | None = None) -> list[Node]:
+        """The entries of a list."""
+        if not isinstance(self.value, list):
+            self.fail("a list")
+        if len(self.value) < least:
+            self.fail(f"a list of at least {least}")
+        if most is not None and len(self.value) > most:
+            self.fail(f"a list of at most {most}", f"{len(self.value)} entries")
+        return self.value
+
+    def only(self, known: Collection[str]) -> tuple[str, Node]:
+        """The one field of a table that must have exactly one of these."""
+        written = [(key, node) for key, node in self.table().items() if not node.absent]
+        if len(written) != 1 or written[0][0] not in known:
+            self.fields(known)
+            self.fail(
+                f"exactly one of {', '.join(sorted(known))}",
+                " and ".join(sorted(key for key, _ in written)) or "none of them",
+            )
+        return written[0]
+
+    def text(self, wanted: str, holds: Callable[[str], object]) -> str:
+        """A string for which ``holds`` is true."""
+        if not isinstance(self.value, str) or not holds(self.value):
+            self.fail(wanted)
+        return self.value
+
+    def choice(self, choices: Collection[str]) -> str:
+        """One of these strings."""
+        if not isinstance(self.value, str) or self.value not in choices:
+            close = difflib.get_close_matches(str(self.value), choices, n=1, cutoff=0.5)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            self.fail(f"one of {', '.join(choices)}{hint}")
+        return self.value
+
+    def number(self, least: int, most: int, what: str) -> int:
+        """A whole number within bounds."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int):
+            self.fail(f"{what}, {least} to {most}")
+        if not least <= self.value <= most:
+            self.fail(f"{what}, {least} to {most}")
+        return self.value
+
+    def truth(self) -> bool:
+        """True or false."""
+        if not isinstance(self.value, bool):
+            self.fail("true or false")
+        return self.value
+
+
+def documents(text: str, file: str = "") -> Iterator[Node]:
+    """The documents of a YAML (or JSON) text; empty ones are passed over.
+
+    Raises:
+        PolicyError: it is not YAML, or is not made like a policy at all.
+    """
+    if len(text) > _TEXT_MAX:
+        raise PolicyError(place(file, 0), f"at most {_TEXT_MAX} characters", len(text))
+    if (odd := yaml.reader.Reader.NON_PRINTABLE.search(text)) is not None:
+        raise PolicyError(place(file, 0), "printable characters", odd.group())
+    loader = yaml.SafeLoader(text)
+    count = [0]
+    try:
+        while loader.check_node():
+            root = loader.get_node()
+            node = _convert(loader, root, "", file, 0, count)
+            if not node.absent:
+                yield node
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = place(file, mark.line + 1 if mark else 0)
+        raise PolicyError(where, "YAML", error.problem or str(error)) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise PolicyError(place(file, 0), "YAML", type(error).__name__) from error
+    finally:
+        loader.dispose()
+
+
+def _convert(
+    loader: yaml.SafeLoader, root: yaml.Node, path: str, file: str, depth: int, count: list[int]
+) -> Node:
+    line = root.start_mark.line + 1
+    here = Node(None, path, line, file)
+    count[0] += 1
+    if depth > _DEPTH_MAX or count[0] > _NODES_MAX:
+        here.fail("a document of reasonable size", "one nested or repeated without end")
+    if isinstance(root, yaml.SequenceNode):
+        items = [
+            _convert(loader, item, f"{path}[{index}]", file, depth + 1, count)
+            for index, item in enumerate(root.value)
+        ]
+        return Node(items, path, line, file)
+    if isinstance(root, yaml.MappingNode):
+        table: dict[str, Node] = {}
+        for key_node, value_node in root.value:
+            key = getattr(key_node, "value", None)
+            at = Node(None, path, key_node.start_mark.line + 1, file)
+            if not isinstance(key, str):
+                at.fail("a field's name", "a list or a table")
+            below = f"{path}.{key}" if path else key
+            if key in table:
+                Node(None, below, at.line, file).fail("each field once", "a second one")
+            value = _convert(loader, value_node, below, file, depth + 1, count)
+            # A field stands where its name stands: its value may begin lines below.
+            table[key] = Node(value.value, below, at.line, file)
+        return Node(table, path, line, file)
+    try:
+        value = loader.construct_object(root)
+    except (ValueError, OverflowError) as error:
+        raise PolicyError(place(file, line, path), "a plain value", root.value) from error
+    if not isinstance(value, (str, int, float, bool)) and value is not None:
+        value = root.value  # a date or a binary: nothing of ours is one
+    return Node(value, path, line, file)

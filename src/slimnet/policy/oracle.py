@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What policies mean, evaluated the slow and obvious way.
+
+Written from the specifications (networking/v1 NetworkPolicy, and ClusterNetworkPolicy of
+policy.networking.k8s.io/v1alpha2) and sharing no code with the compiler, so that each
+proves the other. The two things that slimnet adds:
+
+- An endpoint always reaches itself.
+- A host of the cluster is denied unless a rule allows it by name: one that selects
+  it as a node, or whose range is its one address. A range that it merely lies in
+  denies it, and passes it on, but does not let it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import frozen
+from netaddr import IPAddress, IPNetwork
+
+from slimnet.model import Direction, Endpoint, Flow, Host, Protocol, Reason
+from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy
+from slimnet.policy.rule import Action, Peer, Port, Rule, Tier
+from slimnet.policy.selector import Operator, Selector
+from slimnet.policy.state import State, host_labels, namespace_labels
+
+__all__ = ["Judgement", "Oracle"]
+
+
+@frozen
+class Judgement:
+    """The oracle's answer.
+
+    Attributes:
+        allowed: whether the flow may exist, as far as this direction is asked.
+        reason: why.
+        policy: whose rule decided; ``None`` where no rule did.
+        index: which of its rules of that direction.
+    """
+
+    allowed: bool
+    reason: Reason
+    policy: Policy | None = None
+    index: int = 0
+
+
+@frozen
+class _Question:
+    """One subject, one peer: what every rule is asked."""
+
+    subject: Endpoint
+    address: IPAddress
+    peer: Endpoint | None
+    host: Host | None
+    direction: Direction
+    protocol: Protocol
+    port: int
+
+
+class Oracle:
+    """Judges flows by a state.
+
+    Args:
+        state: the desired state.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._labels = {
+            (item.network, item.name): namespace_labels(item.name, item.labels)
+            for item in state.namespaces
+        }
+
+    def judge(self, flow: Flow) -> Judgement | None:
+        """Whether the policy of the flow's one end (its ``direction`` says which) allows it.
+
+        Returns:
+            ``None`` where that end is no endpoint, so that nobody's policy is asked.
+        """
+        egress = flow.direction is Direction.EGRESS
+        here, there = (flow.source, flow.destination) if egress else (flow.destination, flow.source)
+        subject = self._endpoint(flow.network, here)
+        if subject is None:
+            return None
+        if here == there:
+            return Judgement(True, Reason["SELF"])
+        peer = self._endpoint(flow.network, there)
+        host = None
+        if peer is None:
+            host = next((item for item in self._state.hosts if item.address == there), None)
+            if host is None and any(there in cidr for cidr in self._overlay(flow.network)):
+                return Judgement(False, Reason["NO_ENDPOINT"])
+        question = _Question(subject, there, peer, host, flow.direction, flow.protocol, flow.port)
+        return (
+            self._ordered(question, Tier.ADMIN)
+            or self._namespaced(question)
+            or (self._ordered(question, Tier.BASELINE) or _default(question, isolated=False))
+        )
+
+    # The three tiers
+
+    def _ordered(self, question: _Question, tier: Tier) -> Judgement | None:
+        """A tier of cluster rules: the first rule that matches decides or passes."""
+        policies = [
+            policy
+            for policy in self._state.policies
+            if isinstance(policy, ClusterNetworkPolicy)
+            and policy.tier is tier
+            and self._is_endpoint(policy.subject, question.subject, None)
+        ]
+        for policy in sorted(policies, key=lambda item: (item.priority, item.name)):
+            for index, rule in enumerate(policy.rules(question.direction) or ()):
+                if not self._matches(rule, question, None):
+                    continue
+                if rule.action is Action.PASS:
+                    return None
+                if rule.action is Action.ACCEPT:
+                    return Judgement(True, Reason["RULE_ALLOW"], policy, index)
+                return Judgement(False, Reason["RULE_DENY"], policy, index)
+        return None
+
+    def _namespaced(self, question: _Question) -> Judgement | None:
+        """The NetworkPolicies: any that selects the subject isolates it, any rule allows."""
+        subject = question.subject
+        policies = [
+            policy
+            for policy in self._state.policies
+            if isinstance(policy, NetworkPolicy)
+            and policy.network == subject.network
+            and policy.namespace == subject.namespace
+            and policy.rules(question.direction) is not None
+            and _selects(policy.subject, subject.labels)
+        ]
+        if not policies:
+            return None
+        for policy in sorted(policies, key=lambda item: item.name):
+            for index, rule in enumerate(policy.rules(question.direction) or ()):
+                if self._matches(rule, question, policy.namespace):
+                    return Judgement(True, Reason["RULE_ALLOW"], policy, index)
+        return _default(question, isolated=True)
+
+    # Rules
+
+    def _matches(self, rule: Rule, question: _Question, namespace: str | None) -> bool:
+        if rule.ports is not None and not any(_is_port(port, question) for port in rule.ports):
+            return False
+        if rule.peers is None:
+            return question.host is None
+        return any(self._is_peer(peer, question, rule, namespace) for peer in rule.peers)
+
+    def _is_peer(self, peer: Peer, question: _Question, rule: Rule, namespace: str | None) -> bool:
+        if peer.nodes is not None:
+            return question.host is not None and _selects(peer.nodes, host_labels(question.host))
+        if peer.block is not None:
+            if question.address not in peer.block.cidr:
+                return False
+            if any(question.address in hole for hole in peer.block.excepts):
+                return False
+            by_name = peer.block.cidr == IPNetwork(question.address)
+            return question.host is None or rule.action is not Action.ACCEPT or by_name
+        return question.peer is not None and self._is_endpoint(peer, question.peer, namespace)
+
+    def _is_endpoint(self, peer: Peer, endpoint: Endpoint, namespace: str | None) -> bool:
+        if peer.namespaces is None:
+            if endpoint.namespace != namespace:
+                return False
+        else:
+            place = (endpoint.network, endpoint.namespace)
+            labels = self._labels.get(place, namespace_labels(endpoint.namespace))
+            if not _selects(peer.namespaces, labels):
+                return False
+        return peer.pods is None or _selects(peer.pods, endpoint.labels)
+
+    # The world
+
+    def _endpoint(self, network: str, address: IPAddress) -> Endpoint | None:
+        hosts = {host.name for host in self._state.hosts}
+        for endpoint in self._state.endpoints:
+            if (endpoint.network, endpoint.address) == (network, address) and (
+                endpoint.host in hosts
+            ):
+                return endpoint
+        return None
+
+    def _overlay(self, network: str) -> tuple[IPNetwork, ...]:
+        return next(item.cidrs for item in self._state.networks if item.name == network)
+
+
+def _default(question: _Question, *, isolated: bool) -> Judgement:
+    if question.host is not None:
+        return Judgement(False, Reason["HOST_DENY"])
+    if isolated:
+        return Judgement(False, Reason["DEFAULT_DENY"])
+    return Judgement(True, Reason["DEFAULT_ALLOW"])
+
+
+def _is_port(port: Port, question: _Question) -> bool:
+    if port.name is None:
+        return port.protocol is question.protocol and port.first <= question.port <= port.last
+    destination = question.subject if question.direction is Direction.INGRESS else question.peer
+    declared = destination.ports.get(port.name) if destination is not None else None
+    if declared is None:
+        return False
+    protocol, number = Protocol[declared[0].upper()], declared[1]
+    return (
+        (port.protocol is None or port.protocol is protocol)
+        and question.protocol is protocol
+        and question.port == number
+    )
+
+
+def _selects(selector: Selector, labels: Mapping[str, str]) -> bool:
+    for requirement in selector.requirements:
+        present = requirement.key in labels
+        listed = present and labels[requirement.key] in requirement.values
+        fulfilled = {
+            Operator.EXISTS: present,
+            Operator.DOES_NOT_EXIST: not present,
+            Operator.IN: listed,
+            Operator.NOT_IN: not listed,
+        }[requirement.operator]
+        if not fulfilled:
+            return False
+    return True

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One subject's rules in one direction, ready to be asked about any peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from slimnet.model import Direction, Protocol
+from slimnet.policy.ladder import DEFAULT_ALLOW, HOST_DENY, Ladder, Span, Step, ladder
+from slimnet.policy.placement import Line
+from slimnet.policy.rule import Action, Port
+from slimnet.policy.term import Party, Term
+
+__all__ = ["Program"]
+
+
+def _spans(ports: tuple[Port, ...], declared: Mapping[str, tuple[str, int]]) -> tuple[Span, ...]:
+    spans: list[Span] = []
+    for port in ports:
+        if port.name is None:
+            assert port.protocol is not None
+            spans.append((port.protocol, port.first, port.last))
+        elif port.name in declared:
+            word, number = declared[port.name]
+            protocol = Protocol[word.upper()]
+            if port.protocol in {None, protocol}:
+                spans.append((protocol, number, number))
+    return tuple(spans)
+
+
+class Program:
+    """The lines in the order in which they are asked.
+
+    Args:
+        lines: ordered.
+        isolated: whether a NetworkPolicy selects the subject for this direction.
+        direction: the subject's.
+        declared: the subject's named ports.
+    """
+
+    def __init__(
+        self,
+        lines: tuple[Line, ...],
+        *,
+        isolated: bool,
+        direction: Direction,
+        declared: Mapping[str, tuple[str, int]],
+    ) -> None:
+        self._lines = lines
+        self._isolated = isolated
+        # A named port is the destination's: the subject's own or, outgoing, the peer's.
+        self._names: tuple[str, ...] = ()
+        self._declared = declared
+        if direction is Direction.EGRESS:
+            self._declared = {}
+            self._names = tuple(
+                sorted({port.name for line in lines for port in line.ports or () if port.name})
+            )
+        self._ladders: dict[tuple[object, ...], Ladder | None] = {}
+        everybody = tuple(index for index, line in enumerate(lines) if line.terms is None)
+        self.any = self._ladder(everybody, (), host=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the peer's ports that it asks for."""
+        return self._names
+
+    def terms(self) -> Iterator[Term]:
+        """All terms that it asks."""
+        for line in self._lines:
+            yield from line.terms or ()
+
+    @property
+    def default(self) -> Ladder | None:
+        """What holds for any peer; ``None`` where nothing is to be written for that."""
+        if len(self.any) == 1 and self.any[0][1] == DEFAULT_ALLOW:
+            return None
+        return self.any
+
+    def ask(self, party: Party) -> Ladder | None:
+        """The records for one peer; ``None`` where those for any peer say the same."""
+        host = party.host
+        matched = []
+        for index, line in enumerate(self._lines):
+            if line.terms is None:
+                if not host:
+                    matched.append(index)
+            elif not line.terms.isdisjoint(party.terms) and (
+                not host
+                or line.action is not Action.ACCEPT
+                # A host is let in by name, never by a range that it happens to be in.
+                or any(term.question.exact for term in line.terms & party.terms)
+            ):
+                matched.append(index)
+        ports = tuple(party.port(name) for name in self._names)
+        key = (host, ports, *matched)
+        if key not in self._ladders:
+            rungs = self._ladder(tuple(matched), ports, host=host)
+            nothing = ((((None, 0, 0), HOST_DENY)),) if host else self.any
+            self._ladders[key] = None if rungs == nothing else rungs
+        return self._ladders[key]
+
+    def _ladder(
+        self,
+        matched: tuple[int, ...],
+        ports: tuple[tuple[str, int] | None, ...],
+        *,
+        host: bool,
+    ) -> Ladder:
+        declared = {
+            name: port for name, port in zip(self._names, ports, strict=False) if port is not None
+        } or self._declared
+        steps = []
+        for index in matched:
+            line = self._lines[index]
+            spans = None if line.ports is None else _spans(line.ports, declared)
+            if spans is None or spans:
+                steps.append(Step(line.stage, line.action, line.record, spans))
+        return ladder(steps, isolated=self._isolated, host=host)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records of the endpoints that live on this host, pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from weakref import WeakValueDictionary
+
+from attrs import define
+
+from slimnet.model import Direction
+from slimnet.policy.ladder import Ladder
+from slimnet.policy.placement import Placement
+from slimnet.policy.program import Program
+from slimnet.policy.term import Party, Term
+
+__all__ = ["Subjects"]
+
+_Pairs = dict[tuple[Direction, int], Ladder]
+
+
+@define(eq=False)
+class _Subject:
+    programs: dict[Direction, Program]
+    terms: dict[Direction, set[Term]]
+
+
+class Subjects:
+    """Keeps for every local party its records for every peer.
+
+    Args:
+        parties: all parties of the network by identity; the owner keeps it.
+        names: the terms of named ports by name; likewise.
+    """
+
+    def __init__(self, parties: Mapping[int, Party], names: Mapping[str, Term]) -> None:
+        self._parties = parties
+        self._names = names
+        self._subjects: dict[int, _Subject] = {}
+        self._programs: WeakValueDictionary[tuple[object, ...], Program] = WeakValueDictionary()
+        self._stale: set[int] = set()
+        self._moved: dict[int, set[int]] = {}
+        #: Subject to its pairs; a settled subject's mapping is never changed, but replaced.
+        self.pairs: dict[int, _Pairs] = {}
+
+    def renew(self, identity: int) -> None:
+        """This subject comes, goes, or has other rules."""
+        self._stale.add(identity)
+
+    def peer_changed(self, party: Party, terms: Iterable[Term]) -> None:
+        """A peer came, went, or fulfils these terms no more or only now."""
+        for term in terms:
+            for subject, _ in term.uses:
+                self._moved.setdefault(subject, set()).add(party.identity)
+
+    def settle(self, local: Mapping[int, Party]) -> set[int]:
+        """Take the changes in.
+
+        Args:
+            local: the parties with members on this host.
+
+        Returns:
+            The subjects whose pairs may have changed.
+        """
+        for identity in self._stale:
+            self._forget(identity)
+            party = local.get(identity)
+            if party is None:
+                self.pairs.pop(identity, None)
+            else:
+                self.pairs[identity] = self._build(identity, party)
+        for identity, peers in self._moved.items():
+            if identity in self._stale or identity not in self._subjects:
+                continue
+            pairs = dict(self.pairs[identity])
+            for direction, program in self._subjects[identity].programs.items():
+                for peer in peers:
+                    party = self._parties.get(peer)
+                    rungs = None if party is None else program.ask(party)
+                    if rungs is None:
+                        pairs.pop((direction, peer), None)
+                    else:
+                        pairs[direction, peer] = rungs
+            self.pairs[identity] = pairs
+        changed = self._stale | self._moved.keys()
+        self._stale, self._moved = set(), {}
+        return changed
+
+    def _forget(self, identity: int) -> None:
+        subject = self._subjects.pop(identity, None)
+        if subject is not None:
+            for direction, terms in subject.terms.items():
+                for term in terms:
+                    term.uses.discard((identity, direction))
+
+    def _build(self, identity: int, party: Party) -> _Pairs:
+        assert party.group is not None
+        selecting = {
+            placement
+            for term in party.group.terms
+            for placement in term.selects
+            if isinstance(placement, Placement)
+        }
+        ordered = sorted(selecting, key=lambda placement: placement.order)
+        subject = _Subject({}, {})
+        pairs: _Pairs = {}
+        for direction in Direction:
+            placements = tuple(item for item in ordered if direction in item.lines)
+            if not placements:
+                continue
+            program = self._program(placements, direction, party)
+            terms = {*program.terms(), *(self._names[name] for name in program.names)}
+            subject.programs[direction] = program
+            subject.terms[direction] = terms
+            for term in terms:
+                term.uses.add((identity, direction))
+            if program.default is not None:
+                pairs[direction, 0] = program.default
+            for peer in set().union(*(term.parties for term in terms)):
+                rungs = program.ask(self._parties[peer])
+                if rungs is not None:
+                    pairs[direction, peer] = rungs
+        self._subjects[identity] = subject
+        return pairs
+
+    def _program(
+        self, placements: tuple[Placement, ...], direction: Direction, party: Party
+    ) -> Program:
+        declared = party.mark[1] if party.mark and direction is Direction.INGRESS else ()
+        key = (direction, declared, placements)
+        program = self._programs.get(key)
+        if program is None:
+            program = Program(
+                tuple(line for item in placements for line in item.lines[direction]),
+                isolated=any(item.isolates for item in placements),
+                direction=direction,
+                declared=dict(declared),
+            )
+            self._programs[key] = program
+        return program
