@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where nothing may be missing, a skip is a failure."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from generate_contract import ROOT
+
+CASES = {
+    "skipped": "def test_it():\n    pytest.skip('no such thing')\n",
+    "marked": "@pytest.mark.skip(reason='no such thing')\ndef test_it():\n    pass\n",
+    "fixture": (
+        "@pytest.fixture\ndef thing():\n    pytest.skip('no such thing')\n"
+        "def test_it(thing):\n    pass\n"
+    ),
+    "module": "pytest.skip('no such thing', allow_module_level=True)\n",
+}
+
+
+def outcome(directory, body, required):
+    shutil.copy(ROOT / "tests/conftest.py", directory)
+    (directory / "test_it.py").write_text(f"import pytest\n{body}")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-ra", directory],
+        env={**os.environ, "SLIMNET_REQUIRE_ALL": required},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_skip_says_what_is_missing(case, tmp_path):
+    """And passes, where things may be missing."""
+    code, output = outcome(tmp_path, CASES[case], "")
+    assert code in (0, 5), output  # 5: pytest collected nothing
+    assert "1 skipped" in output
+    assert "no such thing" in output
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_skip_fails_where_nothing_may_be_missing(case, tmp_path):
+    """And still says what is missing."""
+    code, output = outcome(tmp_path, CASES[case], "1")
+    assert code in (1, 2), output
+    assert "no such thing" in output
+
+
+def test_an_expected_failure_is_not_a_skip(tmp_path):
+    """It ran."""
+    body = "@pytest.mark.xfail\ndef test_it():\n    assert False\n"
+    code, output = outcome(tmp_path, body, "1")
+    assert code == 0, output
+    assert "1 xfailed" in output
