@@ -93,7 +93,9 @@ def main(
     The hosts are network namespaces of this machine; everything that is made
     is removed again, also after Ctrl-C. Needs root.
     """
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING)
+    logging.basicConfig()
+    if verbose:
+        logging.getLogger("slimnet").setLevel(logging.DEBUG)
     if os.geteuid() != 0:
         raise _Refused("the demo makes network namespaces and cgroups: run it as root")
     signal.signal(signal.SIGTERM, _interrupt)

@@ -24,12 +24,34 @@ from typing import ClassVar
 from attrs import frozen
 
 from slimnet.demo.place import Place
+from slimnet.testbed import Testbed
 from slimnet.testing import Underlay, UnderlayHost
 
 __all__ = ["MODES", "Mode", "Site", "sweep"]
 
 # A file per site: what the next run removes, should this one be killed.
 _RECORDS = Path("/run/slimnet-demo")
+
+_NETWORK = "demo"
+
+# Both ends' connections are decided by rules: nothing is measured without policy.
+_POLICY = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: server}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  policyTypes: [Ingress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: client}
+spec:
+  podSelector: {matchLabels: {app: client}}
+  policyTypes: [Egress]
+  egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}]
+"""
 
 _numbers = itertools.count(1)
 
@@ -119,6 +141,47 @@ class HostMode(Mode):
         return Place(str(host.address), _Host(host, cgroup, host.netns))
 
 
+class OverlayMode(Mode):
+    """Slimnet with one of its backends; with a policy, as real clusters have."""
+
+    backend: ClassVar[str]
+
+    def make(self, name: str) -> Site:
+        """See :meth:`Mode.make`."""
+        testbed = Testbed(name, hosts=2, backend=self.backend)
+        testbed.up()
+        first, second = testbed.hosts
+        with first.node() as node:
+            node.create_network(_NETWORK, "10.77.0.0/16")
+            client = node.attach(_NETWORK, "client", labels={"app": "client"})
+        with second.node() as node:
+            server = node.attach(_NETWORK, "server", labels={"app": "server"})
+            node.apply_policy(_POLICY, network=_NETWORK)
+            node.wait()
+        return Site(self.name, *(Place(str(at.endpoint.address), at) for at in (client, server)))
+
+    def remove(self, name: str) -> None:
+        """See :meth:`Mode.remove`."""
+        Testbed(name, hosts=2, backend=self.backend).down()
+
+
+class VxlanMode(OverlayMode):
+    """The ordinary overlay: a namespace per endpoint, packets in packets."""
+
+    name = "vxlan"
+    title = "VXLAN"
+    backend = "noop"
+
+
+class SlimnetMode(OverlayMode):
+    """Connections, not packets."""
+
+    name = "slimnet"
+    title = "slimnet"
+    backend = "ebpf"
+    unbounded = True
+
+
 @frozen
 class _Host:
     """What the sandbox wants to know of an endpoint, of a whole host."""
@@ -138,7 +201,7 @@ def _cgroups() -> Path:
 
 
 #: In the order in which they are shown; the first is what the others are compared with.
-MODES: tuple[Mode, ...] = (HostMode(),)
+MODES: tuple[Mode, ...] = (HostMode(), VxlanMode(), SlimnetMode())
 
 
 def sweep() -> None:
