@@ -2,7 +2,9 @@
 """Every compiler, and ctypes, lays the contract out as clang does for BPF."""
 
 import ctypes
+import os
 import subprocess
+from pathlib import Path
 
 import generate_contract
 import pytest
@@ -67,6 +69,59 @@ def test_a_compiler_agrees_with_bpf(layout, compiler, tmp_path):
         for name, *numbers in (line.split() for line in printed.splitlines())
     }
     assert got == expected(layout)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """A directory that kernel modules can be built against."""
+    found = sorted(Path("/usr/src").glob("linux-headers-*/Module.symvers"))
+    if not found:
+        pytest.skip("needs kernel headers; ./testbed/setup installs linux-headers-cloud-<arch>")
+    return found[-1].parent
+
+
+def assertions(layout):
+    """A file of the kernel's that compiles only if it sees the same layout."""
+    lines = ["#include <linux/stddef.h>", f'#include "{ROOT / HEADER}"']
+    for name, numbers in expected(layout).items():
+        struct, _, member = name.partition(".")
+        if member:
+            text = f"offsetof(struct {struct}, {member})"
+            lines.append(f'_Static_assert({text} == {numbers[0]}, "{name}");')
+            text = f"sizeof_field(struct {struct}, {member})"
+        else:
+            text = f"sizeof(struct {name})" if name in layout.structs else name
+        lines.append(f'_Static_assert({text} == {numbers[-1]}, "{name}");')
+    return "\n".join([*lines, ""])
+
+
+def build_module(kernel, directory, text):
+    (directory / "layout.c").write_text(text)
+    (directory / "Makefile").write_text("obj-m := layout.o\n")
+    return subprocess.run(
+        ["make", "-C", kernel, f"M={directory}", "layout.o"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_kbuild_agrees_with_bpf(layout, kernel, tmp_path):
+    """Same constants, sizes and offsets, with the kernel's own flags and types."""
+    done = build_module(kernel, tmp_path, assertions(layout))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_kbuild_would_have_noticed(layout, kernel, tmp_path):
+    """The same file with one number changed does not compile."""
+    text = assertions(layout)
+    size = layout.structs["slim_event"].size
+    wrong = text.replace(f"sizeof(struct slim_event) == {size}", "sizeof(struct slim_event) == 1")
+    assert wrong != text
+    done = build_module(kernel, tmp_path, wrong)
+    assert done.returncode != 0
+    assert "slim_event" in done.stderr
 
 
 def test_ctypes_agrees_with_bpf(layout):
