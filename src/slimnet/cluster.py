@@ -204,6 +204,22 @@ class Cluster:
         """The hosts that are alive."""
         return self._all("hosts/", records.host)
 
+    def set_installed(self, host: str, revision: Revision, lease: int) -> None:
+        """Write down that what the store held at ``revision`` is in force there."""
+        value = records.dump({"revision": revision})
+        try:
+            self.store.transact(put={f"installed/{host}": value}, lease=lease)
+        except NotFound:
+            _log.debug("the lease of host %s ran out", host)
+
+    def installed(self) -> dict[str, Revision]:
+        """Live host to the revision that it has in force; 0 before the first."""
+        found = {
+            key.partition("/")[2]: records.load(key, value, lambda each: int(each["revision"]))
+            for key, (value, _) in self.store.list("installed/")[0].items()
+        }
+        return {each.name: found.get(each.name, 0) for each in self.hosts()}
+
     def remove_host(self, name: str) -> Revision:
         """Remove the endpoints that a lost host left.
 

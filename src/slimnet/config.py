@@ -50,6 +50,7 @@ __all__ = ["DEFAULT_PATH", "Config", "Underlay", "load_config"]
 
 DEFAULT_PATH = Path("/etc/slimnet/slimnet.toml")
 
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _RUN = Path("/run/slimnet")
 
@@ -220,7 +221,7 @@ class _Check:
             key,
             default,
             "lower-case letters, digits and '-', at most 63 (RFC 1123)",
-            lambda text: re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text),
+            _NAME.fullmatch,
         )
 
     def _backend(self, default: str) -> str:

@@ -344,11 +344,11 @@ class Node:
         return [records.connection(each) for each in self._client.request("GET", "connections")]
 
     def events(self) -> Iterator[Event]:
-        """Connections opened, refused and closed on this host, as they happen,
-        until the caller stops reading."""
-        for each in self._client.lines("events"):
-            if each is not None:
-                yield records.event(each)
+        """Connections opened, refused and closed on this host, as they happen, from
+        the call on and until the caller stops reading."""
+        lines = self._client.lines("events")
+        next(lines)  # empty: the agent listens from here on
+        return (records.event(each) for each in lines if each is not None)
 
     def refusals(self) -> list[Event]:
         """The last refusals on this host, oldest first."""

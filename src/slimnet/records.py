@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +62,7 @@ def encode(value: Any) -> Any:
         }
     if isinstance(value, Mapping):
         return {_key(key): encode(item) for key, item in value.items()}
-    if isinstance(value, Set):
+    if isinstance(value, AbstractSet):
         return sorted((encode(item) for item in value), key=str)
     if isinstance(value, (list, tuple)):
         return [encode(item) for item in value]

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from slimnet import records
 from slimnet.abc import Store
 from slimnet.exceptions import Conflict, InvalidValue
-from slimnet.model import Endpoint, Host
+from slimnet.model import Endpoint, Host, Network
 from slimnet.policy.document import Policy
 from slimnet.policy.state import State
 
@@ -47,6 +48,7 @@ class Mirror:
         #: Key to what is wrong with its record.
         self.problems: dict[str, str] = {}
         self._kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _DECODE}
+        self._lock = threading.RLock()
 
     @property
     def binding(self) -> list[str]:
@@ -55,55 +57,74 @@ class Mirror:
 
     def catch_up(self) -> bool:
         """Take over what changed since; whether that can change any tables."""
-        if self.revision:
-            try:
-                changed = False
-                for event in self.store.watch("", self.revision, 0):
-                    changed |= self._take(event.key, event.value)
-                    self.revision = event.revision
-                    if event.key.partition("/")[0] in _DECODE:
-                        self.followed = event.revision
-            except Conflict as error:
-                _log.info("reading the whole store again: %s", error)
-            else:
-                return changed
+        with self._lock:
+            if self.revision:
+                try:
+                    return self._follow()
+                except Conflict as error:
+                    _log.info("reading the whole store again: %s", error)
+            self._read()
+            return True
+
+    def forget(self) -> None:
+        """Read the whole store the next time; it goes on answering from its copy."""
+        with self._lock:
+            self.revision = 0
+
+    def state(self, host: Host) -> State:
+        """What tables are compiled from, seen from ``host``: the hosts that are
+        alive, ``host`` among them, and their endpoints."""
+        with self._lock:
+            hosts = {each.name: each for each in self.hosts()} | {host.name: host}
+            networks = {each.name: each for each in self.networks()}
+            return State(
+                networks=tuple(networks.values()),
+                hosts=tuple(hosts.values()),
+                namespaces=tuple(self._kinds["namespaces"].values()),
+                endpoints=tuple(
+                    each
+                    for each in self.endpoints()
+                    if each.host in hosts and each.network in networks
+                ),
+                policies=(
+                    *self._kinds["clusterpolicies"].values(),
+                    *self._kinds["policies"].values(),
+                ),
+                revision=self.revision,
+            )
+
+    def networks(self) -> list[Network]:
+        """All networks."""
+        with self._lock:
+            return list(self._kinds["networks"].values())
+
+    def hosts(self) -> list[Host]:
+        """The hosts that are alive."""
+        with self._lock:
+            return list(self._kinds["hosts"].values())
+
+    def endpoints(self, host: str | None = None) -> list[Endpoint]:
+        """All endpoints, or those of one host."""
+        with self._lock:
+            every = self._kinds["endpoints"].values()
+            return [each for each in every if host is None or each.host == host]
+
+    def _follow(self) -> bool:
+        changed = False
+        for event in self.store.watch("", self.revision, 0):
+            changed |= self._take(event.key, event.value)
+            self.revision = event.revision
+            if event.key.partition("/")[0] in _DECODE:
+                self.followed = event.revision
+        return changed
+
+    def _read(self) -> None:
         pairs, revision = self.store.list("")
         self.problems.clear()
         self._kinds = {kind: {} for kind in _DECODE}
         for key, (value, _) in pairs.items():
             self._take(key, value)
         self.revision = self.followed = revision
-        return True
-
-    def state(self, host: Host) -> State:
-        """What tables are compiled from, seen from ``host``: the hosts that are
-        alive and their endpoints."""
-        hosts = {each.name: each for each in self.hosts()} | {host.name: host}
-        networks = {each.name for each in self._kinds["networks"].values()}
-        return State(
-            networks=self._kinds["networks"].values(),
-            hosts=hosts.values(),
-            namespaces=self._kinds["namespaces"].values(),
-            endpoints=[
-                each
-                for each in self._kinds["endpoints"].values()
-                if each.host in hosts and each.network in networks
-            ],
-            policies=[
-                *self._kinds["clusterpolicies"].values(),
-                *self._kinds["policies"].values(),
-            ],
-            revision=self.revision,
-        )
-
-    def hosts(self) -> list[Host]:
-        """The hosts that are alive."""
-        return list(self._kinds["hosts"].values())
-
-    def endpoints(self, host: str | None = None) -> list[Endpoint]:
-        """All endpoints, or those of one host."""
-        every = self._kinds["endpoints"].values()
-        return [each for each in every if host is None or each.host == host]
 
     def _take(self, key: str, value: bytes | None) -> bool:
         kind = key.partition("/")[0]

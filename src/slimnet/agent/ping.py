@@ -9,13 +9,14 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from slimnet import policy, records
 from slimnet.exceptions import InvalidValue, NotFound, SlimnetError
 from slimnet.model import Endpoint, Wire
 
 if TYPE_CHECKING:
     from slimnet.agent.agent import Agent
 
-__all__ = ["ping"]
+__all__ = ["explain", "ping"]
 
 # Runs inside the source endpoint: enters its cgroup and its network namespace,
 # so that the connection is the endpoint's own. Isolated (-I): nothing of the
@@ -36,7 +37,9 @@ for _ in range(int(count)):
             s.connect((address, int(port)))
         except OSError as failed:
             if not times or failed.errno != errno.ECONNREFUSED:
-                error = "timeout" if isinstance(failed, TimeoutError) else errno.errorcode.get(failed.errno, str(failed))
+                error = errno.errorcode.get(failed.errno, str(failed))
+            if isinstance(failed, TimeoutError):
+                error = "ETIMEDOUT"
             took = time.perf_counter() - begin
             if error == "ECONNREFUSED":
                 times.append(took)
@@ -44,6 +47,14 @@ for _ in range(int(count)):
         times.append(time.perf_counter() - begin)
 print(json.dumps({"times": times, "error": error}))
 """
+
+
+def explain(agent: Agent, **question: Any) -> dict[str, Any]:
+    """What the policy says of a flow, and why: :func:`slimnet.policy.explain`."""
+    agent.sync()
+    state = agent.mirror.state(agent.site.host)
+    answer: dict[str, Any] = records.encode(policy.explain(state, **question))
+    return answer
 
 
 def ping(
@@ -79,14 +90,14 @@ def ping(
         return _from(agent, origin, destination, port, timeout, count)
     name = f"ping-{secrets.token_hex(4)}"
     spec = {"network": destination.network, "namespace": "default", "name": name}
-    agent.attach(spec, None)
+    agent.endpoints.attach(spec, None)
     try:
         agent.wait(None, timeout)  # the target's host has to know it too
         origin = agent.cluster.endpoint(destination.network, "default", name)
         answer = _from(agent, origin, destination, port, timeout, count)
         return {**answer, "temporary": True}
     finally:
-        agent.detach(destination.network, "default", name, kill=True)
+        agent.endpoints.detach(destination.network, "default", name, kill=True)
 
 
 def _from(
@@ -97,7 +108,8 @@ def _from(
     timeout: float,
     count: int,
 ) -> dict[str, Any]:
-    explained = agent.explain(
+    explained = explain(
+        agent,
         network=destination.network,
         source=str(source.address),
         destination=str(destination.address),
@@ -151,7 +163,7 @@ def _carried(agent: Agent, source: Endpoint, destination: Endpoint) -> dict[str,
 def _connect(
     agent: Agent, source: Endpoint, destination: Endpoint, port: int, timeout: float, count: int
 ) -> dict[str, Any]:
-    attachment = agent.attached.get(source.id)
+    attachment = agent.endpoints.attached.get(source.id)
     if attachment is None:
         raise NotFound(f"endpoint {source.name} is not attached on this host")
     arguments = [

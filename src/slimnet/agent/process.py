@@ -23,7 +23,7 @@ def serve(config: Config) -> None:
     """See :func:`slimnet.agent.serve`."""
     agent = Agent(config)
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         agent.stop()
 
     previous = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
@@ -35,7 +35,7 @@ def serve(config: Config) -> None:
             # Those of other instances on this machine are below slimnet/ too.
             lambda: [
                 cgroup_mount() / "slimnet",
-                *(each.cgroup for each in list(agent.attached.values())),
+                *(each.cgroup for each in list(agent.endpoints.attached.values())),
             ],
         )
         server.start()

@@ -37,7 +37,7 @@ from typing import Any
 
 from slimnet import records
 from slimnet.agent.agent import Agent
-from slimnet.agent.ping import ping
+from slimnet.agent.ping import explain, ping
 from slimnet.agent.server import Peer, Reply, Stream
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.policy import Policy
@@ -83,7 +83,7 @@ class Routes:
         return self.agent.status()
 
     def get_hosts(self) -> Reply:
-        installed = self.agent.installed()
+        installed = self._cluster.installed()
         return [
             {"host": records.encode(each), "installed": installed.get(each.name, 0)}
             for each in self._cluster.hosts()
@@ -102,7 +102,7 @@ class Routes:
         return [each.to_json() for each in self._cluster.policies()]
 
     def get_tables(self) -> Reply:
-        tables = self.agent.tables
+        tables = self.agent.installer.tables
         if tables is None:
             raise NotFound("no tables are in force yet")
         return {
@@ -151,7 +151,7 @@ class Routes:
 
     def put_namespaces(self, network: str, name: str, labels: dict[str, str]) -> Reply:
         namespace, revision = self._cluster.set_namespace(network, name, labels)
-        self.agent.sync(strict=True)
+        self.agent.sync_strictly()
         return {"namespace": records.encode(namespace), "revision": revision}
 
     def delete_namespaces(self, network: str, name: str) -> Reply:
@@ -165,12 +165,13 @@ class Routes:
         return {"revision": revision}
 
     def post_endpoints(self, *, peer: Peer, ephemeral: bool = False, **asked: Any) -> Reply:
-        return self.agent.attach(asked, peer.pid if ephemeral else None)
+        placed = self.agent.endpoints.attach(asked, peer.pid if ephemeral else None)
+        return records.encode(placed)
 
     def delete_endpoints(
-        self, network: str, namespace: str, name: str, kill: bool = False
+        self, network: str, namespace: str, name: str, *, kill: bool = False
     ) -> Reply:
-        self.agent.detach(network, namespace, name, kill=kill)
+        self.agent.endpoints.detach(network, namespace, name, kill=kill)
         return {}
 
     def post_policies(self, policies: list[dict[str, Any]]) -> Reply:
@@ -179,21 +180,21 @@ class Routes:
 
     def delete_policies(self, network: str, namespace: str, name: str) -> Reply:
         revision = self._cluster.remove_policy(name, network, namespace)
-        self.agent.sync(strict=True)
+        self.agent.sync_strictly()
         return {"revision": revision}
 
     def delete_clusterpolicies(self, name: str) -> Reply:
         revision = self._cluster.remove_policy(name)
-        self.agent.sync(strict=True)
+        self.agent.sync_strictly()
         return {"revision": revision}
 
     # Asking
 
     def post_explain(self, **question: Any) -> Reply:
-        return self.agent.explain(**question)
+        return explain(self.agent, **question)
 
     def post_ping(self, target: str, **options: Any) -> Reply:
         return ping(self.agent, target, **options)
 
     def post_wait(self, revision: int | None = None, timeout: float = 10.0) -> Reply:
-        return self.agent.wait(revision, timeout)
+        return {"installed": self.agent.wait(revision, timeout)}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from attrs import frozen
@@ -113,18 +114,9 @@ def _underlay(config: Config) -> tuple[str, IPAddress]:
 
 def _key(path: Path) -> bytes:
     """The cluster's secret; made when the file is not there."""
-    with contextlib.suppress(FileExistsError):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}.{os.getpid()}")
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(secrets.token_hex(16) + "\n")
-            try:
-                os.link(fresh, path)  # whole or not at all: another agent may do the same
-            finally:
-                fresh.unlink()
     try:
+        if not path.exists():
+            _make_key(path)
         mode = path.stat().st_mode
         text = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -138,3 +130,14 @@ def _key(path: Path) -> bytes:
     if len(key) != 16:
         raise ConfigError("key_file", "32 hexadecimal digits", f"{path} with something else")
     return key
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # NamedTemporaryFile makes it readable for its owner only.
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as fresh:
+        fresh.write(secrets.token_hex(16) + "\n")
+        fresh.flush()
+        # Whole or not at all; another agent may be doing the same.
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh.name, path)

@@ -29,6 +29,8 @@ _HISTORY = 10_000
 _POLL = 0.025
 #: Seconds that a writer waits for another one.
 _BUSY = 5.0
+#: Connections that are kept for the next caller.
+_IDLE = 8
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -47,6 +49,9 @@ CREATE TABLE IF NOT EXISTS history (
 """
 
 
+_Changes = list[tuple[int, str, bytes | None]]
+
+
 class SqliteStore(Store):
     """``sqlite:///absolute/path.db``; the file and its directory are made."""
 
@@ -56,18 +61,16 @@ class SqliteStore(Store):
         self._idle: list[sqlite3.Connection] = []
         self._inode = 0
         self._closed = False
+        self._away = False  # since the last failure
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Only root's: whoever can open it can hold its writers up.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise StoreUnreachable(f"store {path}: {error.strerror or error}") from error
-        with self._connection(create=True) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
-            form = _number(connection, "SELECT value FROM meta WHERE name='format'")
-        if form != 1:
-            self.close()
-            raise ConfigError("store", "a file of format 1", f"{path} of format {form}")
+        with self._connection() as connection:
+            self._make(connection)
 
     @classmethod
     def open(cls, url: str) -> SqliteStore:
@@ -75,6 +78,25 @@ class SqliteStore(Store):
         if scheme != "sqlite" or not found or not rest.startswith("/") or not rest.strip("/"):
             raise ConfigError("store", "sqlite:///<absolute path>", url)
         return cls(Path("/" + rest.lstrip("/")))
+
+    def _make(self, connection: sqlite3.Connection) -> None:
+        deadline = time.monotonic() + _BUSY
+        while True:
+            try:
+                # SQLite does not wait by itself when two switch to WAL at once.
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        try:
+            form = _number(connection, "SELECT value FROM meta WHERE name='format'")
+        except sqlite3.OperationalError:
+            connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+            form = 1
+        if form != 1:
+            raise ConfigError("store", "a file of format 1", f"{self.path} of format {form}")
 
     def get(self, key: str) -> tuple[bytes, Revision] | None:
         with self._connection() as connection:
@@ -89,7 +111,7 @@ class SqliteStore(Store):
             self._expire(connection)
             connection.execute("BEGIN")
             rows = connection.execute(
-                f"SELECT key, value, revision FROM pair WHERE {_BELOW} ORDER BY key",
+                "SELECT key, value, revision FROM pair WHERE key>=? AND key<? ORDER BY key",
                 _below(prefix),
             ).fetchall()
             revision = _revision(connection)
@@ -105,8 +127,7 @@ class SqliteStore(Store):
         lease: int | None = None,
     ) -> Revision:
         with self._connection() as connection, _transaction(connection):
-            now = time.clock_gettime(time.CLOCK_BOOTTIME)
-            self._purge(connection, now)
+            self._purge(connection, time.clock_gettime(time.CLOCK_BOOTTIME))
             for key, wanted in (expect or {}).items():
                 row = connection.execute("SELECT revision FROM pair WHERE key=?", (key,)).fetchone()
                 found = row[0] if row else None
@@ -146,7 +167,7 @@ class SqliteStore(Store):
                     if left <= 0:
                         return
                     time.sleep(min(_POLL, left))
-                    self._check(connection)
+                    self._check()
                     if self._expire(connection):
                         break
         for revision, key, value in rows:
@@ -171,14 +192,10 @@ class SqliteStore(Store):
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            self._close_idle()
 
     @staticmethod
-    def _changes(
-        connection: sqlite3.Connection, prefix: str, after: Revision
-    ) -> list[tuple[int, str, bytes | None]]:
+    def _changes(connection: sqlite3.Connection, prefix: str, after: Revision) -> _Changes:
         connection.execute("BEGIN")
         try:
             trimmed = _number(connection, "SELECT value FROM meta WHERE name='trimmed'")
@@ -186,8 +203,8 @@ class SqliteStore(Store):
             if not trimmed <= after <= newest:
                 raise Conflict(f"the store's history holds {trimmed} to {newest}, not {after}")
             return connection.execute(
-                f"SELECT revision, key, value FROM history WHERE revision>? AND {_BELOW}"
-                " ORDER BY revision, key",
+                "SELECT revision, key, value FROM history"
+                " WHERE revision>? AND key>=? AND key<? ORDER BY revision, key",
                 (after, *_below(prefix)),
             ).fetchall()
         finally:
@@ -206,6 +223,16 @@ class SqliteStore(Store):
             self._purge(connection, now)
         return True
 
+    def _return(self, connection: sqlite3.Connection) -> None:
+        """While the store was away nobody could renew: every lease starts again."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        with _transaction(connection):
+            connection.execute(
+                "UPDATE lease SET expires=?+seconds WHERE boot=? AND expires<?+seconds",
+                (now, self._boot, now),
+            )
+        self._away = False
+
     def _purge(self, connection: sqlite3.Connection, now: float) -> None:
         gone = [row[0] for row in connection.execute(_EXPIRED, (self._boot, now))]
         if not gone:
@@ -223,13 +250,17 @@ class SqliteStore(Store):
             _commit_revision(connection, revision)
 
     @contextmanager
-    def _connection(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
+    def _connection(self) -> Iterator[sqlite3.Connection]:
         """Borrow a connection; data_version has a meaning within one only."""
         connection = None
         try:
-            connection = self._borrow(create=create)
+            connection = self._borrow()
+            if self._away:
+                self._return(connection)
             yield connection
         except (sqlite3.Error, OSError) as error:
+            self._away = True
+            self._forget()
             if isinstance(error, StoreUnreachable):
                 raise
             raise StoreUnreachable(f"store {self.path}: {error}") from error
@@ -237,62 +268,53 @@ class SqliteStore(Store):
             if connection is not None:
                 self._give_back(connection)
 
-    def _borrow(self, *, create: bool) -> sqlite3.Connection:
-        if not create:
-            self._check(None)
+    def _borrow(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreUnreachable(f"store {self.path}: closed")
+        inode = self.path.stat().st_ino
         with self._lock:
-            if self._closed:
-                raise StoreUnreachable(f"store {self.path}: closed")
+            if inode != self._inode:  # the first time, or another file has been put there
+                self._close_idle()
+                self._inode = inode
             if self._idle:
                 return self._idle.pop()
-        mode = "rwc" if create else "rw"
-        connection = sqlite3.connect(
-            f"{self.path.as_uri()}?mode={mode}",
+        return sqlite3.connect(
+            f"{self.path.as_uri()}?mode=rw",
             uri=True,
             timeout=_BUSY,
             isolation_level=None,
             check_same_thread=False,
         )
-        if create:
-            self._inode = os.stat(self.path).st_ino
-        return connection
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
         with self._lock:
-            if not self._closed and len(self._idle) < 8 and self._inode:
+            if not self._closed and not self._away and len(self._idle) < _IDLE:
                 self._idle.append(connection)
                 return
         connection.close()
 
-    def _check(self, _connection: sqlite3.Connection | None) -> None:
+    def _check(self) -> None:
         """An open connection would go on with a file that was moved away."""
-        try:
-            inode = os.stat(self.path).st_ino
-        except OSError as error:
-            self._forget()
-            raise StoreUnreachable(f"store {self.path}: {error.strerror}") from error
-        if inode != self._inode:
-            self._forget()
-            self._inode = inode
-            if _connection is not None:
-                raise StoreUnreachable(f"store {self.path}: was replaced by another file")
+        if self.path.stat().st_ino != self._inode:
+            raise StoreUnreachable(f"store {self.path}: another file has been put there")
 
     def _forget(self) -> None:
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
 
 _EXPIRED = "SELECT id FROM lease WHERE boot<>? OR expires<=?"
-# A prefix as a range, so that the primary key serves it; U+10FFFF ends all keys.
-_BELOW = "key>=? AND key<?"
 
 
 def _below(prefix: str) -> tuple[str, str]:
+    """A prefix as a range, which the primary key serves; U+10FFFF ends all keys."""
     return prefix, prefix + "\U0010ffff"
 
 

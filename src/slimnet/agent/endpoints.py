@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoints of one host: attached, adopted after a restart, and let go."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from netaddr import IPAddress
+
+from slimnet.abc import Backend
+from slimnet.agent import cgroup, names
+from slimnet.agent.holder import Holders
+from slimnet.agent.mirror import Mirror
+from slimnet.agent.site import Site
+from slimnet.cluster import Cluster
+from slimnet.exceptions import (
+    AlreadyExists,
+    BackendError,
+    InUse,
+    InvalidValue,
+    NotFound,
+    SlimnetError,
+)
+from slimnet.model import Attachment, Endpoint
+
+__all__ = ["Endpoints", "Placed"]
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class Placed:
+    """An attached endpoint, and what its processes need.
+
+    Attributes:
+        endpoint: as the store has it.
+        cgroup: where to start them.
+        netns: the network namespace to start them in.
+        hosts: their hosts file.
+        created: whether it was made by this call.
+    """
+
+    endpoint: Endpoint
+    cgroup: Path
+    netns: Path
+    hosts: Path
+    created: bool
+
+
+class Endpoints:
+    """Those that live on this host.
+
+    Args:
+        site: this host.
+        run: the instance's directory.
+        backend: what attaches them.
+        cluster: where they are written down.
+        mirror: what of it this host has read.
+        sync: brings the tables to what the store says; answers what hinders it.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        run: Path,
+        backend: Backend,
+        cluster: Cluster,
+        mirror: Mirror,
+        sync: Callable[[], str],
+    ) -> None:
+        self._site = site
+        self._run = run
+        self._backend = backend
+        self._cluster = cluster
+        self._mirror = mirror
+        self._sync = sync
+        self._holders = Holders(run / "holders")
+        # One attachment changes at a time: a record in the making is no orphan.
+        self._changing = threading.RLock()
+        #: Endpoint id to where it is attached.
+        self.attached: dict[int, Attachment] = {}
+        #: Endpoint's name to why it could not be adopted.
+        self.trouble: dict[str, str] = {}
+
+    def attach(self, asked: Mapping[str, Any], holder: int | None) -> Placed:
+        """Attach an endpoint; it can talk when this returns.
+
+        Args:
+            asked: ``network``, ``name`` and, where wanted, ``namespace``,
+                ``address``, ``labels``, ``ports``, ``cgroup``.
+            holder: the process with whose end the endpoint goes, once its
+                cgroup is empty too; ``None`` for one that stays.
+
+        Raises:
+            AlreadyExists: it is there and is not what was asked for, or lives.
+        """
+        asked = {key: value for key, value in asked.items() if value is not None}
+        for needed in ("network", "name"):
+            if not isinstance(asked.get(needed), str):
+                raise InvalidValue(f"endpoint.{needed}", "a name", asked.get(needed))
+        asked.setdefault("namespace", "default")
+        network = self._cluster.network(asked["network"])
+        with self._changing:
+            held = self._held(asked)
+            if held is not None:
+                return self.placed(held)
+            spec = {**asked, "host": self._site.host.name, "cgroup": str(self._place(asked))}
+            if "ports" in asked:
+                spec["ports"] = {key: _port(value) for key, value in asked["ports"].items()}
+            endpoint, _ = self._cluster.create_endpoint(spec)
+            try:
+                if holder is not None:
+                    self._holders.put(endpoint.id, holder)
+                hindrance = self._sync()
+                if hindrance:
+                    raise BackendError(f"host {self._site.host.name}: {hindrance}")
+                self.attached[endpoint.id] = self._backend.attach(endpoint, network)
+            except BaseException:
+                self._undo(endpoint)
+                raise
+            return self.placed(endpoint, created=True)
+
+    def detach(self, network: str, namespace: str, name: str, *, kill: bool) -> None:
+        """Detach an endpoint and remove it; of a lost host, only remove it.
+
+        Args:
+            network: its network.
+            namespace: its namespace.
+            name: its name.
+            kill: end its processes first.
+
+        Raises:
+            NotFound: there is none.
+            InUse: it has processes.
+            InvalidValue: it lives on another host.
+        """
+        endpoint = self._cluster.endpoint(network, namespace, name)
+        here = self._site.host.name
+        if endpoint.host != here:
+            if self._is_alive(endpoint.host):
+                raise InvalidValue("endpoint.host", f"an endpoint of {here}", endpoint.host)
+            self._cluster.remove_endpoint(endpoint)
+        else:
+            if kill:
+                cgroup.kill(Path(endpoint.cgroup))
+            with self._changing:
+                self._let_go(endpoint)
+        self._sync()
+
+    def placed(self, endpoint: Endpoint, *, created: bool = False) -> Placed:
+        """Where the processes of an attached endpoint belong."""
+        attachment = self.attached[endpoint.id]
+        return Placed(
+            endpoint=endpoint,
+            cgroup=attachment.cgroup,
+            netns=attachment.netns or Path(f"/proc/{os.getpid()}/ns/net"),
+            hosts=names.path(self._run, endpoint.network, endpoint.namespace),
+            created=created,
+        )
+
+    def adopt(self) -> None:
+        """Attach those endpoints of the store that live here; those whose cgroup
+        is gone go."""
+        networks = {each.name: each for each in self._mirror.networks()}
+        for endpoint in self._mirror.endpoints(self._site.host.name):
+            if endpoint.id in self.attached or endpoint.network not in networks:
+                continue
+            try:
+                if Path(endpoint.cgroup).is_dir():
+                    network = networks[endpoint.network]
+                    self.attached[endpoint.id] = self._backend.attach(endpoint, network)
+                    _log.info("endpoint %s is adopted", endpoint.name)
+                else:
+                    _log.info("endpoint %s is gone: it has no cgroup", endpoint.name)
+                    self._let_go(endpoint)
+            except SlimnetError as error:
+                text = f"endpoint {endpoint.name}: {error}"
+                if self.trouble.get(endpoint.name) != text:
+                    _log.error("%s", text)
+                self.trouble[endpoint.name] = text
+            else:
+                self.trouble.pop(endpoint.name, None)
+
+    def tend(self) -> None:
+        """Let go of what ended, adopt what nobody attached. Not while an endpoint
+        is being attached or detached: then it is done the next time."""
+        if not self._changing.acquire(blocking=False):
+            return
+        try:
+            mine = {each.id: each for each in self._mirror.endpoints(self._site.host.name)}
+            for number in set(self._backend.status().endpoints) - set(mine):
+                # Its record went; policed by tables without it, it may do nothing at all.
+                with suppress(InUse):
+                    self._backend.detach(number)
+                    self.attached.pop(number, None)
+                    self._holders.drop(number)
+            self.adopt()
+            for number, endpoint in mine.items():
+                if number in self.attached and self._has_ended(endpoint):
+                    _log.info("endpoint %s has ended", endpoint.name)
+                    with suppress(InUse):
+                        self._let_go(endpoint)
+        finally:
+            self._changing.release()
+
+    def _has_ended(self, endpoint: Endpoint) -> bool:
+        place = Path(endpoint.cgroup)
+        if not place.is_dir():
+            return True
+        return self._holders.lives(endpoint.id) is False and not cgroup.populated(place)
+
+    def _held(self, asked: Mapping[str, Any]) -> Endpoint | None:
+        """The endpoint that has the name, when it is what was asked for; an
+        abandoned one is cleared away."""
+        try:
+            there = self._cluster.endpoint(asked["network"], asked["namespace"], asked["name"])
+        except NotFound:
+            return None
+        title = f"endpoint {there.network}/{there.namespace}/{there.name}"
+        if there.host != self._site.host.name:
+            if self._is_alive(there.host):
+                raise AlreadyExists(f"{title} is there, on host {there.host}")
+            self._cluster.remove_endpoint(there)
+            return None
+        has_processes = cgroup.populated(Path(there.cgroup))
+        held = self._holders.lives(there.id)
+        if held or (held is False and has_processes):
+            raise AlreadyExists(f"{title} runs already")
+        if held is None:
+            if there.id in self.attached and Path(there.cgroup).is_dir() and _same(asked, there):
+                return there
+            if has_processes:
+                raise AlreadyExists(f"{title} is there, not as asked for, and has processes")
+        self._let_go(there)
+        return None
+
+    def _place(self, asked: Mapping[str, Any]) -> Path:
+        if "cgroup" not in asked:
+            name = f"{asked['network']}.{asked['namespace']}.{asked['name']}"
+            return self._site.cgroups / name
+        place = Path(asked["cgroup"])
+        cgroup.check(place)
+        for each in self._mirror.endpoints(self._site.host.name):
+            other = Path(each.cgroup)
+            if place.is_relative_to(other) or other.is_relative_to(place):
+                wanted = f"a cgroup apart from that of {each.name}"
+                raise InvalidValue("endpoint.cgroup", wanted, str(place))
+        return place
+
+    def _let_go(self, endpoint: Endpoint) -> None:
+        place = Path(endpoint.cgroup)
+        if cgroup.populated(place):
+            raise InUse(f"endpoint {endpoint.name} has processes in {place}")
+        self._backend.detach(endpoint.id)
+        self.attached.pop(endpoint.id, None)
+        self._cluster.remove_endpoint(endpoint)
+        self._holders.drop(endpoint.id)
+        if place.is_relative_to(self._site.cgroups):
+            cgroup.remove(place)
+
+    def _undo(self, endpoint: Endpoint) -> None:
+        """Take a failed attach back as far as it came; the rest is :meth:`tend`'s."""
+        try:
+            self._let_go(endpoint)
+            self._sync()
+        except Exception:
+            _log.debug("undoing the attach of %s", endpoint.name, exc_info=True)
+
+    def _is_alive(self, host: str) -> bool:
+        return any(each.name == host for each in self._cluster.hosts())
+
+
+def _port(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _same(asked: Mapping[str, Any], there: Endpoint) -> bool:
+    """Whether ``there`` is what was asked for; what was not said is as it is."""
+    address = asked.get("address")
+    ports = {key: _port(value) for key, value in asked.get("ports", there.ports).items()}
+    return (
+        (address is None or IPAddress(str(address)) == there.address)
+        and dict(asked.get("labels", there.labels)) == dict(there.labels)
+        and ports == dict(there.ports)
+        and str(asked.get("cgroup", there.cgroup)) == there.cgroup
+    )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the mirror of the store to tables in force; what fails leaves the last ones."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import attrs
+
+from slimnet.abc import Backend
+from slimnet.agent import names
+from slimnet.agent.mirror import Mirror
+from slimnet.model import Host
+from slimnet.policy import Compiler
+from slimnet.tables import Change, Tables
+
+__all__ = ["Installer"]
+
+_log = logging.getLogger(__name__)
+
+
+class Installer:
+    """Compiles and installs for one host, and keeps its hosts files.
+
+    Args:
+        backend: what installs.
+        host: whose tables they are.
+        run: where the hosts files go.
+    """
+
+    def __init__(self, backend: Backend, host: Host, run: Path) -> None:
+        self._backend = backend
+        self._host = host
+        self._run = run
+        self._compiler = Compiler(host.name)
+        #: Those in force; ``None`` before the first of this process.
+        self.tables: Tables | None = None
+        #: What kept the last call from its end; empty when nothing did.
+        self.trouble = ""
+
+    def apply(self, mirror: Mirror) -> None:
+        """Put in force what the mirror holds. Never raises: see :attr:`trouble`."""
+        if mirror.binding:
+            self._hinder("; ".join(mirror.binding))
+            return
+        state = mirror.state(self._host)
+        try:
+            tables, change = self._compiler.update(state)
+        except Exception as error:  # noqa: BLE001  # whatever the store holds, the agent stays
+            _log.debug("compile", exc_info=True)
+            self._hinder(f"cannot compile: {type(error).__name__}: {error}")
+            return
+        try:
+            names.write(self._run, state.namespaces, state.endpoints)
+            self._install(tables, change)
+        except Exception as error:  # noqa: BLE001  # as above, whatever a plugin does
+            _log.debug("install", exc_info=True)
+            self._hinder(f"cannot install: {type(error).__name__}: {error}")
+            return
+        self.trouble = ""
+
+    def _install(self, tables: Tables, change: Change | None) -> None:
+        old = self.tables
+        if old is None or self.trouble:
+            change = None  # the compiler may have compared with what was never installed
+        elif change is not None and _is_empty(change):
+            return
+        if old is not None:
+            if tables.generation <= old.generation:  # the store was replaced by a younger one
+                tables = attrs.evolve(tables, generation=old.generation + 1)
+            if change is not None:
+                # Changes that came to nothing in between were not installed.
+                target = attrs.evolve(change.set, generation=tables.generation)
+                change = attrs.evolve(change, base=old.generation, set=target)
+        self._backend.install(tables, change)
+        self.tables = tables
+        _log.debug("generation %d is in force", tables.generation)
+
+    def _hinder(self, text: str) -> None:
+        if self.trouble != text:
+            _log.error("%s; the last tables stay in force", text)
+        self.trouble = text
+
+
+def _is_empty(change: Change) -> bool:
+    new = change.set
+    return not (
+        new.addresses
+        or new.endpoints
+        or new.cidrs
+        or new.policy
+        or new.rules
+        or change.gone_addresses
+        or change.gone_endpoints
+        or change.gone_cidrs
+        or change.gone_policy
+    )
