@@ -104,14 +104,20 @@ class EbpfBackend(Backend):
         self._held.callback(self._netns.close)
         ifindex = Underlay.ifindex(self.context.interface)
         with self._pins.lock(create=True):
-            if self._pins.complete():
+            adopting = self._pins.complete()
+            if adopting:
                 self._refuse_another()
             else:
                 self._load()
-            self._adopt()
-            self._write_control(ifindex)
-            self._underlay.apply(self.context.interface, ifindex)
-            self._attach_lookup()
+            try:
+                self._adopt()
+                self._write_control(ifindex)
+                self._underlay.apply(self.context.interface, ifindex)
+                self._attach_lookup()
+            except BaseException:
+                if not adopting:
+                    self._remove()
+                raise
 
     def _load(self) -> None:
         """Load and pin; what an interrupted start left goes first."""
@@ -124,9 +130,7 @@ class EbpfBackend(Backend):
                         f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
                     )
                 loaded.load()
-                self._pins.store(loaded)
-                stamp = loaded.stamp()
-                self._pins.write_record(version=stamp.version, fingerprint=stamp.fingerprint)
+                self._pins.store(loaded, version=ours.version, fingerprint=ours.fingerprint)
         except BaseException:
             self._pins.remove()
             self._pins.remove_root()
@@ -308,16 +312,29 @@ class EbpfBackend(Backend):
                 raise InUse(f"endpoints with processes: {names}")
             for endpoint in self._endpoints.every():
                 self._endpoints.detach(endpoint)
-            with self._netns.entered():
-                self._underlay.restore()
             self._events.close()
-            self._pins.remove()
-            self._pins.remove_root()
+            self._remove()
         self.close()
 
+    def _remove(self) -> None:
+        """Everything but endpoints; what a crash leaves of it can be removed again."""
+        with self._netns.entered():
+            self._underlay.restore()
+        for directory in self._pins.record().get("cgroups", ()):
+            # Somebody else may have put something in it.
+            with contextlib.suppress(OSError):
+                Path(directory).rmdir()
+        self._pins.remove()
+        self._pins.remove_root()
+
     def _reap(self) -> None:
-        with self._locked():
-            self._endpoints.reap()
+        # Whoever has the mutex may be waiting for the reader of events: us.
+        if self._mutex.acquire(blocking=False):
+            try:
+                with self._locked():
+                    self._endpoints.reap()
+            finally:
+                self._mutex.release()
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

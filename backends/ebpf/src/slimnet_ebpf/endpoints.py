@@ -88,6 +88,7 @@ class Endpoints:
         self._sockets = sockets
         self._on_index = on_index
         self._indexes = pins.open_map("index")
+        self._mount = cgroups.find_mount()
 
     def ids(self) -> frozenset[int]:
         """The attached endpoints."""
@@ -195,7 +196,7 @@ class Endpoints:
         self._indexes.set(u32(index), entry.pack())
 
     def _path(self, entry: _Entry) -> Path | None:
-        return cgroups.path_of(cgroups.find_mount(), entry.cgroup)
+        return cgroups.path_of(self._mount, entry.cgroup)
 
     def _make_cgroup(self, endpoint: Endpoint) -> tuple[Path, bool]:
         """Its cgroup, and whether it is ours to remove."""
@@ -206,6 +207,7 @@ class Endpoints:
             name = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
             path = self._below / name
             ours = True  # also one that was left by somebody who died right here
+            self._note_missing()
         try:
             path.mkdir(parents=True, exist_ok=True)
             path = path.resolve(strict=True)
@@ -216,6 +218,14 @@ class Endpoints:
                 f"endpoint {endpoint.id}: cgroup {path}: {error.strerror or error}"
             ) from error
         return path, ours
+
+    def _note_missing(self) -> None:
+        """Write down the directories that we are about to make, for teardown."""
+        every = [self._below, *self._below.parents]
+        missing = [str(directory) for directory in every if not directory.exists()]
+        noted = self._pins.record().get("cgroups", [])
+        if set(missing) - set(noted):
+            self._pins.write_record(cgroups=missing)
 
     def _refuse_overlap(self, entries: dict[int, _Entry], path: Path) -> None:
         """Within each other, both endpoints' programs would run."""

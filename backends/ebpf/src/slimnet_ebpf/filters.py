@@ -21,7 +21,7 @@ EGRESS = 2
 
 # Before every other filter: those may end the chain.
 _PRIORITY = 1
-_HANDLES = range(1, 33)
+_HANDLES = range(1, 9)
 
 
 def _hook(ifindex: int, point: int) -> TcHook:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Netns"]
+__all__ = ["Netns", "enter"]
 
 _CLONE_NEWNET = 0x40000000
 _CURRENT = "/proc/thread-self/ns/net"
@@ -28,21 +28,32 @@ class Netns:
         if Path(_CURRENT).stat().st_ino == self.inode:
             yield
             return
-        before = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _setns(self.fd)
-            try:
-                yield
-            finally:
-                _setns(before)
-        finally:
-            os.close(before)
+        with enter(Path(f"/proc/self/fd/{self.fd}")):
+            yield
 
     def close(self) -> None:
         """Closing twice is no error."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+@contextlib.contextmanager
+def enter(path: Path) -> Iterator[None]:
+    """Be in another network namespace, with this thread only."""
+    before = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _setns(fd)
+        finally:
+            os.close(fd)
+        try:
+            yield
+        finally:
+            _setns(before)
+    finally:
+        os.close(before)
 
 
 def _setns(fd: int) -> None:

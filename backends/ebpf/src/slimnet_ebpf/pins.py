@@ -48,15 +48,31 @@ def mount_bpffs() -> None:
     Raises:
         CapabilityMissing: it cannot be mounted.
     """
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    if any(line.split()[1:3] == [str(BPFFS), "bpf"] for line in mounts):
+    if _mounted():
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"bpf", bytes(BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700") != 0:
+    try:
+        below = os.open(BPFFS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CapabilityMissing(f"{BPFFS} is missing: mount sysfs at /sys") from error
+    try:
+        # Two mounts over one another would hide the pins of the first.
+        fcntl.flock(below, fcntl.LOCK_EX)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if _mounted() or not libc.mount(
+            b"bpf", bytes(BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700"
+        ):
+            return
         number = ctypes.get_errno()
-        raise CapabilityMissing(
-            f"bpffs cannot be mounted at {BPFFS} ({os.strerror(number)}): mount -t bpf bpf {BPFFS}"
-        )
+    finally:
+        os.close(below)
+    raise CapabilityMissing(
+        f"bpffs cannot be mounted at {BPFFS} ({os.strerror(number)}): mount -t bpf bpf {BPFFS}"
+    )
+
+
+def _mounted() -> bool:
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    return any(line.split()[1:3] == [str(BPFFS), "bpf"] for line in mounts)
 
 
 class Pins:
@@ -109,8 +125,8 @@ class Pins:
         """Whether a load got as far as its last pin."""
         return (self.maps / "record").exists()
 
-    def store(self, loaded: Object) -> None:
-        """Pin what was loaded, the record last."""
+    def store(self, loaded: Object, **record: Any) -> None:
+        """Pin what was loaded, and last the record with its first entries."""
         for directory in (self.maps, self.programs, self.links):
             directory.mkdir(exist_ok=True)
         for name, map_ in loaded.maps().items():
@@ -122,9 +138,9 @@ class Pins:
             TYPE_ARRAY, "index", 4, struct.calcsize(INDEX_ENTRY), contract.SLIM_INDEX_MAX + 1
         )
         index.pin(self.maps / "index")
-        record = Map.create(TYPE_ARRAY, "record", 4, _RECORD_SIZE, 1)
-        record.set(_ZERO, b"{}".ljust(_RECORD_SIZE, b"\0"))
-        record.pin(self.maps / "record")
+        text = Map.create(TYPE_ARRAY, "record", 4, _RECORD_SIZE, 1)
+        text.set(_ZERO, _to_record(record))
+        text.pin(self.maps / "record")
 
     def open_map(self, name: str) -> Map:
         """A pinned map."""
@@ -147,9 +163,7 @@ class Pins:
 
     def write_record(self, **changes: Any) -> None:
         """Change some entries of the record; ``None`` removes one."""
-        record = self.record() | changes
-        text = json.dumps({key: value for key, value in record.items() if value is not None})
-        self.open_map("record").set(_ZERO, text.encode().ljust(_RECORD_SIZE, b"\0"))
+        self.open_map("record").set(_ZERO, _to_record(self.record() | changes))
 
     def remove(self) -> None:
         """Remove every pin. The record goes first: what is left of an
@@ -167,3 +181,8 @@ class Pins:
         self.root.rmdir()
         with contextlib.suppress(OSError):
             self.root.parent.rmdir()
+
+
+def _to_record(entries: dict[str, Any]) -> bytes:
+    text = json.dumps({key: value for key, value in entries.items() if value is not None})
+    return text.encode().ljust(_RECORD_SIZE, b"\0")

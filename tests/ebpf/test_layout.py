@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quick packing equals ctypes', for every struct of the contract."""
+
+import ctypes
+import random
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from slimnet import contract
+from slimnet.model import Direction, Reason
+from slimnet.tables import CidrRecord, EndpointRecord, PolicyKey, PolicyRecord
+from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
+from slimnet_ebpf.records import kinds
+
+ADDRESS, ENDPOINT, CIDR, POLICY = kinds({5: 77})
+
+
+@pytest.mark.parametrize("name", contract.BIG_ENDIAN)
+def test_bytes_are_those_of_ctypes(name):
+    structure = getattr(contract, name)
+    data = random.Random(name).randbytes(ctypes.sizeof(structure))
+    record = structure.from_buffer_copy(data)
+    fields = Layout(structure).unpack(data)
+    for field, kind in structure._fields_:
+        expected = getattr(record, field)
+        if issubclass(kind, ctypes.Array):
+            assert bytes(expected) == fields[field]
+        elif field in contract.BIG_ENDIAN[name]:
+            assert bytes(kind(expected)) == fields[field].to_bytes(ctypes.sizeof(kind), "big")
+        else:
+            assert expected == fields[field]
+    assert data == Layout(structure).pack(**fields)
+
+
+def test_a_field_that_is_not_there_is_refused():
+    with pytest.raises(TypeError, match="slim_cidr has no field identiy"):
+        Layout(contract.slim_cidr).pack(identiy=1)
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "0.0.0.0", "fd00::1", "::"])
+def test_addresses_come_back(address):
+    data = to_bytes16(IPAddress(address))
+    assert len(data) == 16
+    assert IPAddress(address) == from_bytes16(data)
+
+
+def test_address_key():
+    key = contract.slim_address_key.from_buffer_copy(ADDRESS.key((7, IPAddress("10.1.0.1"))))
+    assert key.vni == 7
+    assert bytes(key.address) == bytes(10) + b"\xff\xff\x0a\x01\x00\x01"
+
+
+def test_only_a_local_endpoint_has_an_index():
+    record = EndpointRecord(IPAddress("10.1.0.1"), IPAddress("192.0.2.1"), 7, 300, True, True)
+    local = contract.slim_endpoint.from_buffer_copy(ENDPOINT.value(5, record))
+    assert (local.index, local.vni, local.identity) == (77, 7, 300)
+    assert local.flags == contract.SLIM_ENDPOINT_LOCAL | contract.SLIM_ENDPOINT_WIRE_SYN
+    assert bytes(local.host) == to_bytes16(IPAddress("192.0.2.1"))
+    away = EndpointRecord(IPAddress("10.1.0.1"), IPAddress("192.0.2.1"), 7, 300, False, False)
+    remote = contract.slim_endpoint.from_buffer_copy(ENDPOINT.value(5, away))
+    assert (remote.index, remote.flags) == (0, 0)
+
+
+def test_cidr():
+    key = contract.slim_cidr_key.from_buffer_copy(CIDR.key((7, IPNetwork("10.1.0.0/16"))))
+    assert key.prefixlen == 32 + 96 + 16
+    assert bytes(ctypes.c_uint32(key.vni)) == b"\0\0\0\7"
+    six = contract.slim_cidr_key.from_buffer_copy(CIDR.key((7, IPNetwork("fd00::/8"))))
+    assert six.prefixlen == 32 + 8
+    value = contract.slim_cidr.from_buffer_copy(CIDR.value(None, CidrRecord(2, host=True)))
+    assert (value.identity, value.flags) == (2, contract.SLIM_CIDR_HOST)
+
+
+@pytest.mark.parametrize(
+    ("key", "prefixlen"),
+    [
+        (PolicyKey(300, 0, Direction.INGRESS), contract.SLIM_PREFIX_ANY_PROTOCOL),
+        (PolicyKey(300, 0, Direction.INGRESS, 6), contract.SLIM_PREFIX_ANY_PORT),
+        (PolicyKey(300, 0, Direction.INGRESS, 6, 0x8000, 1), 81),
+        (PolicyKey(300, 0, Direction.INGRESS, 6, 80, 16), contract.SLIM_PREFIX_PORT),
+    ],
+)
+def test_policy_key(key, prefixlen):
+    record = contract.slim_policy_key.from_buffer_copy(POLICY.key(key))
+    assert record.prefixlen == prefixlen
+    assert bytes(ctypes.c_uint32(record.subject)) == b"\0\0\1\x2c"
+    assert bytes(ctypes.c_uint16(record.port)) == key.port.to_bytes(2, "big")
+
+
+def test_policy_record():
+    data = POLICY.value(None, PolicyRecord(True, Reason.RULE_ALLOW, 9))
+    record = contract.slim_policy.from_buffer_copy(data)
+    assert (record.action, record.reason, record.rule) == (contract.SLIM_ALLOW, 1, 9)
