@@ -36,7 +36,7 @@ from typing import IO, Any, Protocol
 from slimnet.exceptions import CapabilityMissing, InvalidValue, NotFound
 from slimnet.sandbox import relay
 
-__all__ = ["HIDDEN", "Attached", "run", "spawn"]
+__all__ = ["HIDDEN", "Attached", "CommandNotFound", "NotExecutable", "run", "secrets", "spawn"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,14 @@ main({order}, {report})
 """
 
 _File = int | IO[Any] | None
+
+
+class CommandNotFound(NotFound):
+    """There is no such command; a shell exits with 127."""
+
+
+class NotExecutable(InvalidValue):
+    """It is there and cannot be executed; a shell exits with 126."""
 
 
 class _Named(Protocol):
@@ -83,6 +91,13 @@ class Attached(Protocol):
         """The live hosts file of its network."""
 
 
+class _Node(Protocol):
+    @property
+    def agent(self) -> Path: ...
+
+    def status(self) -> Mapping[str, Any]: ...
+
+
 def run(attached: Attached, argv: Sequence[str], **options: Any) -> int:
     """Run ``argv`` as the endpoint ``attached`` and return its exit status.
 
@@ -97,8 +112,9 @@ def run(attached: Attached, argv: Sequence[str], **options: Any) -> int:
         options: as for :func:`spawn`.
 
     Raises:
-        NotFound: no such command (``__cause__`` is the FileNotFoundError).
-        InvalidValue: not a command (``__cause__`` is the OSError), no such user.
+        CommandNotFound: no such command.
+        NotExecutable: the file is there and is no program.
+        InvalidValue: no such user, or a directory that cannot be entered.
         CapabilityMissing: the kernel refused a step; the message says which.
     """
     terminal = options.get("stdin") is None and _owns_terminal()
@@ -154,8 +170,9 @@ def spawn(
         outlive: False ends the command when the calling thread ends.
 
     Raises:
-        NotFound: no such command (``__cause__`` is the FileNotFoundError).
-        InvalidValue: not a command (``__cause__`` is the OSError), no such user.
+        CommandNotFound: no such command.
+        NotExecutable: the file is there and is no program.
+        InvalidValue: no such user, or a directory that cannot be entered.
         CapabilityMissing: the kernel refused a step; the message says which.
     """
     if not argv:
@@ -186,6 +203,14 @@ def spawn(
         process.wait()
         raise _failure(order, *marshal.loads(report))
     return process
+
+
+def secrets(node: _Node) -> list[Path]:
+    """What the endpoints of this node's host must not see, wherever it is: the
+    agent's socket and the files of an embedded store."""
+    scheme, _, path = str(node.status()["store"]).partition("://")
+    files = [Path(path + suffix) for suffix in ("", "-wal", "-shm")] if scheme == "sqlite" else []
+    return [node.agent, *files]
 
 
 def _start(
@@ -229,9 +254,9 @@ def _failure(order: dict[str, Any], stage: str, number: int | None, text: str) -
     if stage == "directory":
         error = InvalidValue("directory", "one that can be entered", order["directory"])
     elif stage == "command" and isinstance(cause, FileNotFoundError):
-        error = NotFound(f"command not found: {command}")
+        error = CommandNotFound(f"command not found: {command}")
     elif stage == "command":
-        error = InvalidValue("argv[0]", "a command that can be executed", command)
+        error = NotExecutable("command", f"an executable ({text})", command)
     else:
         error = CapabilityMissing(f"cannot run {command} as an endpoint: {text}")
     error.__cause__ = cause

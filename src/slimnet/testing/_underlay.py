@@ -81,21 +81,28 @@ class Underlay:
         )
 
     def up(self) -> None:
-        """Make it all. On an error nothing is left behind."""
+        """Make what is missing. On an error nothing is left of what was made now."""
         with contextlib.ExitStack() as undo:
-            undo.callback(self.down)
-            netns.create(self.switch)
+            if not netns.exists(self.switch):
+                undo.callback(netns.remove, self.switch)
+                netns.create(self.switch)
             with netns.netlink(self.switch) as switch:
-                # No spanning tree delay, and no multicast snooping to wait for.
-                switch.link("add", ifname="br0", kind="bridge", br_stp_state=0, br_mcast_snooping=0)
+                if not switch.link_lookup(ifname="br0"):
+                    # No spanning tree delay, and no multicast snooping to wait for.
+                    switch.link(
+                        "add", ifname="br0", kind="bridge", br_stp_state=0, br_mcast_snooping=0
+                    )
                 bridge = switch.link_lookup(ifname="br0")[0]
                 switch.link("set", index=bridge, mtu=self.mtu, state="up")
                 for host in self.hosts:
-                    self._plug(host, switch, bridge)
+                    if not netns.exists(host.netns):
+                        undo.callback(netns.remove, host.netns)
+                        netns.create(host.netns)
+                    if not switch.link_lookup(ifname=host.name):
+                        self._plug(host, switch, bridge)
             undo.pop_all()
 
     def _plug(self, host: UnderlayHost, switch: IPRoute, bridge: int) -> None:
-        netns.create(host.netns)
         with host.netns.open() as there:
             switch.link(
                 "add",

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``slimnet agent``."""
+
+from __future__ import annotations
+
+import click
+
+__all__ = ["agent"]
+
+
+@click.command(
+    epilog="""\b
+A configuration that needs nothing else (/etc/slimnet/slimnet.toml):
+  [underlay]
+  interface = "eth0"
+
+\b
+Examples:
+  slimnet agent                               with the default configuration
+  slimnet agent --config host.toml
+  slimnet agent --config host.toml --teardown   remove the data path
+
+\b
+A stopped agent leaves the data path as it is: connections go on, and so does
+policy. --teardown removes it, and refuses while an endpoint has processes.""",
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    envvar="SLIMNET_CONFIG",
+    help="[env: SLIMNET_CONFIG; default: /etc/slimnet/slimnet.toml]",
+)
+@click.option("--teardown", is_flag=True, help="Remove this host's data path, and end.")
+def agent(config: str | None, teardown: bool) -> None:  # noqa: FBT001
+    """Be this host's agent, until SIGTERM.
+
+    An agent keeps the host's data path at what the store says.
+    """
+    from slimnet.config import load_config  # noqa: PLC0415  # the library, when it runs
+
+    settings = load_config(config)
+    if teardown:
+        from slimnet.agent.site import survey  # noqa: PLC0415
+        from slimnet.plugins import choose_backend  # noqa: PLC0415
+
+        backend, _ = choose_backend(settings.backend)
+        backend(survey(settings, backend).context(settings, backend)).teardown()
+        return
+    import logging  # noqa: PLC0415
+
+    from slimnet.agent import serve  # noqa: PLC0415
+
+    logging.basicConfig(
+        level=settings.level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    serve(settings)

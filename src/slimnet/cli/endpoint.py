@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``slimnet endpoint``."""
+
+from __future__ import annotations
+
+import click
+
+from slimnet.cli.node import (
+    agent_option,
+    complete_endpoint,
+    label_option,
+    labels_of,
+    namespace_option,
+    network_of,
+    network_option,
+    open_agent,
+    ports_of,
+    title,
+)
+from slimnet.cli.output import output_option, show, show_one
+
+__all__ = ["endpoint"]
+
+
+@click.group()
+def endpoint() -> None:
+    """Attach, list and remove endpoints.
+
+    An endpoint is one overlay address on one host.
+    """
+
+
+@endpoint.command(
+    epilog="""\b
+Examples:
+  slimnet endpoint add web -n prod -l app=web --port http=80
+  slimnet endpoint add web -n prod --cgroup /sys/fs/cgroup/machine/web
+
+\b
+Whatever is started in the cgroup that is printed is that endpoint:
+  echo $$ > /sys/fs/cgroup/slimnet/default/prod.default.web/cgroup.procs
+
+`slimnet run` does that, and gives the command namespaces of its own besides.""",
+)
+@click.argument("name")
+@network_option
+@namespace_option
+@click.option("--ip", "address", metavar="ADDRESS", help="[default: the first free one]")
+@label_option
+@click.option(
+    "--port", "ports", metavar="NAME=PORT[/PROTO]", multiple=True, help="A named port; repeatable."
+)
+@click.option("--cgroup", metavar="DIRECTORY", help="An existing one. [default: one is made]")
+@output_option
+@agent_option
+def add(
+    name: str,
+    network: str | None,
+    namespace: str,
+    address: str | None,
+    labels: tuple[str, ...],
+    ports: tuple[str, ...],
+    cgroup: str | None,
+    output: str,
+) -> None:
+    """Attach the endpoint NAME on this host; it stays until it is removed."""
+    with open_agent() as node:
+        made = node.attach(
+            network_of(node, network),
+            name,
+            namespace=namespace,
+            address=address,
+            labels=labels_of(labels),
+            ports=ports_of(ports),
+            cgroup=cgroup,
+        )
+    answer = {
+        "endpoint": title(made.endpoint),
+        "address": made.endpoint.address,
+        "id": made.endpoint.id,
+        "cgroup": made.cgroup,
+        "netns": made.netns,
+        "hosts": made.hosts,
+        "created": made.created,
+    }
+    show_one(answer, output)
+
+
+@endpoint.command()
+@network_option
+@output_option
+@agent_option
+def ls(network: str | None, output: str) -> None:
+    """List the endpoints of all hosts."""
+    with open_agent() as node:
+        rows = node.endpoints(network)
+    columns = {
+        "NETWORK": "network",
+        "NAMESPACE": "namespace",
+        "NAME": "name",
+        "ADDRESS": "address",
+        "HOST": "host",
+        "ID": "id",
+        "LABELS": "labels",
+    }
+    show(rows, columns, output)
+
+
+@endpoint.command()
+@click.argument("name", shell_complete=complete_endpoint)
+@network_option
+@namespace_option
+@click.option("--kill", is_flag=True, help="End its processes first.")
+@output_option
+@agent_option
+def rm(name: str, network: str | None, namespace: str, kill: bool, output: str) -> None:  # noqa: FBT001
+    """Remove an endpoint of this host, or one of a host that is lost.
+
+    Refused while it has processes, unless --kill is given.
+    """
+    with open_agent() as node:
+        where = network_of(node, network)
+        node.detach(where, name, namespace, kill=kill)
+    show_one({"removed": f"{where}/{namespace}/{name}"}, output)

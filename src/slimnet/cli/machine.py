@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine lacks or leaves open, whatever the backend
+(design, sections 4.5, 10 and 11)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from slimnet import contract
+from slimnet.sandbox import landlock, seccomp
+
+__all__ = ["Finding", "findings"]
+
+_SYSCTL = Path("/proc/sys")
+
+
+@frozen
+class Finding:
+    """One thing about the machine.
+
+    Attributes:
+        subject: what it is about.
+        answer: ``yes`` where all is well, ``warning`` where something is left
+            open, ``no`` where slimnet cannot work.
+        reason: one line: what was found.
+        remedy: one line: what to do; empty where nothing can or need be done.
+    """
+
+    subject: str
+    answer: str
+    reason: str
+    remedy: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """Look at everything; changes nothing."""
+    yield _root()
+    yield _cgroup()
+    yield _low_ports()
+    yield _abstract_sockets()
+    yield _packet_sockets()
+    yield _other_families()
+    yield _filter()
+
+
+def _read(path: str) -> str:
+    try:
+        return (_SYSCTL / path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _root() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("root", "yes", "running as root")
+    return Finding("root", "no", f"running as user {os.geteuid()}", "use sudo")
+
+
+def _cgroup() -> Finding:
+    from slimnet.agent.site import cgroup_mount  # noqa: PLC0415  # the agent's own view
+    from slimnet.exceptions import CapabilityMissing  # noqa: PLC0415
+
+    try:
+        return Finding("cgroup v2", "yes", f"mounted on {cgroup_mount()}")
+    except CapabilityMissing as error:
+        reason, _, remedy = str(error).partition(": ")
+        return Finding("cgroup v2", "no", reason, remedy)
+
+
+def _low_ports() -> Finding:
+    """The real port of every endpoint's listener has to be out of users' reach."""
+    first = int(_read("net/ipv4/ip_unprivileged_port_start") or 1024)
+    if first > contract.SLIM_INNER_PORT:
+        return Finding("low ports", "yes", f"unprivileged users start at port {first}")
+    return Finding(
+        "low ports",
+        "warning",
+        f"unprivileged users may bind port {contract.SLIM_INNER_PORT}, which carries every"
+        " endpoint's listeners",
+        "sysctl net.ipv4.ip_unprivileged_port_start=1024",
+    )
+
+
+def _abstract_sockets() -> Finding:
+    if landlock.scopes():
+        reason = "`slimnet run` keeps the host's out of reach (Landlock)"
+        return Finding("abstract Unix sockets", "yes", reason)
+    return Finding(
+        "abstract Unix sockets",
+        "warning",
+        "not enforced: an endpoint in the host's network namespace reaches the host's",
+        "Linux 6.12 with Landlock (boot with lsm=landlock,...), or endpoints with namespaces",
+    )
+
+
+def _packet_sockets() -> Finding:
+    return Finding(
+        "packet and raw sockets",
+        "warning",
+        "`slimnet run` takes CAP_NET_RAW away; not enforced for an endpoint by --cgroup that has it",
+        "drop CAP_NET_RAW in the container runtime",
+    )
+
+
+def _other_families() -> Finding:
+    """AF_VSOCK and AF_SMC pass by the cgroup hooks; io_uring passes by seccomp."""
+    protocols = Path("/proc/net/protocols").read_text()
+    there = [name for name, mark in (("AF_VSOCK", "VSOCK"), ("AF_SMC", "SMC")) if mark in protocols]
+    if not there:
+        return Finding("other socket families", "yes", "the kernel has neither AF_VSOCK nor AF_SMC")
+    names = " and ".join(there)
+    if _read("kernel/io_uring_disabled") == "2":
+        reason = f"`slimnet run` refuses {names} (seccomp)"
+        return Finding("other socket families", "yes", reason)
+    return Finding(
+        "other socket families",
+        "warning",
+        f"`slimnet run` refuses {names} (seccomp); not enforced through io_uring",
+        "sysctl kernel.io_uring_disabled=2, where nothing uses io_uring",
+    )
+
+
+def _filter() -> Finding:
+    machine = os.uname().machine
+    if machine in seccomp.MACHINES:
+        return Finding("system call filter", "yes", f"there is one for {machine}")
+    return Finding(
+        "system call filter", "warning", f"none for {machine}", "slimnet run --no-seccomp"
+    )

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that talk to an agent share: which agent, and the words
+for networks, namespaces, endpoints and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from slimnet.model import Endpoint
+    from slimnet.node import Node
+
+__all__ = [
+    "agent_option",
+    "age",
+    "find_endpoint",
+    "label_option",
+    "labels_of",
+    "namespace_option",
+    "network_of",
+    "network_option",
+    "open_agent",
+    "ports_of",
+    "title",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def agent_option(function: _F) -> _F:
+    """Give a command ``--agent`` too, so that it may stand behind the command."""
+    option = click.option(
+        "--agent",
+        metavar="SOCKET",
+        expose_value=False,
+        callback=_set_agent,
+        help="The agent's socket. [env: SLIMNET_AGENT]",
+    )
+    return option(function)
+
+
+def _set_agent(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.find_root().obj = value
+
+
+def open_agent() -> Node:
+    """The node whose agent was named."""
+    from slimnet.node import open_node  # noqa: PLC0415  # attrs and the client
+
+    return open_node(agent=click.get_current_context().find_root().obj)
+
+
+def _complete(values: Callable[[Node], list[str]]) -> Callable[..., list[str]]:
+    """Names that the agent knows; none where it does not answer."""
+
+    def complete(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
+        try:
+            with open_agent() as node:
+                return [each for each in values(node) if each.startswith(incomplete)]
+        except Exception:  # noqa: BLE001  # a shell is in the middle of a line
+            return []
+
+    return complete
+
+
+complete_network = _complete(lambda node: [each.name for each in node.networks()])
+complete_endpoint = _complete(lambda node: [each.name for each in node.endpoints()])
+complete_namespace = _complete(lambda node: [each.name for each in node.namespaces()])
+complete_policy = _complete(lambda node: [each.name for each in node.policies()])
+
+
+def network_option(function: _F) -> _F:
+    """Give a command ``--network``."""
+    option = click.option(
+        "-n",
+        "--network",
+        metavar="NETWORK",
+        shell_complete=complete_network,
+        help="Its network; may be left out where there is one only.",
+    )
+    return option(function)
+
+
+def namespace_option(function: _F) -> _F:
+    """Give a command ``--namespace``."""
+    option = click.option(
+        "--namespace",
+        metavar="NAMESPACE",
+        default="default",
+        show_default=True,
+        shell_complete=complete_namespace,
+        help="Its namespace in the network.",
+    )
+    return option(function)
+
+
+def label_option(function: _F) -> _F:
+    """Give a command ``--label``."""
+    option = click.option(
+        "-l",
+        "--label",
+        "labels",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="What policies select it by; may be repeated.",
+    )
+    return option(function)
+
+
+def labels_of(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``("app=web", ...)`` as labels.
+
+    Raises:
+        InvalidValue: one is no ``key=value``.
+    """
+    from slimnet.exceptions import InvalidValue  # noqa: PLC0415
+
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidValue("--label", "key=value", pair)
+        labels[key] = value
+    return labels
+
+
+def ports_of(pairs: tuple[str, ...]) -> dict[str, tuple[str, int]]:
+    """``("http=80", "dns=53/udp")`` as named ports.
+
+    Raises:
+        InvalidValue: one is no ``name=number[/protocol]``.
+    """
+    from slimnet.exceptions import InvalidValue  # noqa: PLC0415
+
+    ports = {}
+    for pair in pairs:
+        name, _, rest = pair.partition("=")
+        number, _, protocol = rest.partition("/")
+        if not name or not number.isdigit():
+            raise InvalidValue("--port", "name=number or name=number/protocol", pair)
+        ports[name] = (protocol or "tcp", int(number))
+    return ports
+
+
+def network_of(node: Node, given: str | None) -> str:
+    """The network that was named, or the only one that there is.
+
+    Raises:
+        InvalidValue: it has to be said.
+    """
+    if given is not None:
+        return given
+    from slimnet.exceptions import InvalidValue  # noqa: PLC0415
+
+    names = [each.name for each in node.networks()]
+    if len(names) != 1:
+        there = ", ".join(names) or "none: `slimnet network create NAME CIDR` makes one"
+        raise InvalidValue("--network", f"one of the networks ({there})", None)
+    return names[0]
+
+
+def title(endpoint: Endpoint) -> str:
+    """``network/namespace/name``, short where the namespace is ``default``."""
+    if endpoint.namespace == "default":
+        return f"{endpoint.network}/{endpoint.name}"
+    return f"{endpoint.network}/{endpoint.namespace}/{endpoint.name}"
+
+
+def find_endpoint(endpoints: list[Endpoint], word: str, network: str | None) -> Endpoint | None:
+    """The endpoint that ``[[network/]namespace/]name`` or an address names.
+
+    Raises:
+        InvalidValue: several have that name.
+    """
+    *places, name = word.split("/")
+    found = [
+        each
+        for each in endpoints
+        if network in (None, each.network)
+        and (
+            str(each.address) == word
+            or (
+                each.name == name
+                and places in ([], [each.namespace], [each.network], [each.network, each.namespace])
+            )
+        )
+    ]
+    if len(found) > 1:
+        from slimnet.exceptions import InvalidValue  # noqa: PLC0415
+
+        raise InvalidValue("endpoint", f"one of {', '.join(map(title, found))}", word)
+    return found[0] if found else None
+
+
+def age(seconds: float) -> str:
+    """A time span in two figures: 12s, 3m, 5h, 2d."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(seconds, 0):.0f}s"

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``slimnet ping``."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import click
+
+from slimnet.cli.node import agent_option, complete_endpoint, network_option, open_agent
+from slimnet.cli.output import output_option, show_one
+
+__all__ = ["ping"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  slimnet ping web:80
+  slimnet ping prod/shop/db:5432 --from api --count 10
+  slimnet ping 10.1.0.9
+
+\b
+Exit status: 0 it was carried, accelerated or by the fallback overlay; 1 it was
+denied, or nothing answers.""",
+)
+@click.argument("target", metavar="ENDPOINT[:PORT]", shell_complete=complete_endpoint)
+@click.option(
+    "--from", "source", metavar="ENDPOINT", shell_complete=complete_endpoint,
+    help="An endpoint of this host. [default: a temporary one, without labels]",
+)  # fmt: skip
+@click.option("--count", type=click.IntRange(1, 1000), default=3, show_default=True)
+@click.option("--timeout", type=float, default=3.0, show_default=True, help="Seconds for each.")
+@network_option
+@output_option
+@agent_option
+def ping(
+    target: str, source: str | None, count: int, timeout: float, network: str | None, output: str
+) -> int:
+    """Say how ENDPOINT is reached, and how quickly.
+
+    A TCP connection to it is accelerated, or takes the fallback overlay, or is denied, and then it
+    says by which rule. Without a PORT, an endpoint that refuses the connection
+    has answered too.
+    """
+    name, port = _split(target)
+    with open_agent() as node:
+        answer = node.ping(
+            name, port=port, source=source, network=network, count=count, timeout=timeout
+        )
+    carried = answer["carried"]
+    if output == "table":
+        show_one({"target": target, **answer}, output, _COLUMNS)
+    else:
+        show_one(answer, output)
+    return 0 if carried in ("accelerated", "fallback") else 1
+
+
+def _split(target: str) -> tuple[str, int | None]:
+    name, colon, port = target.rpartition(":")
+    if colon and port.isdigit():
+        return name, int(port)
+    return target, None
+
+
+def _round_trip(answer: Any) -> str:
+    times = answer.get("milliseconds") or []
+    if not times:
+        return str(answer.get("error") or "")
+    if len(times) == 1:
+        return f"{times[0]:.3f} ms"
+    middle = statistics.median(times)
+    return f"{middle:.3f} ms (median of {len(times)}, {min(times):.3f} to {max(times):.3f})"
+
+
+_COLUMNS = {
+    "target": "target",
+    "carried": "carried",
+    "wire": "wire",
+    "connect": _round_trip,
+    "why": "why",
+}

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A testbed: made, completed, found again, and removed without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
+from slimnet.testbed import lock
+from slimnet.testbed.host import TestbedHost
+
+if TYPE_CHECKING:
+    from slimnet.testing import Underlay
+
+__all__ = ["Testbed"]
+
+_log = logging.getLogger(__name__)
+
+_RUN = Path("/run/slimnet")
+_ALL = _RUN / "testbed"
+_BPFFS = Path("/sys/fs/bpf/slimnet")
+_HOSTS_MAX = 250
+
+
+class Testbed:
+    """Makes the hosts and their agents, and removes them when the block ends.
+
+    Args:
+        name: unique on this machine.
+        hosts: how many.
+        backend: of all hosts; ``auto`` takes the best one that works here.
+        options: of the backend.
+        level: how much the agents log.
+        mtu: of the underlay, in bytes.
+
+    Raises:
+        InvalidValue: one of these is wrong.
+    """
+
+    __test__ = False  # pytest shall not take it for a test class
+
+    def __init__(
+        self,
+        name: str = "default",
+        hosts: int = 2,
+        backend: str = "auto",
+        *,
+        options: Mapping[str, Any] | None = None,
+        level: str = "info",
+        mtu: int = 1500,
+    ) -> None:
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", name):
+            raise InvalidValue("name", "lower-case letters, digits and '-', at most 40", name)
+        if not 1 <= hosts <= _HOSTS_MAX:
+            raise InvalidValue("hosts", f"1 to {_HOSTS_MAX}", hosts)
+        self.name = name
+        self.backend = backend
+        self.options = dict(options or {})
+        self.level = level
+        self.mtu = mtu
+        self._count = hosts
+        self.directory = _ALL / name
+
+    @classmethod
+    def find(cls, name: str) -> Testbed:
+        """The testbed of that name, as it was made.
+
+        Raises:
+            NotFound: there is none; says which there are.
+        """
+        try:
+            return cls(name, **json.loads((_ALL / name / "testbed.json").read_text()))
+        except FileNotFoundError:
+            there = ", ".join(each.name for each in cls.all()) or "none at all"
+            raise NotFound(f"testbed {name!r}: there is none; there are: {there}") from None
+
+    @classmethod
+    def all(cls) -> list[Testbed]:
+        """Every testbed of this machine, by name."""
+        return [cls.find(file.parent.name) for file in sorted(_ALL.glob("*/testbed.json"))]
+
+    @property
+    def hosts(self) -> tuple[TestbedHost, ...]:
+        """The hosts."""
+        return tuple(
+            TestbedHost(
+                name=host.name,
+                instance=f"{self.name}-{host.name}",
+                netns=host.netns,
+                address=host.address,
+                interface=host.interface,
+                directory=self.directory / host.name,
+                agent=_RUN / f"{self.name}-{host.name}" / "agent.sock",
+            )
+            for host in self._underlay().hosts
+        )
+
+    def host(self, name: str) -> TestbedHost:
+        """The host of that name (``h1``).
+
+        Raises:
+            NotFound: says which there are.
+        """
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        there = ", ".join(host.name for host in self.hosts)
+        raise NotFound(f"host {name!r} of testbed {self.name!r}: there are: {there}")
+
+    def up(self) -> None:
+        """Make what is missing. Where it fails and there was nothing before,
+        nothing is left behind.
+
+        Raises:
+            AlreadyExists: it is there, with another backend or more hosts.
+            SlimnetError: an agent does not start; with the last line of its log.
+        """
+        with lock.hold(_RUN, shared=True), lock.hold(self.directory), contextlib.ExitStack() as undo:
+            if not self._adopt():
+                undo.callback(self._remove)
+            self._underlay().up()
+            hosts = self.hosts
+            for host in hosts:
+                self._configure(host)
+            (self.directory / "testbed.json").write_text(json.dumps(self._description()))
+            # They start side by side: each is ready some tenths of a second later.
+            for starting in [host.start_agent() for host in hosts]:
+                starting.wait()
+            undo.pop_all()
+
+    def down(self) -> None:
+        """End every process of every endpoint, stop the agents, remove the data
+        paths, the namespaces and all files. What is not there is no error.
+
+        Raises:
+            InUse: the calling process is in an endpoint; nothing was removed.
+            SlimnetError: something could not be removed; says what.
+        """
+        with lock.hold(self.directory):
+            self._adopt(complete=True)
+            self._remove()
+        lock.remove_if_idle(_RUN, _ALL, *(path.parent for path in self._cgroups().values()))
+
+    def _underlay(self) -> Underlay:
+        from slimnet.testing import Underlay  # noqa: PLC0415  # pyroute2: 130 ms
+
+        return Underlay(hosts=self._count, name=self.name, mtu=self.mtu)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "hosts": self._count,
+            "backend": self.backend,
+            "options": self.options,
+            "level": self.level,
+            "mtu": self.mtu,
+        }
+
+    def _adopt(self, *, complete: bool = False) -> bool:
+        """Take over what an existing testbed has and was not asked for here;
+        whether there is one.
+
+        Args:
+            complete: take over everything, asked for or not.
+        """
+        try:
+            there = Testbed.find(self.name)
+        except NotFound:
+            self._resolve()
+            return False
+        if complete:
+            self._count, self.backend, self.options = there._count, there.backend, there.options
+            self.mtu = there.mtu
+            return True
+        if self.backend not in ("auto", there.backend):
+            raise AlreadyExists(f"testbed {self.name!r} is there, with backend {there.backend}")
+        if self._count < there._count:
+            raise AlreadyExists(f"testbed {self.name!r} is there, with {there._count} hosts")
+        self.backend, self.mtu = there.backend, there.mtu
+        self.options = self.options or there.options
+        return True
+
+    def _resolve(self) -> None:
+        from slimnet.plugins import choose_backend  # noqa: PLC0415  # stevedore, when wanted
+
+        self.backend = choose_backend(self.backend)[0].name
+
+    def _configure(self, host: TestbedHost) -> None:
+        settings = {
+            "instance": host.instance,
+            "host": host.name,
+            "backend.name": self.backend,
+            "store": f"sqlite:///{self.directory}/store.db",
+            "key_file": f"{self.directory}/key",
+            "underlay.address": str(host.address),
+            "underlay.interface": host.interface,
+            "log.level": self.level,
+            **{f"backend.{self.backend}.{key}": value for key, value in self.options.items()},
+        }
+        host.directory.mkdir(parents=True, exist_ok=True)
+        # JSON's strings, numbers, booleans and lists are TOML's too.
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
+        host.config.write_text("".join(lines))
+
+    def _cgroups(self) -> dict[str, Path]:
+        from slimnet.agent.site import cgroup_mount  # noqa: PLC0415  # only where it is wanted
+
+        return {host.name: cgroup_mount() / "slimnet" / host.instance for host in self.hosts}
+
+    def _remove(self) -> None:
+        from slimnet.agent import cgroup  # noqa: PLC0415  # only where it is wanted
+
+        own = [*self._cgroups().values(), *self._named_cgroups()]
+        here = cgroup.of_process(os.getpid())
+        if here is not None and any(here.is_relative_to(each) for each in own):
+            raise InUse(f"testbed {self.name!r}: this process is in an endpoint of it")
+        troubles: list[str] = []
+        for each in own:
+            with _noted(troubles):
+                cgroup.kill(each)
+        for host in self.hosts:
+            with _noted(troubles):
+                host.stop_agent()
+        with _noted(troubles):
+            self._tear_down()
+        for host in self.hosts:
+            cgroup.remove(self._cgroups()[host.name])
+            host.clear()
+        with _noted(troubles):
+            self._underlay().down()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if left := [str(path) for path in self._places() if path.exists()]:
+            troubles.append(f"still there: {', '.join(left)}")
+        if troubles:
+            raise SlimnetError(f"testbed {self.name!r}: {'; '.join(troubles)}")
+
+    def _named_cgroups(self) -> list[Path]:
+        """The cgroups that users named for endpoints."""
+        from slimnet.cluster import Cluster  # noqa: PLC0415  # only where it is wanted
+        from slimnet.plugins import open_store  # noqa: PLC0415  # only where it is wanted
+
+        if not (self.directory / "store.db").exists():
+            return []
+        with open_store(f"sqlite:///{self.directory}/store.db") as store:
+            return [Path(each.cgroup) for each in Cluster(store).endpoints() if each.cgroup]
+
+    def _tear_down(self) -> None:
+        """Have each host's backend remove its data path. Where it cannot (built
+        from another contract, say), the namespaces and cgroups that go next
+        take its hooks along, and its pins are removed here: no process of any
+        endpoint is left that could be unpoliced."""
+        from slimnet.agent.site import survey  # noqa: PLC0415  # only where it is wanted
+        from slimnet.config import load_config  # noqa: PLC0415  # only where it is wanted
+        from slimnet.plugins import backend_class  # noqa: PLC0415  # only where it is wanted
+
+        if not any(host.config.exists() for host in self.hosts):
+            return
+        self._underlay().up()  # a namespace that went missing may hold the data path's end
+        for host in self.hosts:
+            if not host.config.exists():
+                continue
+            try:
+                config = load_config(host.config)
+                backend = backend_class(config.backend)
+                with host.enter():
+                    backend(survey(config, backend).context(config, backend)).teardown()
+            except Exception as error:
+                _log.warning("teardown of %s: %s", host.instance, error)
+                _log.debug("teardown", exc_info=True)
+                shutil.rmtree(_BPFFS / host.instance, ignore_errors=True)
+
+    def _places(self) -> Iterator[Path]:
+        for host in self.hosts:
+            yield from (host.netns, host.agent.parent, _BPFFS / host.instance)
+        yield self._underlay().switch
+        yield from self._cgroups().values()
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.down()
+
+
+
+
+@contextlib.contextmanager
+def _noted(troubles: list[str]) -> Iterator[None]:
+    """An error becomes one of ``troubles``, and the removal goes on."""
+    try:
+        yield
+    except (SlimnetError, OSError) as error:
+        troubles.append(str(error))
