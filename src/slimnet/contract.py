@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0x63737DE3E5D5FE64
-FINGERPRINT_HEX: Final[str] = "63737de3e5d5fe64"
+FINGERPRINT: Final[int] = 0xF9FF541518A71277
+FINGERPRINT_HEX: Final[str] = "f9ff541518a71277"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 1
@@ -43,7 +43,7 @@ SLIM_OPTION_KIND: Final[int] = 253
 SLIM_OPTION_LENGTH: Final[int] = 16
 SLIM_INNER_PORT: Final[int] = 473
 SLIM_WIRE_PORTS: Final[int] = 64
-SLIM_BOUND_PORTS: Final[int] = 8
+SLIM_BOUND_PORTS: Final[int] = 32
 SLIM_INDEX_MAX: Final[int] = 2046
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
 
@@ -118,6 +118,8 @@ SLIM_SOCKET_ACCEPTED: Final[int] = 1024
 SLIM_SOCKET_OUTSIDE: Final[int] = 2048
 SLIM_SOCKET_ESTABLISHED: Final[int] = 4096
 SLIM_SOCKET_V6ONLY: Final[int] = 8192
+SLIM_SOCKET_REUSE_ADDRESS: Final[int] = 16384
+SLIM_SOCKET_REUSE_PORT: Final[int] = 32768
 
 # enum slim_event_kind
 SLIM_EVENT_OPENED: Final[int] = 1
@@ -175,6 +177,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
     "slim_tuple": frozenset({"source", "destination", "source_port", "destination_port"}),
     "slim_flow": frozenset({"source", "destination", "source_port", "destination_port"}),
     "slim_listener_key": frozenset(),
+    "slim_held": frozenset(),
     "slim_bound": frozenset({"address", "port"}),
     "slim_socket": frozenset(
         {
@@ -427,18 +430,34 @@ class slim_listener_key(ctypes.Structure):
     )
 
 
+class slim_held(ctypes.Structure):
+    """struct slim_held, 16 bytes."""
+
+    sockets: int
+    host: int
+    reuse_address: int
+    reuse_port: int
+
+    _fields_ = (
+        ("sockets", ctypes.c_uint32),
+        ("host", ctypes.c_uint32),
+        ("reuse_address", ctypes.c_uint32),
+        ("reuse_port", ctypes.c_uint32),
+    )
+
+
 class slim_bound(ctypes.Structure):
     """struct slim_bound, 16 bytes."""
 
     address: int  # __be32
     port: int  # __be16
-    pad: int
+    waiting: int
     closed: int
 
     _fields_ = (
         ("address", ctypes.c_uint32),
         ("port", ctypes.c_uint16),
-        ("pad", ctypes.c_uint16),
+        ("waiting", ctypes.c_uint16),
         ("closed", ctypes.c_uint64),
     )
 

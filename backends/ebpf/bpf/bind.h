@@ -92,6 +92,68 @@ static __always_inline bool slim_is_v6only(struct bpf_sock *sk)
 				      skc_ipv6only);
 }
 
+#define SOL_SOCKET 1
+#define SO_REUSEADDR 2
+#define SO_REUSEPORT 15
+
+static __always_inline __u32 slim_reuse_flags(struct bpf_sock_addr *ctx)
+{
+	int address = 0, port = 0;
+
+	bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &address, sizeof(address));
+	bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &port, sizeof(port));
+	return (address ? SLIM_SOCKET_REUSE_ADDRESS : 0) | (port ? SLIM_SOCKET_REUSE_PORT : 0);
+}
+
+/* Would a socket with `flags` be in the way of those that are bound at `key`? */
+static __noinline int slim_is_taken(const struct slim_listener_key *key, __u32 flags)
+{
+	struct slim_listener_key place;
+	struct slim_held *held;
+	struct bpf_sock *sk;
+
+	if (!key)
+		return 1;
+	place = *key;
+	held = bpf_map_lookup_elem(&slim_held, &place);
+	if (!held || !held->sockets)
+		return 0;
+	if (flags & SLIM_SOCKET_REUSE_PORT && held->reuse_port == held->sockets)
+		return 0;
+	if (!(flags & SLIM_SOCKET_REUSE_ADDRESS) || held->reuse_address != held->sockets)
+		return 1;
+	sk = bpf_map_lookup_elem(&slim_listener, &place);
+	if (sk)
+		bpf_sk_release(sk);
+	return !!sk;
+}
+
+/*
+ * The kernel sees a conflict between two sockets on one inner address. Not so
+ * between the wildcard and loopback, which are two; nor with sockets that sit
+ * on a port of the host.
+ */
+static __always_inline bool
+slim_bind_conflicts(const struct slim_local *local, __be16 port, __u32 flags)
+{
+	const bool v6only = flags & SLIM_SOCKET_V6ONLY;
+	const bool loopback = flags & SLIM_SOCKET_LOOPBACK;
+	struct slim_listener_key same = {
+		.inner = slim_inner(loopback, local->index, port),
+		.v6only = v6only,
+	};
+	struct slim_listener_key other = {
+		.inner = slim_inner(!loopback, local->index, port),
+		.v6only = v6only,
+	};
+	struct slim_held *held = bpf_map_lookup_elem(&slim_held, &same);
+
+	if (held && (v6only || held->host) && slim_is_taken(&same, flags))
+		return true;
+	return flags & (SLIM_SOCKET_WILDCARD | SLIM_SOCKET_LOOPBACK) &&
+	       slim_is_taken(&other, flags);
+}
+
 /*
  * Where a socket that asks for `address`:`port` (mapped or IPv6) is to sit.
  * On success `*to` and `*to_port` say it. Answers 0 or a positive errno, and
@@ -126,29 +188,32 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 		return EADDRNOTAVAIL;
 	}
 
+	/* A port of the host, unless something better is found. */
+	if (v6 && !slim_is_mapped(address))
+		__builtin_memset(to, 0, 16);
+	else
+		slim_map_v4(to, 0);
+	*to_port = 0;
+
 	if (ctx->protocol != IPPROTO_TCP) {
 		if (port || loopback) {
 			*reason = SLIM_REASON_DATAGRAM;
 			return EOPNOTSUPP;
 		}
-		if (v6 && !slim_is_mapped(address))
-			__builtin_memset(to, 0, 16);
-		else
-			slim_map_v4(to, 0);
-		*to_port = 0;
 		return 0;
 	}
 
-	if (port) {
-		struct slim_listener_key key = {
-			.inner = slim_inner(false, local->index, port),
-		};
-
-		if (bpf_map_lookup_elem(&slim_held, &key)) {
-			*reason = SLIM_REASON_PORT_IN_USE;
-			return EADDRINUSE;
-		}
-	} else {
+	flags = any ? SLIM_SOCKET_WILDCARD : loopback ? SLIM_SOCKET_LOOPBACK : 0;
+	if (v6 && !slim_is_mapped(address) && slim_is_v6only(ctx->sk))
+		flags |= SLIM_SOCKET_V6ONLY;
+	flags |= port && !(flags & SLIM_SOCKET_V6ONLY) ? SLIM_SOCKET_BOUND :
+							 SLIM_SOCKET_ANY_PORT;
+	flags |= slim_reuse_flags(ctx);
+	if (port && slim_bind_conflicts(local, port, flags)) {
+		*reason = SLIM_REASON_PORT_IN_USE;
+		return EADDRINUSE;
+	}
+	if (flags & SLIM_SOCKET_ANY_PORT) {
 		struct slim_usage *usage = slim_usage_get(local->index);
 
 		if (!usage || slim_usage_held(usage) >= state.control->held_limit) {
@@ -161,38 +226,17 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 	if (!socket)
 		return EADDRNOTAVAIL;
 	__builtin_memset(socket, 0, sizeof(*socket));
-	flags = any ? SLIM_SOCKET_WILDCARD : loopback ? SLIM_SOCKET_LOOPBACK : 0;
 	socket->endpoint = local->endpoint;
 	socket->index = local->index;
 	slim_copy(socket->local, address);
-	socket->inner = slim_inner(loopback, local->index, port);
-
-	if (port) {
-		flags |= SLIM_SOCKET_BOUND;
-		socket->local_port = port;
-		socket->bound_port = port;
-		if (v6 && !slim_is_mapped(address) && slim_is_v6only(ctx->sk)) {
-			flags |= SLIM_SOCKET_V6ONLY;
-			to[0] = state.control->range6[0];
-			to[1] = state.control->range6[1];
-			to[2] = 0;
-			to[3] = bpf_htonl(socket->inner);
-		} else {
-			slim_map_v4(to, slim_inner_v4(state.control, socket->inner));
-		}
-		*to_port = bpf_htons(SLIM_INNER_PORT);
-	} else {
-		flags |= SLIM_SOCKET_ANY_PORT;
-		if (v6 && !slim_is_mapped(address)) {
-			if (slim_is_v6only(ctx->sk))
-				flags |= SLIM_SOCKET_V6ONLY;
-			__builtin_memset(to, 0, 16);
-		} else {
-			slim_map_v4(to, 0);
-		}
-		*to_port = 0;
-	}
+	socket->local_port = port;
 	socket->flags = flags;
+	if (flags & SLIM_SOCKET_BOUND) {
+		socket->bound_port = port;
+		socket->inner = slim_inner(loopback, local->index, port);
+		slim_map_v4(to, slim_inner_v4(state.control, socket->inner));
+		*to_port = bpf_htons(SLIM_INNER_PORT);
+	}
 	return 0;
 }
 
@@ -242,25 +286,78 @@ static __always_inline void slim_shield_add(__be16 port, int count)
 		__sync_fetch_and_add(shield, count);
 }
 
+static __always_inline void slim_held_key(const struct slim_socket *socket,
+					  struct slim_listener_key *key)
+{
+	key->inner = socket->inner;
+	key->v6only = !!(socket->flags & SLIM_SOCKET_V6ONLY);
+}
+
 /*
- * bind(0) or a listen() without bind() took a port of the host: count it, keep
- * the endpoint's explicit binds off it, and let nobody reach it there.
+ * A socket has its port: `port` is the kernel's. bind(0), or a listen() without
+ * bind(), took one of the host: it is counted, and nobody reaches it there.
  */
 static __always_inline void slim_hold(struct slim_socket *socket, __be16 port)
 {
-	struct slim_usage *usage = slim_usage_get(socket->index);
-	struct slim_listener_key key = {
-		.inner = slim_inner(false, socket->index, port),
+	__u32 flags = socket->flags;
+	const struct slim_held one = {
+		.sockets = 1,
+		.host = !!(flags & SLIM_SOCKET_ANY_PORT),
+		.reuse_address = !!(flags & SLIM_SOCKET_REUSE_ADDRESS),
+		.reuse_port = !!(flags & SLIM_SOCKET_REUSE_PORT),
 	};
-	__u32 one = 1;
+	struct slim_listener_key key = {};
+	struct slim_held *held;
 
-	if (usage)
-		__sync_fetch_and_add(&usage->held, 1);
-	slim_shield_add(port, 1);
-	bpf_map_update_elem(&slim_held, &key, &one, BPF_ANY);
-	socket->inner = slim_inner(socket->flags & SLIM_SOCKET_LOOPBACK, socket->index, port);
-	socket->bound_port = port;
+	if (flags & SLIM_SOCKET_ANY_PORT) {
+		struct slim_usage *usage = slim_usage_get(socket->index);
+
+		if (usage)
+			__sync_fetch_and_add(&usage->held, 1);
+		slim_shield_add(port, 1);
+		socket->bound_port = port;
+		socket->inner = slim_inner(flags & SLIM_SOCKET_LOOPBACK, socket->index,
+					   socket->local_port ?: port);
+	}
 	socket->flags |= SLIM_SOCKET_HELD;
+	slim_held_key(socket, &key);
+	held = bpf_map_lookup_elem(&slim_held, &key);
+	if (!held) {
+		bpf_map_update_elem(&slim_held, &key, &one, BPF_ANY);
+		return;
+	}
+	__sync_fetch_and_add(&held->sockets, one.sockets);
+	__sync_fetch_and_add(&held->host, one.host);
+	__sync_fetch_and_add(&held->reuse_address, one.reuse_address);
+	__sync_fetch_and_add(&held->reuse_port, one.reuse_port);
+}
+
+static __always_inline void slim_unhold(struct slim_socket *socket)
+{
+	__u32 flags = socket->flags;
+	struct slim_listener_key key = {};
+	struct slim_held *held;
+
+	slim_held_key(socket, &key);
+	socket->flags &= ~SLIM_SOCKET_HELD;
+	held = bpf_map_lookup_elem(&slim_held, &key);
+	if (held) {
+		if (flags & SLIM_SOCKET_ANY_PORT)
+			__sync_fetch_and_add(&held->host, -1);
+		if (flags & SLIM_SOCKET_REUSE_ADDRESS)
+			__sync_fetch_and_add(&held->reuse_address, -1);
+		if (flags & SLIM_SOCKET_REUSE_PORT)
+			__sync_fetch_and_add(&held->reuse_port, -1);
+		if (__sync_fetch_and_add(&held->sockets, -1) == 1)
+			bpf_map_delete_elem(&slim_held, &key);
+	}
+	if (flags & SLIM_SOCKET_ANY_PORT) {
+		struct slim_usage *usage = slim_usage_get(socket->index);
+
+		slim_shield_add(socket->bound_port, -1);
+		if (usage)
+			__sync_fetch_and_add(&usage->held, -1);
+	}
 }
 
 static __always_inline int slim_post_bind(struct bpf_sock *sk)
@@ -270,8 +367,10 @@ static __always_inline int slim_post_bind(struct bpf_sock *sk)
 	if (sk->protocol != IPPROTO_TCP || !sk->src_port)
 		return SLIM_HOOK_ALLOW;
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
-	if (socket && (socket->flags & (SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_HELD)) ==
-			      SLIM_SOCKET_ANY_PORT)
+	if (!socket || socket->flags & SLIM_SOCKET_HELD)
+		return SLIM_HOOK_ALLOW;
+	/* The endpoint's address itself conflicts with what the kernel sees. */
+	if (socket->flags & (SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD | SLIM_SOCKET_LOOPBACK))
 		slim_hold(socket, bpf_htons((__u16)sk->src_port));
 	return SLIM_HOOK_ALLOW;
 }
@@ -279,17 +378,9 @@ static __always_inline int slim_post_bind(struct bpf_sock *sk)
 static __always_inline int slim_release(struct bpf_sock *sk)
 {
 	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
-	struct slim_listener_key key = {};
-	struct slim_usage *usage;
 
-	if (!socket || !(socket->flags & SLIM_SOCKET_HELD))
-		return SLIM_HOOK_ALLOW;
-	key.inner = slim_inner(false, socket->index, socket->bound_port);
-	bpf_map_delete_elem(&slim_held, &key);
-	slim_shield_add(socket->bound_port, -1);
-	usage = slim_usage_get(socket->index);
-	if (usage)
-		__sync_fetch_and_add(&usage->held, -1);
+	if (socket && socket->flags & SLIM_SOCKET_HELD)
+		slim_unhold(socket);
 	return SLIM_HOOK_ALLOW;
 }
 

@@ -73,7 +73,8 @@ slim_bound_delete(const struct slim_control *control, const struct slim_socket *
  * meet it at the peer.
  */
 static __always_inline void
-slim_bound_close(const struct slim_control *control, const struct slim_socket *socket)
+slim_bound_close(const struct slim_control *control, const struct slim_socket *socket,
+		 bool waiting)
 {
 	struct slim_tuple out, in;
 	struct slim_bound *bound;
@@ -84,8 +85,24 @@ slim_bound_close(const struct slim_control *control, const struct slim_socket *s
 	if (bound)
 		bound->closed = now;
 	bound = bpf_map_lookup_elem(&slim_bound, &in);
-	if (bound)
+	if (bound) {
+		bound->waiting = waiting;
 		bound->closed = now;
+	}
+}
+
+/*
+ * May the record of a closed connection make room? Its own endpoint's may as
+ * soon as this host is out of TIME_WAIT: the peer takes a SYN of the same
+ * source that is newer (RFC 6191). For another endpoint's SYN it is not, since
+ * sequence numbers and timestamps are made from the inner address.
+ */
+static __always_inline bool
+slim_bound_is_free(const struct slim_bound *old, __be32 inner, __u64 now)
+{
+	if (!old->closed)
+		return false;
+	return (old->address == inner && !old->waiting) || now - old->closed > SLIM_BOUND_LINGER;
 }
 
 /* Takes one of the source-bound wire ports to `socket->underlay`. */
@@ -98,15 +115,17 @@ slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 	struct slim_bound *old;
 
 	for (int i = 0; i < SLIM_BOUND_PORTS; i++) {
+		/* Every endpoint has a place of its own to start from. */
 		socket->underlay_port =
-			bpf_htons(control->wire_port + SLIM_WIRE_PORTS + i);
+			bpf_htons(control->wire_port + SLIM_WIRE_PORTS +
+				  ((socket->index + i) & (SLIM_BOUND_PORTS - 1)));
 		slim_bound_keys(control, socket, &out, &in);
 		to_inner.address = out.source[3];
 		to_inner.port = out.source_port;
 		to_underlay.address = control->underlay[3];
 		to_underlay.port = socket->bound_port;
 		old = bpf_map_lookup_elem(&slim_bound, &in);
-		if (old && old->closed && now - old->closed > SLIM_BOUND_LINGER) {
+		if (old && slim_bound_is_free(old, out.source[3], now)) {
 			struct slim_tuple stale = out;
 
 			stale.source[3] = old->address;
@@ -243,25 +262,11 @@ slim_dial_socket(struct bpf_sock_addr *ctx, struct slim_dial *dial, const __be32
 	return socket;
 }
 
-static __always_inline int
-slim_dial_source(struct bpf_sock_addr *ctx, struct slim_dial *dial, bool v6only)
+static __always_inline int slim_dial_source(struct bpf_sock_addr *ctx, struct slim_dial *dial)
 {
-	__u32 inner = slim_inner(false, dial->local->index, 0);
+	__be32 inner = slim_inner_v4(dial->state.control,
+				     slim_inner(false, dial->local->index, 0));
 
-	if (v6only) {
-		struct {
-			__u16 family;
-			__be16 port;
-			__be32 flow;
-			__be32 address[4];
-			__u32 scope;
-		} name = { .family = AF_INET6 };
-
-		name.address[0] = dial->state.control->range6[0];
-		name.address[1] = dial->state.control->range6[1];
-		name.address[3] = bpf_htonl(inner);
-		return bpf_bind(ctx, (struct sockaddr *)&name, sizeof(name));
-	}
 	if (dial->v6) {
 		struct {
 			__u16 family;
@@ -271,13 +276,12 @@ slim_dial_source(struct bpf_sock_addr *ctx, struct slim_dial *dial, bool v6only)
 			__u32 scope;
 		} name = { .family = AF_INET6 };
 
-		slim_map_v4(name.address, slim_inner_v4(dial->state.control, inner));
+		slim_map_v4(name.address, inner);
 		return bpf_bind(ctx, (struct sockaddr *)&name, sizeof(name));
-	}
-	{
+	} else {
 		struct sockaddr_in name = {
 			.sin_family = AF_INET,
-			.sin_addr.s_addr = slim_inner_v4(dial->state.control, inner),
+			.sin_addr.s_addr = inner,
 		};
 
 		return bpf_bind(ctx, (struct sockaddr *)&name, sizeof(name));
@@ -297,6 +301,9 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	__u32 v6only = 0;
 	__be32 local[4];
 	bool v6 = loopback && !slim_is_mapped(dial->address);
+
+	if (!loopback && dial->socket && dial->socket->flags & SLIM_SOCKET_LOOPBACK)
+		return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
 
 	/* Whoever dials ::1 does not reach an AF_INET listener, as everywhere. */
 	if (v6) {
@@ -334,9 +341,10 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	if (loopback && !v6)
 		local[3] = bpf_htonl(0x7f000001);
 
-	if (!dial->socket || !(dial->socket->flags &
-			       (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
-		if (slim_dial_source(ctx, dial, v6only))
+	/* No address of the IPv6 range can be bound: the kernel picks ::1, which serves as well. */
+	if (!v6only && !(dial->socket && dial->socket->flags &
+			 (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
+		if (slim_dial_source(ctx, dial))
 			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EADDRNOTAVAIL);
 	}
 	socket = slim_dial_socket(ctx, dial, local);
@@ -378,7 +386,7 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
 	slim_copy(socket->underlay, peer->host);
 	if (socket->flags & SLIM_SOCKET_BOUND) {
-		if (socket->flags & SLIM_SOCKET_V6ONLY || slim_bound_take(control, socket))
+		if (slim_bound_take(control, socket))
 			return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 		socket->flags |= SLIM_SOCKET_SOURCE_BOUND;
 	} else {
@@ -408,7 +416,7 @@ static __always_inline void slim_dial_forget(struct bpf_sock_addr *ctx, struct s
 		socket->local_port = 0;
 	}
 	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND)
-		slim_bound_close(dial->state.control, socket);
+		slim_bound_close(dial->state.control, socket, true);
 	socket->flags &= ~SLIM_CONNECT_FLAGS;
 	socket->flow_flags = 0;
 	socket->peer_endpoint = 0;

@@ -7,7 +7,6 @@
 
 #include "bind.h"
 
-#define SOL_SOCKET 1
 #define SOL_IP 0
 #define SOL_TCP 6
 #define SOL_IPV6 41

@@ -18,7 +18,9 @@ slim_sockops_tuple(struct bpf_sock_ops *ctx, const struct slim_control *control,
 	__be32 local[4], remote[4];
 
 	remote_port = bpf_htons(remote_port);
-	if (ctx->family == AF_INET6 && ctx->remote_ip6[0] == control->range6[0]) {
+	if (ctx->family == AF_INET6 &&
+	    (SLIM_CTX(ctx, remote_ip6[0]) == control->range6[0] ||
+	     SLIM_CTX(ctx, local_ip6[0]) == control->range6[0])) {
 		local[0] = SLIM_CTX(ctx, local_ip6[0]);
 		local[1] = SLIM_CTX(ctx, local_ip6[1]);
 		local[2] = SLIM_CTX(ctx, local_ip6[2]);
@@ -55,7 +57,7 @@ slim_sockops_follow(const struct slim_control *control, const struct slim_socket
 {
 	if (control->observe & SLIM_OBSERVE_CLOSED ||
 	    socket->flags & (SLIM_SOCKET_SOURCE_BOUND | SLIM_SOCKET_SAME_HOST |
-			     SLIM_SOCKET_HELD))
+			     SLIM_SOCKET_ANY_PORT))
 		return BPF_SOCK_OPS_STATE_CB_FLAG;
 	return 0;
 }
@@ -218,7 +220,10 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct slim_l
 		/* listen() without bind(): the kernel chose a port of the host. */
 		socket->endpoint = local->endpoint;
 		socket->index = local->index;
+		socket->local_port = 0;
 		socket->flags |= SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD;
+		if (ctx->family == AF_INET6 && slim_is_v6only(sk))
+			socket->flags |= SLIM_SOCKET_V6ONLY;
 		if (ctx->family == AF_INET)
 			slim_map_v4(socket->local, 0);
 		else
@@ -226,8 +231,7 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct slim_l
 		slim_hold(socket, bpf_htons((__u16)ctx->local_port));
 	}
 	socket->flags |= SLIM_SOCKET_LISTENER;
-	key.inner = socket->inner;
-	key.v6only = !!(socket->flags & SLIM_SOCKET_V6ONLY);
+	slim_held_key(socket, &key);
 	bpf_sock_hash_update(ctx, &slim_listener, &key, BPF_ANY);
 }
 
@@ -257,9 +261,10 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		if (old == BPF_TCP_SYN_SENT)
 			slim_bound_delete(state->control, socket);
 		else
-			slim_bound_close(state->control, socket);
+			slim_bound_close(state->control, socket,
+					 old == BPF_TCP_FIN_WAIT2 || old == BPF_TCP_CLOSING);
 	}
-	if (socket->flags & SLIM_SOCKET_HELD &&
+	if (socket->flags & SLIM_SOCKET_ANY_PORT &&
 	    (old == BPF_TCP_FIN_WAIT2 || old == BPF_TCP_CLOSING)) {
 		struct slim_usage *usage = slim_usage_get(socket->index);
 

@@ -121,7 +121,7 @@ struct {
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct slim_listener_key);
-	__type(value, __u32);
+	__type(value, struct slim_held);
 } slim_held SEC(".maps");
 
 struct {

@@ -44,7 +44,7 @@ enum slim_map {
 	SLIM_MAP_LISTENER,	/* sockhash: struct slim_listener_key -> listening socket */
 	SLIM_MAP_FLOW,		/* hash: struct slim_tuple -> struct slim_flow */
 	SLIM_MAP_BOUND,		/* hash: struct slim_tuple -> struct slim_bound */
-	SLIM_MAP_HELD,		/* hash: struct slim_listener_key -> __u32 sockets on bind(0) */
+	SLIM_MAP_HELD,		/* hash: struct slim_listener_key -> struct slim_held */
 	SLIM_MAP_SHIELD,	/* array[65536]: __u32 ports of the host that endpoints hold */
 	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
@@ -57,7 +57,7 @@ enum slim_wire {
 	SLIM_OPTION_LENGTH = 16,
 	SLIM_INNER_PORT = 473,		/* below 512: out of reach of every local user and rresvport() */
 	SLIM_WIRE_PORTS = 64,		/* a power of two */
-	SLIM_BOUND_PORTS = 8,		/* right behind the wire ports, for source-bound sockets */
+	SLIM_BOUND_PORTS = 32,		/* a power of two; right behind, for source-bound sockets */
 	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
 	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
 };
@@ -133,10 +133,10 @@ enum slim_cidr_flag {
 /* The state of one socket of an endpoint, in its socket storage. */
 enum slim_socket_flag {
 	SLIM_SOCKET_BOUND = 1,		/* explicit port: sits on an inner address */
-	SLIM_SOCKET_ANY_PORT = 2,	/* bind(0): sits on a port of the host */
+	SLIM_SOCKET_ANY_PORT = 2,	/* sits on a port of the host: bind(0), or none */
 	SLIM_SOCKET_WILDCARD = 4,	/* bound to 0.0.0.0 or :: */
 	SLIM_SOCKET_LOOPBACK = 8,	/* bound to the endpoint's loopback */
-	SLIM_SOCKET_HELD = 16,		/* counted in slim_held, slim_local and slim_shield */
+	SLIM_SOCKET_HELD = 16,		/* counted in slim_held; on bind(0) in slim_local, slim_shield */
 	SLIM_SOCKET_LISTENER = 32,
 	SLIM_SOCKET_WIRE = 128,		/* connects over the wire: the SYN gets the option */
 	SLIM_SOCKET_SAME_HOST = 256,	/* connects on this host: CONNECT_CB writes the flow */
@@ -144,7 +144,9 @@ enum slim_socket_flag {
 	SLIM_SOCKET_ACCEPTED = 1024,
 	SLIM_SOCKET_OUTSIDE = 2048,	/* connects to an address outside of every overlay */
 	SLIM_SOCKET_ESTABLISHED = 4096,
-	SLIM_SOCKET_V6ONLY = 8192,	/* sits on an inner address of the IPv6 range */
+	SLIM_SOCKET_V6ONLY = 8192,	/* IPV6_V6ONLY: sits on a port of the host */
+	SLIM_SOCKET_REUSE_ADDRESS = 16384,
+	SLIM_SOCKET_REUSE_PORT = 32768,
 };
 
 enum slim_event_kind {
@@ -288,11 +290,22 @@ struct slim_listener_key {
 	__u32 v6only;
 };
 
+/*
+ * The bound sockets of one endpoint at one port, by half (loopback or not):
+ * for the conflicts that inner addresses do not show to the kernel.
+ */
+struct slim_held {
+	__u32 sockets;
+	__u32 host;			/* of these on a port of the host */
+	__u32 reuse_address;		/* of these with SO_REUSEADDR */
+	__u32 reuse_port;		/* of these with SO_REUSEPORT */
+};
+
 /* A source-bound connection: underlay tuple -> inner source, and back. */
 struct slim_bound {
 	__be32 address;			/* to write in place of the one found */
 	__be16 port;
-	__u16 pad;
+	__u16 waiting;			/* closed from here: TIME_WAIT is on this host */
 	__u64 closed;			/* bpf_ktime_get_ns() of the close, 0 while open */
 };
 
