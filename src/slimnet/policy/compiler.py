@@ -201,8 +201,8 @@ class Compiler:
                     if policy is new:
                         number = ids[direction, index] = self._rule_numbers.take(words)
                         self._rules[number] = rule_text(policy, direction, index)
-                    elif (number := self._rule_numbers.release(words)) is not None:
-                        del self._rules[number]
+                    elif (last := self._rule_numbers.release(words)) is not None:
+                        del self._rules[last]
         return ids
 
     def _settle(self) -> set[int]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from slimnet.model import Direction
 from slimnet.policy.table import Pairs, PolicyTable
@@ -34,9 +34,7 @@ def difference(before: Tables, after: Tables, subjects: Iterable[int] | None = N
         after: the later ones.
         subjects: those whose records may differ; ``None``: any.
     """
-    old, new = before.policy, after.policy
-    assert isinstance(old, PolicyTable)
-    assert isinstance(new, PolicyTable)
+    old, new = cast("PolicyTable", before.policy), cast("PolicyTable", after.policy)
     if subjects is None:
         subjects = {*old.subjects, *new.subjects}
     records: dict[PolicyKey, PolicyRecord] = {}

@@ -118,7 +118,7 @@ def _policy(root: Node, network: str, source: Source | None = None) -> Policy:
     )
     if source is None:
         source = Source(root.file, _lines(root))
-    common = {"name": name, "source": source}
+    common: dict[str, Any] = {"name": name, "source": source}
     if kind == "NetworkPolicy":
         namespace = metadata.get("namespace")
         network = _network(metadata, network)

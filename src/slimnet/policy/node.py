@@ -178,6 +178,8 @@ def documents(text: str, file: str = "") -> Iterator[Node]:
     try:
         while loader.check_node():
             root = loader.get_node()
+            if root is None:
+                break
             node = _convert(loader, root, "", file, 0, count)
             if not node.absent:
                 yield node

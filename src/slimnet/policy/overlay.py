@@ -160,7 +160,7 @@ class Overlay:
             self._names[question.port] = term
             self._dirty |= self._declaring.get(question.port, set())
         elif question.block is not None:
-            self._ranges.add_block(term)
+            self._ranges.add_block(term, question.block)
         elif question.nodes is not None:
             self._dirty_nodes = True
         else:
@@ -179,7 +179,7 @@ class Overlay:
             del self._names[question.port]
             self._dirty |= self._declaring.get(question.port, set())
         elif question.block is not None:
-            self._ranges.drop_block(term)
+            self._ranges.drop_block(term, question.block)
         elif question.nodes is not None:
             self._dirty_nodes = True
         else:

@@ -61,7 +61,6 @@ class Population:
         """A new question about labels; says who fulfils it."""
         self._terms.add(term)
         peer = term.question.peer
-        assert peer is not None
         if peer.namespaces is None:
             within = self._by_namespace.get(term.question.namespace, set())
             term.groups = (
@@ -113,7 +112,6 @@ class Population:
 
     def _holds(self, term: Term, group: Group) -> bool:
         peer = term.question.peer
-        assert peer is not None
         if peer.namespaces is None:
             if group.namespace != term.question.namespace:
                 return False

@@ -18,8 +18,8 @@ def _spans(ports: tuple[Port, ...], declared: Mapping[str, tuple[str, int]]) -> 
     spans: list[Span] = []
     for port in ports:
         if port.name is None:
-            assert port.protocol is not None
-            spans.append((port.protocol, port.first, port.last))
+            if port.protocol is not None:
+                spans.append((port.protocol, port.first, port.last))
         elif port.name in declared:
             word, number = declared[port.name]
             protocol = Protocol[word.upper()]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from netaddr import IPAddress, IPNetwork
 
+from slimnet.policy.rule import Block
 from slimnet.policy.term import Term
 
 __all__ = ["Prefix", "Ranges", "inside", "network_of", "prefix_of"]
@@ -44,6 +45,15 @@ def _above(prefix: Prefix, lengths: Iterable[int]) -> Iterator[Prefix]:
             yield version, value >> (width - length) << (width - length), length
 
 
+def _ends(block: Block) -> Iterator[IPNetwork]:
+    """The ranges at whose ends a block begins, ends or is interrupted."""
+    yield block.cidr
+    yield from block.excepts
+    if block.cidr.version == 6 and _MAPPED in block.cidr:
+        # In the tables IPv4 lies inside of IPv6 (v4-mapped); in the rules it does not.
+        yield IPNetwork("0.0.0.0/0")
+
+
 class Ranges:
     """All prefixes that any range ends at; each is inside the same blocks throughout.
 
@@ -57,29 +67,27 @@ class Ranges:
         self._count: dict[Prefix, int] = {}
         self._lengths: dict[int, list[int]] = {4: [], 6: []}
         self._per_length: dict[tuple[int, int], int] = {}
-        self._blocks: dict[Prefix, list[Term]] = {}
+        self._blocks: dict[Prefix, list[tuple[Block, Term]]] = {}
         self._terms: dict[Prefix, frozenset[Term]] = {}
         self._addresses: dict[int, list[int]] = {4: [], 6: []}
         self._changed: set[Prefix] = set()
         for network in fixed:
             self._count_up(network)
 
-    def add_block(self, term: Term) -> None:
+    def add_block(self, term: Term, block: Block) -> None:
         """A rule's block joins."""
-        for network in self._ends(term):
+        for network in _ends(block):
             self._count_up(network)
-        assert term.question.block is not None
-        prefix = prefix_of(term.question.block.cidr)
-        self._blocks.setdefault(prefix, []).append(term)
+        prefix = prefix_of(block.cidr)
+        self._blocks.setdefault(prefix, []).append((block, term))
         self._changed.add(prefix)
 
-    def drop_block(self, term: Term) -> None:
+    def drop_block(self, term: Term, block: Block) -> None:
         """A rule's block goes."""
-        for network in self._ends(term):
+        for network in _ends(block):
             self._count_down(network)
-        assert term.question.block is not None
-        prefix = prefix_of(term.question.block.cidr)
-        self._blocks[prefix].remove(term)
+        prefix = prefix_of(block.cidr)
+        self._blocks[prefix].remove((block, term))
         if not self._blocks[prefix]:
             del self._blocks[prefix]
         self._changed.add(prefix)
@@ -142,21 +150,10 @@ class Ranges:
         above = set(_above(prefix, self._lengths[prefix[0]]))
         found = []
         for cidr in above:
-            for term in self._blocks.get(cidr, ()):
-                assert term.question.block is not None
-                holes = term.question.block.excepts
-                if not any(prefix_of(hole) in above for hole in holes):
+            for block, term in self._blocks.get(cidr, ()):
+                if not any(prefix_of(hole) in above for hole in block.excepts):
                     found.append(term)
         return frozenset(found)
-
-    def _ends(self, term: Term) -> Iterator[IPNetwork]:
-        block = term.question.block
-        assert block is not None
-        yield block.cidr
-        yield from block.excepts
-        if block.cidr.version == 6 and _MAPPED in block.cidr:
-            # In the tables IPv4 lies inside of IPv6 (v4-mapped); in the rules it does not.
-            yield IPNetwork("0.0.0.0/0")
 
     def _count_up(self, network: IPNetwork) -> None:
         prefix = version, _, length = prefix_of(network)

@@ -19,7 +19,7 @@ class Action(enum.StrEnum):
 
     ACCEPT = "Accept"
     DENY = "Deny"
-    PASS = "Pass"  # on to the next tier
+    PASS = "Pass"  # noqa: S105  # on to the next tier
 
 
 class Tier(enum.StrEnum):

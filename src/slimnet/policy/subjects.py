@@ -94,10 +94,9 @@ class Subjects:
                     term.uses.discard((identity, direction))
 
     def _build(self, identity: int, party: Party) -> _Pairs:
-        assert party.group is not None
         selecting = {
             placement
-            for term in party.group.terms
+            for term in (party.group.terms if party.group else ())
             for placement in term.selects
             if isinstance(placement, Placement)
         }

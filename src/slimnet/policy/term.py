@@ -23,30 +23,28 @@ class Question:
     """A term's meaning.
 
     Attributes:
-        peer: as a rule says it; ``None`` for ``port``.
+        peer: as a rule says it; empty for ``port``.
         namespace: the policy's, where the peer's own says nothing.
         port: endpoints that declare a port of this name.
     """
 
-    peer: Peer | None = None
+    peer: Peer = Peer()
     namespace: str = ""
     port: str = ""
 
     @property
     def block(self) -> Block | None:
         """The range, where it asks for one."""
-        return None if self.peer is None else self.peer.block
+        return self.peer.block
 
     @property
     def nodes(self) -> Selector | None:
         """What it selects hosts by, where it does."""
-        return None if self.peer is None else self.peer.nodes
+        return self.peer.nodes
 
     @property
     def exact(self) -> bool:
         """Whether it names hosts: by selecting nodes, or as one single address."""
-        if self.peer is None:
-            return False
         block = self.peer.block
         return self.peer.nodes is not None or (block is not None and block.cidr.size == 1)
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""slim_decide() itself, compiled by gcc, over tables of the compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+from netaddr import IPAddress
+
+from slimnet import contract
+from slimnet.model import Direction, Flow, Protocol, Reason, Verdict
+from slimnet.policy.decision import Answerer
+from slimnet.tables import Tables
+
+KERNEL = Path(__file__).parents[2] / "kernel"
+
+
+class Library:
+    """The shared library, built from ``kernel/test/decide.c`` and a directory of headers."""
+
+    def __init__(self, directory: Path, headers: Path = KERNEL / "uapi", *options: str) -> None:
+        target = directory / "libslimdecide.so"
+        subprocess.run(
+            ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+            + [*options, f"-I{headers}", "-o", target, KERNEL / "test" / "decide.c"],
+            check=True,
+        )
+        self.c = ctypes.CDLL(str(target))
+        self.c.slim_test_open.restype = ctypes.c_void_p
+        self.c.slim_test_open.argtypes = [ctypes.c_size_t]
+        self.c.slim_test_close.argtypes = [ctypes.c_void_p]
+        self.c.slim_test_close.restype = None
+        numbers = [ctypes.c_uint32] * 3 + [ctypes.c_uint8] * 2 + [ctypes.c_uint16]
+        self.c.slim_test_set.argtypes = [
+            *(ctypes.c_void_p, *numbers, ctypes.c_uint8, ctypes.c_uint8, ctypes.c_uint32)
+        ]
+        self.c.slim_test_decide.argtypes = [ctypes.c_void_p, *numbers[1:]]
+        self.c.slim_test_decide.argtypes += [ctypes.c_uint8] * 2
+        self.c.slim_test_decide.argtypes += [ctypes.POINTER(contract.slim_verdict)]
+        self.c.slim_test_decide.restype = None
+
+
+def prefix_length(protocol: int | None, port_bits: int) -> int:
+    """``prefixlen`` of struct slim_policy_key."""
+    if protocol is None:
+        return contract.SLIM_PREFIX_ANY_PROTOCOL
+    return contract.SLIM_PREFIX_ANY_PORT + port_bits
+
+
+class Decider:
+    """One host's tables in the library: asks as that host's data path does."""
+
+    def __init__(self, library: Library, tables: Tables) -> None:
+        self._c = library.c
+        self.tables = tables
+        self._env = self._c.slim_test_open(len(tables.policy))
+        for key, record in tables.policy.items():
+            failed = self._c.slim_test_set(
+                self._env,
+                prefix_length(key.protocol, key.port_bits),
+                key.subject,
+                key.peer,
+                key.direction,
+                key.protocol or 0,
+                key.port,
+                record.allow,
+                record.reason,
+                record.rule,
+            )
+            assert not failed
+
+    def close(self) -> None:
+        self._c.slim_test_close(self._env)
+
+    def decide(self, subject: int, peer: int, flow: Flow, *, own: bool, host: bool) -> Verdict:
+        """The C function's answer for two identities."""
+        verdict = contract.slim_verdict()
+        self._c.slim_test_decide(
+            self._env,
+            subject,
+            peer,
+            flow.direction,
+            flow.protocol,
+            flow.port,
+            own,
+            host,
+            ctypes.byref(verdict),
+        )
+        return Verdict(bool(verdict.action), Reason(verdict.reason), verdict.rule)
+
+    def verdict(self, vni: int, flow: Flow) -> Verdict | None:
+        """A flow's, at the end that its direction says; ``None`` where that is no endpoint."""
+        answerer = Answerer(self.tables, vni)
+        here, there = flow.source, flow.destination
+        if flow.direction is Direction.INGRESS:
+            here, there = there, here
+        subject, peer = answerer.site(here), answerer.site(there)
+        if not subject.endpoint:
+            return None
+        if peer.overlay and not peer.endpoint:
+            # Said by the data path before it asks the policy.
+            return Verdict(False, Reason["NO_ENDPOINT"])
+        own = subject.endpoint == peer.endpoint
+        return self.decide(subject.identity, peer.identity, flow, own=own, host=peer.host)
+
+
+def flow(
+    network: str, source: IPAddress, destination: IPAddress, protocol: Protocol, port: int
+) -> tuple[Flow, Flow]:
+    """Both questions that a connection is put to: at its source, at its destination."""
+    egress, ingress = (
+        Flow(network, source, destination, protocol, port, direction)
+        for direction in (Direction.EGRESS, Direction.INGRESS)
+    )
+    return egress, ingress
