@@ -109,11 +109,11 @@ class _Script:
                 f"{protocol:d} : {Refusal(protocol, direction, reason, rule).mark}"
                 for protocol in Protocol
             )
-            if reason is Reason.SYN_UNKNOWN:
+            if reason is Reason["SYN_UNKNOWN"]:
                 # The tables of two hosts change one after the other: the
                 # opener's retransmission finds the newer ones.
                 answers = ["drop"]
-            elif reason is Reason.NO_ENDPOINT:
+            elif reason is Reason["NO_ENDPOINT"]:
                 answers = ["reject with icmp host-unreachable"]
             elif direction is Direction.EGRESS:
                 # Linux reports it as EHOSTUNREACH, so that nobody takes it for the peer's no.
@@ -194,11 +194,11 @@ def _subject(
         script.table("map", f"{name}_named", "mark . inet_proto . inet_service : verdict", named)
         rules.append(f"meta mark . meta l4proto . th dport vmap @{name}_named")
     side = "daddr" if direction is Direction.EGRESS else "saddr"
-    rules.append(f"ip {side} @host {script.deny(direction, Reason.HOST_DENY)}")
+    rules.append(f"ip {side} @host {script.deny(direction, Reason['HOST_DENY'])}")
     if anyone:
         script.table("map", f"{name}_any", "inet_proto . inet_service : verdict", anyone)
         rules.append(f"meta l4proto . th dport vmap @{name}_any")
-    script.chain(name, *rules, f"goto allow_{Reason.DEFAULT_ALLOW:d}")
+    script.chain(name, *rules, f"goto allow_{Reason['DEFAULT_ALLOW']:d}")
 
 
 def _decisions(script: _Script, tables: Tables, vni: int) -> None:
@@ -247,12 +247,12 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             "ipv4_addr : verdict",
             (f"{address} : goto {prefix}_{local[address]}" for address in sorted(local)),
         )
-        nobody = script.deny(direction, Reason.NO_ENDPOINT)
-        stranger = script.deny(direction, Reason.SYN_UNKNOWN)
+        nobody = script.deny(direction, Reason["NO_ENDPOINT"])
+        stranger = script.deny(direction, Reason["SYN_UNKNOWN"])
         script.chain(
             "egress" if direction is Direction.EGRESS else "ingress",
             f"meta l4proto != {{ {', '.join(str(p.value) for p in Protocol)} }} "
-            + script.deny(direction, Reason.PROTOCOL),
+            + script.deny(direction, Reason["PROTOCOL"]),
             f"meta mark set {contract.SLIM_IDENTITY_WORLD}",
             f"meta mark set ip {other} map @peer",
             f"meta mark {_NOBODY} {nobody if direction is Direction.EGRESS else stranger}",
@@ -284,8 +284,10 @@ def _replace(script: _Script, forward: list[str], old: Iterable[tuple[str, str]]
     """
     gone = [f"delete {kind} ip {TABLE} {name}" for kind, name in old]
     script.chain("closed", "meta l4proto tcp reject with tcp reset", "drop")
-    script.chain(f"allow_{Reason.RULE_ALLOW:d}", f"counter name reason_{Reason.RULE_ALLOW:d}")
-    script.chain(f"allow_{Reason.DEFAULT_ALLOW:d}", f"counter name reason_{Reason.DEFAULT_ALLOW:d}")
+    script.chain(f"allow_{Reason['RULE_ALLOW']:d}", f"counter name reason_{Reason['RULE_ALLOW']:d}")
+    script.chain(
+        f"allow_{Reason['DEFAULT_ALLOW']:d}", f"counter name reason_{Reason['DEFAULT_ALLOW']:d}"
+    )
     script.chain("forward", *forward)
     # The router itself is nobody's peer: it answers with a refusal.
     script.chain("input", 'iifname "lo" accept', "meta l4proto tcp reject with tcp reset", "reject")
@@ -303,7 +305,7 @@ def _comment(generation: int) -> str:
 def closed(old: Iterable[tuple[str, str]] = ()) -> str:
     """The script before the first tables: every packet is refused."""
     script = _Script()
-    refuse = script.deny(Direction.EGRESS, Reason.NO_TABLES)
+    refuse = script.deny(Direction.EGRESS, Reason["NO_TABLES"])
     return _replace(script, [f"{refuse} {_comment(0)}"], old)
 
 
@@ -319,6 +321,7 @@ def render(tables: Tables, vni: int, old: Iterable[tuple[str, str]] = ()) -> str
     _decisions(script, tables, vni)
     mark = tables.generation % (_CLOSED - 1) + 1
     comment = _comment(tables.generation)
+    absent = script.deny(Direction.EGRESS, Reason["NO_ENDPOINT"])
     forward = [
         f"ct mark vmap {{ {mark} : accept, {_CLOSED} : goto closed }} {comment}",
         "ct direction reply accept",
@@ -326,7 +329,7 @@ def render(tables: Tables, vni: int, old: Iterable[tuple[str, str]] = ()) -> str
         "ct state invalid drop",
         f'iifname "{ENDPOINT}*" jump egress',
         # It lives here, but it is not attached.
-        f'oifname "{VXLAN}" ip daddr @local {script.deny(Direction.EGRESS, Reason.NO_ENDPOINT)}',
+        f'oifname "{VXLAN}" ip daddr @local {absent}',
         # Nothing from outside is for an endpoint, and nothing passes through.
         f'iifname "{UPLINK}" drop',
         f'oifname "{ENDPOINT}*" jump ingress',

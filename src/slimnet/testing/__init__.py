@@ -1,9 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """For tests: of slimnet, of its backends, of what uses it.
 
+- :func:`check_backend`: holds a backend to the contract of :class:`slimnet.abc.Backend`.
+- :class:`MemoryBackend`: a backend without a kernel, for unit tests.
 - :class:`Underlay`: hosts on one network, out of network namespaces.
+- :class:`Resident`: a process in an endpoint that makes connections on request.
 """
 
+from slimnet.testing._backend import BACKEND_CLAUSES, check_backend
+from slimnet.testing._memory import MemoryBackend
+from slimnet.testing._resident import Reached, Resident
 from slimnet.testing._underlay import Underlay, UnderlayHost
 
-__all__ = ["Underlay", "UnderlayHost"]
+__all__ = [
+    "BACKEND_CLAUSES",
+    "MemoryBackend",
+    "Reached",
+    "Resident",
+    "Underlay",
+    "UnderlayHost",
+    "check_backend",
+]

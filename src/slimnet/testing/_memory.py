@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backend that enforces nothing and decides everything, for unit tests."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from attrs import define, field
+from netaddr import IPAddress
+
+from slimnet import contract
+from slimnet.abc import Backend, Context
+from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.model import (
+    Answer,
+    Attachment,
+    Connection,
+    Direction,
+    Endpoint,
+    Event,
+    EventKind,
+    Flow,
+    Network,
+    Probe,
+    Protocol,
+    Reason,
+    Status,
+    Verdict,
+    Wire,
+)
+from slimnet.policy.decision import Answerer, Site
+from slimnet.tables import Change, Tables
+
+__all__ = ["MemoryBackend"]
+
+_REFUSED_MOST = 4096
+
+
+@define
+class _Attached:
+    endpoint: Endpoint
+    network: Network
+    attachment: Attachment
+    made: bool
+
+
+@define
+class _DataPath:
+    """What goes on when a backend is closed: here it lives in this process."""
+
+    abi: int = contract.SLIM_ABI_VERSION
+    tables: Tables | None = None
+    attached: dict[int, _Attached] = field(factory=dict)
+    counters: dict[Reason, int] = field(factory=dict)
+    refused: list[Event] = field(factory=list)
+    news: threading.Condition = field(factory=threading.Condition)
+
+
+class MemoryBackend(Backend):
+    """Keeps the whole contract of :class:`slimnet.abc.Backend` without a kernel.
+
+    Needs no privilege. ``context.cgroup`` may be any directory: an endpoint
+    has processes when the file ``cgroup.procs`` in its own is not empty. Its
+    data paths outlive :meth:`close` by instance, as a kernel's would, until
+    :meth:`teardown`. :meth:`decide` puts a flow to the tables in force.
+    """
+
+    name: ClassVar[str] = "memory"
+    enforcing: ClassVar[bool] = False
+    wires: ClassVar[frozenset[Wire]] = frozenset({Wire.VXLAN})
+    preference: ClassVar[int] = -1
+
+    #: The data paths that run, by instance.
+    running: ClassVar[dict[str, _DataPath]] = {}
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        for option in context.options:
+            raise ConfigError(f"backend.memory.{option}", "no options", option)
+        path = self.running.get(context.instance)
+        if path is not None and path.abi != contract.SLIM_ABI_VERSION:
+            raise AbiMismatch(
+                f"instance {context.instance}: wanted a data path of ABI "
+                f"{contract.SLIM_ABI_VERSION}, got {path.abi}"
+            )
+        self._path = self.running.setdefault(context.instance, _DataPath())
+        self._closed = False
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """Always yes."""
+        return Probe(Answer.YES, "needs nothing, enforces nothing")
+
+    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+        """Make a directory."""
+        self._work()
+        known = self._path.attached.get(endpoint.id)
+        if known is not None:
+            return known.attachment
+        full = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
+        cgroup = Path(endpoint.cgroup) if endpoint.cgroup else self.context.cgroup / full
+        made = not cgroup.is_dir()
+        try:
+            cgroup.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BackendError(f"endpoint {full}: {error}") from error
+        attachment = Attachment(endpoint.id, cgroup)
+        self._path.attached[endpoint.id] = _Attached(endpoint, network, attachment, made)
+        return attachment
+
+    def detach(self, endpoint: int) -> None:
+        """Remove the directory, if :meth:`attach` made it."""
+        self._work()
+        known = self._path.attached.get(endpoint)
+        if known is not None:
+            _refuse_if_used(known)
+            if known.made:
+                known.attachment.cgroup.rmdir()
+            del self._path.attached[endpoint]
+
+    def install(self, tables: Tables, change: Change | None = None) -> None:
+        """Keep a reference."""
+        del change
+        self._work()
+        self._path.tables = tables
+
+    def status(self) -> Status:
+        """Generation, endpoints and counters."""
+        self._work()
+        return Status(
+            generation=self._path.tables.generation if self._path.tables else 0,
+            endpoints=frozenset(self._path.attached),
+            counters=dict(self._path.counters),
+            abi=f"memory-{self._path.abi}",
+        )
+
+    def connections(self) -> list[Connection]:
+        """None: nothing is carried."""
+        self._work()
+        return []
+
+    def events(self, timeout: float) -> list[Event]:
+        """The refusals of :meth:`decide`."""
+        self._work()
+        with self._path.news:
+            self._path.news.wait_for(lambda: self._path.refused, timeout)
+            found, self._path.refused = self._path.refused, []
+        return found
+
+    def close(self) -> None:
+        """The data path goes on in :attr:`running`."""
+        self._closed = True
+
+    def teardown(self) -> None:
+        """Forget it all."""
+        self._work()
+        for known in self._path.attached.values():
+            _refuse_if_used(known)
+        for endpoint in list(self._path.attached):
+            self.detach(endpoint)
+        self.running.pop(self.context.instance, None)
+        self.close()
+
+    def decide(self, flow: Flow) -> Verdict:
+        """What the data path answers to one end of a flow, counted as it would be.
+
+        The endpoint whose policy is asked must be attached here; before the
+        first tables, and to what is not attached, the answer is no.
+        """
+        self._work()
+        tables = self._path.tables
+        egress = flow.direction is Direction.EGRESS
+        own, other = (flow.source, flow.destination) if egress else (flow.destination, flow.source)
+        subject = self.attached_at(flow.network, own)
+        answerer = Answerer(tables, subject.network.vni) if tables and subject else None
+        peer = answerer.site(other) if answerer else Site(contract.SLIM_IDENTITY_WORLD)
+        if answerer is None:
+            reason = "NO_ENDPOINT" if tables else "NO_TABLES"
+            verdict = Verdict(allowed=False, reason=Reason[reason])
+        elif not answerer.site(own).endpoint or (peer.overlay and not peer.endpoint):
+            verdict = Verdict(allowed=False, reason=Reason["NO_ENDPOINT"])
+        else:
+            verdict = answerer.verdict(
+                answerer.site(own), peer, flow.direction, flow.protocol, flow.port
+            )
+        self._count(flow, verdict, subject.endpoint.id if subject else 0, peer.endpoint)
+        return verdict
+
+    def _count(self, flow: Flow, verdict: Verdict, endpoint: int, peer: int) -> None:
+        counters = self._path.counters
+        counters[verdict.reason] = counters.get(verdict.reason, 0) + 1
+        if not verdict.allowed:
+            with self._path.news:
+                self._path.refused.append(
+                    Event(
+                        kind=EventKind.REFUSED,
+                        time=time.time(),
+                        endpoint=endpoint,
+                        peer_endpoint=peer,
+                        source=(flow.source, 0),
+                        destination=(flow.destination, flow.port),
+                        protocol=flow.protocol,
+                        direction=flow.direction,
+                        reason=verdict.reason,
+                        rule=verdict.rule,
+                    )
+                )
+                del self._path.refused[:-_REFUSED_MOST]
+                self._path.news.notify_all()
+
+    def attached_at(self, network: str, address: IPAddress) -> _Attached | None:
+        """The attached endpoint that has an address, if any."""
+        for known in self._path.attached.values():
+            if known.network.name == network and known.endpoint.address == address:
+                return known
+        return None
+
+    def _work(self) -> None:
+        if self._closed:
+            raise BackendError(f"instance {self.context.instance}: this backend is closed")
+
+    @classmethod
+    def reach(
+        cls, hosts: Mapping[str, MemoryBackend], source: Endpoint, to: IPAddress, port: int
+    ) -> bool:
+        """Whether a TCP connection would be: both ends' policies, each asked on its host.
+
+        Args:
+            hosts: the backends by the names of their hosts.
+            source: the endpoint that connects.
+            to: the address that it dials.
+            port: the port that it dials.
+        """
+        flow = Flow(source.network, source.address, to, Protocol.TCP, port, Direction.EGRESS)
+        if not hosts[source.host].decide(flow).allowed:
+            return False
+        flow = Flow(source.network, source.address, to, Protocol.TCP, port, Direction.INGRESS)
+        owners = [host for host in hosts.values() if host.attached_at(source.network, to)]
+        return all(owner.decide(flow).allowed for owner in owners)
+
+
+def _refuse_if_used(known: _Attached) -> None:
+    processes = known.attachment.cgroup / "cgroup.procs"
+    if processes.is_file() and processes.read_text():
+        raise InUse(f"endpoint {known.endpoint.id}: processes in {known.attachment.cgroup}")

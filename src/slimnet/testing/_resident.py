@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process inside an endpoint that does socket calls on request."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from attrs import frozen
+
+from slimnet.fallback import netns
+
+__all__ = ["Reached", "Resident"]
+
+_PROGRAM = Path(__file__).with_name("_resident_process.py")
+
+
+@frozen
+class Reached:
+    """How one connection went.
+
+    Attributes:
+        error: the errno, 0 when it was made.
+        text: the error in words.
+        seconds: from the call to the server's greeting, or to the error.
+        local: own address and port, as getsockname says.
+        peer: the other's, as getpeername says.
+        seen: what the server's getpeername says of this end.
+    """
+
+    error: int
+    text: str
+    seconds: float
+    local: tuple[str, int] | None = None
+    peer: tuple[str, int] | None = None
+    seen: tuple[str, int] | None = None
+
+    def __bool__(self) -> bool:
+        return self.error == 0
+
+
+class Resident:
+    """Starts the process in a cgroup and a network namespace; ends it with the block.
+
+    Args:
+        cgroup: a cgroup v2 directory.
+        host: the network namespace in which it is started.
+        netns: the one that it enters then, ``None`` to stay.
+    """
+
+    def __init__(self, cgroup: Path, host: Path, netns_: Path | None = None) -> None:
+        with netns.enter(host):
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_PROGRAM), str(cgroup), str(netns_ or "")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        self._read()  # it has moved
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None  # noqa: S101  # for the type checker
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the resident process ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _ask(self, do: str, **request: object) -> Any:
+        assert self._process.stdin is not None  # noqa: S101  # for the type checker
+        self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+        self._process.stdin.flush()
+        answer = self._read()
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["text"])
+        return answer["answer"]
+
+    def connect(self, address: str, port: int, timeout: float = 3) -> Reached:
+        """Connect, wait for the greeting of :meth:`serve`, close."""
+        answer = self._ask("connect", to=(address, port), timeout=timeout)
+        greeting = answer.get("greeting")
+        return Reached(
+            error=answer["error"],
+            text=answer["text"],
+            seconds=answer["seconds"],
+            local=_end(answer.get("local")),
+            peer=_end(answer.get("peer")),
+            seen=_end(greeting["peer"]) if greeting else None,
+        )
+
+    def serve(self, port: int, address: str = "0.0.0.0") -> None:  # noqa: S104  # in its endpoint
+        """Listen; greet and echo for ever."""
+        self._ask("serve", at=(address, port))
+
+    def hold(self, name: str, address: str, port: int) -> None:
+        """Open a connection that stays."""
+        self._ask("hold", name=name, to=(address, port))
+
+    def talk(self, name: str) -> bool:
+        """Send one byte on a held connection and get it back.
+
+        Raises:
+            OSError: the connection is over.
+        """
+        return bool(self._ask("talk", name=name))
+
+    def loop(self, name: str, address: str, port: int, every: float = 0.005) -> None:
+        """Begin to connect again and again."""
+        self._ask("loop", name=name, to=(address, port), every=every)
+
+    def stop(self, name: str) -> dict[str, Any]:
+        """End a loop: ``succeeded``, ``failed``, ``slowest`` (seconds), ``errors`` (by text)."""
+        result: dict[str, Any] = self._ask("stop", name=name)
+        return result
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _end(pair: list[Any] | None) -> tuple[str, int] | None:
+    return (pair[0], pair[1]) if pair else None

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program of :class:`slimnet.testing.Resident`: socket calls on request.
+
+Started by path, with the interpreter alone: one JSON object a line comes in
+on standard input, one goes out for each on standard output.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+_CLONE_NEWNET = 0x40000000
+
+
+def move(cgroup: str, netns: str) -> None:
+    """Become the endpoint's: its cgroup, then its network namespace."""
+    (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
+    if netns:
+        libc = ctypes.CDLL(None, use_errno=True)
+        there = os.open(netns, os.O_RDONLY)
+        if libc.setns(there, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(there)
+
+
+def attempt(to: list[Any], timeout: float) -> dict[str, Any]:
+    """One connection: until the server's greeting has come."""
+    started = time.monotonic()
+    answer: dict[str, Any] = {"error": 0, "text": ""}
+    try:
+        with socket.create_connection((to[0], to[1]), timeout) as connection:
+            answer["peer"] = connection.getpeername()
+            answer["local"] = connection.getsockname()
+            answer["greeting"] = json.loads(connection.makefile().readline() or "null")
+    except OSError as error:
+        answer["error"] = error.errno or -1
+        answer["text"] = str(error)
+    answer["seconds"] = time.monotonic() - started
+    return answer
+
+
+class Loop(threading.Thread):
+    """Attempts without end, and what came of them."""
+
+    def __init__(self, to: list[Any], every: float) -> None:
+        super().__init__(daemon=True)
+        self.to, self.every = to, every
+        self.stopped = threading.Event()
+        self.result: dict[str, Any] = {"succeeded": 0, "failed": 0, "slowest": 0.0, "errors": {}}
+
+    def run(self) -> None:
+        result = self.result
+        while not self.stopped.wait(self.every):
+            answer = attempt(self.to, 3)
+            result["slowest"] = max(result["slowest"], answer["seconds"])
+            if answer["error"]:
+                result["failed"] += 1
+                result["errors"][answer["text"]] = result["errors"].get(answer["text"], 0) + 1
+            else:
+                result["succeeded"] += 1
+
+
+class Server(threading.Thread):
+    """Greets every connection with both of its ends, then echoes."""
+
+    def __init__(self, at: list[Any]) -> None:
+        super().__init__(daemon=True)
+        self.socket = socket.create_server((at[0], at[1]), backlog=512)
+
+    def run(self) -> None:
+        while True:
+            connection, peer = self.socket.accept()
+            threading.Thread(target=self.serve, args=(connection, peer), daemon=True).start()
+
+    @staticmethod
+    def serve(connection: socket.socket, peer: object) -> None:
+        with connection:
+            try:
+                greeting = json.dumps({"peer": peer, "local": connection.getsockname()})
+                connection.sendall(greeting.encode() + b"\n")
+                while data := connection.recv(4096):
+                    connection.sendall(data)
+            except OSError:
+                pass
+
+
+class Resident:
+    """The requests, by name."""
+
+    def __init__(self) -> None:
+        self.loops: dict[str, Loop] = {}
+        self.held: dict[str, socket.socket] = {}
+
+    def connect(self, to: list[Any], timeout: float) -> dict[str, Any]:
+        return attempt(to, timeout)
+
+    def serve(self, at: list[Any]) -> None:
+        Server(at).start()
+
+    def hold(self, name: str, to: list[Any]) -> None:
+        self.held[name] = socket.create_connection((to[0], to[1]), 3)
+        self.held[name].makefile().readline()
+
+    def talk(self, name: str) -> bool:
+        connection = self.held[name]
+        connection.sendall(b"x")
+        return connection.recv(1) == b"x"
+
+    def loop(self, name: str, to: list[Any], every: float) -> None:
+        self.loops[name] = Loop(to, every)
+        self.loops[name].start()
+
+    def stop(self, name: str) -> dict[str, Any]:
+        loop = self.loops.pop(name)
+        loop.stopped.set()
+        loop.join()
+        return loop.result
+
+
+def main() -> None:
+    move(*sys.argv[1:3])
+    resident = Resident()
+    print("{}", flush=True)  # noqa: T201  # this is how it answers
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"answer": getattr(resident, request.pop("do"))(**request)}
+        except OSError as error:
+            answer = {"errno": error.errno or -1, "text": str(error)}
+        print(json.dumps(answer), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

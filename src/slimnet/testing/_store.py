@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of :class:`slimnet.abc.Store`, clause by clause."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+from slimnet.abc import Store
+from slimnet.exceptions import ConfigError, Conflict, NotFound
+
+__all__ = ["check_store"]
+
+_LEASE = 0.5
+
+
+def check_store(
+    url: str,
+    opened: Callable[[str], Store],
+    *,
+    patience: float = 5.0,
+) -> list[str]:
+    """Run every clause of the contract on a store.
+
+    Works below a prefix of its own and removes what it wrote; other keys are
+    not touched.
+
+    Args:
+        url: of the store.
+        opened: opens it, such as ``SqliteStore.open``; called several times, as
+            several processes would.
+        patience: seconds for what takes the store a while.
+
+    Returns:
+        the names of the clauses that were run.
+
+    Raises:
+        AssertionError: names the clause that does not hold.
+    """
+    clauses = [
+        _refuses_foreign_url,
+        _put_and_get,
+        _lists_below_a_prefix,
+        _transaction_is_whole,
+        _expectations,
+        _nothing_done_is_no_revision,
+        _counters_lose_nothing,
+        _watch_tells_in_order,
+        _watch_ends_by_itself,
+        _watch_wakes_up,
+        _watch_tells_of_deletion,
+        _forgotten_history_is_a_conflict,
+        _lease_runs_out,
+        _lease_is_renewed,
+        _lease_moves_with_a_put,
+        _unknown_lease,
+        _survives_closing,
+        _closes_twice,
+    ]
+    for number, clause in enumerate(clauses):
+        prefix = f"check-store/{time.time_ns()}-{number}/"
+        store = opened(url)
+        other = opened(url)
+        try:
+            clause(_Trial(url, opened, store, other, prefix, patience))
+        except AssertionError as error:
+            raise AssertionError(f"{clause.__name__.strip('_')}: {error}") from error
+        finally:
+            store.close()
+            with opened(url) as cleaner:
+                cleaner.transact(delete=list(cleaner.list(prefix)[0]))
+            other.close()
+    return [clause.__name__.strip("_") for clause in clauses]
+
+
+class _Trial:
+    """One clause's playground: two openers of one store, and a prefix."""
+
+    def __init__(
+        self,
+        url: str,
+        opened: Callable[[str], Store],
+        store: Store,
+        other: Store,
+        prefix: str,
+        patience: float,
+    ) -> None:
+        self.url = url
+        self.opened = opened
+        self.store = store
+        self.other = other
+        self.prefix = prefix
+        self.patience = patience
+
+    def key(self, name: str) -> str:
+        return self.prefix + name
+
+    def eventually(self, holds: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + self.patience
+        while not holds():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+
+def _refuses_foreign_url(trial: _Trial) -> None:
+    for url in ("", "nonsense", "no-such-store://x"):
+        try:
+            trial.opened(url).close()
+        except ConfigError:
+            continue
+        raise AssertionError(f"opening {url!r} should be a ConfigError")
+
+
+def _put_and_get(trial: _Trial) -> None:
+    key = trial.key("a")
+    _equal(None, trial.store.get(key), "a key that is not there")
+    first = trial.store.transact(put={key: b"1"})
+    _equal((b"1", first), trial.store.get(key), "what was put")
+    _equal((b"1", first), trial.other.get(key), "what another opener sees")
+    second = trial.other.transact(put={key: bytes(range(256))})
+    _true(second > first, "every change has a greater revision")
+    _equal((bytes(range(256)), second), trial.store.get(key), "what was put over it")
+    third = trial.store.transact(delete=[key])
+    _true(third > second, "a deletion has a revision too")
+    _equal(None, trial.other.get(key), "a key that was deleted")
+
+
+def _lists_below_a_prefix(trial: _Trial) -> None:
+    below = {trial.key(name): name.encode() for name in ("x/1", "x/2", "x/ü", "x/ÿ\U0001f600")}
+    revision = trial.store.transact(put={**below, trial.key("w"): b"", trial.key("y"): b""})
+    found, at = trial.other.list(trial.key("x/"))
+    _equal({key: (value, revision) for key, value in below.items()}, found, "the keys below x/")
+    _true(at >= revision, "the list's revision is not older than what it lists")
+    _equal(sorted(found), list(found), "keys are in order")
+    _equal({}, trial.store.list(trial.key("none/"))[0], "below a prefix that nothing has")
+
+
+def _transaction_is_whole(trial: _Trial) -> None:
+    a, b, c = (trial.key(name) for name in "abc")
+    trial.store.transact(put={a: b"1", c: b"1"})
+    revision = trial.store.transact(put={a: b"2", b: b"2"}, delete=[c])
+    found = trial.store.list(trial.prefix)[0]
+    _equal({a: (b"2", revision), b: (b"2", revision)}, found, "one revision for all of it")
+
+
+def _expectations(trial: _Trial) -> None:
+    a, b = trial.key("a"), trial.key("b")
+    first = trial.store.transact(expect={a: None}, put={a: b"1"})
+    for expect in ({a: None}, {a: first - 1}, {a: first, b: first}):
+        try:
+            trial.other.transact(expect=expect, put={a: b"no", b: b"no"}, delete=[a])
+        except Conflict:
+            pass
+        else:
+            raise AssertionError(f"{expect} does not hold and was no Conflict")
+        found = trial.store.list(trial.prefix)[0]
+        _equal({a: (b"1", first)}, found, "a conflict changes nothing")
+    second = trial.other.transact(expect={a: first, b: None}, put={b: b"2"})
+    _equal((b"2", second), trial.store.get(b), "what holds goes through")
+
+
+def _nothing_done_is_no_revision(trial: _Trial) -> None:
+    _, before = trial.store.list(trial.prefix)
+    trial.store.transact(delete=[trial.key("none")])
+    trial.store.transact()
+    events = list(trial.other.watch(trial.prefix, before, 0))
+    _equal([], events, "deleting what is not there is no change")
+
+
+def _counters_lose_nothing(trial: _Trial) -> None:
+    key = trial.key("counter")
+    trial.store.transact(put={key: b"0"})
+    failures: list[BaseException] = []
+
+    def count() -> None:
+        try:
+            with trial.opened(trial.url) as mine:
+                for _ in range(25):
+                    _increment(mine, key)
+        except BaseException as error:  # noqa: BLE001  # told below, in the right thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    _equal([], failures, "errors while four openers count")
+    found = trial.store.get(key)
+    _equal(b"100", found and found[0], "four openers that count to 25 each")
+
+
+def _increment(store: Store, key: str) -> None:
+    while True:
+        found = store.get(key)
+        value, revision = found or (b"0", None)
+        try:
+            store.transact(expect={key: revision}, put={key: b"%d" % (int(value) + 1)})
+        except Conflict:
+            continue
+        return
+
+
+def _watch_tells_in_order(trial: _Trial) -> None:
+    _, start = trial.store.list(trial.prefix)
+    a, b = trial.key("a"), trial.key("b")
+    first = trial.store.transact(put={a: b"1"})
+    trial.store.transact(put={f"check-store-else{trial.prefix}": b""})
+    trial.store.transact(delete=[f"check-store-else{trial.prefix}"])
+    second = trial.store.transact(put={a: b"2", b: b"2"})
+    told = [(e.key, e.value, e.revision) for e in trial.other.watch(trial.prefix, start, 0)]
+    wanted = [(a, b"1", first), (a, b"2", second), (b, b"2", second)]
+    _equal(wanted, [told[0], *sorted(told[1:])] if told else told, "every change, oldest first")
+    told = [(e.key, e.value, e.revision) for e in trial.other.watch(trial.prefix, first, 0)]
+    _equal(wanted[1:], sorted(told), "only changes after the revision")
+
+
+def _watch_ends_by_itself(trial: _Trial) -> None:
+    _, start = trial.store.list(trial.prefix)
+    begin = time.monotonic()
+    _equal([], list(trial.store.watch(trial.prefix, start, 0.2)), "nothing happened")
+    took = time.monotonic() - begin
+    _true(0.15 <= took < 0.2 + trial.patience, f"a timeout of 0.2 s took {took:.2f} s")
+
+
+def _watch_wakes_up(trial: _Trial) -> None:
+    _, start = trial.store.list(trial.prefix)
+    key = trial.key("late")
+    timer = threading.Timer(0.1, lambda: trial.other.transact(put={key: b"1"}))
+    timer.start()
+    begin = time.monotonic()
+    told = list(trial.store.watch(trial.prefix, start, trial.patience * 4))
+    took = time.monotonic() - begin
+    timer.join()
+    _equal([(key, b"1")], [(each.key, each.value) for each in told], "a change while waiting")
+    _true(took < trial.patience, f"it took {took:.2f} s to tell")
+
+
+def _watch_tells_of_deletion(trial: _Trial) -> None:
+    key = trial.key("a")
+    start = trial.store.transact(put={key: b"1"})
+    gone = trial.store.transact(delete=[key])
+    told = [(e.key, e.value, e.revision) for e in trial.other.watch(trial.prefix, start, 0)]
+    _equal([(key, None, gone)], told, "a deletion has no value")
+
+
+def _forgotten_history_is_a_conflict(trial: _Trial) -> None:
+    _, now = trial.store.list(trial.prefix)
+    try:
+        told = list(trial.store.watch(trial.prefix, now + 1_000_000, 0))
+    except Conflict:
+        return
+    _equal([], told, "a revision that is yet to come")
+
+
+def _lease_runs_out(trial: _Trial) -> None:
+    tied, free = trial.key("tied"), trial.key("free")
+    start = trial.store.transact(put={free: b"1"})
+    lease = trial.store.lease(_LEASE)
+    trial.store.transact(put={tied: b"1"}, lease=lease)
+    _true(trial.other.get(tied) is not None, "a leased key is there at first")
+    _true(trial.eventually(lambda: trial.other.get(tied) is None), "and goes with its lease")
+    _true(trial.other.get(free) is not None, "a key without a lease stays")
+    told = [(e.key, e.value) for e in trial.store.watch(trial.prefix, start, 0)]
+    _equal([(tied, b"1"), (tied, None)], told, "a watcher is told that it went")
+
+
+def _lease_is_renewed(trial: _Trial) -> None:
+    key = trial.key("tied")
+    lease = trial.store.lease(_LEASE * 4)
+    trial.store.transact(put={key: b"1"}, lease=lease)
+    for _ in range(6):
+        time.sleep(_LEASE)
+        trial.store.renew(lease)
+    _true(trial.other.get(key) is not None, "a renewed lease holds its key")
+    _true(trial.eventually(lambda: trial.other.get(key) is None), "and loses it after the last")
+    _raises_not_found(lambda: trial.store.renew(lease), "renewing a lease that ran out")
+
+
+def _lease_moves_with_a_put(trial: _Trial) -> None:
+    again, free = trial.key("again"), trial.key("free")
+    short, long = trial.store.lease(_LEASE), trial.store.lease(60)
+    trial.store.transact(put={again: b"1", free: b"1"}, lease=short)
+    trial.store.transact(put={again: b"2"}, lease=long)
+    trial.store.transact(put={free: b"2"})
+    time.sleep(_LEASE * 2)
+    found = [trial.other.get(key) for key in (again, free)]
+    values = [each and each[0] for each in found]
+    _equal([b"2", b"2"], values, "a later put ties a key to its own lease, or to none")
+
+
+def _unknown_lease(trial: _Trial) -> None:
+    key = trial.key("a")
+    _raises_not_found(lambda: trial.store.renew(2**40), "renewing an unknown lease")
+    _raises_not_found(
+        lambda: trial.store.transact(put={key: b"1"}, lease=2**40), "putting with one"
+    )
+    _equal(None, trial.other.get(key), "and nothing was put")
+
+
+def _survives_closing(trial: _Trial) -> None:
+    key = trial.key("a")
+    revision = trial.store.transact(put={key: b"1"})
+    trial.store.close()
+    with trial.opened(trial.url) as again:
+        _equal((b"1", revision), again.get(key), "what another opener finds later")
+        told = [each.key for each in again.watch(trial.prefix, revision - 1, 0)]
+        _equal([key], told, "its history is there too")
+
+
+def _closes_twice(trial: _Trial) -> None:
+    for store, _ in itertools.product((trial.store, trial.other), range(2)):
+        store.close()
+    try:
+        trial.store.get(trial.key("a"))
+    except ConnectionError:
+        return
+    raise AssertionError("a closed store should raise ConnectionError")
+
+
+def _raises_not_found(call: Callable[[], object], what: str) -> None:
+    try:
+        call()
+    except NotFound:
+        return
+    raise AssertionError(f"{what} should be NotFound")
+
+
+def _equal(wanted: object, got: object, what: str) -> None:
+    if wanted != got:
+        raise AssertionError(f"{what}: wanted {wanted!r}, got {got!r}")
+
+
+def _true(holds: object, what: str) -> None:
+    if not holds:
+        raise AssertionError(what)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every backend keeps every clause of slimnet.abc.Backend."""
+
+import contextlib
+import importlib
+import os
+
+import pytest
+
+from slimnet.model import Answer
+from slimnet.testing import BACKEND_CLAUSES, MemoryBackend, check_backend
+
+
+@contextlib.contextmanager
+def memory_mismatch(context):
+    path = MemoryBackend.running[context.instance]
+    path.abi += 1
+    try:
+        yield
+    finally:
+        path.abi -= 1
+
+
+@contextlib.contextmanager
+def noop_mismatch(context):
+    """The host's table says that another version made it."""
+    from slimnet.fallback import Outside, Stamp, netns
+
+    outside = Outside(context.instance, netns.own(), context.interface, 4789)
+    stamp = outside.stamp()
+    outside.write(Stamp(stamp.abi + 1, stamp.generation))
+    try:
+        yield
+    finally:
+        outside.write(stamp)
+
+
+def needs(module, name):
+    """The backend, or a skip that says what is missing."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    try:
+        backend = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        pytest.skip(f"{module} cannot be imported: {error}")
+    found = backend.probe()
+    if found.answer is not Answer.YES:
+        pytest.skip(f"{backend.name}: {found.reason}")
+    return backend
+
+
+@pytest.mark.parametrize("clause", BACKEND_CLAUSES)
+def test_memory(clause):
+    check_backend(
+        MemoryBackend, mismatch=memory_mismatch, reach=MemoryBackend.reach, clauses=[clause]
+    )
+    assert not MemoryBackend.running
+
+
+@pytest.mark.parametrize("clause", BACKEND_CLAUSES)
+def test_noop(clause):
+    check_backend(needs("slimnet_noop", "NoopBackend"), mismatch=noop_mismatch, clauses=[clause])
