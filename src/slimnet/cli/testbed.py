@@ -130,6 +130,9 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> int:
     """
     from slimnet.testbed import Testbed  # noqa: PLC0415  # attrs, when it runs
 
+    command = command[1:] if command[0] == "--" else command  # kept behind an argument
+    if not command:
+        raise click.UsageError("Missing argument '-- CMD...'.")
     there = Testbed.find(name).host(host)
     with there.enter():
         try:
