@@ -8,13 +8,14 @@ strings are accepted and converted. A wrong value raises
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import enum
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from attrs import Attribute, field, frozen
 from netaddr import AddrFormatError, IPAddress, IPNetwork
@@ -103,34 +104,39 @@ Reason = enum.IntEnum(  # type: ignore[misc]  # built from the contract, not wri
 Reason.__doc__ = "Why a data path answered as it did: enum slim_reason of the contract."
 
 
-def _to_address(value: object) -> object:
+# What a converter cannot convert it returns as it is, for the validator to refuse.
+
+
+def _to_address(value: IPAddress | str) -> IPAddress:
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(AddrFormatError, ValueError):
             return IPAddress(value)
-        except (AddrFormatError, ValueError):
-            return value
-    return value
+    return cast("IPAddress", value)
 
 
-def _to_network(value: object) -> object:
+def _to_network(value: IPNetwork | str) -> IPNetwork:
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(AddrFormatError, ValueError):
             return IPNetwork(value).cidr
-        except (AddrFormatError, ValueError):
-            return value
-    return value
+    return cast("IPNetwork", value)
 
 
-def _to_networks(value: object) -> object:
+def _to_networks(
+    value: IPNetwork | str | Sequence[IPNetwork | str],
+) -> tuple[IPNetwork, ...]:
     if isinstance(value, (str, IPNetwork)):
         return (_to_network(value),)
     if isinstance(value, (list, tuple)):
         return tuple(_to_network(item) for item in value)
-    return value
+    return cast("tuple[IPNetwork, ...]", value)
 
 
-def _to_mapping(value: object) -> object:
+def _to_mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+
+
+def _to_wires(value: Iterable[Wire | str]) -> frozenset[Wire]:
+    return frozenset(Wire(item) for item in value)
 
 
 def _reduce(proxy: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
@@ -162,48 +168,14 @@ def _is_labels(value: object) -> bool:
     )
 
 
-def _name_field() -> Any:
-    return field(
-        validator=_check(
-            "lower-case letters, digits and '-', at most 63 (RFC 1123)",
-            lambda value: isinstance(value, str) and _NAME.fullmatch(value) is not None,
-        )
-    )
-
-
-def _address_field(**options: Any) -> Any:
-    return field(
-        converter=_to_address,
-        validator=_check("an IP address", lambda value: isinstance(value, IPAddress)),
-        **options,
-    )
-
-
-def _labels_field() -> Any:
-    return field(
-        factory=dict,
-        converter=_to_mapping,
-        validator=_check("a table of Kubernetes labels", _is_labels),
-        hash=False,
-    )
-
-
-def _id_field(**options: Any) -> Any:
-    return field(
-        validator=_check(
-            "a 32-bit number", lambda value: isinstance(value, int) and 0 <= value < 2**32
-        ),
-        **options,
-    )
-
-
-def _port_field(**options: Any) -> Any:
-    return field(
-        validator=_check(
-            "a port, 0 to 65535", lambda value: isinstance(value, int) and 0 <= value <= 65535
-        ),
-        **options,
-    )
+_name = _check(
+    "lower-case letters, digits and '-', at most 63 (RFC 1123)",
+    lambda value: isinstance(value, str) and _NAME.fullmatch(value) is not None,
+)
+_address = _check("an IP address", lambda value: isinstance(value, IPAddress))
+_labels = _check("a table of Kubernetes labels", _is_labels)
+_number = _check("a 32-bit number", lambda value: isinstance(value, int) and 0 <= value < 2**32)
+_port = _check("a port, 0 to 65535", lambda value: isinstance(value, int) and 0 <= value <= 65535)
 
 
 @frozen
@@ -216,7 +188,7 @@ class Network:
         cidrs: the overlay's ranges, not overlapping.
     """
 
-    name: str = _name_field()
+    name: str = field(validator=_name)
     vni: int = field(
         validator=_check(
             f"a VNI, 1 to {VNI_MAX}",
@@ -227,9 +199,11 @@ class Network:
         converter=_to_networks,
         validator=_check(
             "one or more CIDRs such as 10.1.0.0/16",
-            lambda value: isinstance(value, tuple)
-            and len(value) > 0
-            and all(isinstance(item, IPNetwork) for item in value),
+            lambda value: (
+                isinstance(value, tuple)
+                and len(value) > 0
+                and all(isinstance(item, IPNetwork) for item in value)
+            ),
         ),
     )
 
@@ -238,9 +212,11 @@ class Network:
 class Namespace:
     """A labelled group of endpoints within a network; policies belong to one."""
 
-    network: str = _name_field()
-    name: str = _name_field()
-    labels: Mapping[str, str] = _labels_field()
+    network: str = field(validator=_name)
+    name: str = field(validator=_name)
+    labels: Mapping[str, str] = field(
+        factory=dict, converter=_to_mapping, validator=_labels, hash=False
+    )
 
 
 @frozen
@@ -255,13 +231,13 @@ class Host:
         labels: what cluster-wide rules select hosts by.
     """
 
-    name: str = _name_field()
-    address: IPAddress = _address_field()
-    wires: frozenset[Wire] = field(
-        factory=frozenset, converter=lambda value: frozenset(Wire(item) for item in value)
-    )
+    name: str = field(validator=_name)
+    address: IPAddress = field(converter=_to_address, validator=_address)
+    wires: frozenset[Wire] = field(factory=frozenset, converter=_to_wires)
     backend: str = "noop"
-    labels: Mapping[str, str] = _labels_field()
+    labels: Mapping[str, str] = field(
+        factory=dict, converter=_to_mapping, validator=_labels, hash=False
+    )
 
 
 @frozen
@@ -281,15 +257,17 @@ class Endpoint:
         cgroup: the cgroup v2 directory of its processes on its host.
     """
 
-    network: str = _name_field()
-    name: str = _name_field()
-    address: IPAddress = _address_field()
-    host: str = _name_field()
+    network: str = field(validator=_name)
+    name: str = field(validator=_name)
+    address: IPAddress = field(converter=_to_address, validator=_address)
+    host: str = field(validator=_name)
     namespace: str = field(default="default")
-    id: int = _id_field(default=0)
-    labels: Mapping[str, str] = _labels_field()
+    id: int = field(default=0, validator=_number)
+    labels: Mapping[str, str] = field(
+        factory=dict, converter=_to_mapping, validator=_labels, hash=False
+    )
     ports: Mapping[str, tuple[str, int]] = field(factory=dict, converter=_to_mapping, hash=False)
-    identity: int = _id_field(default=0)
+    identity: int = field(default=0, validator=_number)
     cgroup: str = ""
 
 
@@ -307,10 +285,10 @@ class Flow:
     """
 
     network: str
-    source: IPAddress = _address_field()
-    destination: IPAddress = _address_field()
+    source: IPAddress = field(converter=_to_address, validator=_address)
+    destination: IPAddress = field(converter=_to_address, validator=_address)
     protocol: Protocol = field(converter=Protocol)
-    port: int = _port_field()
+    port: int = field(validator=_port)
     direction: Direction = field(converter=Direction)
 
 
