@@ -116,7 +116,7 @@ def main(
     else:
         print("\n".join(lines(report)))
         print(f"\nPictures and numbers: {output}/report.html, report.json, *.png")
-    sys.exit(1 if report.failures else 0)
+    sys.exit(1 if report.failures or report.stopped else 0)
 
 
 class _Refused(click.ClickException):
@@ -139,8 +139,15 @@ def _run(plan: Plan) -> Report:
     plan.check()
     machine = describe()
     samples: list[Sample] = []
+    stopped = ""
     with progress(plan.steps()) as bar:
-        samples.extend(plan.run(bar))
+        try:
+            for sample in plan.run(bar):
+                samples.append(sample)  # noqa: PERF402  # what is there so far counts
+        except (KeyboardInterrupt, SlimnetError) as error:
+            if not samples:
+                raise
+            stopped = str(error) or "interrupted"
     soaks, churns = (
         [sample for sample in samples if sample.workload in {work.name for work in works}]
         for works in (SOAKS, CHURNS)
@@ -153,6 +160,7 @@ def _run(plan: Plan) -> Report:
         soaks=soaks,
         churns=churns,
         samples=samples,
+        stopped=stopped,
     )
 
 

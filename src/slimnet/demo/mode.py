@@ -24,6 +24,7 @@ from typing import ClassVar
 from attrs import frozen
 
 from slimnet.demo.place import Place
+from slimnet.plugins import choose_backend
 from slimnet.testbed import Testbed
 from slimnet.testing import Underlay, UnderlayHost
 
@@ -80,6 +81,13 @@ class Mode(abc.ABC):
     title: ClassVar[str]
     #: Whether connections to one service go on when a host's source ports are used up.
     unbounded: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Can it work on this machine?
+
+        Raises:
+            BackendUnavailable: says why not.
+        """
 
     @abc.abstractmethod
     def make(self, name: str) -> Site:
@@ -145,6 +153,10 @@ class OverlayMode(Mode):
     """Slimnet with one of its backends; with a policy, as real clusters have."""
 
     backend: ClassVar[str]
+
+    def check(self) -> None:
+        """See :meth:`Mode.check`."""
+        choose_backend(self.backend)
 
     def make(self, name: str) -> Site:
         """See :meth:`Mode.make`."""

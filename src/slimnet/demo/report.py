@@ -138,6 +138,7 @@ class Report:
         soaks: the samples of the soak.
         churns: the samples of the churn figure.
         samples: every sample.
+        stopped: why it ended before it was done; empty when it did not.
     """
 
     machine: Mapping[str, Any]
@@ -147,6 +148,7 @@ class Report:
     soaks: Sequence[Sample]
     churns: Sequence[Sample]
     samples: Sequence[Sample] = field(repr=False)
+    stopped: str = ""
 
     @property
     def targets(self) -> list[Target]:
@@ -182,6 +184,7 @@ class Report:
             "machine": dict(self.machine),
             "setting": dict(self.setting),
             "modes": dict(self.modes),
+            "stopped": self.stopped,
             "noise": self.noise,
             "steal": self.steal,
             "results": [_row_json(row) for row in self.rows],

@@ -60,11 +60,14 @@ class Plan:
         return rows + len(list(self._soaks())) + len(list(self._churns()))
 
     def check(self) -> None:
-        """Are the programs there that it needs?
+        """Can this machine do it?
 
         Raises:
-            CapabilityMissing: one is not; says which Debian package has it.
+            CapabilityMissing: a program is not there; says which Debian package has it.
+            BackendUnavailable: a mode's backend cannot work here; says why.
         """
+        for mode in self.modes:
+            mode.check()
         needs = {"gcc": "gcc", "make": "make", "nsenter": "util-linux", "taskset": "util-linux"}
         for workload in self.workloads:
             needs |= workload.needs

@@ -51,6 +51,8 @@ def lines(report: Report) -> Iterator[str]:
     )
     if report.noise > _NOISY:
         yield "The machine was not quiet: do not trust these numbers to a few per cent."
+    if report.stopped:
+        yield f"STOPPED EARLY: {report.stopped}"
     for sample in report.failures:
         yield f"FAILED: {sample.workload}, {sample.mode}, round {sample.round}: {sample.error}"
 
@@ -119,7 +121,7 @@ def _cells(report: Report, row: Row) -> list[str]:
     cells = [f"{row.workload.title} ({row.workload.unit})"]
     for mode in report.modes:
         if mode not in row.values:
-            cells.append("failed")
+            cells.append("-")
             continue
         value = row.values[mode]
         spread = (value.high - value.low) / 2 / value.median if value.median else 0
@@ -135,7 +137,7 @@ def _cpu_cells(report: Report, row: Row) -> list[str]:
     cells = [f"{row.workload.title} (per {row.workload.operation})"]
     for mode in report.modes:
         ratio = f" ({row.cpu_ratios[mode].median:.2f})" if mode in row.cpu_ratios else ""
-        cells.append(number(row.cpu[mode].median) + ratio if mode in row.cpu else "failed")
+        cells.append(number(row.cpu[mode].median) + ratio if mode in row.cpu else "-")
     return cells
 
 
