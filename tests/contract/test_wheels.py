@@ -2,6 +2,7 @@
 """What users install: each wheel holds what it needs, and no compiler is needed after."""
 
 import configparser
+import json
 import os
 import subprocess
 import sys
@@ -27,13 +28,16 @@ def build(directory, target, out):
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory):
-    """Distribution to its wheel."""
+def built(tmp_path_factory):
+    """Distribution to the file of its wheel."""
     directory = tmp_path_factory.mktemp("wheels")
-    return {
-        name: zipfile.ZipFile(build(path, "wheel", directory / name))
-        for name, path in DISTRIBUTIONS.items()
-    }
+    return {name: build(path, "wheel", directory / name) for name, path in DISTRIBUTIONS.items()}
+
+
+@pytest.fixture(scope="module")
+def wheels(built):
+    """Distribution to its wheel, opened."""
+    return {name: zipfile.ZipFile(path) for name, path in built.items()}
 
 
 def entry_points(wheel):
@@ -118,3 +122,21 @@ def test_a_missing_object_is_an_answer(wheels, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("no ")
     assert ".bpf.o" in done.stdout
+
+
+def test_the_wheels_are_all_that_a_user_installs(built, tmp_path):
+    """In a fresh environment, with no compiler in sight, both backends answer."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    pip = [tmp_path / "env/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *built.values()], check=True)
+    done = subprocess.run(
+        [tmp_path / "env/bin/slimnet", "backends", "-o", "json"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path / "env/bin"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {row["backend"] for row in json.loads(done.stdout)} == {"ebpf", "noop"}
+    assert ".bpf.o" not in done.stdout, "an object is missing"
