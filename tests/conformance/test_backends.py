@@ -35,6 +35,20 @@ def noop_mismatch(context):
         outside.write(stamp)
 
 
+@contextlib.contextmanager
+def ebpf_mismatch(context):
+    """The record that is pinned beside the maps says another fingerprint."""
+    from slimnet_ebpf.pins import Pins
+
+    pins = Pins(context.instance)
+    fingerprint = pins.record()["fingerprint"]
+    pins.write_record(fingerprint=fingerprint ^ 1)
+    try:
+        yield
+    finally:
+        pins.write_record(fingerprint=fingerprint)
+
+
 def needs(module, name):
     """The backend, or a skip that says what is missing."""
     if os.geteuid() != 0:
@@ -60,3 +74,8 @@ def test_memory(clause):
 @pytest.mark.parametrize("clause", BACKEND_CLAUSES)
 def test_noop(clause):
     check_backend(needs("slimnet_noop", "NoopBackend"), mismatch=noop_mismatch, clauses=[clause])
+
+
+@pytest.mark.parametrize("clause", BACKEND_CLAUSES)
+def test_ebpf(clause):
+    check_backend(needs("slimnet_ebpf", "EbpfBackend"), mismatch=ebpf_mismatch, clauses=[clause])
