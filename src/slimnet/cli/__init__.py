@@ -63,7 +63,7 @@ error, said in one line. `slimnet run` exits with its command's status.""",
 def slimnet(context: click.Context, agent: str | None) -> None:
     """An overlay network for containers that works on connections, not packets."""
     context.obj = agent
-    if "NO_COLOR" in os.environ and os.environ["NO_COLOR"]:
+    if os.environ.get("NO_COLOR"):
         context.color = False
 
 

@@ -49,5 +49,6 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             if near and error.message.startswith("No such command"):
-                error.message = f"no such command {args[0]!r}; did you mean {near[0]!r}?"
+                text = f"no such command {args[0]!r}; did you mean {near[0]!r}?"
+                raise click.UsageError(text, ctx) from error
             raise

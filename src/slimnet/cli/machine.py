@@ -101,7 +101,7 @@ def _packet_sockets() -> Finding:
     return Finding(
         "packet and raw sockets",
         "warning",
-        "`slimnet run` takes CAP_NET_RAW away; not enforced for an endpoint by --cgroup that has it",
+        "`slimnet run` takes CAP_NET_RAW away; not enforced where an endpoint's runtime leaves it",
         "drop CAP_NET_RAW in the container runtime",
     )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from slimnet.cli.node import agent_option, complete_network, open_agent
-from slimnet.cli.output import line, output_option, show
+from slimnet.cli.output import Columns, line, output_option, show
 
 __all__ = ["network"]
 
@@ -52,7 +52,7 @@ def ls(output: str) -> None:
         each.name: sum(1 for endpoint in endpoints if endpoint.network == each.name)
         for each in rows
     }
-    columns = {
+    columns: Columns = {
         "NETWORK": "name",
         "VNI": "vni",
         "RANGES": "cidrs",

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from slimnet.node import Node
 
 __all__ = [
-    "agent_option",
     "age",
+    "agent_option",
     "find_endpoint",
     "label_option",
     "labels_of",
@@ -42,7 +42,7 @@ def agent_option(function: _F) -> _F:
     return option(function)
 
 
-def _set_agent(context: click.Context, option: click.Parameter, value: str | None) -> None:
+def _set_agent(context: click.Context, _option: click.Parameter, value: str | None) -> None:
     if value is not None:
         context.find_root().obj = value
 
@@ -57,7 +57,7 @@ def open_agent() -> Node:
 def _complete(values: Callable[[Node], list[str]]) -> Callable[..., list[str]]:
     """Names that the agent knows; none where it does not answer."""
 
-    def complete(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
+    def complete(_context: Any, _option: Any, incomplete: str) -> list[str]:
         try:
             with open_agent() as node:
                 return [each for each in values(node) if each.startswith(incomplete)]

@@ -67,9 +67,12 @@ def show_one(value: Any, output: str, columns: Columns | None = None) -> None:
     if output != "table":
         _dump(record, output)
         return
+    # What has nothing to say is left out.
     cells = {title: _cell(record, key) for title, key in (columns or dict(_keys(record))).items()}
     width = max(map(len, cells), default=0)
     for title, cell in cells.items():
+        if not cell:
+            continue
         head, *more = cell.split("\n")
         click.echo(f"{click.style(title.ljust(width), bold=True)}  {_styled(head)}")
         for text in more:

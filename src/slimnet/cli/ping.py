@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from slimnet.cli.node import agent_option, complete_endpoint, network_option, open_agent
-from slimnet.cli.output import output_option, show_one
+from slimnet.cli.output import Columns, output_option, show_one
 
 __all__ = ["ping"]
 
@@ -49,12 +49,9 @@ def ping(
         answer = node.ping(
             name, port=port, source=source, network=network, count=count, timeout=timeout
         )
-    carried = answer["carried"]
-    if output == "table":
-        show_one({"target": target, **answer}, output, _COLUMNS)
-    else:
-        show_one(answer, output)
-    return 0 if carried in ("accelerated", "fallback") else 1
+    show_one({"target": target, **answer} if output == "table" else answer, output, _COLUMNS)
+    reached = answer["carried"] in ("accelerated", "fallback") and answer["error"] is None
+    return 0 if reached else 1
 
 
 def _split(target: str) -> tuple[str, int | None]:
@@ -65,19 +62,26 @@ def _split(target: str) -> tuple[str, int | None]:
 
 
 def _round_trip(answer: Any) -> str:
-    times = answer.get("milliseconds") or []
-    if not times:
-        return str(answer.get("error") or "")
-    if len(times) == 1:
-        return f"{times[0]:.3f} ms"
+    times = answer["milliseconds"]
+    if answer["error"] is not None:
+        took = f" after {times[-1]:.3f} ms" if times else ""
+        return f"{answer['error']}{took}"
+    if len(times) <= 1:
+        return "".join(f"{each:.3f} ms" for each in times)
     middle = statistics.median(times)
     return f"{middle:.3f} ms (median of {len(times)}, {min(times):.3f} to {max(times):.3f})"
 
 
-_COLUMNS = {
+def _why(answer: Any) -> str:
+    if answer["carried"] == "denied":
+        return str(answer["explanation"]["summary"])
+    return str(answer["why"])
+
+
+_COLUMNS: Columns = {
     "target": "target",
     "carried": "carried",
-    "wire": "wire",
+    "wire": lambda answer: answer["wire"] or "none needed",
     "connect": _round_trip,
-    "why": "why",
+    "why": _why,
 }

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,10 +18,22 @@ from slimnet.cli.node import (
     network_option,
     open_agent,
 )
-from slimnet.cli.output import line, output_option, show, show_one
+from slimnet.cli.output import Columns, line, output_option, show, show_one
+
+if TYPE_CHECKING:
+    from slimnet.policy import Policy
 
 __all__ = ["policy"]
 
+_STAGES: Columns = {
+    "DIRECTION": "direction",
+    "ENDPOINT": "endpoint",
+    "HOST": "host",
+    "ALLOWED": "allowed",
+    "REASON": lambda stage: stage["reason"].replace("_", " "),
+    "RULE": "rule",
+    "DOUBT": "doubt",
+}
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
@@ -66,20 +78,31 @@ def apply(file: str, network: str | None, output: str) -> None:
 def ls(output: str) -> None:
     """List the policies."""
     with open_agent() as node:
-        rows = [each.to_json() for each in node.policies()]
+        policies = node.policies()
+    _show(policies, output)
+
+
+def _show(policies: Sequence[Policy], output: str) -> None:
+    rows = [
+        {
+            "kind": type(each).__name__,
+            "network": getattr(each, "network", None),
+            "namespace": getattr(each, "namespace", None),
+            "name": each.name,
+            "mandatory": each.mandatory,
+            "source": each.source.at(""),
+            "manifest": each.manifest,
+        }
+        for each in policies
+    ]
     columns = {
+        "KIND": "kind",
         "NETWORK": "network",
         "NAMESPACE": "namespace",
         "NAME": "name",
-        "KIND": "kind",
-        "SOURCE": _source,
+        "SOURCE": "source",
     }
     show(rows, columns, output)
-
-
-def _source(row: Mapping[str, Any]) -> str:
-    source = row.get("source") or {}
-    return f"{source.get('file', '')}:{source['line']}" if source.get("line") else ""
 
 
 @policy.command()
@@ -136,11 +159,12 @@ def explain(source: str, target: str, protocol: str, network: str | None, output
             port,
             protocol,
         )
-    if output == "table" and "text" in answer:
-        click.echo(answer["text"])
+    if output == "table":
+        click.echo(answer["summary"])
+        show(answer["stages"], _STAGES, output)
     else:
         show_one(answer, output)
-    return 0 if answer.get("allowed") else 1
+    return 0 if answer["allowed"] else 1
 
 
 @policy.command()
@@ -155,13 +179,8 @@ def check(files: tuple[str, ...], network: str | None, output: str) -> None:
     """
     from slimnet.policy import load  # noqa: PLC0415  # YAML and the compiler
 
-    rows = [
-        each.to_json() | {"file": file}
-        for file in files
-        for each in load(file, network=network or "default")
-    ]
-    columns = {"FILE": "file", "KIND": "kind", "NAMESPACE": "namespace", "NAME": "name"}
-    show(rows, columns, output)
+    policies = [each for file in files for each in load(file, network=network or "default")]
+    _show(policies, output)
 
 
 def _split(target: str) -> tuple[str, int]:

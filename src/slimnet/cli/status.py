@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from slimnet.cli.node import age, agent_option, open_agent
-from slimnet.cli.output import output_option, show, show_one
+from slimnet.cli.output import Columns, output_option, show, show_one
 
 __all__ = ["status"]
 
@@ -40,7 +40,7 @@ def status(wait: bool, timeout: float, output: str) -> int:  # noqa: FBT001
     else:
         show_one(answer, output, _COLUMNS)
         click.echo()
-        show(hosts, {"HOST": "name", "ADDRESS": "address", "BACKEND": "backend", "WIRES": "wires"}, output)
+        show(hosts, _HOST_COLUMNS, output)
     return 0 if answer["ready"] else 1
 
 
@@ -50,7 +50,13 @@ def _refusals(answer: Any) -> str:
     return "\n".join(told)
 
 
-_COLUMNS = {
+_HOST_COLUMNS: Columns = {
+    "HOST": "name",
+    "ADDRESS": "address",
+    "BACKEND": "backend",
+    "WIRES": "wires",
+}
+_COLUMNS: Columns = {
     "host": lambda answer: f"{answer['host']} ({answer['address']} on {answer['interface']})",
     "instance": "instance",
     "ready": "ready",

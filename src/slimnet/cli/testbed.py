@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimnet.cli.output import line, output_option, show
+from slimnet.cli.output import Columns, line, output_option, show
 
 if TYPE_CHECKING:
     from slimnet.testbed import Testbed
@@ -42,7 +42,8 @@ _name_option = click.option(
 def testbed() -> None:
     """Bring up several hosts on this machine.
 
-    Each is a network namespace with an agent in it. The machine's own network namespace is not touched.
+    Each is a network namespace with an agent in it. The machine's own network
+    namespace is not touched.
     """
 
 
@@ -161,10 +162,10 @@ def _host(host: Any) -> dict[str, Any]:
     }
 
 
-_HOST_COLUMNS = {
+_HOST_COLUMNS: Columns = {
     "HOST": "host",
     "ADDRESS": "address",
     "NETNS": "netns",
-    "AGENT": lambda row: row["pid"] and f"process {row['pid']}" or "down",
+    "AGENT": lambda row: f"process {row['pid']}" if row["pid"] else "down",
     "SOCKET": "agent",
 }

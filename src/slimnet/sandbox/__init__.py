@@ -163,7 +163,9 @@ def spawn(
         user: to run as, by name; by default root.
         hidden: more files and directories that shall not be in sight,
             besides :data:`HIDDEN`.
-        stdin: as for :class:`subprocess.Popen`, as are ``stdout`` and ``stderr``.
+        stdin: as for :class:`subprocess.Popen`.
+        stdout: likewise.
+        stderr: likewise.
         no_new_privileges: set-user-id programs give nothing (PR_SET_NO_NEW_PRIVS).
         seccomp: False leaves the system call filter out.
         terminal: make the command the terminal's foreground process group.
@@ -188,7 +190,7 @@ def spawn(
         "environment": dict(environment),
         "directory": None if directory is None else os.fspath(directory),
         "user": None if user is None else _user(user),
-        "hidden": [*HIDDEN, *(os.path.abspath(path) for path in hidden)],
+        "hidden": [*HIDDEN, *(str(Path(path).absolute()) for path in hidden)],
         "cgroup": str(attached.cgroup),
         "netns": str(attached.netns),
         "hosts": str(attached.hosts),
@@ -201,7 +203,7 @@ def spawn(
     process, report = _start(order, stdin, stdout, stderr)
     if report:
         process.wait()
-        raise _failure(order, *marshal.loads(report))
+        raise _failure(order, *marshal.loads(report))  # noqa: S302  # our own child's
     return process
 
 
@@ -241,9 +243,9 @@ def _start(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(order_read)
         os.close(report_write)
-    with open(order_write, "wb") as pipe:
+    with os.fdopen(order_write, "wb") as pipe:
         pipe.write(marshal.dumps(order))
-    with open(report_read, "rb") as pipe:
+    with os.fdopen(report_read, "rb") as pipe:
         return process, pipe.read()
 
 

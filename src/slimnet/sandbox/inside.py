@@ -12,6 +12,8 @@ Started by :mod:`slimnet.sandbox` as a fresh interpreter that imports nothing
 but the standard library and this package; what to do arrives marshalled on a
 pipe. An error goes back on another pipe, which the command's execve closes.
 """
+# pathlib would be start-up time:
+# ruff: noqa: PTH100,PTH101,PTH102,PTH103,PTH108,PTH109,PTH110,PTH112,PTH116,PTH120,PTH123,PTH211
 
 from __future__ import annotations
 
@@ -39,8 +41,8 @@ def main(order: int, report: int) -> None:
         order: descriptor with the marshalled arguments of :func:`slimnet.sandbox.spawn`.
         report: descriptor to tell the caller why it failed.
     """
-    with open(order, "rb") as pipe:
-        spec: dict[str, Any] = marshal.load(pipe)
+    with os.fdopen(order, "rb") as pipe:
+        spec: dict[str, Any] = marshal.load(pipe)  # noqa: S302  # our own caller's
     os.set_inheritable(report, False)
     try:
         if spec["parent"] and not _die_with(spec["parent"]):
@@ -55,7 +57,7 @@ def main(order: int, report: int) -> None:
             _init(spec, report)
         os.close(report)
         os._exit(relay.wait(init))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # reported to the caller
         _fail(report, error)
 
 
@@ -97,7 +99,7 @@ def _init(spec: dict[str, Any], report: int) -> None:
         for descriptor in (0, 1, 2):  # whoever reads the command's end sees its end
             os.close(descriptor)
         os._exit(relay.wait(command, reap=True))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # reported to the caller
         _fail(report, error)
 
 
@@ -115,10 +117,10 @@ def _command(spec: dict[str, Any], report: int) -> None:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # reported to the caller
         _fail(report, error)
     try:
-        os.execvpe(spec["argv"][0], spec["argv"], spec["environment"])
+        os.execvpe(spec["argv"][0], spec["argv"], spec["environment"])  # noqa: S606
     except (OSError, ValueError) as error:
         _fail(report, error, "command")
 

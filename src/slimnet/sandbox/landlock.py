@@ -11,7 +11,7 @@ import ctypes
 
 from slimnet.sandbox import libc
 
-__all__ = ["scopes", "scope_abstract_sockets"]
+__all__ = ["scope_abstract_sockets", "scopes"]
 
 # include/uapi/linux/landlock.h; the numbers are the same on every machine
 _SYS_CREATE_RULESET = 444

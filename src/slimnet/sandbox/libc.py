@@ -135,6 +135,4 @@ def open_tree(path: str) -> int:
 def move_mount(tree: int, target: str) -> None:
     """Mount what :func:`open_tree` gave (move_mount(2))."""
     where = ctypes.c_char_p(os.fsencode(target))
-    syscall(
-        _SYS_MOVE_MOUNT, tree, ctypes.c_char_p(b""), _AT_FDCWD, where, _MOVE_MOUNT_F_EMPTY_PATH
-    )
+    syscall(_SYS_MOVE_MOUNT, tree, ctypes.c_char_p(b""), _AT_FDCWD, where, _MOVE_MOUNT_F_EMPTY_PATH)

@@ -7,6 +7,8 @@ file system are unmounted, ``/proc`` is the PID namespace's own, ``/sys`` is
 new and read-only, ``/dev`` holds what a container's holds, and ``/run``, where
 the agent's and every other daemon's sockets are, is new and empty.
 """
+# pathlib would be start-up time:
+# ruff: noqa: PTH100,PTH101,PTH102,PTH103,PTH108,PTH109,PTH110,PTH112,PTH116,PTH120,PTH123,PTH211
 
 from __future__ import annotations
 
@@ -21,8 +23,22 @@ __all__ = ["FORBIDDEN", "arrange", "mounted"]
 
 #: File systems that an endpoint must not see at all.
 FORBIDDEN = frozenset(
-    "bpf cgroup cgroup2 configfs cpuset debugfs efivarfs fusectl nsfs pstore resctrl"
-    " securityfs selinuxfs tracefs".split()
+    (
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "cpuset",
+        "debugfs",
+        "efivarfs",
+        "fusectl",
+        "nsfs",
+        "pstore",
+        "resctrl",
+        "securityfs",
+        "selinuxfs",
+        "tracefs",
+    )
 )
 #: Replaced by instances of the endpoint's own.
 _REPLACED = frozenset(("binfmt_misc", "devpts", "devtmpfs", "mqueue", "proc", "sysfs"))
@@ -30,8 +46,17 @@ _REPLACED = frozenset(("binfmt_misc", "devpts", "devtmpfs", "mqueue", "proc", "s
 # What container runtimes keep from a container in /proc.
 _READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 _MASKED = (
-    "acpi asound interrupts kcore keys latency_stats sched_debug scsi timer_list timer_stats"
-).split()
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+)
 
 _DEVICES = {
     "null": (1, 3),
@@ -144,7 +169,7 @@ def _dev(console: int | None) -> None:
     _tmpfs("/dev", "mode=755,size=64k", libc.MS_NOSUID)
     for name, (major, minor) in _DEVICES.items():
         os.mknod(f"/dev/{name}", stat.S_IFCHR, os.makedev(major, minor))
-        os.chmod(f"/dev/{name}", 0o666)
+        os.chmod(f"/dev/{name}", 0o666)  # noqa: S103  # as everywhere
     for name, target in _LINKS.items():
         os.symlink(target, f"/dev/{name}")
     for name in ("pts", "shm", "mqueue"):
@@ -156,7 +181,7 @@ def _dev(console: int | None) -> None:
         libc.MS_NOSUID | libc.MS_NOEXEC,
         "newinstance,ptmxmode=0666,mode=620,gid=5",
     )
-    _tmpfs("/dev/shm", "mode=1777")
+    _tmpfs("/dev/shm", "mode=1777")  # noqa: S108  # a mount point
     with contextlib.suppress(OSError):  # a kernel without POSIX message queues
         libc.mount("mqueue", "/dev/mqueue", "mqueue", _INERT)
     if console is not None:
@@ -200,7 +225,7 @@ def _is_loopback_resolver(words: list[str]) -> bool:
     if len(words) < 2 or words[0] != "nameserver":
         return False
     address = words[1].partition("%")[0].lower().removeprefix("::ffff:")
-    return address.startswith("127.") or address in ("::1", "0.0.0.0", "::")
+    return address.startswith("127.") or address in ("::1", "0.0.0.0", "::")  # noqa: S104
 
 
 def _text(path: str, text: str) -> None:

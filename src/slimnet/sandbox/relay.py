@@ -14,20 +14,33 @@ __all__ = ["RELAYED", "block", "status_of", "wait"]
 
 #: What is passed on when another process sent it. Not the faults of a process
 #: itself, and not SIGPIPE, which Python's own writes cause.
-RELAYED = frozenset(
-    getattr(signal, name)
-    for name in (
-        "SIGHUP SIGINT SIGQUIT SIGUSR1 SIGUSR2 SIGALRM SIGTERM SIGCONT SIGTSTP SIGURG"
-        " SIGVTALRM SIGPROF SIGWINCH SIGIO SIGPWR"
-    ).split()
-) | frozenset(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
+RELAYED: frozenset[int] = frozenset(
+    (
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGALRM,
+        signal.SIGTERM,
+        signal.SIGCONT,
+        signal.SIGTSTP,
+        signal.SIGURG,
+        signal.SIGVTALRM,
+        signal.SIGPROF,
+        signal.SIGWINCH,
+        signal.SIGIO,
+        signal.SIGPWR,
+        *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+    )
+)
 
 
-def block() -> set[signal.Signals]:
+def block() -> set[int]:
     """Hold the relayed signals and SIGCHLD back until :func:`wait` takes them;
     returns the mask before. Children started now inherit this, so that not
     one signal is lost between their start and their :func:`wait`."""
-    return signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED | {signal.SIGCHLD})
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED | {signal.SIGCHLD}))
 
 
 def status_of(waited: int) -> int:

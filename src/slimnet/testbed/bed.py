@@ -124,7 +124,11 @@ class Testbed:
             AlreadyExists: it is there, with another backend or more hosts.
             SlimnetError: an agent does not start; with the last line of its log.
         """
-        with lock.hold(_RUN, shared=True), lock.hold(self.directory), contextlib.ExitStack() as undo:
+        with (
+            lock.hold(_RUN, shared=True),
+            lock.hold(self.directory),
+            contextlib.ExitStack() as undo,
+        ):
             if not self._adopt():
                 undo.callback(self._remove)
             self._underlay().up()
@@ -177,13 +181,13 @@ class Testbed:
             self._resolve()
             return False
         if complete:
-            self._count, self.backend, self.options = there._count, there.backend, there.options
+            self._count, self.backend, self.options = len(there.hosts), there.backend, there.options
             self.mtu = there.mtu
             return True
         if self.backend not in ("auto", there.backend):
             raise AlreadyExists(f"testbed {self.name!r} is there, with backend {there.backend}")
-        if self._count < there._count:
-            raise AlreadyExists(f"testbed {self.name!r} is there, with {there._count} hosts")
+        if self._count < len(there.hosts):
+            raise AlreadyExists(f"testbed {self.name!r} is there, with {len(there.hosts)} hosts")
         self.backend, self.mtu = there.backend, there.mtu
         self.options = self.options or there.options
         return True
@@ -272,7 +276,7 @@ class Testbed:
                 backend = backend_class(config.backend)
                 with host.enter():
                     backend(survey(config, backend).context(config, backend)).teardown()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # the rest has to go all the same
                 _log.warning("teardown of %s: %s", host.instance, error)
                 _log.debug("teardown", exc_info=True)
                 shutil.rmtree(_BPFFS / host.instance, ignore_errors=True)
@@ -294,8 +298,6 @@ class Testbed:
         trace: TracebackType | None,
     ) -> None:
         self.down()
-
-
 
 
 @contextlib.contextmanager

@@ -47,6 +47,6 @@ def remove_if_idle(directory: Path, *also: Path) -> None:
 
 def _is_still(directory: Path, descriptor: int) -> bool:
     try:
-        return os.path.samestat(os.stat(directory), os.fstat(descriptor))
+        return os.path.samestat(directory.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
