@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slimnet.abc import Backend, Context, Store
+    from slimnet.attached import AttachedEndpoint
     from slimnet.config import Config, load_config
     from slimnet.exceptions import (
         AbiMismatch,
@@ -54,11 +55,12 @@ if TYPE_CHECKING:
         Verdict,
         Wire,
     )
-    from slimnet.node import AttachedEndpoint, Node, open_node
+    from slimnet.node import Node, open_node
 
 # Imported when they are first asked for: `slimnet --help` needs none of them.
 _HOME = {
     "slimnet.abc": ["Backend", "Context", "Store"],
+    "slimnet.attached": ["AttachedEndpoint"],
     "slimnet.config": ["Config", "load_config"],
     "slimnet.exceptions": [
         "AbiMismatch",
@@ -94,7 +96,7 @@ _HOME = {
         "Verdict",
         "Wire",
     ],
-    "slimnet.node": ["AttachedEndpoint", "Node", "open_node"],
+    "slimnet.node": ["Node", "open_node"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

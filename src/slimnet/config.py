@@ -55,6 +55,10 @@ _LEVELS = ("debug", "info", "warning", "error")
 _RUN = Path("/run/slimnet")
 
 
+def _host_name() -> str:
+    return socket.gethostname().partition(".")[0].lower()
+
+
 @frozen
 class Underlay:
     """Where this host meets the others. What is ``None`` is found by the other,
@@ -89,7 +93,7 @@ class Config:
 
     path: Path | None = None
     instance: str = "default"
-    host: str = field(factory=lambda: socket.gethostname().partition(".")[0].lower())
+    host: str = field(factory=_host_name)
     backend: str = "auto"
     store: str = "sqlite:////var/lib/slimnet/store.db"
     key_file: Path = Path("/etc/slimnet/key")

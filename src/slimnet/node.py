@@ -9,18 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from attrs import field, frozen
-
 from slimnet import records
 from slimnet.agent.client import Client
+from slimnet.attached import AttachedEndpoint
 from slimnet.config import Config, load_config
-from slimnet.exceptions import InUse
 from slimnet.model import Connection, Endpoint, Event, Host, Namespace, Network
 
 if TYPE_CHECKING:
     from slimnet.policy import Policy
 
-__all__ = ["AttachedEndpoint", "Node", "open_node"]
+__all__ = ["Node", "open_node"]
 
 
 def open_node(
@@ -46,60 +44,6 @@ def open_node(
     node = Node(Client(Path(agent)))
     node.status()
     return node
-
-
-@frozen
-class AttachedEndpoint:
-    """An endpoint, and where its processes belong.
-
-    As a context manager it is detached at the end of the block, unless it was
-    there before. What still runs in its cgroup is killed then, but for a
-    cgroup that the caller brought: that has to be empty.
-
-    Attributes:
-        endpoint: as the store has it.
-        cgroup: the cgroup v2 directory to start processes in.
-        netns: the network namespace to start them in.
-        hosts: an ``/etc/hosts`` for them, always up to date.
-        created: whether it was made now; it was there already otherwise.
-    """
-
-    endpoint: Endpoint
-    cgroup: Path
-    netns: Path
-    hosts: Path
-    created: bool
-    _own_cgroup: bool = field(repr=False)
-    _node: Node = field(repr=False, eq=False)
-
-    def detach(self, *, kill: bool = False) -> None:
-        """Remove it.
-
-        Args:
-            kill: end its processes first.
-
-        Raises:
-            InUse: it has processes.
-        """
-        each = self.endpoint
-        self._node.detach(each.network, each.name, each.namespace, kill=kill)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self.created:
-            return
-        try:
-            self.detach(kill=self._own_cgroup)
-        except InUse:
-            if error is None:
-                raise
 
 
 class Node:

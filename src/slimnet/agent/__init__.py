@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from slimnet.config import Config
 
-__all__ = ["serve"]
+__all__ = ["serve", "teardown"]
 
 
 def serve(config: Config) -> None:
@@ -21,3 +21,14 @@ def serve(config: Config) -> None:
     from slimnet.agent import process  # noqa: PLC0415  # clients import this package too
 
     process.serve(config)
+
+
+def teardown(config: Config) -> None:
+    """Remove this host's data path, with all that it left on the machine.
+
+    Raises:
+        InUse: an agent runs, or an endpoint has processes; nothing was removed.
+    """
+    from slimnet.agent import process  # noqa: PLC0415  # as above
+
+    process.teardown(config)

@@ -120,7 +120,7 @@ class Agent:
             except SlimnetError as error:
                 self._hinder(str(error))
                 self._stop.wait(0.25)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # the agent stays, whatever happens
                 _log.exception("unexpected")
                 self._hinder(f"{type(error).__name__}: {error}")
                 self._stop.wait(1)
@@ -191,7 +191,7 @@ class Agent:
             "store": self.config.store,
             "revision": self.mirror.followed,
             "generation": status.generation,
-            "endpoints": sorted(status.endpoints),
+            "attached": sorted(status.endpoints),
             "counters": records.encode(status.counters),
             "abi": status.abi,
             "detail": records.encode(status.detail),

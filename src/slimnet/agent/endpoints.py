@@ -270,7 +270,7 @@ class Endpoints:
         try:
             self._let_go(endpoint)
             self._sync()
-        except Exception:
+        except Exception:  # noqa: BLE001  # the first error is the one to tell
             _log.debug("undoing the attach of %s", endpoint.name, exc_info=True)
 
     def _is_alive(self, host: str) -> bool:

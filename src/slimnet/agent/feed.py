@@ -63,7 +63,7 @@ class Feed:
         while not self._stop.is_set():
             try:
                 events = self._backend.events(0.5)
-            except Exception:  # whatever a plugin does
+            except Exception:  # noqa: BLE001  # whatever a plugin does
                 _log.exception("reading events failed")
                 self._stop.wait(1)
                 continue

@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 from types import FrameType
 
+from slimnet.agent import cgroup
 from slimnet.agent.agent import Agent
+from slimnet.agent.client import Client
 from slimnet.agent.notify import notify
 from slimnet.agent.routes import Routes
 from slimnet.agent.server import Server
-from slimnet.agent.site import cgroup_mount
+from slimnet.agent.site import cgroup_mount, survey
 from slimnet.config import Config
+from slimnet.exceptions import AgentUnreachable, InUse
+from slimnet.plugins import choose_backend
 
-__all__ = ["serve"]
+__all__ = ["serve", "teardown"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,3 +55,18 @@ def serve(config: Config) -> None:
         agent.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def teardown(config: Config) -> None:
+    """See :func:`slimnet.agent.teardown`."""
+    try:
+        Client(config.socket, timeout=5).request("GET", "status")
+    except AgentUnreachable:
+        pass
+    else:
+        raise InUse(f"an agent answers on {config.socket}: stop it first")
+    kind, _ = choose_backend(config.backend)
+    site = survey(config, kind)
+    kind(site.context(config, kind)).teardown()
+    cgroup.remove(site.cgroups)
+    shutil.rmtree(config.run, ignore_errors=True)

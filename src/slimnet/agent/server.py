@@ -129,7 +129,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         except FileNotFoundError:
             pass
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """A client that hangs up is no error of ours."""
         _log.debug("a client hung up", exc_info=True)
 
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply = self.server.route(self.command, segments, body, self._peer)
         except SlimnetError as error:
             self._send(failure.http_status(error), failure.to_json(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # told to the client, and logged
             _log.exception("%s %s", self.command, self.path)
             wrapped = SlimnetError(f"the agent failed: {type(error).__name__}: {error}")
             self._send(500, failure.to_json(wrapped))

@@ -20,20 +20,18 @@ key                                       value
 
 from __future__ import annotations
 
-import json
 import logging
-import random
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import attrs
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPNetwork
 
 from slimnet import records
 from slimnet.abc import Revision, Store
-from slimnet.contract import SLIM_IDENTITY_FIRST
-from slimnet.exceptions import AlreadyExists, Conflict, InUse, InvalidValue, NotFound
+from slimnet.cluster import allocation, ranges
+from slimnet.cluster.change import counter, retry
+from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
 from slimnet.model import VNI_MAX, Endpoint, Host, Namespace, Network
 from slimnet.policy.document import NetworkPolicy, Policy
 
@@ -45,14 +43,6 @@ T = TypeVar("T")
 
 _FIRST_VNI = 1000
 _ATTEMPTS = 100
-#: What an overlay may not contain (RFC 6890), and why.
-_RESERVED = {
-    IPNetwork("0.0.0.0/8"): "'this network' (RFC 1122)",
-    IPNetwork("127.0.0.0/8"): "loopback",
-    IPNetwork("169.254.0.0/16"): "link-local (RFC 3927)",
-    IPNetwork("224.0.0.0/4"): "multicast",
-    IPNetwork("240.0.0.0/4"): "the inner addresses and broadcast",
-}
 
 
 class Cluster:
@@ -76,14 +66,14 @@ class Cluster:
             InvalidValue: a range is no range, overlaps something or is not IPv4.
             AlreadyExists: the name, the VNI or a range is taken.
         """
-        ranges = cidrs if isinstance(cidrs, (str, IPNetwork)) else tuple(cidrs)
-        asked = Network(name, _FIRST_VNI if vni is None else vni, ranges)
-        _check_ranges(asked)
+        several = cidrs if isinstance(cidrs, (str, IPNetwork)) else tuple(cidrs)
+        asked = Network(name, _FIRST_VNI if vni is None else vni, several)
+        ranges.check_alone(asked)
 
         def change() -> tuple[Network, Revision]:
-            guard = self._guard("counters/network")
+            guard = counter(self.store, "network")
             networks = self.networks()
-            _check_against(asked, networks, self.hosts())
+            ranges.check_beside(asked, networks, self.hosts())
             taken = {each.vni: each.name for each in networks}
             if vni is not None and vni in taken:
                 raise AlreadyExists(f"network {name}: VNI {vni} is that of network {taken[vni]}")
@@ -96,7 +86,7 @@ class Cluster:
                 put[default] = records.dump(Namespace(name, "default"))
             return network, self.store.transact(expect={key: None, **guard.expect}, put=put)
 
-        return _retry(change)
+        return retry(change)
 
     def networks(self) -> list[Network]:
         """All networks, by name."""
@@ -124,7 +114,7 @@ class Cluster:
         def change() -> Revision:
             self.network(name)
             # An endpoint that is being added meanwhile bumps the counter too.
-            guard = self._guard("counters/endpoint")
+            guard = counter(self.store, "endpoint")
             endpoints = self.store.list(f"endpoints/{name}/")[0]
             if endpoints:
                 some = ", ".join(key.split("/", 2)[2] for key in list(endpoints)[:3])
@@ -134,7 +124,7 @@ class Cluster:
                 keys += self.store.list(f"{kind}/{name}/")[0]
             return self.store.transact(expect=guard.expect, put=guard.put, delete=keys)
 
-        return _retry(change)
+        return retry(change)
 
     # Namespaces
 
@@ -160,7 +150,7 @@ class Cluster:
         """
 
         def change() -> Revision:
-            guard = self._guard("counters/endpoint")
+            guard = counter(self.store, "endpoint")
             key = f"namespaces/{network}/{name}"
             if self.store.get(key) is None:
                 names = [each.name for each in self.namespaces(network)]
@@ -171,7 +161,7 @@ class Cluster:
             keys = [key, *self.store.list(f"policies/{network}/{name}/")[0]]
             return self.store.transact(expect=guard.expect, put=guard.put, delete=keys)
 
-        return _retry(change)
+        return retry(change)
 
     # Hosts
 
@@ -184,7 +174,7 @@ class Cluster:
         """
 
         def change() -> Revision:
-            guard = self._guard("counters/network")
+            guard = counter(self.store, "network")
             for each in self.hosts():
                 if each.name == host.name and each.address != host.address:
                     raise AlreadyExists(f"host {host.name} is registered with {each.address}")
@@ -198,7 +188,7 @@ class Cluster:
             self.store.transact(expect=guard.expect, put=guard.put)
             return self.store.transact(put={f"hosts/{host.name}": records.dump(host)}, lease=lease)
 
-        return _retry(change)
+        return retry(change)
 
     def hosts(self) -> list[Host]:
         """The hosts that are alive."""
@@ -248,22 +238,23 @@ class Cluster:
         """
         spec = dict(asked) if isinstance(asked, Mapping) else attrs.asdict(asked, recurse=False)
         wanted = spec.pop("address", None)
+        for key in spec.keys() - attrs.fields_dict(Endpoint).keys():
+            raise InvalidValue(f"endpoint.{key}", "no such field", spec[key])
         # Everything but the address is checked before the store is asked.
         plan = Endpoint(address=wanted or "0.0.0.0", **spec)  # noqa: S104  # a stand-in
-        Namespace(plan.network, plan.namespace)
-        _check_ports(plan)
+        allocation.check(plan)
 
         def change() -> tuple[Endpoint, Revision]:
             network = self.network(spec["network"])
-            guard = self._guard("counters/endpoint")
-            address = self._address(network, wanted)
+            guard = counter(self.store, "endpoint")
+            address = allocation.address(self.store, network, wanted)
             endpoint = Endpoint(**{**spec, "address": address, "id": guard.number})
             key = _endpoint_key(endpoint.network, endpoint.namespace, endpoint.name)
             held = self.store.get(key)
             if held is not None:
                 at = records.load(key, held[0], records.endpoint)
                 raise AlreadyExists(f"endpoint {_title(at)} is there, on host {at.host}")
-            identity, given = self._identity(endpoint)
+            identity, given = allocation.identity(self.store, endpoint)
             endpoint = attrs.evolve(endpoint, identity=identity)
             place = f"addresses/{network.name}/{address}"
             network_key = f"networks/{network.name}"
@@ -275,7 +266,7 @@ class Cluster:
             expect[network_key] = (self.store.get(network_key) or (b"", None))[1]
             return endpoint, self.store.transact(expect=expect, put=put)
 
-        return _retry(change)
+        return retry(change)
 
     def endpoints(self, network: str | None = None) -> list[Endpoint]:
         """All endpoints, or those of one network."""
@@ -306,7 +297,7 @@ class Cluster:
             place = f"addresses/{endpoint.network}/{endpoint.address}"
             return self.store.transact(expect={key: found[1]}, delete=[key, place])
 
-        return _retry(change)
+        return retry(change)
 
     # Policies
 
@@ -354,122 +345,6 @@ class Cluster:
             except InvalidValue as error:
                 _log.warning("%s", error)
         return found
-
-    def _guard(self, key: str) -> _Guard:
-        """The next number of a counter; taking it conflicts with whoever else does."""
-        found = self.store.get(key)
-        number = int(found[0]) + 1 if found else 1
-        return _Guard(number, {key: found[1] if found else None}, {key: b"%d" % number})
-
-    def _identity(self, endpoint: Endpoint) -> tuple[int, _Guard]:
-        """The number of a label set: for ever the same, on every host."""
-        labels = ",".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
-        key = f"identities/{endpoint.network}/{endpoint.namespace}/{labels}"
-        found = self.store.get(key)
-        if found:
-            return int(found[0]), _Guard(0, {}, {})
-        counter = self._guard("counters/identity")
-        number = SLIM_IDENTITY_FIRST + counter.number - 1
-        return number, _Guard(
-            number, {key: None, **counter.expect}, {key: b"%d" % number, **counter.put}
-        )
-
-    def _address(self, network: Network, wanted: Any) -> IPAddress:
-        prefix = f"addresses/{network.name}/"
-        used = {key.removeprefix(prefix) for key in self.store.list(prefix)[0]}
-        if wanted is not None:
-            address = IPAddress(str(wanted))
-            cidr = next((each for each in network.cidrs if address in each), None)
-            if cidr is None:
-                ranges = ", ".join(map(str, network.cidrs))
-                raise InvalidValue("endpoint.address", f"an address in {ranges}", str(wanted))
-            if cidr.prefixlen < 31 and address in (cidr.network, cidr.broadcast):
-                raise InvalidValue(
-                    "endpoint.address",
-                    f"neither network nor broadcast address of {cidr}",
-                    str(wanted),
-                )
-            if str(address) in used:
-                holder = self.store.get(prefix + str(address))
-                who = json.loads(holder[0]).partition("/")[2] if holder else "another endpoint"
-                raise AlreadyExists(f"address {address} is that of {who}")
-            return address
-        for cidr in network.cidrs:
-            edge = 1 if cidr.prefixlen < 31 else 0
-            for number in range(cidr.first + edge, cidr.last - edge + 1):
-                text = str(IPAddress(number, cidr.version))
-                if text not in used:
-                    return IPAddress(text)
-        raise InvalidValue(
-            "endpoint.address", f"room in network {network.name}", f"{len(used)} endpoints in it"
-        )
-
-
-@attrs.frozen
-class _Guard:
-    """Part of a transaction that two of the same kind cannot both do."""
-
-    number: int
-    expect: dict[str, Revision | None]
-    put: dict[str, bytes]
-
-
-def _retry(change: Callable[[], T]) -> T:
-    """Do it again, from reading on, while others are quicker."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            return change()
-        except Conflict:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            time.sleep(random.uniform(0, 0.002 * min(attempt + 1, 10)))  # noqa: S311
-    raise AssertionError
-
-
-def _check_ranges(network: Network) -> None:
-    for index, cidr in enumerate(network.cidrs):
-        if cidr.version != 4:
-            raise InvalidValue(
-                "network.cidrs", "IPv4 ranges (IPv6 overlays are not carried yet)", str(cidr)
-            )
-        for reserved, what in _RESERVED.items():
-            if cidr.first <= reserved.last and reserved.first <= cidr.last:
-                raise InvalidValue(
-                    "network.cidrs", f"a range without {reserved}, {what}", str(cidr)
-                )
-        for other in network.cidrs[:index]:
-            if cidr.first <= other.last and other.first <= cidr.last:
-                raise InvalidValue(
-                    "network.cidrs", f"ranges that do not overlap ({other})", str(cidr)
-                )
-
-
-def _check_against(network: Network, networks: list[Network], hosts: list[Host]) -> None:
-    for other in networks:
-        if other.name == network.name:
-            raise AlreadyExists(f"network {network.name} is there: VNI {other.vni}")
-        for cidr in network.cidrs:
-            for theirs in other.cidrs:
-                if cidr.first <= theirs.last and theirs.first <= cidr.last:
-                    wanted = f"a range apart from network {other.name}'s {theirs}"
-                    raise InvalidValue("network.cidrs", wanted, str(cidr))
-    for host in hosts:
-        for cidr in network.cidrs:
-            if host.address in cidr:
-                wanted = f"a range without {host.address}, the underlay address of {host.name}"
-                raise InvalidValue("network.cidrs", wanted, str(cidr))
-
-
-def _check_ports(endpoint: Endpoint) -> None:
-    for name, port in endpoint.ports.items():
-        kind, number = port if isinstance(port, tuple) and len(port) == 2 else (None, None)
-        if (
-            kind not in ("tcp", "udp", "sctp")
-            or isinstance(number, bool)
-            or not isinstance(number, int)
-            or not 0 < number < 65536
-        ):
-            raise InvalidValue(f"endpoint.ports.{name}", 'such as ("tcp", 80)', port)
 
 
 def _below(kind: str, network: str | None) -> str:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What :meth:`slimnet.Node.attach` gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from attrs import field, frozen
+
+from slimnet.exceptions import InUse
+from slimnet.model import Endpoint
+
+if TYPE_CHECKING:
+    from slimnet.node import Node
+
+__all__ = ["AttachedEndpoint"]
+
+
+@frozen
+class AttachedEndpoint:
+    """An endpoint, and where its processes belong.
+
+    As a context manager it is detached at the end of the block, unless it was
+    there before. What still runs in its cgroup is killed then, but for a
+    cgroup that the caller brought: that has to be empty.
+
+    Attributes:
+        endpoint: as the store has it.
+        cgroup: the cgroup v2 directory to start processes in.
+        netns: the network namespace to start them in.
+        hosts: an ``/etc/hosts`` for them, always up to date.
+        created: whether it was made now; it was there already otherwise.
+    """
+
+    endpoint: Endpoint
+    cgroup: Path
+    netns: Path
+    hosts: Path
+    created: bool
+    _own_cgroup: bool = field(repr=False)
+    _node: Node = field(repr=False, eq=False)
+
+    def detach(self, *, kill: bool = False) -> None:
+        """Remove it.
+
+        Args:
+            kill: end its processes first.
+
+        Raises:
+            InUse: it has processes.
+        """
+        each = self.endpoint
+        self._node.detach(each.network, each.name, each.namespace, kill=kill)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self.created:
+            return
+        try:
+            self.detach(kill=self._own_cgroup)
+        except InUse:
+            if error is None:
+                raise

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an endpoint is given: its identity and its address."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from netaddr import IPAddress
+
+from slimnet.abc import Store
+from slimnet.cluster import change
+from slimnet.cluster.change import Guard
+from slimnet.contract import SLIM_IDENTITY_FIRST
+from slimnet.exceptions import AlreadyExists, InvalidValue
+from slimnet.model import Endpoint, Namespace, Network
+
+__all__ = ["address", "check", "identity"]
+
+
+def check(endpoint: Endpoint) -> None:
+    """What the model leaves open: namespace and named ports.
+
+    Raises:
+        InvalidValue: one is wrong.
+    """
+    Namespace(endpoint.network, endpoint.namespace)
+    if not isinstance(endpoint.ports, Mapping):
+        raise InvalidValue("endpoint.ports", 'such as {"http": ("tcp", 80)}', endpoint.ports)
+    for name, port in endpoint.ports.items():
+        kind, number = port if isinstance(port, tuple) and len(port) == 2 else (None, None)
+        if (
+            kind not in ("tcp", "udp", "sctp")
+            or isinstance(number, bool)
+            or not isinstance(number, int)
+            or not 0 < number < 65536
+        ):
+            raise InvalidValue(f"endpoint.ports.{name}", 'such as ("tcp", 80)', port)
+
+
+def identity(store: Store, endpoint: Endpoint) -> tuple[int, Guard]:
+    """The number of a label set: for ever the same, on every host."""
+    labels = ",".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
+    key = f"identities/{endpoint.network}/{endpoint.namespace}/{labels}"
+    found = store.get(key)
+    if found:
+        return int(found[0]), Guard(0, {}, {})
+    fresh = change.counter(store, "identity")
+    number = SLIM_IDENTITY_FIRST + fresh.number - 1
+    return number, Guard(number, {key: None, **fresh.expect}, {key: b"%d" % number, **fresh.put})
+
+
+def address(store: Store, network: Network, wanted: Any) -> IPAddress:
+    """An address for an endpoint: the wanted one, or the first that is free.
+
+    Raises:
+        InvalidValue: the wanted one is not of the network, or the network is full.
+        AlreadyExists: the wanted one is taken.
+    """
+    prefix = f"addresses/{network.name}/"
+    used = {key.removeprefix(prefix) for key in store.list(prefix)[0]}
+    if wanted is not None:
+        asked = IPAddress(str(wanted))
+        cidr = next((each for each in network.cidrs if asked in each), None)
+        if cidr is None:
+            ranges = ", ".join(map(str, network.cidrs))
+            raise InvalidValue("endpoint.address", f"an address in {ranges}", str(wanted))
+        if cidr.prefixlen < 31 and asked in (cidr.network, cidr.broadcast):
+            raise InvalidValue(
+                "endpoint.address",
+                f"neither network nor broadcast address of {cidr}",
+                str(wanted),
+            )
+        if str(asked) in used:
+            holder = store.get(prefix + str(asked))
+            who = json.loads(holder[0]).partition("/")[2] if holder else "another endpoint"
+            raise AlreadyExists(f"address {asked} is that of {who}")
+        return asked
+    for cidr in network.cidrs:
+        edge = 1 if cidr.prefixlen < 31 else 0
+        for number in range(cidr.first + edge, cidr.last - edge + 1):
+            text = str(IPAddress(number, cidr.version))
+            if text not in used:
+                return IPAddress(text)
+    raise InvalidValue(
+        "endpoint.address", f"room in network {network.name}", f"{len(used)} endpoints in it"
+    )

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of the store that many may attempt at once."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from attrs import field, frozen
+
+from slimnet.abc import Revision, Store
+from slimnet.exceptions import Conflict
+
+__all__ = ["Guard", "counter", "retry"]
+
+T = TypeVar("T")
+
+_ATTEMPTS = 100
+
+
+@frozen
+class Guard:
+    """Part of a transaction that no two can both do.
+
+    Attributes:
+        number: what the counter gives out.
+        expect: for :meth:`slimnet.abc.Store.transact`.
+        put: for the same.
+    """
+
+    number: int = 0
+    expect: dict[str, Revision | None] = field(factory=dict)
+    put: dict[str, bytes] = field(factory=dict)
+
+
+def counter(store: Store, what: str) -> Guard:
+    """The next number of ``counters/<what>``. What is read after this and written
+    in one transaction with it was not changed by another one with the same counter."""
+    key = f"counters/{what}"
+    found = store.get(key)
+    number = int(found[0]) + 1 if found else 1
+    return Guard(number, {key: found[1] if found else None}, {key: b"%d" % number})
+
+
+def retry(change: Callable[[], T]) -> T:
+    """Do it again, from reading on, while others are quicker.
+
+    Raises:
+        Conflict: they were, a hundred times.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return change()
+        except Conflict:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0, 0.002 * min(attempt + 1, 10)))  # noqa: S311
+    raise AssertionError

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of a cluster over a real store."""
+
+import threading
+
+import attrs
+import pytest
+from netaddr import IPAddress
+
+from slimnet.cluster import Cluster
+from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
+from slimnet.model import Host
+from slimnet.policy import load
+from slimnet.store.sqlite import SqliteStore
+
+
+@pytest.fixture
+def store(tmp_path):
+    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def cluster(store):
+    return Cluster(store)
+
+
+@pytest.fixture
+def prod(cluster):
+    return cluster.create_network("prod", "10.1.0.0/29")[0]
+
+
+def spec(name, **more):
+    return {"network": "prod", "name": name, "host": "h1", **more}
+
+
+def everything(store):
+    return store.list("")
+
+
+def test_networks_get_a_vni_each(cluster):
+    assert cluster.create_network("a", ["10.1.0.0/16"])[0].vni == 1000
+    assert cluster.create_network("b", ["10.2.0.0/16"], 1001)[0].vni == 1001
+    assert cluster.create_network("c", ["10.3.0.0/16", "10.5.0.0/16"])[0].vni == 1002
+    assert [each.name for each in cluster.networks()] == ["a", "b", "c"]
+    assert cluster.network("b").vni == 1001
+
+
+@pytest.mark.parametrize(
+    ("name", "cidrs", "vni", "error", "said"),
+    [
+        ("prod", ["10.9.0.0/16"], None, AlreadyExists, "network prod is there"),
+        ("x", ["10.9.0.0/16"], 1000, AlreadyExists, "VNI 1000 is that of network prod"),
+        ("x", ["10.0.0.0/8"], None, InvalidValue, "apart from network prod's 10.1.0.0/29"),
+        ("x", ["10.1.0.4/30"], None, InvalidValue, "apart from network prod"),
+        ("x", ["10.9.0.0/16", "10.9.1.0/24"], None, InvalidValue, "do not overlap"),
+        ("x", ["240.1.0.0/16"], None, InvalidValue, "inner addresses"),
+        ("x", ["0.0.0.0/0"], None, InvalidValue, "network.cidrs"),
+        ("x", ["127.1.0.0/16"], None, InvalidValue, "loopback"),
+        ("x", ["239.0.0.0/24"], None, InvalidValue, "multicast"),
+        ("x", ["169.254.0.0/16"], None, InvalidValue, "link-local"),
+        ("x", ["192.0.2.0/24"], None, InvalidValue, "underlay address of h1"),
+        ("x", ["fd00::/64"], None, InvalidValue, "IPv6 overlays are not carried yet"),
+        ("x", ["nonsense"], None, InvalidValue, "network.cidrs"),
+        ("x", [], None, InvalidValue, "network.cidrs"),
+        ("x", ["10.9.0.0/16"], 2**24, InvalidValue, "network.vni"),
+        ("x", ["10.9.0.0/16"], 0, InvalidValue, "network.vni"),
+        ("X", ["10.9.0.0/16"], None, InvalidValue, "network.name"),
+        ("a/b", ["10.9.0.0/16"], None, InvalidValue, "network.name"),
+    ],
+)
+def test_wrong_network(cluster, store, prod, name, cidrs, vni, error, said):
+    """Refused with the reason, and nothing has changed."""
+    cluster.set_host(Host("h1", "192.0.2.1"), store.lease(60))
+    before = everything(store)
+    with pytest.raises(error, match=said):
+        cluster.create_network(name, cidrs, vni)
+    assert everything(store) == before
+
+
+def test_removed_network_leaves_nothing_but_identities(cluster, store, prod):
+    cluster.set_namespace("prod", "shop", {"tier": "a"})
+    endpoint, _ = cluster.create_endpoint(spec("web"))
+    with pytest.raises(InUse, match="network prod has 1 endpoint.*default/web"):
+        cluster.remove_network("prod")
+    cluster.remove_endpoint(endpoint)
+    cluster.remove_network("prod")
+    kinds = {key.partition("/")[0] for key in everything(store)[0]}
+    assert kinds == {"counters", "identities"}
+    with pytest.raises(NotFound, match="network 'prod': there is none"):
+        cluster.remove_network("prod")
+
+
+def test_endpoint_is_given_address_id_and_identity(cluster, prod):
+    web, _ = cluster.create_endpoint(spec("web", labels={"app": "web"}))
+    web2, _ = cluster.create_endpoint(spec("web2", labels={"app": "web"}))
+    db, _ = cluster.create_endpoint(spec("db", labels={"app": "db"}, address="10.1.0.6"))
+    elsewhere, _ = cluster.create_endpoint(spec("web", namespace="shop", labels={"app": "web"}))
+    assert [str(each.address) for each in (web, web2, db, elsewhere)] == [
+        "10.1.0.1",
+        "10.1.0.2",
+        "10.1.0.6",
+        "10.1.0.3",
+    ]
+    assert [each.id for each in (web, web2, db, elsewhere)] == [1, 2, 3, 4]
+    assert web.identity == web2.identity
+    assert len({web.identity, db.identity, elsewhere.identity}) == 3
+    assert cluster.endpoint("prod", "default", "db") == db
+    assert {each.name for each in cluster.namespaces("prod")} == {"default", "shop"}
+
+
+def test_ids_are_never_used_again_and_identities_always(cluster, prod):
+    first, _ = cluster.create_endpoint(spec("web", labels={"app": "web"}))
+    cluster.remove_endpoint(first)
+    again, _ = cluster.create_endpoint(spec("web", labels={"app": "web"}))
+    assert again.id == first.id + 1
+    assert again.identity == first.identity
+    assert again.address == first.address
+
+
+def test_removing_an_endpoint_spares_its_successor(cluster, prod):
+    first, _ = cluster.create_endpoint(spec("web"))
+    cluster.remove_endpoint(first)
+    second, _ = cluster.create_endpoint(spec("web"))
+    cluster.remove_endpoint(first)
+    assert cluster.endpoint("prod", "default", "web") == second
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "said"),
+    [
+        ({"name": "web"}, AlreadyExists, "endpoint prod/default/web is there, on host h1"),
+        ({"address": "10.1.0.1"}, AlreadyExists, "10.1.0.1 is that of prod/default/web"),
+        ({"address": "10.2.0.1"}, InvalidValue, "an address in 10.1.0.0/29"),
+        ({"address": "10.1.0.0"}, InvalidValue, "neither network nor broadcast"),
+        ({"address": "10.1.0.7"}, InvalidValue, "neither network nor broadcast"),
+        ({"address": "fd00::1"}, InvalidValue, "an address in 10.1.0.0/29"),
+        ({"address": "x"}, InvalidValue, "endpoint.address"),
+        ({"network": "none"}, NotFound, "network 'none': there is none; there are: prod"),
+        ({"name": "a/b"}, InvalidValue, "endpoint.name"),
+        ({"namespace": "../x"}, InvalidValue, "namespace.name"),
+        ({"labels": {"a": "b c"}}, InvalidValue, "endpoint.labels"),
+        ({"labels": ["a"]}, InvalidValue, "endpoint.labels"),
+        ({"ports": {"http": ("tpc", 80)}}, InvalidValue, "endpoint.ports.http"),
+        ({"ports": {"http": ("tcp", 0)}}, InvalidValue, "endpoint.ports.http"),
+        ({"ports": {"http": 80}}, InvalidValue, "endpoint.ports.http"),
+        ({"ports": ["http"]}, InvalidValue, "endpoint.ports"),
+        ({"colour": "red"}, InvalidValue, "colour"),
+    ],
+)
+def test_wrong_endpoint(cluster, store, prod, more, error, said):
+    cluster.create_endpoint(spec("web"))
+    before = everything(store)
+    with pytest.raises(error, match=said):
+        cluster.create_endpoint({**spec("other"), **more})
+    assert everything(store) == before
+
+
+def test_full_network(cluster, prod):
+    for number in range(6):
+        cluster.create_endpoint(spec(f"e{number}"))
+    with pytest.raises(InvalidValue, match="room in network prod, got '6 endpoints"):
+        cluster.create_endpoint(spec("one-too-many"))
+
+
+def test_a_network_of_two_addresses(cluster):
+    cluster.create_network("tiny", "10.9.0.0/31")
+    given = [cluster.create_endpoint({**spec(n), "network": "tiny"})[0].address for n in "ab"]
+    assert given == [IPAddress("10.9.0.0"), IPAddress("10.9.0.1")]
+
+
+def test_everybody_at_once(tmp_path):
+    """Many hosts add endpoints at the same time: every id and address once."""
+    url = f"sqlite://{tmp_path}/store.db"
+    with SqliteStore.open(url) as store:
+        Cluster(store).create_network("prod", "10.1.0.0/24")
+    made, failed = [], []
+
+    def work(host):
+        try:
+            with SqliteStore.open(url) as store:
+                mine = Cluster(store)
+                for number in range(10):
+                    asked = {**spec(f"{host}-{number}"), "host": host, "labels": {"n": str(number)}}
+                    made.append(mine.create_endpoint(asked)[0])
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(f"h{number}",)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert sorted(each.id for each in made) == list(range(1, 61))
+    assert len({each.address for each in made}) == 60
+    assert len({each.identity for each in made}) == 10
+
+
+def test_hosts_live_as_long_as_their_lease(cluster, store):
+    lease = store.lease(0.3)
+    cluster.set_host(Host("h1", "192.0.2.1"), lease)
+    cluster.set_installed("h1", 7, lease)
+    assert cluster.installed() == {"h1": 7}
+    store.renew(lease)
+    while cluster.hosts():
+        pass
+    assert cluster.installed() == {}
+    cluster.set_installed("h1", 8, lease)
+    assert store.list("installed/")[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("host", "error", "said"),
+    [
+        (Host("h1", "192.0.2.9"), AlreadyExists, "h1 is registered with 192.0.2.1"),
+        (Host("h2", "192.0.2.1"), AlreadyExists, "192.0.2.1 is that of h1"),
+        (Host("h2", "10.1.0.3"), InvalidValue, "outside of network prod"),
+    ],
+)
+def test_wrong_host(cluster, store, prod, host, error, said):
+    first = Host("h1", "192.0.2.1")
+    cluster.set_host(first, store.lease(60))
+    cluster.set_host(attrs.evolve(first, labels={"zone": "a"}), store.lease(60))
+    with pytest.raises(error, match=said):
+        cluster.set_host(host, store.lease(60))
+    assert [each.labels for each in cluster.hosts()] == [{"zone": "a"}]
+
+
+def test_what_a_lost_host_left(cluster, store, prod):
+    lease = store.lease(60)
+    cluster.set_host(Host("h1", "192.0.2.1"), lease)
+    cluster.create_endpoint(spec("web"))
+    with pytest.raises(InUse, match="h1 lives"):
+        cluster.remove_host("h1")
+    store.transact(delete=["hosts/h1"])
+    cluster.remove_host("h1")
+    assert cluster.endpoints() == []
+    with pytest.raises(NotFound, match="neither alive"):
+        cluster.remove_host("h1")
+
+
+def test_namespaces(cluster, store, prod):
+    cluster.set_namespace("prod", "shop", {"tier": "a"})
+    cluster.set_namespace("prod", "shop", {"tier": "b"})
+    assert {each.name: dict(each.labels) for each in cluster.namespaces()} == {
+        "default": {},
+        "shop": {"tier": "b"},
+    }
+    with pytest.raises(NotFound, match="network 'none'"):
+        cluster.set_namespace("none", "shop", {})
+    endpoint, _ = cluster.create_endpoint(spec("web", namespace="shop"))
+    with pytest.raises(InUse, match="prod/shop has 1 endpoint"):
+        cluster.remove_namespace("prod", "shop")
+    cluster.remove_endpoint(endpoint)
+    cluster.remove_namespace("prod", "shop")
+    with pytest.raises(NotFound, match="'shop': there is none; there are: default"):
+        cluster.remove_namespace("prod", "shop")
+
+
+POLICIES = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web-in, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress: [{from: [{podSelector: {}}]}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: nobody}
+spec:
+  tier: Admin
+  priority: 10
+  subject: {namespaces: {}}
+  ingress: [{name: none, action: Deny, from: [{namespaces: {}}]}]
+"""
+
+
+def test_policies_are_all_or_nothing(cluster, store, prod):
+    policies = load(POLICIES, network="prod")
+    cluster.set_policies(policies)
+    assert {each.title for each in cluster.policies()} == {each.title for each in policies}
+    assert sorted(map(str, cluster.policies())) == sorted(map(str, policies))
+    before = everything(store)
+    with pytest.raises(NotFound, match="network 'none'"):
+        cluster.set_policies([*policies, *load(POLICIES, network="none")])
+    assert everything(store) == before
+    cluster.remove_policy("web-in", "prod")
+    cluster.remove_policy("nobody")
+    assert cluster.policies() == []
+    with pytest.raises(NotFound, match="policy 'web-in'"):
+        cluster.remove_policy("web-in", "prod")
+
+
+def test_an_unreadable_record_hides_no_other(cluster, store, prod, caplog):
+    cluster.create_endpoint(spec("web"))
+    store.transact(put={"endpoints/prod/default/bad": b"{", "networks/bad": b"[]"})
+    assert [each.name for each in cluster.endpoints()] == ["web"]
+    assert [each.name for each in cluster.networks()] == ["prod"]
+    assert "endpoints/prod/default/bad" in caplog.text

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values as JSON and the same values again."""
+
+import json
+
+import pytest
+from netaddr import IPAddress
+
+from slimnet import records
+from slimnet.agent import failure
+from slimnet.exceptions import (
+    AgentUnreachable,
+    CapabilityMissing,
+    Conflict,
+    InvalidValue,
+    NotFound,
+    PolicyError,
+    SlimnetError,
+)
+from slimnet.model import (
+    Connection,
+    Direction,
+    Endpoint,
+    Event,
+    EventKind,
+    Host,
+    Namespace,
+    Network,
+    Reason,
+    Status,
+    Wire,
+)
+
+END = (IPAddress("10.1.0.1"), 80)
+OTHER = (IPAddress("10.1.0.2"), 40000)
+
+
+@pytest.mark.parametrize(
+    ("decode", "value"),
+    [
+        (records.network, Network("prod", 7, ["10.1.0.0/16", "10.3.0.0/16"])),
+        (records.namespace, Namespace("prod", "shop", {"tier": "a"})),
+        (records.host, Host("h1", "192.0.2.1", {Wire.SYN, Wire.VXLAN}, "ebpf", {"zone": "a"})),
+        (
+            records.endpoint,
+            Endpoint(
+                "prod",
+                "web",
+                "10.1.0.1",
+                "h1",
+                id=3,
+                labels={"app": "web"},
+                ports={"http": ("tcp", 80)},
+                identity=256,
+                cgroup="/sys/fs/cgroup/x",
+            ),
+        ),
+        (
+            records.connection,
+            Connection(1, 2, END, OTHER, Direction.INGRESS, Wire.SYN, "ESTAB", 12.5, 99),
+        ),
+        (records.connection, Connection(1, 0, END, OTHER, Direction.EGRESS, None, "ESTAB", 1.0)),
+        (
+            records.event,
+            Event(
+                EventKind.REFUSED, 1.0, 1, 2, OTHER, END, 6, Direction.EGRESS, Reason.RULE_DENY, 4
+            ),
+        ),
+    ],
+)
+def test_there_and_back(decode, value):
+    assert records.load("key", records.dump(value), decode) == value
+
+
+def test_status_in_words():
+    status = Status(3, frozenset({2, 1}), {Reason.SYN_TAG: 5})
+    encoded = json.loads(records.dump(status))
+    assert encoded["endpoints"] == [1, 2]
+    assert encoded["counters"] == {"syn_tag": 5}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'"text"',
+        b"{}",
+        b'{"name": "prod", "vni": 0, "cidrs": ["10.0.0.0/8"]}',
+        b'{"name": "prod", "vni": 1, "cidrs": ["x"]}',
+        b'{"name": "prod", "vni": 1, "cidrs": ["10.0.0.0/8"], "more": 1}',
+    ],
+)
+def test_unreadable(data):
+    with pytest.raises(InvalidValue, match="store key networks/prod"):
+        records.load("networks/prod", data, records.network)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidValue("network.vni", "a VNI", 0), 400),
+        (PolicyError("file.yaml:3: spec", "a table", None), 400),
+        (NotFound("no such network"), 404),
+        (Conflict("again"), 409),
+        (CapabilityMissing("root only"), 403),
+        (SlimnetError("whatever"), 500),
+    ],
+)
+def test_errors_travel(error, status):
+    """The same class with the same message; and JSON in between."""
+    again = failure.from_json(json.loads(json.dumps(failure.to_json(error))))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert failure.http_status(error) == status
+
+
+def test_errors_of_another_version():
+    """A class that this side does not know is a SlimnetError with the message."""
+    for name in ("SomethingNew", "annotations", "__doc__", None):
+        again = failure.from_json({"error": name, "message": "text", "arguments": ["text"]})
+        assert type(again) is SlimnetError
+        assert str(again) == "text"
+
+
+def test_error_whose_arguments_do_not_fit():
+    again = failure.from_json({"error": "InvalidValue", "message": "text", "arguments": []})
+    assert type(again) is SlimnetError
+    assert str(again) == "text"
+
+
+def test_os_errors_keep_their_errno():
+    again = failure.from_json(failure.to_json(AgentUnreachable(111, "refused")))
+    assert again.errno == 111

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SQLite store: the contract, and what is its own."""
+
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from slimnet.exceptions import ConfigError, Conflict, StoreUnreachable
+from slimnet.plugins import open_store
+from slimnet.store import sqlite
+from slimnet.store.sqlite import SqliteStore
+from slimnet.testing import check_store
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite://{tmp_path}/deep/store.db"
+
+
+@pytest.fixture
+def store(url):
+    with SqliteStore.open(url) as opened:
+        yield opened
+
+
+def test_contract(url):
+    """Every clause of slimnet.abc.Store holds."""
+    assert len(check_store(url, SqliteStore.open)) > 15
+
+
+def test_contract_finds_a_broken_store(url):
+    """The suite is able to fail: a store that forgets expectations does not pass."""
+
+    class Forgetful(SqliteStore):
+        def transact(self, *, expect=None, put=None, delete=(), lease=None):
+            return super().transact(put=put, delete=delete, lease=lease)
+
+    with pytest.raises(AssertionError, match="expectations"):
+        check_store(url, Forgetful.open)
+
+
+def test_open_by_url(url):
+    """The scheme of a URL is the driver's name."""
+    with open_store(url) as opened:
+        assert isinstance(opened, SqliteStore)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:relative", "sqlite://host/x"])
+def test_wrong_url(url):
+    with pytest.raises(ConfigError) as caught:
+        SqliteStore.open(url).close()
+    assert "sqlite:///<absolute path>" in str(caught.value)
+
+
+def test_only_root_may_read_it(store):
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+
+
+def test_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnreachable, match="file"):
+        SqliteStore.open(f"sqlite://{tmp_path}/file/store.db")
+
+
+def test_file_that_is_no_database(tmp_path):
+    (tmp_path / "store.db").write_text("no database at all, but long enough to be looked at" * 99)
+    with pytest.raises(StoreUnreachable, match="not a database"):
+        SqliteStore.open(f"sqlite://{tmp_path}/store.db")
+
+
+def test_other_format(store, url):
+    connection = sqlite3.connect(store.path)
+    with connection:
+        connection.execute("UPDATE meta SET value=2 WHERE name='format'")
+    connection.close()
+    with pytest.raises(ConfigError, match="format 1, got .* of format 2"):
+        SqliteStore.open(url)
+
+
+def test_history_is_trimmed(store, monkeypatch):
+    """A watcher that lags too far is told to list again; a near one is not."""
+    monkeypatch.setattr(sqlite, "_HISTORY", 100)
+    first = store.transact(put={"key": b"0"})
+    for number in range(600):
+        last = store.transact(put={"key": b"%d" % number})
+    with pytest.raises(Conflict, match="history"):
+        list(store.watch("", first, 0))
+    assert [event.revision for event in store.watch("", last - 50, 0)] == list(
+        range(last - 49, last + 1)
+    )
+    connection = sqlite3.connect(store.path)
+    kept = connection.execute("SELECT count(*) FROM history").fetchone()[0]
+    connection.close()
+    assert kept < 100 + 256
+
+
+def test_file_moved_away_and_back(store):
+    """A store that is gone is unreachable, and is what it was when it is back."""
+    store.transact(put={"key": b"1"})
+    hidden = store.path.with_suffix(".hidden")
+    store.path.rename(hidden)
+    for call in (
+        lambda: store.get("key"),
+        lambda: store.transact(put={"key": b"2"}),
+        lambda: list(store.watch("", 0, 0)),
+        lambda: store.lease(1),
+    ):
+        with pytest.raises(ConnectionError, match="No such file"):
+            call()
+    hidden.rename(store.path)
+    assert store.get("key")[0] == b"1"
+
+
+def test_moved_away_while_watching(store):
+    revision = store.transact(put={"key": b"1"})
+    timer = threading.Timer(0.1, lambda: store.path.rename(store.path.with_suffix(".hidden")))
+    timer.start()
+    begin = time.monotonic()
+    with pytest.raises(StoreUnreachable):
+        list(store.watch("", revision, 10))
+    timer.join()
+    assert time.monotonic() - begin < 5
+
+
+def test_leases_start_again_after_the_store_was_away(store, url):
+    """While nobody could renew, nobody is lost."""
+    lease = store.lease(1.0)
+    store.transact(put={"host": b"1"}, lease=lease)
+    hidden = store.path.with_suffix(".hidden")
+    store.path.rename(hidden)
+    time.sleep(1.2)
+    with pytest.raises(StoreUnreachable):
+        store.get("host")
+    hidden.rename(store.path)
+    assert store.get("host") is not None
+    time.sleep(1.2)
+    assert store.get("host") is None
+
+
+def test_lease_of_an_earlier_boot_has_run_out(store):
+    lease = store.lease(3600)
+    store.transact(put={"host": b"1"}, lease=lease)
+    connection = sqlite3.connect(store.path)
+    with connection:
+        connection.execute("UPDATE lease SET boot='another'")
+    connection.close()
+    assert store.get("host") is None
+
+
+_CHILD = """
+import sys
+from slimnet.store.sqlite import SqliteStore
+with SqliteStore.open(sys.argv[1]) as store:
+    for number in range(50):
+        store.transact(put={f"{sys.argv[2]}/{number}": b"x"})
+"""
+
+
+def test_many_processes_at_once(url):
+    """Eight processes make the file and write to it, from nothing."""
+    children = [
+        subprocess.Popen([sys.executable, "-c", _CHILD, url, str(number)]) for number in range(8)
+    ]
+    assert [child.wait(60) for child in children] == [0] * 8
+    with SqliteStore.open(url) as store:
+        pairs, revision = store.list("")
+    assert (len(pairs), revision) == (400, 400)
+
+
+_WRITER = """
+import sys
+from slimnet.store.sqlite import SqliteStore
+with SqliteStore.open(sys.argv[1]) as store:
+    number = 0
+    while True:
+        number += 1
+        store.transact(put={"a": b"%d" % number, "b": b"%d" % number})
+        print(number, flush=True)
+"""
+
+
+def test_killed_writer_leaves_whole_transactions(url):
+    """What was acknowledged is there, and no transaction is half there."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, url], stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(20):
+        child.stdout.readline()
+    child.kill()
+    acknowledged = [int(line) for line in child.stdout.read().split()]
+    child.stdout.close()
+    child.wait(10)
+    with SqliteStore.open(url) as store:
+        pairs, _ = store.list("")
+    assert pairs["a"] == pairs["b"]
+    assert int(pairs["a"][0]) >= max(acknowledged, default=20)
