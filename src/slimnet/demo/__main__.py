@@ -34,7 +34,14 @@ from slimnet.exceptions import SlimnetError
 __all__ = ["main"]
 
 _NAMES = (*(workload.name for workload in WORKLOADS), "soak", "churn")
-_QUICK = {"rounds": 2, "seconds": 1, "requests": 60_000, "soak": 50_000, "churn": 3}
+_QUICK: dict[str, Any] = {
+    "rounds": 2,
+    "seconds": 1,
+    "requests": 50_000,
+    "soak": 20_000,
+    "churn": 2,
+    "apart": False,
+}
 
 
 def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]]:
@@ -149,7 +156,7 @@ def _run(plan: Plan) -> Report:
                 raise
             stopped = str(error) or "interrupted"
     soaks, churns = (
-        [sample for sample in samples if sample.workload in {work.name for work in works}]
+        [sample for work in works for sample in samples if sample.workload == work.name]
         for works in (SOAKS, CHURNS)
     )
     return Report(

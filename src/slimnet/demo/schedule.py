@@ -4,7 +4,7 @@
 The modes take turns at every workload, each round begins with another mode,
 and each round has fresh hosts: what changes on the machine in the meantime
 changes it for all three. The churn figure and the soak, which fill the hosts
-with sockets in TIME_WAIT, have hosts of their own.
+with sockets in TIME_WAIT, come last, on hosts of their own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Plan:
     def steps(self) -> int:
         """How many measurements it makes."""
         rows = self.setting.rounds * len(self.workloads) * len(self.modes)
-        return rows + len(list(self._soaks())) + len(list(self._churns()))
+        return rows + sum(len(workloads) for _, workloads in self._long())
 
     def check(self) -> None:
         """Can this machine do it?
@@ -86,9 +86,11 @@ class Plan:
                 sites = [undo.enter_context(mode.site()) for mode in modes]
                 for workload, site in itertools.product(self.workloads, sites):
                     yield self._measure(progress, workload, site, round_)
-        for workload, mode in (*self._soaks(), *self._churns()):
+        for mode, workloads in self._long():
+            progress.note(f"making fresh hosts, {mode.title}")
             with mode.site() as site:
-                yield self._measure(progress, workload, site, 1)
+                for workload in workloads:
+                    yield self._measure(progress, workload, site, 1)
 
     def _prepare(self, progress: Progress) -> None:
         sweep()
@@ -101,15 +103,16 @@ class Plan:
         for workload in self.workloads:
             workload.prepare(self.setting)
 
-    def _soaks(self) -> Iterator[tuple[Workload, Mode]]:
-        # The others run out of source ports long before: the churn figure shows it.
-        for workload, mode in itertools.product(SOAKS, self.modes):
-            if "soak" in self.names and mode.unbounded:
-                yield workload, mode
-
-    def _churns(self) -> Iterator[tuple[Workload, Mode]]:
-        if "churn" in self.names:
-            yield from itertools.product(CHURNS, self.modes)
+    def _long(self) -> Iterator[tuple[Mode, Sequence[Workload]]]:
+        """The soaks and the churns, by the site that they run on."""
+        for mode in self.modes:
+            # The others run out of source ports long before: the churn figure shows it.
+            soaks = SOAKS if "soak" in self.names and mode.unbounded else ()
+            workloads = (*soaks, *(CHURNS if "churn" in self.names else ()))
+            if self.setting.apart:
+                yield from ((mode, [workload]) for workload in workloads)
+            elif workloads:
+                yield mode, workloads
 
     def _measure(self, progress: Progress, workload: Workload, site: Site, round_: int) -> Sample:
         progress.step(f"round {round_}: {workload.title}, {site.mode}")

@@ -28,6 +28,8 @@ class Setting:
         requests: how many requests redis-benchmark and memcaslap send.
         soak: how many connections the soak makes.
         churn: seconds of the churn figure, per mode and order of closing.
+        apart: whether each soak and each churn has fresh hosts of its own; else
+            those of a mode share them, and share their limits on TIME_WAIT.
     """
 
     directory: Path
@@ -37,6 +39,7 @@ class Setting:
     requests: int = 200_000
     soak: int = 200_000
     churn: int = 60
+    apart: bool = True
 
     @property
     def programs(self) -> Path:

@@ -55,7 +55,7 @@ class Workload(abc.ABC):
     cpu_target: ClassVar[float | None] = 0.97
     #: The executables that it needs, each with the Debian package that has it.
     needs: ClassVar[Mapping[str, str]] = {}
-    port: ClassVar[int]
+    port: int
     #: How the server is asked to end.
     stop: ClassVar[signal.Signals] = signal.SIGTERM
 

@@ -34,7 +34,7 @@ WORKLOADS: tuple[Workload, ...] = (
 )
 
 #: Connections to one service at full speed, in both orders of closing.
-CHURNS = (Churn("client"), Churn("server"))
+CHURNS = (Churn("client", 7004), Churn("server", 7005))
 
 #: A number of connections in a row, in both orders of closing.
-SOAKS = (Soak("client"), Soak("server"))
+SOAKS = (Soak("client", 7006), Soak("server", 7007))

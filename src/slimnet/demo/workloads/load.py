@@ -99,14 +99,15 @@ class Churn(_Load):
 
     Args:
         first: who closes first, and keeps TIME_WAIT: ``client`` or ``server``.
+        port: its own, so that it finds no TIME_WAIT of another.
     """
 
     unit = "connections/s"
     target = 1.0
     cpu_target = None
-    port = 7004
 
-    def __init__(self, first: str) -> None:
+    def __init__(self, first: str, port: int) -> None:
+        self.port = port
         self.first = self.answer = self.kind = first
         self.name = f"churn-{first}"
         self.title = f"churn, the {first} closes first"
@@ -131,8 +132,8 @@ class Churn(_Load):
 class Soak(Churn):
     """The same, for a number of connections: none may be slow, none retransmitted."""
 
-    def __init__(self, first: str) -> None:
-        super().__init__(first)
+    def __init__(self, first: str, port: int) -> None:
+        super().__init__(first, port)
         self.name = f"soak-{first}"
         self.title = f"soak, the {first} closes first"
 
