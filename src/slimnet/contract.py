@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0xF9FF541518A71277
-FINGERPRINT_HEX: Final[str] = "f9ff541518a71277"
+FINGERPRINT: Final[int] = 0xD1FA6FD7685E9C92
+FINGERPRINT_HEX: Final[str] = "d1fa6fd7685e9c92"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 1
@@ -43,6 +43,7 @@ SLIM_OPTION_KIND: Final[int] = 253
 SLIM_OPTION_LENGTH: Final[int] = 16
 SLIM_INNER_PORT: Final[int] = 473
 SLIM_WIRE_PORTS: Final[int] = 64
+SLIM_WIRE_TURN: Final[int] = 8192
 SLIM_BOUND_PORTS: Final[int] = 32
 SLIM_INDEX_MAX: Final[int] = 2046
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
@@ -362,13 +363,13 @@ class slim_usage(ctypes.Structure):
     epoch: int
     held: int
     waiting: ctypes.Array[ctypes.c_uint32]
-    pad: int
+    connects: int
 
     _fields_ = (
         ("epoch", ctypes.c_uint64),
         ("held", ctypes.c_uint32),
         ("waiting", ctypes.c_uint32 * 2),
-        ("pad", ctypes.c_uint32),
+        ("connects", ctypes.c_uint32),
     )
 
 

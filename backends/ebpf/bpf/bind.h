@@ -245,6 +245,7 @@ static __always_inline int slim_bind_hook(struct bpf_sock_addr *ctx, bool v6)
 	struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
 	struct slim_call call = {
 		.protocol = (__u8)ctx->protocol,
+		.direction = SLIM_EGRESS,
 		.port = (__be16)ctx->user_port,
 	};
 	__be32 address[4], to[4];

@@ -30,6 +30,7 @@
 struct slim_dial {
 	struct slim_state state;
 	struct slim_local *local;
+	struct bpf_sock *sk;
 	struct slim_socket *socket;	/* NULL: none yet */
 	__be32 address[4];		/* as dialled */
 	struct slim_call call;	/* peer, protocol and port are set in any case */
@@ -39,7 +40,20 @@ struct slim_dial {
 	__u16 rewrite;
 };
 
-/* The two keys of a source-bound connection: as it leaves, and as replies arrive. */
+/*
+ * The keys of a source-bound connection: as it leaves, and as replies arrive.
+ * A third names it in the overlay, where no two live ones may be the same.
+ */
+static __always_inline void
+slim_bound_overlay_key(const struct slim_socket *socket, struct slim_tuple *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->source[0] = socket->endpoint;
+	key->source_port = socket->bound_port;
+	slim_copy(key->destination, socket->peer);
+	key->destination_port = socket->peer_port;
+}
+
 static __always_inline void
 slim_bound_keys(const struct slim_control *control, const struct slim_socket *socket,
 		struct slim_tuple *out, struct slim_tuple *in)
@@ -66,6 +80,8 @@ slim_bound_delete(const struct slim_control *control, const struct slim_socket *
 	slim_bound_keys(control, socket, &out, &in);
 	bpf_map_delete_elem(&slim_bound, &out);
 	bpf_map_delete_elem(&slim_bound, &in);
+	slim_bound_overlay_key(socket, &out);
+	bpf_map_delete_elem(&slim_bound, &out);
 }
 
 /*
@@ -89,6 +105,8 @@ slim_bound_close(const struct slim_control *control, const struct slim_socket *s
 		bound->waiting = waiting;
 		bound->closed = now;
 	}
+	slim_bound_overlay_key(socket, &out);
+	bpf_map_delete_elem(&slim_bound, &out);
 }
 
 /*
@@ -114,6 +132,9 @@ slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 	struct slim_tuple out, in;
 	struct slim_bound *old;
 
+	slim_bound_overlay_key(socket, &out);
+	if (bpf_map_update_elem(&slim_bound, &out, &to_inner, BPF_NOEXIST))
+		return -1;
 	for (int i = 0; i < SLIM_BOUND_PORTS; i++) {
 		/* Every endpoint has a place of its own to start from. */
 		socket->underlay_port =
@@ -139,6 +160,8 @@ slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 		bpf_map_delete_elem(&slim_bound, &in);
 		break;
 	}
+	slim_bound_overlay_key(socket, &out);
+	bpf_map_delete_elem(&slim_bound, &out);
 	return -1;
 }
 
@@ -230,6 +253,7 @@ static __always_inline int slim_dial_decide(struct slim_dial *dial, __u32 subjec
 	struct slim_verdict verdict = slim_decide(&dial->state, &query);
 
 	dial->call.rule = verdict.rule;
+	dial->call.direction = direction;
 	if (verdict.action != SLIM_ALLOW)
 		return slim_dial_refuse(dial, verdict.reason,
 					direction == SLIM_EGRESS ? EACCES : ECONNREFUSED);
@@ -239,12 +263,12 @@ static __always_inline int slim_dial_decide(struct slim_dial *dial, __u32 subjec
 
 /* The socket's storage, as this connect wants it. */
 static __always_inline struct slim_socket *
-slim_dial_socket(struct bpf_sock_addr *ctx, struct slim_dial *dial, const __be32 *local)
+slim_dial_socket(struct slim_dial *dial, const __be32 *local)
 {
 	struct slim_socket *socket = dial->socket;
 
 	if (!socket) {
-		socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL,
+		socket = bpf_sk_storage_get(&slim_socket, dial->sk, NULL,
 					    BPF_SK_STORAGE_GET_F_CREATE);
 		if (!socket)
 			return NULL;
@@ -262,11 +286,10 @@ slim_dial_socket(struct bpf_sock_addr *ctx, struct slim_dial *dial, const __be32
 	return socket;
 }
 
-static __always_inline int slim_dial_source(struct bpf_sock_addr *ctx, struct slim_dial *dial)
+/* Binds to `source`, or for 0 to whatever the route says, and to no port. */
+static __always_inline int
+slim_dial_source(struct bpf_sock_addr *ctx, const struct slim_dial *dial, __be32 source)
 {
-	__be32 inner = slim_inner_v4(dial->state.control,
-				     slim_inner(false, dial->local->index, 0));
-
 	if (dial->v6) {
 		struct {
 			__u16 family;
@@ -276,16 +299,31 @@ static __always_inline int slim_dial_source(struct bpf_sock_addr *ctx, struct sl
 			__u32 scope;
 		} name = { .family = AF_INET6 };
 
-		slim_map_v4(name.address, inner);
+		if (source)
+			slim_map_v4(name.address, source);
 		return bpf_bind(ctx, (struct sockaddr *)&name, sizeof(name));
 	} else {
 		struct sockaddr_in name = {
 			.sin_family = AF_INET,
-			.sin_addr.s_addr = inner,
+			.sin_addr.s_addr = source,
 		};
 
 		return bpf_bind(ctx, (struct sockaddr *)&name, sizeof(name));
 	}
+}
+
+/*
+ * An earlier connect of this socket stayed on the host and left its inner
+ * source address, which disconnecting does not take off.
+ */
+static __always_inline void
+slim_dial_unbind(struct bpf_sock_addr *ctx, const struct slim_dial *dial)
+{
+	struct bpf_sock *sk = dial->sk;
+
+	if (dial->socket && !sk->src_port &&
+	    slim_in_range_v4(dial->state.control, sk->src_ip4))
+		slim_dial_source(ctx, dial, 0);
 }
 
 /* To a listener on this host: over loopback, inner address to inner address. */
@@ -344,10 +382,12 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	/* No address of the IPv6 range can be bound: the kernel picks ::1, which serves as well. */
 	if (!v6only && !(dial->socket && dial->socket->flags &
 			 (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
-		if (slim_dial_source(ctx, dial))
+		if (slim_dial_source(ctx, dial,
+				     slim_inner_v4(control, slim_inner(false, dial->local->index,
+								       0))))
 			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EADDRNOTAVAIL);
 	}
-	socket = slim_dial_socket(ctx, dial, local);
+	socket = slim_dial_socket(dial, local);
 	if (!socket)
 		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
 	socket->inner = inner;
@@ -369,6 +409,22 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	return 0;
 }
 
+/*
+ * Which wire port: one for a long while, then the next. To one wire port the
+ * kernel never gives two live sockets the same source port, so the listener
+ * sees no two clients of one name; and with 64 of them taken in turn TIME_WAIT
+ * is over before one is full.
+ */
+static __always_inline __u16 slim_dial_wire_port(const struct slim_dial *dial)
+{
+	struct slim_usage *usage = slim_usage_get(dial->local->index);
+	__u32 turn = dial->call.peer + bpf_ntohs(dial->call.port);
+
+	if (usage)
+		turn += usage->connects++ / SLIM_WIRE_TURN;
+	return dial->state.control->wire_port + (turn & (SLIM_WIRE_PORTS - 1));
+}
+
 /* To another host: through one of its wire ports. */
 static __always_inline int
 slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
@@ -381,7 +437,7 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 		return slim_dial_refuse(dial, SLIM_REASON_UNREACHABLE, EHOSTUNREACH);
 	if (dial->socket && dial->socket->flags & SLIM_SOCKET_LOOPBACK)
 		return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
-	socket = slim_dial_socket(ctx, dial, dial->local->address);
+	socket = slim_dial_socket(dial, dial->local->address);
 	if (!socket)
 		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
 	slim_copy(socket->underlay, peer->host);
@@ -390,8 +446,8 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 			return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 		socket->flags |= SLIM_SOCKET_SOURCE_BOUND;
 	} else {
-		socket->underlay_port = bpf_htons(
-			control->wire_port + (bpf_get_prandom_u32() & (SLIM_WIRE_PORTS - 1)));
+		socket->underlay_port = bpf_htons(slim_dial_wire_port(dial));
+		slim_dial_unbind(ctx, dial);
 	}
 	socket->flags |= SLIM_SOCKET_WIRE;
 	slim_copy(dial->to, peer->host);
@@ -400,17 +456,35 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 	return 0;
 }
 
+/* To an address outside of every overlay: as the host itself would. */
+static __always_inline int
+slim_dial_outside(struct bpf_sock_addr *ctx, struct slim_dial *dial)
+{
+	struct slim_socket *socket = dial->socket;
+
+	if (socket && socket->flags & SLIM_SOCKET_LOOPBACK)
+		return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
+	if (socket && socket->flags & SLIM_SOCKET_BOUND)
+		return slim_dial_refuse(dial, SLIM_REASON_BOUND_OUTSIDE, EADDRNOTAVAIL);
+	slim_dial_unbind(ctx, dial);
+	socket = slim_dial_socket(dial, dial->local->address);
+	if (!socket)
+		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
+	socket->flags |= SLIM_SOCKET_OUTSIDE;
+	return 0;
+}
+
 /*
  * An earlier connect on this socket is over: nothing that it decided may
  * serve this one.
  */
-static __always_inline void slim_dial_forget(struct bpf_sock_addr *ctx, struct slim_dial *dial)
+static __always_inline void slim_dial_forget(struct slim_dial *dial)
 {
 	struct slim_socket *socket = dial->socket;
 
 	if (!socket)
 		return;
-	if (ctx->sk && !ctx->sk->src_port) {
+	if (!dial->sk->src_port) {
 		/* A bind that failed, or chose no port yet, left it. */
 		socket->flags &= ~(SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT);
 		socket->local_port = 0;
@@ -436,7 +510,7 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 
 	if (!slim_state_get(&dial->state) || !dial->local->endpoint)
 		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);
-	slim_dial_forget(ctx, dial);
+	slim_dial_forget(dial);
 	me = slim_endpoint_get(&dial->state, dial->local->endpoint);
 	if (!me)
 		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);
@@ -483,18 +557,7 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 				 cidr && cidr->flags & SLIM_CIDR_HOST, SLIM_EGRESS, false);
 	if (error)
 		return error;
-	if (dial->socket && stream) {
-		if (dial->socket->flags & SLIM_SOCKET_LOOPBACK)
-			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
-		if (dial->socket->flags & SLIM_SOCKET_BOUND)
-			return slim_dial_refuse(dial, SLIM_REASON_BOUND_OUTSIDE, EADDRNOTAVAIL);
-		dial->socket->flags |= SLIM_SOCKET_OUTSIDE;
-		slim_copy(dial->socket->peer, dial->address);
-		dial->socket->peer_port = dial->call.port;
-		if (dial->socket->flags & SLIM_SOCKET_WILDCARD)
-			slim_copy(dial->socket->local, dial->local->address);
-	}
-	return 0;
+	return stream ? slim_dial_outside(ctx, dial) : 0;
 }
 
 static __always_inline int
@@ -502,8 +565,10 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 {
 	struct slim_dial dial = {
 		.local = bpf_get_local_storage(&slim_cgroup, 0),
+		.sk = SLIM_CTX_SK(ctx),
 		.call.port = (__be16)ctx->user_port,
 		.call.protocol = (__u8)ctx->protocol,
+		.call.direction = SLIM_EGRESS,
 		.v6 = v6,
 	};
 	int error;
@@ -516,8 +581,10 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 	} else {
 		slim_map_v4(dial.address, ctx->user_ip4);
 	}
+	if (!dial.sk)
+		return slim_errno(EINVAL);
 	if (connects && dial.call.protocol == IPPROTO_TCP)
-		dial.socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
+		dial.socket = bpf_sk_storage_get(&slim_socket, dial.sk, NULL, 0);
 
 	error = slim_dial(ctx, &dial, connects);
 	if (error) {

@@ -30,7 +30,7 @@ struct slim_call {
 	__u32 rule;
 	__u32 peer;
 	__u8 protocol;
-	__u8 pad;
+	__u8 direction;		/* whose policy refused */
 	__be16 port;
 };
 
@@ -45,16 +45,34 @@ slim_refuse(const struct slim_local *local, const __be32 *destination,
 		return 0;
 	slim_count(call->reason);
 	event = slim_event_start(SLIM_EVENT_REFUSED, call->reason, call->rule,
-				 SLIM_EGRESS, call->protocol);
+				 call->direction, call->protocol);
 	if (!event)
 		return 0;
-	event->endpoint = local->endpoint;
-	event->peer_endpoint = call->peer;
+	event->endpoint = call->direction == SLIM_EGRESS ? local->endpoint : call->peer;
+	event->peer_endpoint = call->direction == SLIM_EGRESS ? call->peer : local->endpoint;
 	slim_copy(event->source, local->address);
 	slim_copy(event->destination, destination);
 	event->destination_port = call->port;
 	bpf_ringbuf_submit(event, 0);
 	return 0;
+}
+
+/*
+ * The kernel counts SYN and FIN as bytes. `state` is the one before CLOSE; what
+ * an aborted connection still had under way is not known.
+ */
+static __always_inline void
+slim_event_bytes(struct bpf_sock_ops *ctx, struct slim_event *event, __u32 state)
+{
+	__u64 sent = ctx->bytes_acked, received = ctx->bytes_received;
+	__u64 flags = event->direction == SLIM_EGRESS;
+
+	if (state == BPF_TCP_FIN_WAIT2 || state == BPF_TCP_CLOSING || state == BPF_TCP_LAST_ACK)
+		flags++;
+	event->sent = sent > flags ? sent - flags : 0;
+	flags = state == BPF_TCP_FIN_WAIT2 || state == BPF_TCP_CLOSING ||
+		state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE_WAIT;
+	event->received = received > flags ? received - flags : 0;
 }
 
 /* Opened and closed connections, for whoever observes. */
@@ -84,8 +102,7 @@ slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __
 		event->destination_port = port;
 	}
 	if (kind == SLIM_EVENT_CLOSED) {
-		event->sent = ctx->bytes_acked;
-		event->received = ctx->bytes_received;
+		slim_event_bytes(ctx, event, ctx->args[0]);
 		event->duration = event->time - socket->opened;
 	}
 	bpf_ringbuf_submit(event, 0);

@@ -237,6 +237,16 @@ static __always_inline void slim_count(__u32 reason)
 		(__u32)value_;						\
 	})
 
+#define SLIM_CTX_SK(ctx)						\
+	({								\
+		struct bpf_sock *sk_;					\
+									\
+		asm volatile("%0 = *(u64 *)(%1 + %2)"			\
+			     : "=r"(sk_)				\
+			     : "r"(ctx), "i"(offsetof(typeof(*(ctx)), sk)));	\
+		sk_;							\
+	})
+
 /* Addresses. IPv4 is held v4-mapped; v4 words are compared in network order. */
 
 static __always_inline void slim_map_v4(__be32 *to, __be32 v4)

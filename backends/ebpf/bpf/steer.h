@@ -80,8 +80,9 @@ slim_option_find(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_
 }
 
 static __always_inline void
-slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option, __u32 reason,
-		 __u32 rule)
+slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option,
+		 const struct slim_endpoint *source, const struct slim_endpoint *destination,
+		 __u32 reason, __u32 rule)
 {
 	struct slim_event *event;
 
@@ -89,8 +90,9 @@ slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option, _
 	event = slim_event_start(SLIM_EVENT_REFUSED, reason, rule, SLIM_INGRESS, IPPROTO_TCP);
 	if (!event)
 		return;
-	slim_copy(event->source, syn->tuple.source);
-	slim_copy(event->destination, syn->tuple.destination);
+	slim_copy(event->source, source ? source->address : syn->tuple.source);
+	slim_copy(event->destination,
+		  destination ? destination->address : syn->tuple.destination);
 	event->source_port = syn->tuple.source_port;
 	event->destination_port = syn->tuple.destination_port;
 	if (option) {
@@ -142,7 +144,7 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 static __always_inline int
 slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct slim_syn *syn)
 {
-	const struct slim_endpoint *source, *destination;
+	const struct slim_endpoint *source = NULL, *destination = NULL;
 	struct slim_option option = {};
 	struct slim_verdict verdict;
 	struct slim_flow flow = {};
@@ -163,10 +165,11 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	if (!destination || !source || !(destination->flags & SLIM_ENDPOINT_LOCAL)) {
 		/* Our tables may be behind: the client's retransmission comes later. */
 		bpf_map_delete_elem(&slim_flow, &syn->tuple);
-		slim_syn_refused(syn, &option, SLIM_REASON_SYN_UNKNOWN, 0);
+		slim_syn_refused(syn, &option, source, destination, SLIM_REASON_SYN_UNKNOWN, 0);
 		return TC_ACT_SHOT;
 	}
 	if (!slim_same(source->host, syn->tuple.source) || source->vni != destination->vni) {
+		source = NULL;
 		reason = SLIM_REASON_SYN_SOURCE;
 		goto refuse;
 	}
@@ -207,8 +210,8 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 
 refuse:
 	bpf_map_delete_elem(&slim_flow, &syn->tuple);
-	slim_syn_refused(syn, reason > SLIM_REASON_SYN_TAG || reason < SLIM_REASON_SYN_NO_OPTION ?
-				      &option : NULL, reason, rule);
+	/* What an option without a valid tag says is nobody's word. */
+	slim_syn_refused(syn, source ? &option : NULL, source, destination, reason, rule);
 	return TC_ACT_OK;
 }
 

@@ -57,6 +57,7 @@ enum slim_wire {
 	SLIM_OPTION_LENGTH = 16,
 	SLIM_INNER_PORT = 473,		/* below 512: out of reach of every local user and rresvport() */
 	SLIM_WIRE_PORTS = 64,		/* a power of two */
+	SLIM_WIRE_TURN = 8192,		/* connects of an endpoint before it takes the next wire port */
 	SLIM_BOUND_PORTS = 32,		/* a power of two; right behind, for source-bound sockets */
 	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
 	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
@@ -253,7 +254,7 @@ struct slim_usage {
 	__u64 epoch;			/* the minute that waiting[epoch & 1] counts */
 	__u32 held;			/* live sockets on bind(0) */
 	__u32 waiting[2];		/* such sockets that went into TIME_WAIT, by minute */
-	__u32 pad;
+	__u32 connects;			/* over the wire, from the first on */
 };
 
 struct slim_tuple {
