@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 import time
 
 import pytest
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
+
+#: A source port per test: one may be used towards a host by eight endpoints a
+#: minute (design 4.5), and tests follow one another fast.
+SOURCE_PORTS = itertools.count(5000)
 
 
 def bound(endpoint, address, port, *, family=INET, reuse=False):
@@ -198,8 +203,8 @@ def test_bind_to_device_is_refused(lab):
 SOURCES = {
     "address port 0": lambda endpoint: (endpoint.address, 0),
     "wildcard port 0": lambda endpoint: ("0.0.0.0", 0),
-    "address explicit": lambda endpoint: (endpoint.address, 5000),
-    "wildcard explicit": lambda endpoint: ("0.0.0.0", 5000),
+    "address explicit": lambda endpoint: (endpoint.address, next(SOURCE_PORTS)),
+    "wildcard explicit": lambda endpoint: ("0.0.0.0", next(SOURCE_PORTS)),
 }
 
 
@@ -236,15 +241,16 @@ def test_bind_then_connect(ends, source, family):
 
 @pytest.mark.container
 def test_two_endpoints_with_one_source_port_to_one_server(lab, place):
+    port = next(SOURCE_PORTS)
     server = lab.endpoint(0 if place == "one-host" else 1)
     listener = server.listen(80)
     clients = [lab.endpoint(0) for _ in range(3)]
-    socks = [bound(client, "0.0.0.0", 5000) for client in clients]
+    socks = [bound(client, "0.0.0.0", port) for client in clients]
     for sock, client in zip(socks, clients, strict=True):
         sock.connect((server.address, 80))
-        assert sock.getsockname() == (client.address, 5000)
+        assert sock.getsockname() == (client.address, port)
     accepted = [listener.accept() for _ in clients]
-    assert {peer for _, peer in accepted} == {(client.address, 5000) for client in clients}
+    assert {peer for _, peer in accepted} == {(client.address, port) for client in clients}
     for taken, peer in accepted:
         taken.sendall(peer[0].encode())
     for sock, client in zip(socks, clients, strict=True):
@@ -254,14 +260,15 @@ def test_two_endpoints_with_one_source_port_to_one_server(lab, place):
 @pytest.mark.container
 def test_one_source_port_to_two_endpoints_of_one_host(lab, place):
     """One bound port, two destinations behind one underlay address."""
+    port = next(SOURCE_PORTS)
     client = lab.endpoint(0)
     servers = [lab.endpoint(0 if place == "one-host" else 1) for _ in range(3)]
     for number, server in enumerate(servers):
         listener = server.listen(80)
-        sock = bound(client, client.address, 5000, reuse=True)
+        sock = bound(client, client.address, port, reuse=True)
         sock.connect((server.address, 80))
         accepted, peer = listener.accept()
-        assert peer == (client.address, 5000)
+        assert peer == (client.address, port)
         accepted.sendall(b"%d" % number)
         assert sock.recv(10) == b"%d" % number
 
@@ -272,29 +279,44 @@ def test_one_source_port_to_two_ports_of_one_endpoint(ends):
     kept = []
     for port in (80, 81):
         listener = server.listen(port)
-        sock = bound(client, client.address, 5000, reuse=True)
+        sock = bound(client, client.address, port, reuse=True)
         sock.connect((server.address, port))
         accepted, peer = listener.accept()
-        assert peer == (client.address, 5000)
+        assert peer == (client.address, port)
         kept += [sock, accepted]
-    assert refusal(
-        bound(client, client.address, 5000, reuse=True).connect, (server.address, 80)
-    ) in (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
+
+
+@pytest.mark.container
+def test_a_live_tuple_is_not_had_twice(ends):
+    """Same source port, same destination, while the first connection lives."""
+    client, server = ends
+    server.serve(80)
+    port = next(SOURCE_PORTS)
+    first = bound(client, client.address, port, reuse=True)
+    first.connect((server.address, 80))
+    second = bound(client, client.address, port, reuse=True)
+    assert refusal(second.connect, (server.address, 80)) in (
+        errno.EADDRNOTAVAIL,
+        errno.EADDRINUSE,
+    )
+    first.sendall(b"x")
+    assert first.recv(1) == b"x"
 
 
 @pytest.mark.container
 def test_a_source_port_that_another_endpoint_used_a_second_ago(lab, place):
     """Whoever closed first: TIME_WAIT is at the client or at the server."""
+    port = next(SOURCE_PORTS)
     server = lab.endpoint(0 if place == "one-host" else 1)
     listener = server.listen(80)
     for closer in ("client", "server") * 2:
         client = lab.endpoint(0)
-        sock = bound(client, "0.0.0.0", 5000)
+        sock = bound(client, "0.0.0.0", port)
         started = time.monotonic()
         sock.connect((server.address, 80))
         assert time.monotonic() - started < 0.5
         accepted, peer = listener.accept()
-        assert peer == (client.address, 5000)
+        assert peer == (client.address, port)
         first, second = (sock, accepted) if closer == "client" else (accepted, sock)
         first.close()
         assert second.recv(1) == b""
@@ -305,15 +327,16 @@ def test_a_source_port_that_another_endpoint_used_a_second_ago(lab, place):
 @pytest.mark.container
 def test_the_same_source_port_again_and_again(ends):
     """The server closes first, so the client may reuse its port at once (RFC 6191)."""
+    port = next(SOURCE_PORTS)
     client, server = ends
     listener = server.listen(80)
     for _ in range(10):
-        sock = bound(client, "0.0.0.0", 5000, reuse=True)
+        sock = bound(client, "0.0.0.0", port, reuse=True)
         started = time.monotonic()
         sock.connect((server.address, 80))
         assert time.monotonic() - started < 0.5
         accepted, peer = listener.accept()
-        assert peer == (client.address, 5000)
+        assert peer == (client.address, port)
         accepted.close()
         assert sock.recv(1) == b""
         sock.close()
@@ -322,17 +345,18 @@ def test_the_same_source_port_again_and_again(ends):
 @pytest.mark.container
 def test_source_port_in_time_wait_needs_reuseaddr(ends):
     """As bind(2) has it: a port whose connection is in TIME_WAIT here."""
+    port = next(SOURCE_PORTS)
     client, server = ends
     listener = server.listen(80)
-    sock = bound(client, "0.0.0.0", 5000, reuse=True)
+    sock = bound(client, "0.0.0.0", port, reuse=True)
     sock.connect((server.address, 80))
     accepted, _ = listener.accept()
     sock.close()
     assert accepted.recv(1) == b""
     accepted.close()
     time.sleep(0.1)
-    assert refusal(bound, client, "0.0.0.0", 5000) == errno.EADDRINUSE
-    bound(client, "0.0.0.0", 5000, reuse=True)
+    assert refusal(bound, client, "0.0.0.0", port) == errno.EADDRINUSE
+    bound(client, "0.0.0.0", port, reuse=True)
 
 
 @pytest.mark.container

@@ -525,3 +525,28 @@ def unspec(sock):
     if libc.connect(sock.fileno(), b"\0" * 16, 16):
         return ctypes.get_errno()  # noqa: F821
     return 0
+
+
+@pytest.mark.parametrize("first", ["connected", "refused"])
+@pytest.mark.parametrize("order", ["near first", "far first"])
+def test_connect_again_elsewhere(lab, first, order):
+    """One socket, first to an endpoint of its own host, then to one of another,
+    and the other way round; it never hangs."""
+    client, near, far = lab.endpoint(0), lab.endpoint(0), lab.endpoint(1)
+    one, two = (near, far) if order == "near first" else (far, near)
+    listeners = {endpoint: endpoint.listen(80) for endpoint in (one, two)}
+    sock = client.socket()
+    for endpoint in (one, two, one):
+        if first == "refused":
+            with pytest.raises(ConnectionRefusedError):
+                sock.connect((endpoint.address, 81))
+        else:
+            sock.connect((endpoint.address, 80))
+            accepted, peer = listeners[endpoint].accept()
+            assert peer == sock.getsockname()
+            assert peer[0] == client.address
+            assert client.call(unspec, sock) == 0
+            accepted.close()
+    sock.connect((two.address, 80))
+    _, peer = listeners[two].accept()
+    assert peer == sock.getsockname()

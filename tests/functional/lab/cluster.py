@@ -301,8 +301,11 @@ class Lab:
             reason=model.Reason.DEFAULT_DENY,  # type: ignore[attr-defined]
         )
 
-    def tables(self, host: Host) -> Tables:
-        """What the compiler would make of the lab for this host."""
+    def tables(self, host: Host, *, without: Endpoint | None = None) -> Tables:
+        """What the compiler would make of the lab for this host; ``without``
+        an endpoint that it does not know of yet, a generation later."""
+        if without is not None:
+            self._generation += 1
         addresses = {host.name: IPAddress(host.address) for host in self.hosts}
         vni = NETWORK.vni
         cidrs: dict[tuple[int, IPNetwork], CidrRecord] = {
@@ -313,7 +316,7 @@ class Lab:
             cidrs[vni, IPNetwork(f"{address}/32")] = CidrRecord(
                 identity=contract.SLIM_IDENTITY_HOST, host=True
             )
-        records = {number: endpoint.record for number, endpoint in self.endpoints.items()}
+        records = {number: endpoint.record for number, endpoint in self.endpoints.items() if endpoint is not without}
         return Tables(
             generation=self._generation,
             addresses={(vni, record.address): number for number, record in records.items()},

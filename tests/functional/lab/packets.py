@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hand-made SYNs, and what comes back."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import struct
+
+from attrs import evolve, frozen
+
+from lab.hands import Hands
+
+__all__ = ["Syn", "option", "send", "tag"]
+
+_ports = itertools.count(33000)
+
+
+@frozen
+class Syn:
+    """A TCP segment on its own, a SYN by default.
+
+    Attributes:
+        source: IP address.
+        destination: IP address.
+        port: destination port.
+        source_port: by default one that was not used before.
+        sequence: initial sequence number.
+        options: TCP options, a multiple of four bytes.
+        ip_options: IP options, a multiple of four bytes.
+        fragment: cut into two IP fragments behind the TCP header.
+        flags: of the TCP header (2: SYN).
+    """
+
+    source: str
+    destination: str
+    port: int
+    source_port: int = 0
+    sequence: int = 12345
+    options: bytes = b""
+    ip_options: bytes = b""
+    fragment: bool = False
+    flags: int = 2
+
+    def packets(self) -> list[bytes]:
+        """As IPv4 packets, checksums right."""
+        length = 20 + len(self.options)
+        tcp = struct.pack(
+            "!HHIIBBHHH",
+            self.source_port,
+            self.port,
+            self.sequence,
+            0,
+            (length // 4) << 4,
+            self.flags,
+            64240,
+            0,
+            0,
+        )
+        tcp += self.options
+        pseudo = socket.inet_aton(self.source) + socket.inet_aton(self.destination)
+        check = _checksum(pseudo + struct.pack("!HH", 6, length) + tcp)
+        tcp = tcp[:16] + struct.pack("!H", check) + tcp[18:]
+        if not self.fragment:
+            return [self._ip(tcp, 0)]
+        return [self._ip(tcp[:24], 0x2000), self._ip(tcp[24:], 3)]
+
+    def _ip(self, payload: bytes, fragment: int) -> bytes:
+        size = 20 + len(self.ip_options)
+        head = struct.pack(
+            "!BBHHHBBH4s4s",
+            0x40 | size // 4,
+            0,
+            size + len(payload),
+            4711,
+            fragment,
+            64,
+            socket.IPPROTO_TCP,
+            0,
+            socket.inet_aton(self.source),
+            socket.inet_aton(self.destination),
+        )
+        head += self.ip_options
+        return head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + payload
+
+
+def _checksum(data: bytes) -> int:
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def send(hands: Hands, syn: Syn, wait: float = 0.4) -> str:
+    """Send it from there: ``"syn-ack"``, ``"rst"`` or ``"nothing"`` came back."""
+    if not syn.source_port:
+        syn = evolve(syn, source_port=next(_ports))
+    return str(
+        hands.call(_send, syn.packets(), syn.destination, syn.port, syn.source_port, wait)
+    )
+
+
+def _send(packets: list[bytes], destination: str, port: int, source_port: int, wait: float) -> str:
+    import time
+
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as answers,
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender,
+    ):
+        for packet in packets:
+            sender.sendto(packet, (destination, 0))
+        until = time.monotonic() + wait
+        while (left := until - time.monotonic()) > 0:
+            answers.settimeout(left)
+            try:
+                data = answers.recv(2048)
+            except TimeoutError:
+                break
+            offset = (data[0] & 15) * 4
+            if data[12:16] != socket.inet_aton(destination):
+                continue
+            if struct.unpack("!HH", data[offset : offset + 4]) != (port, source_port):
+                continue
+            flags = data[offset + 13]
+            return "rst" if flags & 4 else "syn-ack" if flags & 18 == 18 else f"flags {flags}"
+    return "nothing"
+
+
+def tag(key: bytes, syn: Syn, port: int, destination: int, source: int) -> int:
+    """The option's tag, written from the description (SipHash-2-4 over what
+    siphash.h lists), not from the data path's code; big-endian words are taken
+    as the machine holds them."""
+
+    def held(data: bytes) -> int:
+        return int.from_bytes(data, "little")
+
+    words = (
+        held(socket.inet_aton(syn.source)) << 32 | held(socket.inet_aton(syn.destination)),
+        held(struct.pack("!I", syn.sequence)) << 32
+        | held(struct.pack("!H", syn.source_port)) << 16
+        | held(struct.pack("!H", port)),
+        held(struct.pack("!I", destination)) << 32 | held(struct.pack("!I", source)),
+    )
+    return _siphash(key, words) & 0xFFFFFFFF
+
+
+def _siphash(key: bytes, words: tuple[int, ...]) -> int:
+    mask = 2**64 - 1
+    first, second = struct.unpack("<QQ", key)
+    v = [
+        first ^ 0x736F6D6570736575,
+        second ^ 0x646F72616E646F6D,
+        first ^ 0x6C7967656E657261,
+        second ^ 0x7465646279746573,
+    ]
+
+    def turn(value: int, bits: int) -> int:
+        return (value << bits | value >> (64 - bits)) & mask
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            v[0] = (v[0] + v[1]) & mask
+            v[2] = (v[2] + v[3]) & mask
+            v[1] = turn(v[1], 13) ^ v[0]
+            v[3] = turn(v[3], 16) ^ v[2]
+            v[0] = turn(v[0], 32)
+            v[2] = (v[2] + v[1]) & mask
+            v[0] = (v[0] + v[3]) & mask
+            v[1] = turn(v[1], 17) ^ v[2]
+            v[3] = turn(v[3], 21) ^ v[0]
+            v[2] = turn(v[2], 32)
+
+    for word in (*words, (8 * len(words)) << 56):
+        v[3] ^= word
+        rounds(2)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    rounds(4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def option(
+    key: bytes, syn: Syn, port: int, destination: int, source: int, *, wrong: bool = False
+) -> Syn:
+    """The SYN with slimnet's option (and a wrong tag, if asked for)."""
+    value = tag(key, syn, port, destination, source) ^ wrong
+    data = struct.pack("!BBHII", 253, 16, port, destination, source) + struct.pack("<I", value)
+    return evolve(syn, options=syn.options + data)
+
+
+def new_port() -> int:
+    """A source port that no forged SYN had before."""
+    return next(_ports)
