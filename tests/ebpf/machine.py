@@ -2,6 +2,7 @@
 """A host for the eBPF backend: a namespace with an interface, and its own cgroup."""
 
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -64,6 +65,9 @@ class Machine:
     def sysctl(self, name):
         return run(f"nsenter --net={self.netns} sysctl -n {name}").strip()
 
+    def set_sysctl(self, name, value):
+        run(f"nsenter --net={self.netns} sysctl -qw {name}={value}")
+
     def start(self, **changes):
         """Start or adopt, in the namespace."""
         with enter(self.netns):
@@ -120,7 +124,7 @@ class Machine:
                 if root == self.pins:
                     for name in files:
                         (Path(directory) / name).unlink()
-                wait_for(lambda: rmdir(directory))
+                wait_for(functools.partial(rmdir, directory))
 
 
 def rmdir(path):

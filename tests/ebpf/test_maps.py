@@ -7,8 +7,14 @@ import struct
 import pytest
 
 from slimnet_ebpf.libbpf import BpfError, possible_cpus
-from slimnet_ebpf.maps import NO_PREALLOC, TYPE_ARRAY, TYPE_HASH, TYPE_LPM_TRIE
-from slimnet_ebpf.maps import TYPE_PERCPU_ARRAY, Map
+from slimnet_ebpf.maps import (
+    NO_PREALLOC,
+    TYPE_ARRAY,
+    TYPE_HASH,
+    TYPE_LPM_TRIE,
+    TYPE_PERCPU_ARRAY,
+    Map,
+)
 
 pytestmark = pytest.mark.root
 

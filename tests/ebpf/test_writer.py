@@ -21,14 +21,14 @@ HOST = IPAddress("192.0.2.1")
 def in_force(backend):
     """The bytes of the active slot."""
     active = int.from_bytes(backend._maps[contract.SLIM_MAP_ACTIVE].get(u32(0)), "little")
-    return {
-        kind.map: dict(backend._maps[kind.map].inner(active & 1).items()) for kind in kinds({})
-    }
+    return {kind.map: dict(backend._maps[kind.map].inner(active & 1).items()) for kind in kinds({})}
 
 
 def wanted(tables, indexes=None):
     return {
-        kind.map: {kind.key(key): kind.value(key, record) for key, record in kind.of(tables).items()}
+        kind.map: {
+            kind.key(key): kind.value(key, record) for key, record in kind.of(tables).items()
+        }
         for kind in kinds(indexes or {})
     }
 
@@ -107,8 +107,6 @@ def test_work_is_in_proportion_to_the_change(machine):
         new = evolve(old, generation=generation)
         backend.install(new, difference(old, new))
         old = new
-    spoilt = (old.generation & 1) ^ 1
-    del spoilt
     inactive = backend._maps[contract.SLIM_MAP_CIDR].inner(
         1 ^ int.from_bytes(backend._maps[contract.SLIM_MAP_ACTIVE].get(u32(0)), "little") & 1
     )
@@ -132,7 +130,8 @@ def test_tables_grow_beyond_what_was_made_for_them(machine):
     backend.install(big, difference(small, big))
     assert in_force(backend) == wanted(big)
     bigger = Tables(
-        3, policy=policy | {PolicyKey(9, 0, Direction.EGRESS): PolicyRecord(True, Reason.RULE_ALLOW)}
+        3,
+        policy=policy | {PolicyKey(9, 0, Direction.EGRESS): PolicyRecord(True, Reason.RULE_ALLOW)},
     )
     backend.install(bigger, difference(big, bigger))
     assert in_force(backend) == wanted(bigger)

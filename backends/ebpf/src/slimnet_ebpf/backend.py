@@ -320,8 +320,10 @@ class EbpfBackend(Backend):
         """Everything but endpoints; what a crash leaves of it can be removed again."""
         with self._netns.entered():
             self._underlay.restore()
-        for directory in self._pins.record().get("cgroups", ()):
-            # Somebody else may have put something in it.
+        # An endpoint's cgroup whose maker died before writing it down; and the
+        # directories above, unless somebody else has put something there.
+        orphans = map(str, self.context.cgroup.glob("*.*.*"))
+        for directory in [*orphans, *self._pins.record().get("cgroups", ())]:
             with contextlib.suppress(OSError):
                 Path(directory).rmdir()
         self._pins.remove()

@@ -77,7 +77,7 @@ def attach(ifindex: int, point: int, program: int, number: int) -> None:
     )
     check(
         library().bpf_tc_attach(ctypes.byref(_hook(ifindex, point)), ctypes.byref(options)),
-        "attach a tc filter to the underlay interface",
+        f"attach a tc filter with priority {_PRIORITY} to the underlay interface",
     )
 
 

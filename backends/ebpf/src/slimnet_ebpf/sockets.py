@@ -33,7 +33,6 @@ _REQ_STORAGE_MAP = 1
 _STORAGES = 20
 _CGROUP = 21
 _STORAGE_VALUE = 3
-_ANY_COOKIE = b"\xff" * 8
 _NESTED = 0x8000
 
 #: TCP states by the kernel's number, as ``ss`` prints them.
@@ -126,24 +125,26 @@ class Diagnosis:
         Raises:
             BpfError: the kernel cannot (CONFIG_INET_DIAG_DESTROY).
         """
-        count = 0
-        for victim in victims:
-            count += self._destroy(victim, victim.id[40:48])
+        count, pending = 0, list(victims)
+        while pending:
+            left = [victim for victim in pending if not self._destroy(victim)]
+            if len(left) == len(pending):
+                break
+            count += len(pending) - len(left)
+            # Of a reuseport group the kernel's look-up answers with one, and only
+            # that one can be destroyed; then with another.
+            pending = [victim for victim in left if victim.state == _LISTEN]
         return count
 
     def close(self) -> None:
         """Closing twice is no error."""
         self._socket.close()
 
-    def _destroy(self, victim: Socket, cookie: bytes) -> bool:
+    def _destroy(self, victim: Socket) -> bool:
         request = struct.pack("=BBBBI", victim.family, victim.protocol, 0, 0, 0xFFFFFFFF)
         try:
-            self._talk(_DESTROY, _ACK, request + victim.id[:40] + cookie)
+            self._talk(_DESTROY, _ACK, request + victim.id)
         except OSError as error:
-            if error.errno == errno.ESTALE and cookie != _ANY_COOKIE and victim.state == _LISTEN:
-                # Of a reuseport group the look-up answers with one, not with ours.
-                # The group is one endpoint's, and all of it is to go.
-                return self._destroy(victim, _ANY_COOKIE)
             if error.errno in (errno.ENOENT, errno.ESTALE):
                 return False  # gone by itself
             raise BpfError(error.errno or 0, "destroy a socket") from error

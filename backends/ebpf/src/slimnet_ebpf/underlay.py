@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _LOCAL_TABLE = 255
 _SCOPE_HOST = 254
+_UP = 1
 # ARP asks with an address of the interface it asks on, never with an inner one.
 _ARP_ANNOUNCE = 2
 
@@ -79,6 +80,8 @@ class Underlay:
             self.restore()
             record = self._pins.record()
         with _netlink() as netlink:
+            if not netlink.get_links(ifname="lo")[0]["flags"] & _UP:
+                raise BackendError("lo is down: ip link set lo up")
             self._add_routes(netlink)
             if "arp_announce" not in record:
                 before = int(_arp_announce(interface).read_text())
@@ -146,8 +149,7 @@ class Underlay:
         except NetlinkError as error:
             if command == "del" and error.code in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
                 return
-            hint = " (is lo up?)" if error.code == errno.ENETDOWN else ""
-            raise BackendError(f"route local {network} dev lo: {error.args[-1]}{hint}") from error
+            raise BackendError(f"route local {network} dev lo: {error.args[-1]}") from error
 
 
 def _arp_announce(interface: str) -> Path:

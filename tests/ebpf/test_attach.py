@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endpoints: attached, detached, and what goes with them."""
+
+import socket
+
+import pytest
+from machine import NETWORK, endpoint, run, wait_for
+
+from slimnet import BackendError, InUse, InvalidValue, contract
+from slimnet_ebpf import cgroups, endpoints
+from slimnet_ebpf.netns import enter
+from slimnet_ebpf.sockets import Diagnosis
+
+pytestmark = pytest.mark.root
+
+LISTEN = """
+import socket, sys
+s = socket.socket()
+s.bind(("0.0.0.0", 0))
+s.listen()
+print("ready", flush=True)
+try:
+    s.accept()
+except OSError as error:
+    print(error.errno, flush=True)
+sys.stdin.read()
+"""
+
+
+def programs_on(cgroup):
+    return run(f"bpftool cgroup show {cgroup}").count("slim_")
+
+
+def test_every_program_is_on_the_cgroup_and_it_knows_who_it_is(machine):
+    backend = machine.start()
+    attachment = backend.attach(endpoint(1), NETWORK)
+    assert attachment.endpoint == 101
+    assert attachment.netns is None
+    assert machine.context.cgroup / "prod.default.e1" == attachment.cgroup
+    assert programs_on(attachment.cgroup) >= 15
+    key = cgroups.number(attachment.cgroup).to_bytes(8, "little")
+    storage = backend._maps[contract.SLIM_MAP_CGROUP].get(key)
+    local = contract.slim_local.from_buffer_copy(storage)
+    assert (local.endpoint, local.index, local.vni) == (101, 1, 7)
+    assert bytes(local.address)[12:] == bytes([10, 1, 0, 1])
+
+
+def test_attaching_twice_is_one_attachment(machine):
+    backend = machine.start()
+    first = backend.attach(endpoint(1), NETWORK)
+    left = machine.left()
+    assert backend.attach(endpoint(1), NETWORK) == first
+    assert left == machine.left()
+
+
+def test_detaching_what_is_not_attached_is_no_error(machine):
+    backend = machine.start()
+    before = machine.left()
+    backend.detach(4711)
+    assert before == machine.left()
+
+
+def test_detach_removes_what_attach_made(machine):
+    backend = machine.start()
+    backend.attach(endpoint(2), NETWORK)
+    before = machine.left()
+    attachment = backend.attach(endpoint(1), NETWORK)
+    (attachment.cgroup / "below").mkdir()
+    backend.detach(101)
+    assert before == machine.left()
+    assert backend.status().endpoints == {102}
+
+
+def test_a_cgroup_of_somebody_elses_stays(machine):
+    theirs = machine.cgroup / "theirs"
+    theirs.mkdir()
+    backend = machine.start()
+    attachment = backend.attach(endpoint(1, cgroup=str(theirs)), NETWORK)
+    assert attachment.cgroup == theirs
+    backend.detach(101)
+    assert theirs.exists()
+    assert programs_on(theirs) == 0
+
+
+def test_a_cgroup_with_processes_stays_policed(machine):
+    backend = machine.start()
+    attachment = backend.attach(endpoint(1), NETWORK)
+    below = attachment.cgroup / "below"
+    below.mkdir()
+    machine.process(below)
+    before = programs_on(attachment.cgroup)
+    with pytest.raises(InUse, match="101.*has processes"):
+        backend.detach(101)
+    assert before == programs_on(attachment.cgroup)
+    assert backend.status().endpoints == {101}
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_endpoints_may_not_overlap(machine, inner):
+    outer = machine.cgroup / "outer"
+    (outer / "inner").mkdir(parents=True)
+    first, second = (outer, outer / "inner") if inner else (outer / "inner", outer)
+    backend = machine.start()
+    backend.attach(endpoint(1, cgroup=str(first)), NETWORK)
+    left = machine.left()
+    with pytest.raises(BackendError, match="overlaps"):
+        backend.attach(endpoint(2, cgroup=str(second)), NETWORK)
+    assert left == machine.left()
+
+
+def test_what_cannot_be_attached(machine, tmp_path):
+    backend = machine.start()
+    left = machine.left()
+    with pytest.raises(InvalidValue, match="endpoint.id"):
+        backend.attach(endpoint(1, id=0), NETWORK)
+    with pytest.raises(InvalidValue, match="endpoint.address.*IPv4"):
+        backend.attach(endpoint(1, address="fd00::1"), NETWORK)
+    with pytest.raises(BackendError, match="no directory of cgroup v2"):
+        backend.attach(endpoint(1, cgroup=str(tmp_path)), NETWORK)
+    assert left == machine.left()
+
+
+def test_an_attach_that_fails_leaves_nothing(machine, monkeypatch):
+    backend = machine.start()
+    backend.attach(endpoint(2), NETWORK)
+    before = machine.left()
+    attach, count = endpoints.links.attach, iter(range(100))
+
+    def fail_later(*arguments):
+        if next(count) == 5:
+            raise BackendError("the kernel refused")
+        attach(*arguments)
+
+    monkeypatch.setattr(endpoints.links, "attach", fail_later)
+    with pytest.raises(BackendError, match="the kernel refused"):
+        backend.attach(endpoint(1), NETWORK)
+    assert before == machine.left()
+    assert backend.status().endpoints == {102}
+
+
+def test_an_index_is_not_used_again_at_once(machine):
+    backend = machine.start()
+    seen = []
+    for _ in range(3):
+        backend.attach(endpoint(1), NETWORK)
+        seen.append(backend.status().detail["indexes"][101])
+        backend.detach(101)
+    assert seen == [1, 2, 3]
+
+
+def test_an_index_is_used_again_after_a_minute(machine, monkeypatch):
+    backend = machine.start()
+    monkeypatch.setattr(contract, "SLIM_INDEX_MAX", 2)
+    monkeypatch.setattr(endpoints, "_free", lambda entries: real({i: entries[i] for i in (1, 2)}))
+    backend.attach(endpoint(1), NETWORK)
+    backend.attach(endpoint(2), NETWORK)
+    with pytest.raises(BackendError, match="taken"):
+        backend.attach(endpoint(3), NETWORK)
+    backend.detach(102)
+    with pytest.raises(BackendError, match="a moment ago"):
+        backend.attach(endpoint(3), NETWORK)
+    monkeypatch.setattr(endpoints, "_QUARANTINE", 0)
+    backend.attach(endpoint(3), NETWORK)
+    assert backend.status().detail["indexes"] == {101: 1, 103: 2}
+
+
+real = endpoints._free
+
+
+def test_the_sockets_of_a_detached_endpoint_are_destroyed(machine):
+    """Its listener lives on in a process that has left the cgroup."""
+    theirs = machine.cgroup / "theirs"
+    theirs.mkdir()
+    backend = machine.start()
+    backend.attach(endpoint(1, cgroup=str(theirs)), NETWORK)
+    process = machine.process(theirs, LISTEN)
+    assert process.stdout.readline() == "ready\n"
+    before = sockets_of(machine, backend)
+    assert len(before) == 1
+    (machine.cgroup / "cgroup.procs").write_text(str(process.pid))
+    backend.detach(101)
+    assert sockets_of(machine, backend) == []
+    assert process.stdout.readline() != ""
+
+
+def sockets_of(machine, backend):
+    with enter(machine.netns):
+        diagnosis = Diagnosis(backend._maps[contract.SLIM_MAP_SOCKET].fd)
+    found = [one for one in diagnosis.sockets(socket.IPPROTO_TCP) if one.storage]
+    diagnosis.close()
+    return found
+
+
+def test_an_endpoint_goes_with_its_cgroup(machine, monkeypatch):
+    """Somebody removes the cgroup: whoever reads events tidies up."""
+    theirs = machine.cgroup / "theirs"
+    theirs.mkdir()
+    backend = machine.start()
+    before = machine.left()["pins"]
+    backend.attach(endpoint(1, cgroup=str(theirs)), NETWORK)
+    theirs.rmdir()
+    backend._events._kept = 0
+    backend.events(0)
+    assert backend.status().endpoints == frozenset()
+    assert before == machine.left()["pins"]
+
+
+def test_a_cgroup_that_came_again_is_a_new_one(machine):
+    theirs = machine.cgroup / "theirs"
+    theirs.mkdir()
+    backend = machine.start()
+    one = endpoint(1, cgroup=str(theirs))
+    backend.attach(one, NETWORK)
+    theirs.rmdir()
+    theirs.mkdir()
+    backend.attach(one, NETWORK)
+    assert programs_on(theirs) >= 15
+    assert backend.status().endpoints == {101}
+
+
+def test_many_endpoints(machine):
+    backend = machine.start()
+    for number in range(1, 60):
+        backend.attach(endpoint(number), NETWORK)
+    assert backend.status().endpoints == set(range(101, 160))
+    backend.teardown()
+    assert not machine.context.cgroup.exists()
+
+
+def test_everything_is_refused_before_the_first_tables(machine):
+    backend = machine.start()
+    attachment = backend.attach(endpoint(1), NETWORK)
+    process = machine.process(
+        attachment.cgroup,
+        "import socket\n"
+        "for address in ('10.1.0.2', '192.0.2.2', '127.0.0.1'):\n"
+        "    s = socket.socket(); s.settimeout(1)\n"
+        "    print(s.connect_ex((address, 80)))\n",
+    )
+    output, _ = process.communicate(timeout=10)
+    wait_for(lambda: not cgroups.populated(attachment.cgroup))
+    assert "0" not in output.split()
+    assert len(output.split()) == 3
+    assert backend.status().counters != {}

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Killed at any moment, and repaired by the next start or teardown.
+
+A child process runs one step and is killed at the n-th call into the package;
+n goes through the whole step in equal strides.
+"""
+
+import os
+import signal
+import sys
+
+import pytest
+from attrs import evolve
+from machine import NETWORK, endpoint
+from test_writer import in_force, some_tables, wanted
+
+from slimnet_ebpf import cgroups, maps, pins
+
+pytestmark = pytest.mark.root
+
+MOMENTS = 12
+PACKAGE = os.path.dirname(maps.__file__)
+
+
+def killed_at(step, moment):
+    """Run ``step`` in a child that is killed at its ``moment``-th call; whether it was."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def watch(frame, event, argument):
+            nonlocal count
+            code = frame.f_code.co_filename
+            if event in ("call", "c_call") and code.startswith(PACKAGE):
+                count += 1
+                if count == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.setprofile(watch)
+            step()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def length(step):
+    """How many calls a step makes."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def watch(frame, event, argument):
+            nonlocal count
+            if event in ("call", "c_call") and frame.f_code.co_filename.startswith(PACKAGE):
+                count += 1
+
+        try:
+            sys.setprofile(watch)
+            step()
+        finally:
+            sys.setprofile(None)
+            os.write(write, str(count).encode())
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        return int(answer.read())
+
+
+def moments(step):
+    total = length(step)
+    assert total > MOMENTS
+    return [1 + total * number // MOMENTS for number in range(MOMENTS)]
+
+
+def test_start(machine):
+    before = machine.left()
+    every = moments(machine.start)
+    machine.start().teardown()
+    assert before == machine.left()
+    for number, moment in enumerate(every):
+        assert killed_at(machine.start, moment), moment
+        if number % 2:
+            # Repaired by a start, and by the one after it.
+            machine.start().close()
+        machine.start().teardown()
+        assert before == machine.left(), moment
+
+
+def test_attach(machine):
+    backend = machine.start()
+    backend.install(some_tables(1, [1, 2]))
+    backend.attach(endpoint(2), NETWORK)
+    before = machine.left()
+    one = endpoint(1)
+    every = moments(lambda: machine.start().attach(one, NETWORK))
+    machine.start().detach(one.id)
+    assert before == machine.left()
+    for number, moment in enumerate(every):
+        assert killed_at(lambda: machine.start().attach(one, NETWORK), moment), moment
+        if number % 2:
+            attachment = backend.attach(one, NETWORK)
+            indexes = backend.status().detail["indexes"]
+            assert {101, 102} == indexes.keys()
+            assert in_force(backend) == wanted(some_tables(1, [1, 2]), indexes)
+            assert cgroups.number(attachment.cgroup)
+        backend.detach(one.id)
+        leftover = machine.context.cgroup / "prod.default.e1"
+        if leftover.exists():  # made, and not yet written down: teardown or attach finds it
+            backend.attach(one, NETWORK)
+            backend.detach(one.id)
+        assert before == machine.left(), moment
+
+
+def test_detach(machine):
+    backend = machine.start()
+    before = machine.left()
+    one = endpoint(1)
+    backend.attach(one, NETWORK)
+    every = moments(lambda: machine.start().detach(one.id))
+    for moment in every:
+        backend.attach(one, NETWORK)
+        assert killed_at(lambda: machine.start().detach(one.id), moment), moment
+        backend.detach(one.id)
+        after = machine.left()
+        after["cgroups"] = before["cgroups"]
+        assert before == after, moment
+
+
+def test_install(machine):
+    """Whoever dies half-way leaves the old tables in force, or the new ones."""
+    backend = machine.start()
+    old, new = some_tables(1, range(1, 50)), some_tables(2, range(20, 90))
+    backend.install(old)
+    for moment in moments(lambda: machine.start().install(new)):
+        backend.install(evolve(old, generation=backend.status().generation + 2))
+        generation = backend.status().generation
+        newer = evolve(new, generation=generation + 1)
+        assert killed_at(lambda newer=newer: machine.start().install(newer), moment)
+        after = machine.start()
+        assert after.status().generation in (generation, generation + 1)
+        assert in_force(after) == wanted(old if after.status().generation == generation else new)
+        after.install(evolve(new, generation=generation + 5))
+        assert in_force(after) == wanted(new)
+
+
+def test_teardown(machine):
+    before = machine.left()
+
+    def step():
+        machine.start().teardown()
+
+    machine.start()
+    for number, moment in enumerate(moments(step)):
+        backend = machine.start()
+        backend.attach(endpoint(1), NETWORK)
+        backend.close()
+        assert killed_at(step, moment), moment
+        if number % 2:
+            machine.start().close()
+        machine.start().teardown()
+        assert before == machine.left(), moment
+
+
+def test_the_lock_is_let_go_by_death(machine):
+    """flock, not a file that would be left."""
+    machine.start()
+
+    def step():
+        with pins.Pins(machine.name).lock():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert killed_at(step, 10**9)
+    machine.start().install(some_tables(1, [1]))

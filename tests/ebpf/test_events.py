@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events, connections, counters: one endpoint that talks to itself."""
+
+import threading
+import time
+
+import pytest
+from machine import NETWORK, endpoint, wait_for
+from netaddr import IPAddress, IPNetwork
+
+from slimnet import BackendError, contract
+from slimnet.model import Direction, EventKind, Reason
+from slimnet.tables import CidrRecord, EndpointRecord, Tables
+from slimnet_ebpf.layout import Layout, to_bytes16
+from slimnet_ebpf.records import u32
+
+pytestmark = pytest.mark.root
+
+OWN = IPAddress("10.1.0.1")
+
+# On a line of input: connects; sends; closes. Says what it sees.
+TALK = """
+import socket, sys
+server = socket.socket()
+server.bind(("10.1.0.1", 80))
+server.listen()
+print("listening", flush=True)
+sys.stdin.readline()
+client = socket.socket()
+client.connect(("10.1.0.1", 80))
+child, _ = server.accept()
+print(client.getsockname()[1], flush=True)
+sys.stdin.readline()
+child.settimeout(5)
+try:
+    child.sendall(b"hello")
+    client.sendall(b"you")
+    print("fine", flush=True)
+except OSError as error:
+    print(type(error).__name__, flush=True)
+client.close()
+child.close()
+sys.stdin.read()
+"""
+
+FLOW = Layout(contract.slim_flow)
+TUPLE = Layout(contract.slim_tuple)
+BOUND = Layout(contract.slim_bound)
+EVENT = Layout(contract.slim_event)
+
+
+@pytest.fixture
+def backend(machine):
+    backend = machine.start()
+    backend.install(
+        Tables(
+            1,
+            addresses={(7, OWN): 101, (7, IPAddress("10.1.0.9")): 109},
+            endpoints={
+                101: EndpointRecord(OWN, IPAddress("192.0.2.1"), 7, 257, True, True),
+            },
+            cidrs={(7, IPNetwork("10.1.0.0/16")): CidrRecord(1, overlay=True)},
+        )
+    )
+    return backend
+
+
+class Talk:
+    def __init__(self, machine, backend):
+        self.process = machine.process(backend.attach(endpoint(1), NETWORK).cgroup, TALK)
+        assert self.read() == "listening"
+
+    def read(self):
+        return self.process.stdout.readline().strip()
+
+    def go(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.read()
+
+
+def all_events(backend, count, kind=None):
+    found = []
+
+    def enough():
+        found.extend(one for one in backend.events(0.1) if kind in (None, one.kind))
+        return len(found) >= count
+
+    wait_for(enough)
+    return found
+
+
+def test_connections_are_seen_from_both_ends(machine, backend):
+    talk = Talk(machine, backend)
+    assert list(backend.connections()) == []
+    port = int(talk.go())
+    both = sorted(backend.connections(), key=lambda one: one.direction)
+    assert [one.direction for one in both] == [Direction.INGRESS, Direction.EGRESS]
+    accepted, opened = both
+    assert ((OWN, 80), (OWN, port)) == (accepted.local, accepted.peer)
+    assert ((OWN, port), (OWN, 80)) == (opened.local, opened.peer)
+    for one in both:
+        assert (one.endpoint, one.peer_endpoint, one.wire, one.state) == (101, 101, None, "ESTAB")
+        assert abs(one.opened - time.time()) < 5
+        assert one.cookie
+    talk.go()
+    wait_for(lambda: not list(backend.connections()))
+
+
+def test_opened_and_closed_are_told_only_when_observed(machine, backend):
+    talk = Talk(machine, backend)
+    backend.observe(enabled=True)
+    port = int(talk.go())
+    opened = all_events(backend, 2)
+    assert {EventKind.OPENED} == {one.kind for one in opened}
+    for one in opened:
+        assert ((OWN, port), (OWN, 80)) == (one.source, one.destination)
+        assert (one.endpoint, one.peer_endpoint, one.protocol) == (101, 101, 6)
+        assert abs(one.time - time.time()) < 5
+    talk.go()
+    closed = all_events(backend, 2)
+    assert {EventKind.CLOSED} == {one.kind for one in closed}
+    assert all(0 < one.duration < 10 for one in closed)
+    backend.observe(enabled=False)
+    control = backend._maps[contract.SLIM_MAP_CONTROL].get(u32(0))
+    assert contract.slim_control.from_buffer_copy(control).observe == 0
+
+
+def test_refusals_are_always_told_and_counted(machine, backend):
+    cgroup = backend.attach(endpoint(1), NETWORK).cgroup
+    machine.process(
+        cgroup,
+        "import socket, time\n"
+        "s = socket.socket(); s.settimeout(1); s.connect_ex(('10.1.0.77', 80))\n"
+        "time.sleep(600)",
+    )
+    (event,) = all_events(backend, 1)
+    assert (event.kind, event.reason) == (EventKind.REFUSED, Reason.NO_ENDPOINT)
+    assert (IPAddress("10.1.0.77"), 80) == event.destination
+    assert event.endpoint == 101
+    assert backend.status().counters[Reason.NO_ENDPOINT] == 1
+
+
+def test_what_the_data_path_condemns_is_destroyed(machine, backend):
+    """The record is put where the ring buffer puts it; the connection is real."""
+    talk = Talk(machine, backend)
+    talk.go()
+    accepted = min(backend.connections(), key=lambda one: one.direction)
+    record = EVENT.pack(
+        kind=contract.SLIM_EVENT_DESTROY,
+        reason=contract.SLIM_REASON_NO_FLOW,
+        cookie=accepted.cookie,
+        source=to_bytes16(OWN),
+        destination=to_bytes16(OWN),
+    )
+    backend._events._raw.append(record)
+    (event,) = backend.events(0)
+    assert (event.kind, event.reason) == (EventKind.REFUSED, Reason.NO_FLOW)
+    assert talk.go() in ("ConnectionAbortedError", "ConnectionResetError", "BrokenPipeError")
+
+
+def test_old_records_are_swept_and_young_ones_stay(backend):
+    now = time.monotonic_ns()
+    old = now - (contract.SLIM_HANDSHAKE_SECONDS + 1) * 10**9
+    flows = backend._maps[contract.SLIM_MAP_FLOW]
+    bound = backend._maps[contract.SLIM_MAP_BOUND]
+    for port, when in ((1, old), (2, now)):
+        flows.set(TUPLE.pack(source_port=port), FLOW.pack(time=when))
+    for port, when in ((1, now - 61 * 10**9), (2, now - 10**9), (3, 0)):
+        bound.set(TUPLE.pack(source_port=port), BOUND.pack(closed=when))
+    backend.events(0)
+    assert len(list(flows.items())) == 2  # not at every call
+    backend._events._kept = 0
+    backend.events(0)
+    assert [TUPLE.pack(source_port=2)] == [key for key, _ in flows.items()]
+    assert {TUPLE.pack(source_port=2), TUPLE.pack(source_port=3)} == dict(bound.items()).keys()
+
+
+def test_waiting_takes_as_long_as_it_was_told(backend):
+    start = time.monotonic()
+    assert backend.events(0.3) == []
+    assert 0.25 < time.monotonic() - start < 2
+    assert backend.events(0) == []
+
+
+@pytest.mark.parametrize("how", ["close", "teardown"])
+def test_closing_ends_the_waiting(backend, how):
+    ended = []
+
+    def wait():
+        try:
+            ended.append(backend.events(30))
+        except BackendError as error:
+            ended.append(error)
+
+    reader = threading.Thread(target=wait)
+    reader.start()
+    time.sleep(0.2)
+    getattr(backend, how)()
+    reader.join(5)
+    assert not reader.is_alive()
+    assert ended == [[]]
+
+
+def test_one_machine_full_of_callers(machine, backend):
+    """Readers of events, status, attach and install at the same time."""
+    stop = threading.Event()
+    errors = []
+
+    def repeat(call):
+        while not stop.is_set():
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001
+                errors.append(error)
+                return
+
+    def read():
+        backend._events._kept = 0
+        backend.events(0.01)
+
+    calls = (read, backend.status, lambda: list(backend.connections()))
+    threads = [threading.Thread(target=repeat, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 20):
+        backend.attach(endpoint(number), NETWORK)
+        backend.install(Tables(1 + number))
+        backend.detach(100 + number)
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+    assert errors == []

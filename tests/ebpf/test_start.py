@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting, adopting, refusing, tearing down."""
+
+import pytest
+from attrs import evolve
+from machine import NETWORK, endpoint
+
+from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
+from slimnet.tables import Tables
+from slimnet_ebpf import EbpfBackend
+
+pytestmark = pytest.mark.root
+
+
+def test_probe_says_yes_and_leaves_nothing(machine):
+    before = machine.left()
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.YES, answer
+    assert before == machine.left()
+
+
+def test_probe_names_a_missing_object(monkeypatch, tmp_path):
+    monkeypatch.setattr(EbpfBackend, "object_path", tmp_path / "slimnet.bpf.o")
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert answer.reason.endswith("slimnet.bpf.o is missing")
+    assert "make" in answer.remedy
+
+
+def test_probe_names_an_object_of_another_contract(monkeypatch):
+    monkeypatch.setattr(contract, "FINGERPRINT", contract.FINGERPRINT ^ 1)
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert "was built from contract" in answer.reason
+
+
+def test_probe_of_a_file_that_is_no_object(monkeypatch, tmp_path):
+    (tmp_path / "slimnet.bpf.o").write_bytes(b"no ELF")
+    monkeypatch.setattr(EbpfBackend, "object_path", tmp_path / "slimnet.bpf.o")
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert "slimnet.bpf.o" in answer.reason
+
+
+def test_what_is_on_the_host_while_it_runs(machine):
+    machine.start()
+    left = machine.left()
+    assert "local 240.0.0.0/4 dev lo" in left["routes"]
+    assert any("fd73:6c69:6d6e:6574::/64" in line for line in left["routes6"])
+    assert left["arp_announce"] == "2"
+    assert "clsact" in left["qdisc"]
+    assert "slim_tc_ingress" in left["ingress"]
+    assert "slim_tc_egress" in left["egress"]
+    assert left["lookups"] == 1
+
+
+def test_teardown_leaves_nothing(machine):
+    before = machine.left()
+    backend = machine.start()
+    backend.attach(endpoint(1), NETWORK)
+    backend.install(Tables(1))
+    assert before != machine.left()
+    backend.teardown()
+    assert before == machine.left()
+    assert not machine.pins.exists()
+
+
+def test_what_the_host_had_is_kept(machine):
+    """A clsact with somebody's filter, and a sysctl of the host's own."""
+    machine.tc("qdisc add dev eth0 clsact")
+    machine.tc("filter add dev eth0 ingress prio 7 u32 match u32 0 0 flowid 1:1")
+    machine.set_sysctl("net.ipv4.conf.eth0.arp_announce", 1)
+    before = machine.left()
+    backend = machine.start()
+    assert machine.sysctl("net.ipv4.conf.eth0.arp_announce") == "2"
+    backend.teardown()
+    assert before == machine.left()
+
+
+def test_somebody_elses_filter_keeps_our_clsact(machine):
+    backend = machine.start()
+    machine.tc("filter add dev eth0 egress prio 7 u32 match u32 0 0 flowid 1:1")
+    backend.teardown()
+    assert "u32" in machine.left()["egress"]
+    assert "slim" not in machine.left()["egress"]
+
+
+def test_a_new_process_adopts(machine):
+    first = machine.start()
+    one = first.attach(endpoint(1), NETWORK)
+    first.install(Tables(5))
+    running = machine.left()
+    first.close()
+    assert running == machine.left()
+    second = machine.start()
+    assert running == machine.left()
+    assert second.status().generation == 5
+    assert second.status().endpoints == {101}
+    assert second.attach(endpoint(1), NETWORK) == one
+
+
+def test_two_processes_hold_one_data_path(machine):
+    first, second = machine.start(), machine.start()
+    first.install(Tables(2))
+    assert second.status().generation == 2
+    second.attach(endpoint(1), NETWORK)
+    assert first.status().endpoints == {101}
+
+
+def test_another_contract_is_refused_and_nothing_changed(machine, monkeypatch):
+    backend = machine.start()
+    backend.attach(endpoint(1), NETWORK)
+    backend.install(Tables(5))
+    backend.close()
+    running = machine.left()
+    for name, value in (("FINGERPRINT", 1), ("SLIM_ABI_VERSION", 99)):
+        with monkeypatch.context() as other:
+            other.setattr(contract, name, value)
+            with pytest.raises(AbiMismatch, match=machine.name):
+                machine.start()
+        assert running == machine.left()
+    assert machine.start().status().generation == 5
+
+
+def test_an_object_of_another_contract_is_not_loaded(machine, monkeypatch):
+    before = machine.left()
+    monkeypatch.setattr(contract, "FINGERPRINT", 1)
+    with pytest.raises(AbiMismatch, match="was built from contract"):
+        machine.start()
+    assert before == machine.left()
+
+
+def test_the_data_path_says_what_it_was_built_from(machine):
+    assert machine.start().status().abi == f"{contract.SLIM_ABI_VERSION}/{contract.FINGERPRINT_HEX}"
+
+
+def test_wrong_configurations_change_nothing(machine):
+    before = machine.left()
+    wrong = [
+        {"interface": "eth7"},
+        {"options": {"inner": 1}},
+        {"instance": "a.b"},
+        {"key": b"short"},
+        {"host": evolve(machine.context.host, address="fd00::1")},
+    ]
+    for change in wrong:
+        with pytest.raises(ConfigError):
+            machine.start(**change)
+        assert before == machine.left()
+
+
+def test_a_start_that_fails_leaves_nothing(machine):
+    """What it would have been without lo, nobody wants."""
+    machine.ip("link set lo down")
+    before = machine.left()
+    with pytest.raises(BackendError, match="lo is down"):
+        machine.start()
+    assert before == machine.left()
+
+
+def test_options_of_a_running_data_path_stay(machine):
+    machine.start().close()
+    with pytest.raises(ConfigError, match="backend.ebpf.wire_ports"):
+        machine.start(options={"wire_ports": 5000})
+    with pytest.raises(ConfigError, match="backend.ebpf.inner_range"):
+        machine.start(options={"inner_range": "224.0.0.0/4"})
+    machine.start(options={"held_ports": 7})
+
+
+def test_one_instance_serves_a_namespace(machine):
+    machine.start()
+    with pytest.raises(BackendError, match="another instance of slimnet serves"):
+        machine.start(instance=f"{machine.name}-other")
+    assert not machine.pins.with_name(f"{machine.name}-other").exists()
+
+
+def test_an_instance_serves_one_namespace(machine):
+    machine.start()
+    with pytest.raises(BackendError, match="another network namespace"):
+        EbpfBackend(evolve(machine.context, interface="lo"))
+
+
+def test_a_new_interface_of_the_old_name(machine):
+    """The interface went and came back: its filters are made again."""
+    machine.start().close()
+    machine.ip("link del eth0")
+    machine.ip("link add dummy9 type veth peer name eth0")
+    machine.ip("address add 192.0.2.1/24 dev eth0")
+    before = machine.left()
+    backend = machine.start()
+    assert "slim_tc_ingress" in machine.left()["ingress"]
+    backend.teardown()
+    after = machine.left()
+    assert (before["qdisc"], before["arp_announce"]) == (after["qdisc"], after["arp_announce"])
+
+
+def test_teardown_refuses_while_there_are_processes(machine):
+    backend = machine.start()
+    attachment = backend.attach(endpoint(1), NETWORK)
+    backend.attach(endpoint(2), NETWORK)
+    process = machine.process(attachment.cgroup)
+    running = machine.left()
+    with pytest.raises(InUse, match="101"):
+        backend.teardown()
+    assert running == machine.left()
+    process.kill()
+    process.wait()
+    backend.teardown()
+    assert not machine.pins.exists()
+
+
+def test_closed_means_closed(machine):
+    backend = machine.start()
+    backend.close()
+    backend.close()
+    for call in (
+        backend.status,
+        backend.teardown,
+        backend.connections,
+        lambda: backend.events(0),
+        lambda: backend.detach(1),
+        lambda: backend.observe(enabled=True),
+        lambda: backend.install(Tables(1)),
+        lambda: backend.attach(endpoint(1), NETWORK),
+    ):
+        with pytest.raises(BackendError, match="closed"):
+            call()
