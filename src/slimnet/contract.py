@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0xD1FA6FD7685E9C92
-FINGERPRINT_HEX: Final[str] = "d1fa6fd7685e9c92"
+FINGERPRINT: Final[int] = 0xA19AD82AEAB1266E
+FINGERPRINT_HEX: Final[str] = "a19ad82aeab1266e"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 1
@@ -204,7 +204,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
 
 
 class slim_control(ctypes.Structure):
-    """struct slim_control, 72 bytes."""
+    """struct slim_control, 80 bytes."""
 
     abi_version: int
     observe: int
@@ -215,6 +215,8 @@ class slim_control(ctypes.Structure):
     wire_port: int
     pad: int
     held_limit: int
+    wire_turn: int
+    pad2: int
     key: ctypes.Array[ctypes.c_uint64]
 
     _fields_ = (
@@ -227,6 +229,8 @@ class slim_control(ctypes.Structure):
         ("wire_port", ctypes.c_uint16),
         ("pad", ctypes.c_uint16),
         ("held_limit", ctypes.c_uint32),
+        ("wire_turn", ctypes.c_uint32),
+        ("pad2", ctypes.c_uint32),
         ("key", ctypes.c_uint64 * 2),
     )
 

@@ -421,7 +421,7 @@ static __always_inline __u16 slim_dial_wire_port(const struct slim_dial *dial)
 	__u32 turn = dial->call.peer + bpf_ntohs(dial->call.port);
 
 	if (usage)
-		turn += usage->connects++ / SLIM_WIRE_TURN;
+		turn += usage->connects++ / (dial->state.control->wire_turn ?: SLIM_WIRE_TURN);
 	return dial->state.control->wire_port + (turn & (SLIM_WIRE_PORTS - 1));
 }
 

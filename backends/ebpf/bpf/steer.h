@@ -312,7 +312,8 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 			ip = data + ETH_HLEN;
 			if ((void *)(ip + 1) > end)
 				return TC_ACT_OK;
-			if (ip->protocol != IPPROTO_TCP)
+			if (ip->protocol != IPPROTO_TCP ||
+			    bpf_ntohs(ip->frag_off) & IP_FRAGMENT_OFFSET)
 				return TC_ACT_OK;
 			slim_count(SLIM_REASON_MALFORMED);
 			return TC_ACT_SHOT;

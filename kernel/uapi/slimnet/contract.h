@@ -57,7 +57,7 @@ enum slim_wire {
 	SLIM_OPTION_LENGTH = 16,
 	SLIM_INNER_PORT = 473,		/* below 512: out of reach of every local user and rresvport() */
 	SLIM_WIRE_PORTS = 64,		/* a power of two */
-	SLIM_WIRE_TURN = 8192,		/* connects of an endpoint before it takes the next wire port */
+	SLIM_WIRE_TURN = 8192,		/* the most connects of an endpoint before the next wire port */
 	SLIM_BOUND_PORTS = 32,		/* a power of two; right behind, for source-bound sockets */
 	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
 	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
@@ -174,6 +174,8 @@ struct slim_control {
 	__u16 wire_port;		/* the first of SLIM_WIRE_PORTS */
 	__u16 pad;
 	__u32 held_limit;		/* ports of the host that one endpoint may hold with bind(0) */
+	__u32 wire_turn;		/* connects of an endpoint before it takes the next wire port */
+	__u32 pad2;
 	__u64 key[2];			/* the cluster's SipHash key */
 };
 

@@ -46,6 +46,7 @@ from slimnet_ebpf.writer import Writer
 __all__ = ["EbpfBackend"]
 
 _CONTROL = Layout(contract.slim_control)
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOOKUP = "slim_lookup"
 
 
@@ -111,7 +112,7 @@ class EbpfBackend(Backend):
                 self._load()
             try:
                 self._adopt()
-                self._write_control(ifindex)
+                self._write_control(**self._control(ifindex))
                 self._underlay.apply(self.context.interface, ifindex)
                 self._attach_lookup()
             except BaseException:
@@ -211,13 +212,21 @@ class EbpfBackend(Backend):
             "underlay": to_bytes16(self.context.host.address),
             "wire_port": self._options.wire_ports,
             "held_limit": self._options.held_ports,
+            "wire_turn": self._wire_turn(),
             "key": self.context.key,
         }
 
-    def _write_control(self, ifindex: int) -> None:
+    def _write_control(self, **fields: int | bytes) -> None:
         control: Map = self._maps[contract.SLIM_MAP_CONTROL]
         held = _CONTROL.unpack(control.get(u32(0)) or b"")
-        control.set(u32(0), _CONTROL.pack(**(held | self._control(ifindex))))
+        if held != held | fields:
+            control.set(u32(0), _CONTROL.pack(**(held | fields)))
+
+    def _wire_turn(self) -> int:
+        """A quarter of the host's source ports: then no wire port is ever
+        searched for a free one (networking/ip-sysctl.rst, ip_local_port_range)."""
+        low, high = map(int, _PORT_RANGE.read_text().split())
+        return max(1, min((high - low + 1) // 4, contract.SLIM_WIRE_TURN))
 
     def _attach_lookup(self) -> None:
         pin = self._pins.links / "lookup"
@@ -248,6 +257,7 @@ class EbpfBackend(Backend):
     def install(self, tables: Tables, change: Change | None = None) -> None:
         """See :meth:`slimnet.abc.Backend.install`."""
         with self._locked():
+            self._write_control(wire_turn=self._wire_turn())
             self._writer.install(tables, change, self._endpoints.indexes())
 
     def status(self) -> Status:
@@ -288,11 +298,7 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.observe`."""
         both = contract.SLIM_OBSERVE_OPENED | contract.SLIM_OBSERVE_CLOSED
         with self._locked():
-            control = self._maps[contract.SLIM_MAP_CONTROL]
-            held = _CONTROL.unpack(control.get(u32(0)) or b"")
-            wanted = both if enabled else 0
-            if held["observe"] != wanted:
-                control.set(u32(0), _CONTROL.pack(**(held | {"observe": wanted})))
+            self._write_control(observe=both if enabled else 0)
 
     def close(self) -> None:
         """See :meth:`slimnet.abc.Backend.close`."""
