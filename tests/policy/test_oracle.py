@@ -12,10 +12,10 @@ from decide import Decider
 from hypothesis import HealthCheck, given, settings
 from worlds import HOSTS, NETWORKS, worlds
 
-from slimnet.policy import Oracle, compile
-from slimnet.policy.compiler import rule_text
-from slimnet.policy.decision import Answerer
 from slimnet.model import Direction
+from slimnet.policy import Oracle
+from slimnet.policy import compile as compile_tables
+from slimnet.policy.compiler import rule_text
 
 FLOWS = int(os.environ.get("SLIMNET_POLICY_FLOWS", "25000"))
 FLOWS_OF_A_WORLD = 50
@@ -26,7 +26,9 @@ VNIS = {network.name: network.vni for network in NETWORKS}
 def check_world(world, library, seen=None):
     """Every flow of a world: oracle, C and Python agree on verdict, reason and rule."""
     oracle = Oracle(world.state)
-    deciders = {host.name: Decider(library, compile(world.state, host.name)) for host in HOSTS}
+    deciders = {
+        host.name: Decider(library, compile_tables(world.state, host.name)) for host in HOSTS
+    }
     try:
         for flow in world.flows(FLOWS_OF_A_WORLD):
             judged = oracle.judge(flow)

@@ -79,7 +79,9 @@ class Compiler:
         else:
             try:
                 subjects = self._advance(state)
-            except Collision:
+            except (Collision, InvalidValue):
+                # Twins; or a number that the store gave to others since. If it
+                # still is wrong from nothing, then it is.
                 self._restart(state, hosts, networks)
         self._tables = Tables(
             max(state.revision, 1),
@@ -163,6 +165,10 @@ class Compiler:
             overlay.drop_endpoint(identifier)
             del self._addresses[overlay.network.vni, endpoint.address]
             del self._records[identifier]
+        others = {
+            name: [other for other in self._overlays.values() if other is not overlay]
+            for name, overlay in self._overlays.items()
+        }
         for identifier in sorted(changed & new.keys()):
             endpoint = new[identifier]
             overlay = self._overlays[endpoint.network]
@@ -175,6 +181,10 @@ class Compiler:
                     f"{field}.identity",
                     f"a number, {contract.SLIM_IDENTITY_FIRST} to {IDENTITY_DERIVED - 1}",
                     endpoint.identity,
+                )
+            if any(endpoint.identity in item for item in others[endpoint.network]):
+                raise InvalidValue(
+                    f"{field}.identity", "one that no other network has", endpoint.identity
                 )
             overlay.set_endpoint(endpoint)
             self._addresses[key] = identifier

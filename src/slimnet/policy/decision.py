@@ -50,7 +50,7 @@ class Answerer:
             return Site(self._tables.endpoints[endpoint].identity, endpoint)
         for length in range(32 if address.version == 4 else 128, -1, -1):
             record = self._tables.cidrs.get(
-                (self._vni, IPNetwork((address.value, length), address.version).cidr)
+                (self._vni, IPNetwork((int(address), length), address.version).cidr)
             )
             if record is not None:
                 return Site(record.identity, 0, record.overlay, record.host)

@@ -38,12 +38,14 @@ class Step:
         action: what it does.
         record: the answer, for ACCEPT and DENY.
         spans: the ports; ``None`` for every protocol and port.
+        exact: it names the peer, as a host must be named.
     """
 
     stage: int
     action: Action
     record: PolicyRecord
     spans: tuple[Span, ...] | None
+    exact: bool = False
 
 
 def ladder(steps: Sequence[Step], *, isolated: bool, host: bool) -> Ladder:
@@ -52,20 +54,20 @@ def ladder(steps: Sequence[Step], *, isolated: bool, host: bool) -> Ladder:
     Args:
         steps: ordered by stage, then as they are asked.
         isolated: a NetworkPolicy selects the subject, so that its stage is final.
-        host: the peer is a host of the cluster, denied where nothing allows it.
+        host: the peer is a host of the cluster: denied unless a step names it that
+            accepts it, or that passes it on as if it were any other address.
     """
-    default = HOST_DENY if host else DEFAULT_DENY if isolated else DEFAULT_ALLOW
     spans: dict[int, set[int]] = {}
     for step in steps:
         for protocol, first, last in step.spans or ():
             spans.setdefault(protocol, {0}).update((first, last + 1))
-    widest = _first(steps, None, 0, default, isolated=isolated)
+    widest = _first(steps, None, 0, isolated=isolated, host=host)
     rungs: list[Rung] = [((None, 0, 0), widest)]
     for protocol, cuts in sorted(spans.items()):
         segments: list[tuple[int, int, PolicyRecord]] = []
         edges = sorted(cuts - {65536})
         for first, end in zip(edges, [*edges[1:], 65536], strict=True):
-            record = _first(steps, protocol, first, default, isolated=isolated)
+            record = _first(steps, protocol, first, isolated=isolated, host=host)
             if segments and segments[-1][2] == record:
                 segments[-1] = (segments[-1][0], end, record)
             else:
@@ -83,14 +85,9 @@ def ladder(steps: Sequence[Step], *, isolated: bool, host: bool) -> Ladder:
 
 
 def _first(
-    steps: Sequence[Step],
-    protocol: int | None,
-    port: int,
-    default: PolicyRecord,
-    *,
-    isolated: bool,
+    steps: Sequence[Step], protocol: int | None, port: int, *, isolated: bool, host: bool
 ) -> PolicyRecord:
-    passed = -1
+    guarded, passed = host, -1
     for step in steps:
         if step.stage == passed:
             continue
@@ -102,9 +99,10 @@ def _first(
             continue
         if step.action is Action.PASS:
             passed = step.stage
-        else:
+            guarded = guarded and not step.exact
+        elif step.action is Action.DENY or step.exact or not guarded:
             return step.record
-    return default
+    return HOST_DENY if guarded else DEFAULT_DENY if isolated else DEFAULT_ALLOW
 
 
 def _prefixes(first: int, end: int) -> Iterator[tuple[int, int]]:

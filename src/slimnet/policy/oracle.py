@@ -8,14 +8,15 @@ proves the other. The two things that slimnet adds:
 - An endpoint always reaches itself.
 - A host of the cluster is denied unless a rule allows it by name: one that selects
   it as a node, or whose range is its one address. A range that it merely lies in
-  denies it, and passes it on, but does not let it in.
+  may deny it, but does not let it in. A rule that passes it on by name makes it an
+  address like any other for the tiers that follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import frozen
+from attrs import define, frozen
 from netaddr import IPAddress, IPNetwork
 
 from slimnet.model import Direction, Endpoint, Flow, Host, Protocol, Reason
@@ -44,9 +45,9 @@ class Judgement:
     index: int = 0
 
 
-@frozen
+@define
 class _Question:
-    """One subject, one peer: what every rule is asked."""
+    """One subject, one peer: what every rule is asked. ``guarded``: only by name."""
 
     subject: Endpoint
     address: IPAddress
@@ -55,6 +56,7 @@ class _Question:
     direction: Direction
     protocol: Protocol
     port: int
+    guarded: bool
 
 
 class Oracle:
@@ -90,7 +92,9 @@ class Oracle:
             host = next((item for item in self._state.hosts if item.address == there), None)
             if host is None and any(there in cidr for cidr in self._overlay(flow.network)):
                 return Judgement(False, Reason["NO_ENDPOINT"])
-        question = _Question(subject, there, peer, host, flow.direction, flow.protocol, flow.port)
+        question = _Question(
+            subject, there, peer, host, flow.direction, flow.protocol, flow.port, host is not None
+        )
         return (
             self._ordered(question, Tier.ADMIN)
             or self._namespaced(question)
@@ -113,6 +117,8 @@ class Oracle:
                 if not self._matches(rule, question, None):
                     continue
                 if rule.action is Action.PASS:
+                    if any(_names_host(peer, question) for peer in rule.peers or ()):
+                        question.guarded = False
                     return None
                 if rule.action is Action.ACCEPT:
                     return Judgement(True, Reason["RULE_ALLOW"], policy, index)
@@ -145,19 +151,22 @@ class Oracle:
         if rule.ports is not None and not any(_is_port(port, question) for port in rule.ports):
             return False
         if rule.peers is None:
-            return question.host is None
+            return not question.guarded
         return any(self._is_peer(peer, question, rule, namespace) for peer in rule.peers)
 
     def _is_peer(self, peer: Peer, question: _Question, rule: Rule, namespace: str | None) -> bool:
         if peer.nodes is not None:
-            return question.host is not None and _selects(peer.nodes, host_labels(question.host))
+            return _names_host(peer, question)
         if peer.block is not None:
             if question.address not in peer.block.cidr:
                 return False
             if any(question.address in hole for hole in peer.block.excepts):
                 return False
-            by_name = peer.block.cidr == IPNetwork(question.address)
-            return question.host is None or rule.action is not Action.ACCEPT or by_name
+            return (
+                not question.guarded
+                or rule.action is not Action.ACCEPT
+                or _names_host(peer, question)
+            )
         return question.peer is not None and self._is_endpoint(peer, question.peer, namespace)
 
     def _is_endpoint(self, peer: Peer, endpoint: Endpoint, namespace: str | None) -> bool:
@@ -186,8 +195,16 @@ class Oracle:
         return next(item.cidrs for item in self._state.networks if item.name == network)
 
 
+def _names_host(peer: Peer, question: _Question) -> bool:
+    if question.host is None:
+        return False
+    if peer.nodes is not None:
+        return _selects(peer.nodes, host_labels(question.host))
+    return peer.block is not None and peer.block.cidr == IPNetwork(question.address)
+
+
 def _default(question: _Question, *, isolated: bool) -> Judgement:
-    if question.host is not None:
+    if question.guarded:
         return Judgement(False, Reason["HOST_DENY"])
     if isolated:
         return Judgement(False, Reason["DEFAULT_DENY"])

@@ -81,6 +81,10 @@ class Overlay:
         self.cidrs: dict[tuple[int, IPNetwork], CidrRecord] = {}
         self.subjects = Subjects(self._parties, self._names)
 
+    def __contains__(self, identity: int) -> bool:
+        """Whether a store identity is one of this network's."""
+        return identity in self._population
+
     def set_namespace(self, name: str, namespace: Namespace | None) -> None:
         """A namespace has other labels, or (``None``) none but its name."""
         for group, term in self._population.set_labels(name, namespace.labels if namespace else {}):
@@ -93,7 +97,7 @@ class Overlay:
         """A new endpoint."""
         address = endpoint.address
         self._endpoints[endpoint.id] = endpoint
-        self._by_address[address.version, address.value] = endpoint.id
+        self._by_address[address.version, int(address)] = endpoint.id
         self._ranges.add_address(address)
         for name in endpoint.ports:
             self._declaring.setdefault(name, set()).add(endpoint.id)
@@ -104,7 +108,7 @@ class Overlay:
         """An endpoint goes. (One that changes goes and comes.)"""
         endpoint = self._endpoints.pop(identifier)
         address = endpoint.address
-        del self._by_address[address.version, address.value]
+        del self._by_address[address.version, int(address)]
         self._ranges.drop_address(address)
         for name in endpoint.ports:
             self._declaring[name].remove(identifier)
@@ -200,7 +204,7 @@ class Overlay:
             endpoint = self._endpoints[identifier]
             address = endpoint.address
             ports = sorted(item for item in endpoint.ports.items() if item[0] in self._names)
-            mark = (self._ranges.terms(address.version, address.value), tuple(ports))
+            mark = (self._ranges.terms(address.version, int(address)), tuple(ports))
             old = self._places.get(identifier)
             if old is not None:
                 if old[1] == mark:

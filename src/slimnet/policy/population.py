@@ -24,6 +24,9 @@ class Population:
         self._index = LabelIndex()
         self._terms: set[Term] = set()
 
+    def __contains__(self, identity: int) -> bool:
+        return identity in self._groups
+
     def group(self, endpoint: Endpoint) -> Group:
         """The endpoint's group, a new one where there is none.
 

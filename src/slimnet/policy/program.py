@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from slimnet.model import Direction, Protocol
 from slimnet.policy.ladder import DEFAULT_ALLOW, HOST_DENY, Ladder, Span, Step, ladder
 from slimnet.policy.placement import Line
-from slimnet.policy.rule import Action, Port
+from slimnet.policy.rule import Port
 from slimnet.policy.term import Party, Term
 
 __all__ = ["Program"]
@@ -57,7 +57,7 @@ class Program:
                 sorted({port.name for line in lines for port in line.ports or () if port.name})
             )
         self._ladders: dict[tuple[object, ...], Ladder | None] = {}
-        everybody = tuple(index for index, line in enumerate(lines) if line.terms is None)
+        everybody = tuple((index, False) for index, line in enumerate(lines) if line.terms is None)
         self.any = self._ladder(everybody, (), host=False)
 
     @property
@@ -83,15 +83,10 @@ class Program:
         matched = []
         for index, line in enumerate(self._lines):
             if line.terms is None:
-                if not host:
-                    matched.append(index)
-            elif not line.terms.isdisjoint(party.terms) and (
-                not host
-                or line.action is not Action.ACCEPT
-                # A host is let in by name, never by a range that it happens to be in.
-                or any(term.question.exact for term in line.terms & party.terms)
-            ):
-                matched.append(index)
+                matched.append((index, False))
+            elif not line.terms.isdisjoint(party.terms):
+                exact = host and any(term.question.exact for term in line.terms & party.terms)
+                matched.append((index, exact))
         ports = tuple(party.port(name) for name in self._names)
         key = (host, ports, *matched)
         if key not in self._ladders:
@@ -102,7 +97,7 @@ class Program:
 
     def _ladder(
         self,
-        matched: tuple[int, ...],
+        matched: tuple[tuple[int, bool], ...],
         ports: tuple[tuple[str, int] | None, ...],
         *,
         host: bool,
@@ -111,9 +106,9 @@ class Program:
             name: port for name, port in zip(self._names, ports, strict=False) if port is not None
         } or self._declared
         steps = []
-        for index in matched:
+        for index, exact in matched:
             line = self._lines[index]
             spans = None if line.ports is None else _spans(line.ports, declared)
             if spans is None or spans:
-                steps.append(Step(line.stage, line.action, line.record, spans))
+                steps.append(Step(line.stage, line.action, line.record, spans, exact))
         return ladder(steps, isolated=self._isolated, host=host)

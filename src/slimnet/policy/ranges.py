@@ -94,12 +94,12 @@ class Ranges:
 
     def add_address(self, address: IPAddress) -> None:
         """An endpoint's address, to be named by :meth:`settle` when its terms change."""
-        insort(self._addresses[address.version], address.value)
+        insort(self._addresses[address.version], int(address))
 
     def drop_address(self, address: IPAddress) -> None:
         """Forget one."""
         known = self._addresses[address.version]
-        del known[bisect_left(known, address.value)]
+        del known[bisect_left(known, int(address))]
 
     def settle(self) -> tuple[bool, set[tuple[int, int]]]:
         """Take the changes in.
