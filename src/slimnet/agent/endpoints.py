@@ -6,8 +6,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from slimnet.exceptions import (
     InUse,
     InvalidValue,
     NotFound,
-    SlimnetError,
+    StoreUnreachable,
 )
 from slimnet.model import Attachment, Endpoint
 
@@ -86,8 +86,8 @@ class Endpoints:
         self._changing = threading.RLock()
         #: Endpoint id to where it is attached.
         self.attached: dict[int, Attachment] = {}
-        #: Endpoint's name to why it could not be adopted.
-        self.trouble: dict[str, str] = {}
+        #: Endpoint id to why it could not be adopted or let go.
+        self.trouble: dict[int, str] = {}
 
     def attach(self, asked: Mapping[str, Any], holder: int | None) -> Placed:
         """Attach an endpoint; it can talk when this returns.
@@ -172,7 +172,7 @@ class Endpoints:
         for endpoint in self._mirror.endpoints(self._site.host.name):
             if endpoint.id in self.attached or endpoint.network not in networks:
                 continue
-            try:
+            with self._noting(endpoint.id, endpoint.name):
                 if Path(endpoint.cgroup).is_dir():
                     network = networks[endpoint.network]
                     self.attached[endpoint.id] = self._backend.attach(endpoint, network)
@@ -180,13 +180,6 @@ class Endpoints:
                 else:
                     _log.info("endpoint %s is gone: it has no cgroup", endpoint.name)
                     self._let_go(endpoint)
-            except SlimnetError as error:
-                text = f"endpoint {endpoint.name}: {error}"
-                if self.trouble.get(endpoint.name) != text:
-                    _log.error("%s", text)
-                self.trouble[endpoint.name] = text
-            else:
-                self.trouble.pop(endpoint.name, None)
 
     def tend(self) -> None:
         """Let go of what ended, adopt what nobody attached. Not while an endpoint
@@ -196,8 +189,7 @@ class Endpoints:
         try:
             mine = {each.id: each for each in self._mirror.endpoints(self._site.host.name)}
             for number in set(self._backend.status().endpoints) - set(mine):
-                # Its record went; policed by tables without it, it may do nothing at all.
-                with suppress(InUse):
+                with self._noting(number, str(number)):
                     self._backend.detach(number)
                     self.attached.pop(number, None)
                     self._holders.drop(number)
@@ -205,10 +197,28 @@ class Endpoints:
             for number, endpoint in mine.items():
                 if number in self.attached and self._has_ended(endpoint):
                     _log.info("endpoint %s has ended", endpoint.name)
-                    with suppress(InUse):
+                    with self._noting(number, endpoint.name):
                         self._let_go(endpoint)
         finally:
             self._changing.release()
+
+    @contextmanager
+    def _noting(self, number: int, name: str) -> Iterator[None]:
+        """What one endpoint's trouble is, so that it is not the others' too."""
+        try:
+            yield
+        except StoreUnreachable:
+            raise
+        except InUse:
+            # Its record went before its processes: tables without it allow them nothing.
+            self.trouble.pop(number, None)
+        except Exception as error:  # noqa: BLE001  # whatever a plugin does
+            text = f"endpoint {name}: {error}"
+            if self.trouble.get(number) != text:
+                _log.error("%s", text)  # once, and in one line
+            self.trouble[number] = text
+        else:
+            self.trouble.pop(number, None)
 
     def _has_ended(self, endpoint: Endpoint) -> bool:
         place = Path(endpoint.cgroup)

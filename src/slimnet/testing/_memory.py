@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -119,7 +120,8 @@ class MemoryBackend(Backend):
         if known is not None:
             _refuse_if_used(known)
             if known.made:
-                known.attachment.cgroup.rmdir()
+                with contextlib.suppress(FileNotFoundError):  # a cgroup may go by itself
+                    known.attachment.cgroup.rmdir()
             del self._path.attached[endpoint]
 
     def install(self, tables: Tables, change: Change | None = None) -> None:
