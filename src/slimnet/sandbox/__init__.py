@@ -26,6 +26,7 @@ import marshal
 import os
 import pwd
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ from typing import IO, Any, Protocol
 
 from slimnet.exceptions import CapabilityMissing, InvalidValue, NotFound
 from slimnet.sandbox import relay
+from slimnet.sandbox.inside import REACHED
 
 __all__ = ["HIDDEN", "Attached", "CommandNotFound", "NotExecutable", "run", "secrets", "spawn"]
 
@@ -200,11 +202,14 @@ def spawn(
         "terminal": terminal,
         "parent": 0 if outlive else os.getpid(),
     }
-    process, report = _start(order, stdin, stdout, stderr)
-    if report:
-        process.wait()
-        raise _failure(order, *marshal.loads(report))  # noqa: S302  # our own child's
-    return process
+    process, report = _start(order, _file(stdin, 0), _file(stdout, 1), _file(stderr, 2))
+    if report == REACHED:
+        return process
+    status = process.wait()
+    told = report.removeprefix(REACHED)
+    if not told:
+        raise _failure(order, "", None, f"the child ended with status {status}")
+    raise _failure(order, *marshal.loads(told))  # noqa: S302  # our own child's
 
 
 def secrets(node: _Node) -> list[Path]:
@@ -247,6 +252,23 @@ def _start(
         pipe.write(marshal.dumps(order))
     with os.fdopen(report_read, "rb") as pipe:
         return process, pipe.read()
+
+
+def _file(given: _File, number: int) -> _File:
+    """What the command gets as descriptor ``number``: a file, a pipe or a
+    device; nothing else, since a socket would be one of the host, and a
+    directory a way around the mounts."""
+    if given in (subprocess.STDOUT, subprocess.PIPE, subprocess.DEVNULL):
+        return given
+    try:
+        descriptor = (
+            number if given is None else given if isinstance(given, int) else given.fileno()
+        )
+        mode = os.fstat(descriptor).st_mode
+    except OSError:  # closed
+        return subprocess.DEVNULL
+    usable = stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+    return given if usable else subprocess.DEVNULL
 
 
 def _failure(order: dict[str, Any], stage: str, number: int | None, text: str) -> Exception:

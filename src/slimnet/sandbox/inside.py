@@ -13,7 +13,7 @@ but the standard library and this package; what to do arrives marshalled on a
 pipe. An error goes back on another pipe, which the command's execve closes.
 """
 # pathlib would be start-up time:
-# ruff: noqa: PTH100,PTH101,PTH102,PTH103,PTH108,PTH109,PTH110,PTH112,PTH116,PTH120,PTH123,PTH211
+# ruff: noqa: PTH109,PTH116,PTH123
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ import errno
 import marshal
 import os
 import signal
-import stat
 from typing import Any
 
 from slimnet.sandbox import capabilities, landlock, libc, mounts, relay, seccomp
 
-__all__ = ["main"]
+__all__ = ["REACHED", "main"]
+
+#: The report of a child that came as far as the command's execve.
+REACHED = b"."
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -48,7 +50,6 @@ def main(order: int, report: int) -> None:
         if spec["parent"] and not _die_with(spec["parent"]):
             os._exit(128 + signal.SIGKILL)
         _join(spec["cgroup"])
-        _standard_descriptors()
         if not _same_file(spec["netns"], "/proc/self/ns/net"):
             libc.setns(spec["netns"], libc.CLONE_NEWNET)
         libc.unshare(libc.CLONE_NEWPID)
@@ -89,13 +90,18 @@ def _init(spec: dict[str, Any], report: int) -> None:
         capabilities.drop()
         if spec["no_new_privileges"]:
             libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        apart_read, apart_write = os.pipe()
         command = os.fork()
         if command == 0:
+            os.close(apart_write)
+            os.read(apart_read, 1)
             _command(spec, report)
         os.close(report)
         # A session of its own leaves the command's process group an orphaned one
         # where it leads the terminal: ^Z cannot stop what nothing would continue.
         os.setsid()
+        os.close(apart_write)
+        os.close(apart_read)
         for descriptor in (0, 1, 2):  # whoever reads the command's end sees its end
             os.close(descriptor)
         os._exit(relay.wait(command, reap=True))
@@ -119,6 +125,7 @@ def _command(spec: dict[str, Any], report: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
     except BaseException as error:  # noqa: BLE001  # reported to the caller
         _fail(report, error)
+    os.write(report, REACHED)
     try:
         os.execvpe(spec["argv"][0], spec["argv"], spec["environment"])  # noqa: S606
     except (OSError, ValueError) as error:
@@ -143,23 +150,6 @@ def _die_with(parent: int) -> bool:
 def _join(cgroup: str) -> None:
     with open(f"{cgroup}/cgroup.procs", "wb", buffering=0) as procs:
         procs.write(b"0")
-
-
-def _standard_descriptors() -> None:
-    """0 to 2 are files, pipes or devices; a socket would be one of another
-    endpoint or of the host, and a directory a way around the mounts."""
-    for descriptor in (0, 1, 2):
-        try:
-            mode = os.fstat(descriptor).st_mode
-            usable = stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
-        except OSError:  # closed
-            usable = False
-        if not usable:
-            null = os.open("/dev/null", os.O_RDWR)
-            if null != descriptor:
-                os.dup2(null, descriptor)
-                os.close(null)
-            os.set_inheritable(descriptor, True)
 
 
 def _change_directory(wanted: str | None) -> None:

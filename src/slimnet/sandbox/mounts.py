@@ -8,7 +8,7 @@ new and read-only, ``/dev`` holds what a container's holds, and ``/run``, where
 the agent's and every other daemon's sockets are, is new and empty.
 """
 # pathlib would be start-up time:
-# ruff: noqa: PTH100,PTH101,PTH102,PTH103,PTH108,PTH109,PTH110,PTH112,PTH116,PTH120,PTH123,PTH211
+# ruff: noqa: PTH101,PTH102,PTH103,PTH108,PTH110,PTH112,PTH120,PTH123,PTH211
 
 from __future__ import annotations
 

@@ -1,0 +1,734 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``slimnet run`` promises of the process that it starts, with real processes.
+
+No agent and no data path here: an endpoint is a cgroup, a network namespace
+and a hosts file, and the sandbox needs no more.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from slimnet import sandbox
+from slimnet.agent import cgroup as cgroups
+from slimnet.agent.site import cgroup_mount
+from slimnet.exceptions import InvalidValue
+from slimnet.fallback import netns
+from slimnet.sandbox import capabilities, landlock, mounts, seccomp
+
+pytestmark = pytest.mark.root
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+
+
+@pytest.fixture
+def home(tmp_path):
+    name = f"slt-run-{os.getpid()}-{time.monotonic_ns() % 10**6}"
+    directory = cgroup_mount() / name
+    directory.mkdir()
+    namespace = netns.DIRECTORY / name
+    netns.create(namespace)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n10.9.0.1 web\n")
+    try:
+        yield SimpleNamespace(
+            endpoint=SimpleNamespace(name="web"), cgroup=directory, netns=namespace, hosts=hosts
+        )
+    finally:
+        cgroups.kill(directory)
+        cgroups.remove(directory)
+        netns.remove(namespace)
+        assert not directory.exists()
+
+
+def output(home, *argv, **options):
+    """What the command writes; it must succeed."""
+    with sandbox.spawn(home, argv, stdout=subprocess.PIPE, **options) as process:
+        text = process.stdout.read().decode()
+    assert process.returncode == 0, text
+    return text
+
+
+def python(home, code, **options):
+    """What a Python program in the endpoint prints, as JSON."""
+    argv = (sys.executable, "-I", "-c", textwrap.dedent(code))
+    return json.loads(output(home, *argv, **options))
+
+
+def wait_for(what, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+def members(home):
+    return [int(line) for line in (home.cgroup / "cgroup.procs").read_text().split()]
+
+
+def test_joins_the_cgroup_before_anything_else(home):
+    """In a frozen cgroup the child gets no further than its joining."""
+    (home.cgroup / "cgroup.freeze").write_text("1")
+    started = threading.Thread(
+        target=lambda: sandbox.spawn(home, ["true"], outlive=True).wait(), daemon=True
+    )
+    started.start()
+    try:
+        (child,) = wait_for(lambda: members(home))
+        for kind in NAMESPACES:
+            assert os.readlink(f"/proc/{child}/ns/{kind}") == os.readlink(f"/proc/self/ns/{kind}")
+        assert (
+            "CapEff:\t" + f"{own_capabilities():016x}" in Path(f"/proc/{child}/status").read_text()
+        )
+    finally:
+        (home.cgroup / "cgroup.freeze").write_text("0")
+    started.join(10)
+    assert not started.is_alive()
+    assert members(home) == []
+
+
+def own_capabilities():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("CapEff:")[1].split()[0], 16)
+
+
+def test_every_process_of_the_command_is_in_the_cgroup(home):
+    with sandbox.spawn(home, ["sh", "-c", "sleep 60 & sleep 60"], outlive=True) as process:
+        names = wait_for(lambda: len(members(home)) >= 4 and members(home))
+        commands = sorted(Path(f"/proc/{pid}/comm").read_text().strip() for pid in names)
+        assert commands.count("sleep") == 2
+        assert "slimnet-init" in commands
+        process.kill()
+
+
+def test_enters_the_network_namespace(home):
+    there = os.stat(home.netns)
+    inode = int(output(home, "stat", "-L", "-c", "%i", "/proc/self/ns/net"))
+    assert inode == there.st_ino
+    assert inode != os.stat("/proc/self/ns/net").st_ino
+
+
+def test_has_its_own_namespaces(home):
+    inside = output(home, "sh", "-c", "cd /proc/self/ns; readlink " + " ".join(NAMESPACES))
+    outside = [os.readlink(f"/proc/self/ns/{kind}") for kind in NAMESPACES]
+    assert not set(inside.split()) & set(outside)
+
+
+def test_moves_nothing_of_the_caller(home):
+    def caller():
+        return (
+            [os.readlink(f"/proc/self/ns/{kind}") for kind in NAMESPACES],
+            Path("/proc/self/cgroup").read_text(),
+            Path("/proc/self/mountinfo").read_text().count("\n") - elsewhere(),
+            socket.gethostname(),
+            signal.pthread_sigmask(signal.SIG_BLOCK, []),
+            os.getcwd(),
+        )
+
+    def elsewhere():  # what other tests on this machine mount meanwhile
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return sum(1 for line in lines if "/netns/" in line or "slt-" in line or "/tmp/" in line)
+
+    before = caller()
+    assert sandbox.run(home, ["true"]) == 0
+    assert caller() == before
+
+
+def test_process_one_is_an_init_and_sees_only_its_own(home):
+    text = output(home, "sh", "-c", "cat /proc/1/comm; ls /proc | grep -c '^[0-9]*$'; echo $$")
+    init, count, own = text.split()
+    assert init == "slimnet-init"
+    assert int(count) <= 5  # init, sh, ls, grep
+    assert int(own) == 2
+
+
+def test_zombies_are_reaped(home):
+    """An orphan becomes a child of init, which takes it in."""
+    script = """
+        (sh -c 'sleep 0.05' & ) ; sleep 0.4
+        grep -l 'State:.Z' /proc/[0-9]*/status | wc -l
+    """
+    assert output(home, "sh", "-c", script).split() == ["0"]
+
+
+@pytest.fixture
+def more_mounts(tmp_path):
+    """cgroupfs and bpffs where nobody expects them."""
+    points = [tmp_path / "cg two", tmp_path / "bpf"]
+    for point, kind in zip(points, ("cgroup2", "bpf"), strict=True):
+        point.mkdir()
+        subprocess.run(["mount", "-t", kind, "none", point], check=True)
+    yield points
+    for point in points:
+        subprocess.run(["umount", point], check=True)
+
+
+def test_no_cgroupfs_and_no_bpffs_in_sight(home, more_mounts):
+    text = output(home, "cat", "/proc/self/mountinfo")
+    kinds = {line.partition(" - ")[2].split()[0] for line in text.splitlines()}
+    assert not kinds & mounts.FORBIDDEN
+    assert "proc" in kinds
+    for path in ("/sys/fs/cgroup", "/sys/fs/bpf", *more_mounts):
+        if Path(path).exists():
+            assert output(home, "ls", "-A", str(path)) == ""
+    assert (more_mounts[0] / "cgroup.procs").exists()  # the caller's are as they were
+
+
+def test_no_secret_in_sight(home, tmp_path):
+    hidden = tmp_path / "store"
+    hidden.mkdir()
+    (hidden / "store.db").write_text("secret")
+    single = tmp_path / "agent.sock"
+    single.write_text("secret")
+    seen = output(home, "sh", "-c", f"ls -A {hidden}; cat {single}", hidden=[hidden, single])
+    assert seen == ""
+    for path in sandbox.HIDDEN:
+        assert output(home, "sh", "-c", f"ls -A {path} 2>/dev/null || true") == ""
+
+
+def test_run_is_new_and_has_the_directories_that_programs_expect(home):
+    listed = output(home, "sh", "-c", "find /run -type s -o -type p; find /run -type f").split()
+    assert listed == []
+    expected = {
+        entry.name for entry in os.scandir("/run")
+        if entry.is_dir(follow_symlinks=False) and entry.name != "slimnet"
+    }  # fmt: skip
+    there = set(output(home, "ls", "-A", "/run").split())
+    assert there <= expected
+    assert "lock" in there
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        ": >> /proc/sys/kernel/core_pattern",
+        ": >> /proc/sys/net/ipv4/ip_forward",
+        ": >> /etc/hosts",
+        "mkdir /sys/fs/slt",
+    ],
+)
+def test_what_is_the_hosts_is_read_only(home, attempt):
+    with sandbox.spawn(home, ["sh", "-c", attempt], stderr=subprocess.PIPE) as process:
+        message = process.stderr.read().decode()
+    assert process.returncode != 0
+    assert "Read-only" in message
+
+
+def test_devices_are_a_containers(home):
+    listed = set(output(home, "ls", "-A", "/dev").split())
+    assert listed == {
+        "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
+        "stdout", "tty", "urandom", "zero",
+    }  # fmt: skip
+    assert (
+        output(home, "sh", "-c", "head -c 4 /dev/zero | wc -c; echo x > /dev/null").strip() == "4"
+    )
+
+
+def test_names(home):
+    text = output(home, "sh", "-c", "hostname; cat /etc/hostname; getent hosts web")
+    assert text.split() == ["web", "web", "10.9.0.1", "web"]
+
+
+def test_the_hosts_file_is_live(home):
+    """The agent rewrites it in home; the bind mount shows it at once."""
+    with sandbox.spawn(
+        home,
+        ["sh", "-c", "getent hosts late; read go; getent hosts late"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        time.sleep(0.1)
+        descriptor = os.open(home.hosts, os.O_WRONLY)
+        os.pwrite(descriptor, b"10.9.0.7 late\n", 0)
+        os.ftruncate(descriptor, 14)
+        os.close(descriptor)
+        text, _ = process.communicate(b"go\n")
+    assert text.split() == [b"10.9.0.7", b"late"]
+
+
+def test_resolvers_without_loopback(home, tmp_path):
+    """In a mount namespace of the test's own, with a resolv.conf to hand."""
+    loopback = "nameserver 127.0.0.53\nnameserver ::1\n"
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text(f"search example.org\n{loopback}nameserver 192.0.2.53\noptions edns0\n")
+    assert resolv_inside(home, resolv) == (
+        "search example.org\nnameserver 192.0.2.53\noptions edns0\n"
+    )
+
+
+def test_resolvers_that_are_all_on_loopback(home, tmp_path):
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text("nameserver 127.0.0.1\n")
+    assert "127.0.0.1" not in resolv_inside(home, resolv)
+
+
+def resolv_inside(home, resolv):
+    code = f"""
+        from pathlib import Path
+        from types import SimpleNamespace
+        from slimnet import sandbox
+        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), cgroup={str(home.cgroup)!r},
+            netns={str(home.netns)!r}, hosts={str(home.hosts)!r})
+        raise SystemExit(sandbox.run(home, ["cat", "/etc/resolv.conf"]))
+    """
+    return subprocess.run(
+        [
+            "unshare", "-m", "sh", "-c",
+            f'mount --bind {resolv} "$(realpath /etc/resolv.conf)" && exec "$0" -c "$1"',
+            sys.executable, textwrap.dedent(code),
+        ],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+
+
+def test_capabilities(home):
+    """A runtime's default set without CAP_NET_RAW; after an execve, as root."""
+    text = output(home, "grep", "^Cap", "/proc/self/status")
+    sets = {line.split(":")[0]: int(line.split()[1], 16) for line in text.splitlines()}
+    kept = capabilities.mask()
+    assert kept == 0xA80425FB & ~(1 << 13)  # docker's, without CAP_NET_RAW
+    assert sets == {"CapInh": 0, "CapAmb": 0, "CapPrm": kept, "CapEff": kept, "CapBnd": kept}
+
+
+def test_init_has_no_more_than_the_command(home):
+    text = output(home, "grep", "-E", "^(Cap(Prm|Eff|Bnd)|Seccomp:)", "/proc/1/status")
+    assert {line.split()[1] for line in text.splitlines()} == {f"{capabilities.mask():016x}", "2"}
+
+
+REFUSED = {
+    "raw socket": ("socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", errno.EPERM),
+    "packet socket": ("socket.socket(17, socket.SOCK_RAW)", errno.EAFNOSUPPORT),
+    "vsock": ("socket.socket(40, socket.SOCK_STREAM)", errno.EAFNOSUPPORT),
+    "smc": ("socket.socket(43, socket.SOCK_STREAM)", errno.EAFNOSUPPORT),
+    "alg": ("socket.socket(38, socket.SOCK_SEQPACKET)", errno.EAFNOSUPPORT),
+    "unshare user": ("call(libc.unshare, 0x10000000)", errno.EPERM),
+    "unshare net": ("call(libc.unshare, 0x40000000)", errno.EPERM),
+    "setns": ("call(libc.setns, os.open('/proc/self/ns/net', 0), 0)", errno.EPERM),
+    "mount": ("call(libc.mount, b'none', b'/mnt', b'tmpfs', 0, None)", errno.EPERM),
+    "umount": ("call(libc.umount2, b'/proc', 2)", errno.EPERM),
+    "open_tree": ("call(libc.syscall, 428, -100, b'/', 1)", errno.EPERM),
+    "bpf": ("call(libc.syscall, NUMBERS['bpf'], 0, None, 0)", errno.EPERM),
+    "keyctl": ("call(libc.syscall, NUMBERS['keyctl'], 0, -3, 0)", errno.EPERM),
+    "open_by_handle_at": ("call(libc.syscall, NUMBERS['open_by_handle_at'], -100, None, 0)", errno.EPERM),  # noqa: E501
+    "userfaultfd": ("call(libc.syscall, NUMBERS['userfaultfd'], 1)", errno.EPERM),
+    "clone into a user namespace": ("call(libc.syscall, NUMBERS['clone'], 0x10000011, None)", errno.EPERM),  # noqa: E501
+    "clone3": ("call(libc.syscall, 435, None, 0)", errno.ENOSYS),
+    "block device": ("os.mknod('/tmp/slt-node', 0o60600, os.makedev(254, 0))", errno.EPERM),
+    "character device": ("os.mknod('/tmp/slt-node', 0o20600, os.makedev(1, 1))", errno.EPERM),
+    "type into the terminal": ("fcntl.ioctl(0, 0x5412, b'x')", errno.EPERM),
+    "kernel module": ("call(libc.syscall, NUMBERS['finit_module'], 0, b'', 0)", errno.EPERM),
+}  # fmt: skip
+
+
+def test_what_leads_out_is_refused(home):
+    """Every way at once, to be quick; each with its errno."""
+    numbers = {
+        name: pair[list(seccomp.MACHINES).index(os.uname().machine)]
+        for name, pair in seccomp.NUMBERS.items()
+    }
+    code = f"""
+        import ctypes, fcntl, json, os, socket
+        NUMBERS = {numbers!r}
+        libc = ctypes.CDLL(None, use_errno=True)
+        def call(function, *arguments):
+            if function(*arguments) < 0:
+                raise OSError(ctypes.get_errno(), "")
+        answers = {{}}
+        for name, action in {[(name, action) for name, (action, _) in REFUSED.items()]!r}:
+            try:
+                eval(action)
+                answers[name] = 0
+            except OSError as error:
+                answers[name] = error.errno
+        print(json.dumps(answers))
+    """
+    assert python(home, code) == {name: number for name, (_, number) in REFUSED.items()}
+
+
+def test_what_programs_need_is_there(home):
+    """Threads, processes, every ordinary socket, FIFOs, shared memory, terminals."""
+    code = """
+        import json, os, socket, threading, multiprocessing.shared_memory as shm, tempfile
+        done = []
+        thread = threading.Thread(target=lambda: done.append("thread"))
+        thread.start(); thread.join()
+        if (pid := os.fork()) == 0:
+            os._exit(0)
+        done.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
+            socket.socket(family, socket.SOCK_STREAM).close()
+            socket.socket(family, socket.SOCK_DGRAM).close()
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()
+        os.mkfifo(tempfile.mkdtemp() + "/fifo")
+        block = shm.SharedMemory(create=True, size=4096); block.close(); block.unlink()
+        a, b = os.openpty()
+        done.append(os.ttyname(b).startswith("/dev/pts/"))
+        print(json.dumps(done))
+    """
+    assert python(home, code) == ["thread", 0, True]
+
+
+def test_another_abi_is_refused(home, tmp_path):
+    """i386 system calls have other numbers; the filter does not let them through."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("i386 system calls exist on x86_64 only")
+    source = tmp_path / "abi.c"
+    source.write_text(
+        'int main(void) { long r; __asm__ volatile("int $0x80" : "=a"(r)'
+        ' : "a"(20) : "memory", "r8", "r9", "r10", "r11"); return r == -38 ? 0 : 1; }'
+    )
+    program = tmp_path / "abi"
+    subprocess.run(["gcc", "-O1", "-o", program, source], check=True)
+    assert sandbox.run(home, [str(program)]) == 0
+
+
+def test_seccomp_may_be_left_out(home):
+    assert output(home, "grep", "^Seccomp:", "/proc/self/status", seccomp=False).split()[1] == "0"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_no_new_privileges_is_a_choice(home, asked):
+    text = output(home, "grep", "^NoNewPrivs:", "/proc/self/status", no_new_privileges=asked)
+    assert text.split()[1] == str(int(asked))
+
+
+def test_abstract_sockets_of_the_host_are_out_of_reach(home):
+    """In the same network namespace, where only Landlock stands between."""
+    if not landlock.scopes():
+        pytest.skip("no Landlock scopes (Linux 6.12)")
+    here = SimpleNamespace(**{**vars(home), "netns": Path("/proc/self/ns/net")})
+    name = f"\0slt-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name)
+        listener.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(name)  # from outside it is there
+        code = f"""
+            import json, socket
+            own = socket.socket(socket.AF_UNIX); own.bind({name + "-own"!r}); own.listen()
+            socket.socket(socket.AF_UNIX).connect({name + "-own"!r})
+            try:
+                socket.socket(socket.AF_UNIX).connect({name!r})
+                print(json.dumps(0))
+            except OSError as error:
+                print(json.dumps(error.errno))
+        """
+        assert python(here, code) == errno.EPERM
+
+
+def test_no_descriptor_is_inherited(home, tmp_path):
+    descriptors = [os.open(tmp_path, os.O_RDONLY), socket.socket().detach()]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    try:
+        listed = output(home, "ls", "/proc/self/fd").split()
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    assert listed == ["0", "1", "2", "3"]  # 3 is ls's own
+
+
+@pytest.mark.parametrize("kind", ["socket", "directory"])
+def test_standard_input_is_no_way_out(home, kind, tmp_path):
+    """A socket or a directory there becomes /dev/null."""
+    ours, theirs = socket.socketpair()
+    given = theirs if kind == "socket" else os.open(tmp_path, os.O_RDONLY)
+    with ours, theirs:
+        assert output(home, "readlink", "/proc/self/fd/0", stdin=given).strip() == "/dev/null"
+    if kind == "directory":
+        os.close(given)
+
+
+def test_standard_output_that_is_a_socket_is_replaced(home):
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            process = sandbox.spawn(home, ["echo", "leak"], stdout=theirs)
+        assert process.wait() == 0
+        assert ours.recv(100) == b""
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 255])
+def test_exit_status(home, status):
+    assert sandbox.run(home, ["sh", "-c", f"exit {status}"]) == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
+def test_death_by_signal(home, number):
+    assert sandbox.run(home, ["sh", "-c", f"kill -{number.value} $$"]) == 128 + number
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGWINCH,
+     signal.SIGTSTP, signal.SIGCONT, signal.SIGRTMIN + 3],
+)  # fmt: skip
+def test_signals_reach_the_command(home, number):
+    code = f"""
+        import signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [{int(number)}])
+        print("ready", flush=True)
+        print(signal.sigtimedwait([{int(number)}], 10).si_signo, flush=True)
+    """
+    argv = [sys.executable, "-I", "-c", textwrap.dedent(code)]
+    with sandbox.spawn(home, argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == b"%d\n" % number
+    assert process.returncode == 0
+
+
+def test_signals_of_the_caller_of_run_reach_the_command(home):
+    """run() in the main thread of a process of its own, which gets SIGTERM."""
+    with caller(
+        home, ["sh", "-c", "trap 'exit 42' TERM; echo ready; while :; do sleep 0.05; done"]
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 42
+
+
+def caller(home, argv, **options):
+    code = f"""
+        from types import SimpleNamespace
+        from slimnet import sandbox
+        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), cgroup={str(home.cgroup)!r},
+            netns={str(home.netns)!r}, hosts={str(home.hosts)!r})
+        raise SystemExit(sandbox.run(home, {argv!r}))
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, **options},
+    )
+
+
+def test_no_signal_is_lost_before_the_command_runs(home):
+    """One that comes right after the start is delivered once the command is there."""
+    for _ in range(5):
+        with caller(home, ["sleep", "30"]) as process:
+            wait_for(lambda: members(home))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, None])
+def test_the_command_ends_with_its_caller(home, end):
+    with caller(home, ["sh", "-c", "echo ready; sleep 60"]) as process:
+        assert process.stdout.readline() == b"ready\n"
+        assert members(home)
+        process.kill()
+    wait_for(lambda: not members(home))
+
+
+def test_what_the_command_left_running_ends_with_it(home):
+    assert sandbox.run(home, ["sh", "-c", "setsid sleep 60 & setsid sleep 60 & exit 5"]) == 5
+    wait_for(lambda: not members(home))
+
+
+def test_killing_the_process_kills_all(home):
+    process = sandbox.spawn(home, ["sh", "-c", "trap '' TERM INT; setsid sleep 60 & wait"])
+    process.kill()
+    process.wait()
+    wait_for(lambda: not members(home))
+
+
+def test_killing_the_cgroup_is_an_end(home):
+    process = sandbox.spawn(home, ["sleep", "60"])
+    (home.cgroup / "cgroup.kill").write_text("1")
+    assert process.wait(10) == -signal.SIGKILL
+
+
+def test_no_such_command(home):
+    with pytest.raises(
+        sandbox.CommandNotFound, match="command not found: no-such-program"
+    ) as caught:
+        sandbox.run(home, ["no-such-program"])
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert members(home) == []
+
+
+def test_not_executable(home):
+    with pytest.raises(sandbox.NotExecutable, match="/etc/passwd"):
+        sandbox.run(home, ["/etc/passwd"])
+
+
+def test_no_command(home):
+    with pytest.raises(InvalidValue, match="argv"):
+        sandbox.run(home, [])
+
+
+def test_no_such_directory(home):
+    with pytest.raises(InvalidValue, match="directory"):
+        sandbox.run(home, ["true"], directory="/no/such")
+
+
+def test_no_such_user(home):
+    with pytest.raises(InvalidValue, match="user"):
+        sandbox.run(home, ["true"], user="no-such-user")
+
+
+def test_a_cgroup_that_is_gone_is_an_error(home):
+    gone = SimpleNamespace(**{**vars(home), "cgroup": home.cgroup / "gone"})
+    with pytest.raises(sandbox.CapabilityMissing, match="cannot run true as an endpoint"):
+        sandbox.run(gone, ["true"])
+
+
+def test_user(home):
+    assert output(home, "id", "-un", user="nobody").strip() == "nobody"
+    text = output(home, "grep", "^Cap[PE]", "/proc/self/status", user="nobody")
+    assert {line.split()[1] for line in text.splitlines()} == {"0" * 16}
+
+
+def test_directory_and_environment(home, monkeypatch):
+    monkeypatch.setenv("SLIMNET_AGENT", "/somewhere")
+    monkeypatch.setenv("HOSTNAME", "the-host")
+    text = output(home, "sh", "-c", "pwd; echo $SLIMNET_AGENT $HOSTNAME", directory="/usr")
+    assert text.split() == ["/usr", "web"]
+    assert output(home, "/usr/bin/env", environment={"ONLY": "this"}).split() == ["ONLY=this"]
+
+
+def test_from_a_thread(home):
+    """run() elsewhere than in the main thread: no signals, but all the rest."""
+    answers = []
+    thread = threading.Thread(
+        target=lambda: answers.append(sandbox.run(home, ["sh", "-c", "kill -9 $$"]))
+    )
+    thread.start()
+    thread.join()
+    assert answers == [137]
+
+
+def test_many_at_once(home):
+    processes = [sandbox.spawn(home, ["sh", "-c", f"exit {number}"]) for number in range(8)]
+    assert [process.wait() for process in processes] == list(range(8))
+
+
+# A terminal
+
+
+def on_terminal(home, argv, talk):
+    """Run a caller of run() as the leader of a session on a new terminal; give
+    ``talk`` the terminal, and return the caller's status and all output."""
+    code = f"""
+        import os, sys
+        from types import SimpleNamespace
+        from slimnet import sandbox
+        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), cgroup={str(home.cgroup)!r},
+            netns={str(home.netns)!r}, hosts={str(home.hosts)!r})
+        status = sandbox.run(home, {argv!r})
+        print("back", os.tcgetpgrp(0) == os.getpgrp(), flush=True)
+        raise SystemExit(status)
+    """
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", textwrap.dedent(code)])
+    seen = b""
+
+    def read_until(text, seconds=10):
+        nonlocal seen
+        deadline = time.monotonic() + seconds
+        while text not in seen:
+            assert time.monotonic() < deadline, seen
+            if select.select([terminal], [], [], 0.1)[0]:
+                try:
+                    seen += os.read(terminal, 4096)
+                except OSError:  # EIO: everybody has closed it
+                    assert text in seen, seen
+        return seen
+
+    try:
+        talk(terminal, read_until)
+        read_until(b"back")
+        with contextlib.suppress(OSError):
+            while chunk := os.read(terminal, 4096):
+                seen += chunk
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()
+    finally:
+        os.close(terminal)
+
+
+def test_the_terminal_is_the_commands(home):
+    """It reads and writes there; a process in the background would be stopped."""
+
+    def talk(terminal, read_until):
+        read_until(b"who? ")
+        os.write(terminal, b"me\n")
+        read_until(b"hello me")
+
+    status, seen = on_terminal(
+        home, ["sh", "-c", "printf 'who? '; read x; echo hello $x; tty"], talk
+    )
+    assert status == 0
+    assert "back True" in seen
+    assert "/dev/console" in seen  # runtimes put the caller's terminal there
+
+
+def test_interrupt_ends_the_command_and_not_its_caller(home):
+    def talk(terminal, read_until):
+        read_until(b"ready")
+        os.write(terminal, b"\x03")
+
+    status, seen = on_terminal(home, ["sh", "-c", "echo ready; sleep 60"], talk)
+    assert status == 128 + signal.SIGINT
+    assert "back True" in seen
+
+
+def test_suspend_hangs_nobody(home):
+    """^Z on a command that is no shell: nothing could continue it, so it goes on."""
+
+    def talk(terminal, read_until):
+        read_until(b"ready")
+        os.write(terminal, b"\x1a")
+        time.sleep(0.2)
+        os.write(terminal, b"go\n")
+        read_until(b"went on")
+
+    status, _ = on_terminal(home, ["sh", "-c", "echo ready; read x; echo went on"], talk)
+    assert status == 0
+
+
+def test_a_shell_has_job_control(home):
+    def talk(terminal, read_until):
+        read_until(b"$ ")
+        os.write(terminal, b"sleep 60\n")
+        time.sleep(0.5)
+        os.write(terminal, b"\x1a")
+        read_until(b"Stopped")
+        os.write(terminal, b"kill %1; wait; jobs; exit 9\n")
+
+    argv = ["env", "PS1=$ ", "bash", "--norc", "--noprofile", "-i"]
+    status, seen = on_terminal(home, argv, talk)
+    assert status == 9
+    assert "no job control" not in seen
+    assert "back True" in seen
+
+
+def test_nothing_types_into_the_terminal(home):
+    """TIOCSTI would put words into the mouth of the shell outside."""
+    code = """
+        import fcntl
+        try:
+            fcntl.ioctl(0, 0x5412, b"x")
+        except OSError as error:
+            print("errno", error.errno)
+    """
+    argv = [sys.executable, "-I", "-c", textwrap.dedent(code)]
+    status, seen = on_terminal(home, argv, lambda *_: None)
+    assert status == 0
+    assert f"errno {errno.EPERM}" in seen
