@@ -95,6 +95,20 @@ def test_every_workload_runs(tmp_path):
     assert all(row["values"]["host"]["median"] > 0 for row in report["results"])
 
 
+@pytest.mark.slow
+def test_profile(tmp_path):
+    """What the BPF programs take: connect4 runs once per connection, and the
+    switch is as it was."""
+    switch = Path("/proc/sys/kernel/bpf_stats_enabled")
+    before = switch.read_text()
+    report, _ = demo(
+        tmp_path, *["--quick", "--rounds", "1", "--modes", "slimnet", "--only", "connect", "--profile"]
+    )
+    runs = {cost["program"]: cost["runs"] for cost in report["costs"]}
+    assert runs["slim_connect4"] == pytest.approx(1, rel=0.01)
+    assert switch.read_text() == before
+
+
 def test_interrupted(tmp_path):
     """Ctrl-C in the middle of a measurement: a word, and nothing is left."""
     pid, terminal = pty.fork()

@@ -22,6 +22,7 @@ from slimnet.demo.machine import describe
 from slimnet.demo.mode import MODES
 from slimnet.demo.page import html
 from slimnet.demo.picture import churn_figure, ratio_figure, save
+from slimnet.demo.profile import Cost
 from slimnet.demo.progress import progress
 from slimnet.demo.report import Report, Row
 from slimnet.demo.sample import Sample
@@ -75,6 +76,9 @@ def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]
     metavar="NAME,...",
     help=f"Only these modes: {', '.join(mode.name for mode in MODES)}.",
 )
+@click.option(
+    "--profile", is_flag=True, help="Afterwards, count the time of slimnet's BPF programs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option(
     "--output",
@@ -91,6 +95,7 @@ def main(
     *,
     quick: bool,
     as_json: bool,
+    profile: bool,
     verbose: bool,
     **limits: int | None,
 ) -> None:
@@ -112,7 +117,8 @@ def main(
         # The servers run as nobody and keep their files here.
         Path(directory).chmod(0o1777)
         setting = Setting(Path(directory), **{**(_QUICK if quick else {}), **chosen})
-        plan = Plan(setting, [mode for mode in MODES if mode.name in modes], frozenset(only))
+        chosen_modes = [mode for mode in MODES if mode.name in modes]
+        plan = Plan(setting, chosen_modes, frozenset(only), counting=profile)
         try:
             report = _run(plan)
         except SlimnetError as error:
@@ -146,11 +152,14 @@ def _run(plan: Plan) -> Report:
     plan.check()
     machine = describe()
     samples: list[Sample] = []
+    costs: list[Cost] = []
     stopped = ""
     with progress(plan.steps()) as bar:
         try:
             for sample in plan.run(bar):
                 samples.append(sample)  # noqa: PERF402  # what is there so far counts
+            if plan.counting:
+                costs.extend(plan.profile(bar))
         except (KeyboardInterrupt, SlimnetError) as error:
             if not samples:
                 raise
@@ -167,6 +176,7 @@ def _run(plan: Plan) -> Report:
         soaks=soaks,
         churns=churns,
         samples=samples,
+        costs=costs,
         stopped=stopped,
     )
 

@@ -65,11 +65,13 @@ class Site:
         mode: the name of the mode.
         client: on the first host.
         server: on the second host.
+        instances: the names of the hosts' data paths, where there are some.
     """
 
     mode: str
     client: Place
     server: Place
+    instances: tuple[str, ...] = ()
 
 
 class Mode(abc.ABC):
@@ -81,6 +83,8 @@ class Mode(abc.ABC):
     title: ClassVar[str]
     #: Whether connections to one service go on when a host's source ports are used up.
     unbounded: ClassVar[bool] = False
+    #: Whether BPF programs do the work, which the kernel can count.
+    counted: ClassVar[bool] = False
 
     def check(self) -> None:
         """Can it work on this machine?
@@ -170,7 +174,12 @@ class OverlayMode(Mode):
             server = node.attach(_NETWORK, "server", labels={"app": "server"})
             node.apply_policy(_POLICY, network=_NETWORK)
             node.wait()
-        return Site(self.name, *(Place(str(at.endpoint.address), at) for at in (client, server)))
+        return Site(
+            self.name,
+            Place(str(client.endpoint.address), client),
+            Place(str(server.endpoint.address), server),
+            (first.instance, second.instance),
+        )
 
     def remove(self, name: str) -> None:
         """See :meth:`Mode.remove`."""
@@ -192,6 +201,7 @@ class SlimnetMode(OverlayMode):
     title = "slimnet"
     backend = "ebpf"
     unbounded = True
+    counted = True
 
 
 @frozen

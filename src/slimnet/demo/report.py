@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
+from slimnet.demo.profile import Cost
 from slimnet.demo.sample import Sample
 from slimnet.demo.workload import Workload
 
@@ -138,6 +139,7 @@ class Report:
         soaks: the samples of the soak.
         churns: the samples of the churn figure.
         samples: every sample.
+        costs: what slimnet's programs take, where that was asked for.
         stopped: why it ended before it was done; empty when it did not.
     """
 
@@ -148,6 +150,7 @@ class Report:
     soaks: Sequence[Sample]
     churns: Sequence[Sample]
     samples: Sequence[Sample] = field(repr=False)
+    costs: Sequence[Cost] = ()
     stopped: str = ""
 
     @property
@@ -190,6 +193,7 @@ class Report:
             "results": [_row_json(row) for row in self.rows],
             "targets": [attrs.asdict(target) for target in self.targets],
             "soak": [soak_json(sample) for sample in self.soaks],
+            "costs": [attrs.asdict(cost) for cost in self.costs],
             "churn": [_sample_json(sample) for sample in self.churns],
             "samples": [_sample_json(sample) for sample in self.samples],
         }

@@ -22,6 +22,7 @@ from attrs import frozen
 
 from slimnet.demo.mode import Mode, Site, sweep
 from slimnet.demo.place import ProgramFailed
+from slimnet.demo.profile import Cost, profile
 from slimnet.demo.progress import Progress
 from slimnet.demo.sample import Sample, measure
 from slimnet.demo.setting import Setting
@@ -43,11 +44,13 @@ class Plan:
         setting: how long and how often.
         modes: which modes.
         names: which workloads, by name, and ``soak`` and ``churn``.
+        counting: whether :meth:`profile` is wanted too.
     """
 
     setting: Setting
     modes: Sequence[Mode]
     names: frozenset[str]
+    counting: bool = False
 
     @property
     def workloads(self) -> list[Workload]:
@@ -69,6 +72,8 @@ class Plan:
         for mode in self.modes:
             mode.check()
         needs = {"gcc": "gcc", "make": "make", "nsenter": "util-linux", "taskset": "util-linux"}
+        if self.counting:
+            needs["bpftool"] = "bpftool"
         for workload in self.workloads:
             needs |= workload.needs
         for program, package in needs.items():
@@ -91,6 +96,16 @@ class Plan:
             with mode.site() as site:
                 for workload in workloads:
                     yield self._measure(progress, workload, site, 1)
+
+    def profile(self, progress: Progress) -> Iterator[Cost]:
+        """What slimnet's programs take in each workload; after :meth:`run`."""
+        for mode in self.modes:
+            if not mode.counted:
+                continue
+            with mode.site() as site:
+                for workload in self.workloads:
+                    progress.note(f"counting: {workload.title}")
+                    yield from profile(workload, site, self.setting)
 
     def _prepare(self, progress: Progress) -> None:
         sweep()

@@ -5,17 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from slimnet.demo.profile import Cost
 from slimnet.demo.report import BASE, OURS, Report, Row, Target, soak_json
 from slimnet.demo.sample import Sample
 
 __all__ = ["lines", "number", "soak_words", "verdict"]
 
 _NOISY = 0.15
+# Part of a workload's cost below which a program is not shown.
+_SMALL = 0.01
 
 _CHURN_HEAD = (
     *("", "connections", "first second", "last second", "worst second"),
     *("failed", "above 1 s", "TCPTimeWaitOverflow"),
 )
+
+_COST_HEAD = ("", "runs per operation", "ns per run", "us per operation")
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -45,6 +50,10 @@ def lines(report: Report) -> Iterator[str]:
         yield f"Connections to one service at full speed, {report.setting['churn']} s:"
         good = [sample for sample in report.churns if not sample.error]
         yield from _grid(_CHURN_HEAD, [_churn_cells(report, sample) for sample in good])
+    if report.costs:
+        yield ""
+        yield "What slimnet's BPF programs take, both hosts (counting adds some 90 ns to a run):"
+        yield from _grid(_COST_HEAD, _cost_rows(report.costs))
     yield ""
     yield (
         f"Other work on the machine: {report.noise:.0%} of its busy time; steal {report.steal:.1%}."
@@ -97,6 +106,17 @@ def _churn_cells(report: Report, sample: Sample) -> list[str]:
         _failed(sample),
         str(sample.detail["slow_connects"]),
         _overflow(sample),
+    ]
+
+
+def _cost_rows(costs: Sequence[Cost]) -> list[list[str]]:
+    total: dict[str, float] = {}
+    for cost in costs:
+        total[cost.workload] = total.get(cost.workload, 0) + cost.us
+    return [
+        [f"{cost.workload}: {cost.program}", number(cost.runs), number(cost.ns), f"{cost.us:.2f}"]
+        for cost in costs
+        if cost.us > _SMALL * total[cost.workload]
     ]
 
 
