@@ -11,7 +11,7 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.model import Direction, Flow, Protocol, Reason, Verdict
-from slimnet.policy.decision import Answerer
+from slimnet.policy.decision import Answerer, Site
 from slimnet.tables import Tables
 
 KERNEL = Path(__file__).parents[2] / "kernel"
@@ -90,13 +90,16 @@ class Decider:
         )
         return Verdict(bool(verdict.action), Reason(verdict.reason), verdict.rule)
 
-    def verdict(self, vni: int, flow: Flow) -> Verdict | None:
-        """A flow's, at the end that its direction says; ``None`` where that is no endpoint."""
-        answerer = Answerer(self.tables, vni)
+    def sites(self, answerer: Answerer, flow: Flow) -> tuple[Site, Site]:
+        """The asked end and its peer."""
         here, there = flow.source, flow.destination
         if flow.direction is Direction.INGRESS:
             here, there = there, here
-        subject, peer = answerer.site(here), answerer.site(there)
+        return answerer.site(here), answerer.site(there)
+
+    def verdict(self, vni: int, flow: Flow) -> Verdict | None:
+        """A flow's, at the end that its direction says; ``None`` where that is no endpoint."""
+        subject, peer = self.sites(Answerer(self.tables, vni), flow)
         if not subject.endpoint:
             return None
         if peer.overlay and not peer.endpoint:

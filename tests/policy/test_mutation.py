@@ -64,7 +64,7 @@ def test_broken_header_is_caught(mutation, tmp_path, library):
     )
     @given(worlds())
     def agree(world):
-        check_world(world, broken)
+        check_world(world, broken, broken=True)
 
     with pytest.raises(AssertionError):
         agree()

@@ -265,6 +265,9 @@ def _endpoints(draw, identities, taken):
     """Endpoints at the addresses that are not taken, under new ids."""
     network = draw(st.sampled_from(("n1", "n1", "n1", "n2")))
     free = [text for text in ADDRESSES if (network, text) not in taken]
+    if not free:
+        network = "n1" if network == "n2" else "n2"
+        free = [text for text in ADDRESSES if (network, text) not in taken]
     address = draw(st.sampled_from(free))
     identifier = len(taken) + 1
     taken[network, address] = identifier

@@ -28,7 +28,7 @@ def prefix_of(network: IPNetwork) -> Prefix:
 def network_of(prefix: Prefix) -> IPNetwork:
     """The range that :func:`prefix_of` made this of."""
     version, first, length = prefix
-    return IPNetwork((first, length), version)
+    return IPNetwork((first, length), 4 if version == 4 else 6)
 
 
 def inside(prefix: Prefix, other: Prefix) -> bool:

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables depend on the state, never on the way there; a change says exactly what differs."""
+
+from unittest import mock
+
+import worlds
+from attrs import evolve
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slimnet.model import Endpoint, Host, Network
+from slimnet.policy import Compiler, State, load
+from slimnet.policy import compile as compile_tables
+from slimnet.policy.number import Numbers
+
+
+def apply(tables, change):
+    """What a backend does with a change."""
+    assert change.base == tables.generation
+    parts = {}
+    for name in ("addresses", "endpoints", "cidrs", "policy"):
+        gone = getattr(change, f"gone_{name}")
+        old, new = dict(getattr(tables, name)), dict(getattr(change.set, name))
+        assert gone <= old.keys(), f"{name}: what was not there cannot go"
+        assert not gone & new.keys(), name
+        assert all(old.get(key) != value for key, value in new.items()), f"{name}: nothing new"
+        parts[name] = {key: value for key, value in old.items() if key not in gone} | new
+    return evolve(tables, generation=change.set.generation, **parts)
+
+
+def same(first, second):
+    """Equal tables but for the words of rules, which a change does not take away."""
+    return evolve(first, rules={}) == evolve(second, rules={})
+
+
+@st.composite
+def journeys(draw):
+    """States, each a small change from the one before."""
+    identities, taken = worlds.Identities(), {}
+    endpoints = {}
+    policies = {}
+    namespaces = ()
+    hosts = worlds.HOSTS
+    states = []
+    for revision in range(1, draw(st.integers(2, 12))):
+        for _ in range(draw(st.integers(1, 3))):
+            what = draw(st.integers(0, 9))
+            if what < 3 and len(endpoints) < 9:
+                endpoint = draw(worlds._endpoints(identities, taken))
+                endpoints[endpoint.id] = endpoint
+            elif what == 3 and endpoints:
+                gone = endpoints.pop(draw(st.sampled_from(sorted(endpoints))))
+                del taken[gone.network, str(gone.address)]
+                taken["gone", gone.id] = gone.id
+            elif what == 4 and endpoints:
+                # An endpoint has other labels, ports, or another host.
+                key = draw(st.sampled_from(sorted(endpoints)))
+                old, labels = endpoints[key], draw(worlds._labels)
+                endpoints[key] = evolve(
+                    old,
+                    labels=labels,
+                    ports=draw(worlds._declared),
+                    host=draw(st.sampled_from(("h1", "h2"))),
+                    identity=identities.of(old.network, old.namespace, labels),
+                )
+            elif what == 5:
+                namespaces = draw(worlds._namespaces())
+            elif what == 6 and policies:
+                del policies[draw(st.sampled_from(sorted(policies)))]
+            elif what == 7 and not draw(st.integers(0, 3)):
+                hosts = draw(st.sampled_from((worlds.HOSTS, worlds.HOSTS[:2])))
+            else:
+                number = draw(st.integers(0, 5))
+                policies[number] = draw(worlds._policies(number))
+        states.append(
+            State(
+                worlds.NETWORKS,
+                hosts,
+                namespaces,
+                endpoints.values(),
+                policies.values(),
+                revision,
+            )
+        )
+    return states
+
+
+def check_journey(states):
+    compiler, tables = Compiler("h1"), None
+    for state in states:
+        before = tables
+        tables, change = compiler.update(state)
+        fresh = compile_tables(state, "h1")
+        assert tables == fresh
+        assert len(tables.policy) == len(list(tables.policy))
+        if before is None:
+            assert change is None
+        else:
+            assert same(apply(before, change), fresh)
+
+
+RELAXED = settings(
+    max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@RELAXED
+@given(journeys())
+def test_tables_depend_on_the_state_only(states):
+    """A compiler that saw every step has the tables of one that saw only the last."""
+    check_journey(states)
+
+
+@RELAXED
+@given(journeys())
+def test_twins(states):
+    """Likewise where names often hash to the same number."""
+    real = Numbers._hash
+
+    def narrow(self, name, again):
+        return self._first + real(self, name, again) % 48
+
+    with mock.patch.object(Numbers, "_hash", narrow):
+        check_journey(states)
+
+
+def big(policies, endpoints):
+    """Namespaces of ten applications of ten endpoints; a policy for each application."""
+    spaces = [f"n{number}" for number in range(endpoints // 100)]
+    text = []
+    for number in range(policies):
+        space = spaces[number % len(spaces)]
+        app = number // len(spaces) % 10
+        text.append(
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": f"p{number}", "namespace": space},
+                "spec": {
+                    "podSelector": {"matchLabels": {"app": f"a{app}"}},
+                    "ingress": [
+                        {
+                            "from": [{"podSelector": {"matchLabels": {"app": f"a{app - 1}"}}}],
+                            "ports": [{"port": 80}],
+                        }
+                    ],
+                },
+            }
+        )
+    return State(
+        [Network("default", 1, "10.0.0.0/8")],
+        [Host(f"h{number}", f"192.0.2.{number}") for number in range(1, 11)],
+        [],
+        [
+            Endpoint(
+                "default",
+                f"e{number}",
+                f"10.1.{number >> 8}.{number & 255}",
+                f"h{number % 10 + 1}",
+                namespace=spaces[number // 100],
+                id=number + 1,
+                labels={"app": f"a{number // 10 % 10}"},
+                identity=256 + number // 10,
+            )
+            for number in range(endpoints)
+        ],
+        load_json(text),
+    )
+
+
+def load_json(manifests):
+    from slimnet.policy import Policy
+
+    return [Policy.from_json({"manifest": item}) for item in manifests]
+
+
+def test_one_change_touches_little():
+    """One policy of a hundred, one endpoint of a thousand: the change holds only theirs."""
+    state = big(100, 1000)
+    compiler = Compiler("h1")
+    compiler.update(state)
+    (more,) = load(
+        """
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata: {name: p0, namespace: n0}
+        spec:
+          podSelector: {matchLabels: {app: a0}}
+          ingress: [{ports: [{port: 81}]}]
+        """
+    )
+    policies = tuple(more if item.name == "p0" else item for item in state.policies)
+    _, change = compiler.update(evolve(state, policies=policies, revision=2))
+    assert {key.subject for key in change.set.policy} == {256}
+    assert {key.subject for key in change.gone_policy} <= {256}
+    assert not change.set.endpoints
+    new = evolve(state.endpoints[5], id=5000, name="new", address="10.2.0.1")
+    grown = evolve(state, policies=policies, endpoints=(*state.endpoints, new), revision=3)
+    _, change = compiler.update(grown)
+    assert change.set.addresses.keys() == {(1, new.address)}
+    assert change.set.endpoints.keys() == {5000}
+    assert not change.set.policy
+    assert not change.set.cidrs
