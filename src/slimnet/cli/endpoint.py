@@ -63,7 +63,10 @@ def add(
     cgroup: str | None,
     output: str,
 ) -> None:
-    """Attach the endpoint NAME on this host; it stays until it is removed."""
+    """Attach the endpoint NAME on this host.
+
+    It stays until it is removed, with or without processes.
+    """
     with open_agent() as node:
         made = node.attach(
             network_of(node, network),
@@ -114,9 +117,9 @@ def ls(network: str | None, output: str) -> None:
 @output_option
 @agent_option
 def rm(name: str, network: str | None, namespace: str, kill: bool, output: str) -> None:  # noqa: FBT001
-    """Remove an endpoint of this host, or one of a host that is lost.
+    """Remove an endpoint.
 
-    Refused while it has processes, unless --kill is given.
+    One of this host, or of a host that is lost. Refused while it has processes, unless --kill is given.
     """
     with open_agent() as node:
         where = network_of(node, network)

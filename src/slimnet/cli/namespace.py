@@ -40,7 +40,10 @@ Examples:
 @output_option
 @agent_option
 def set_(name: str, network: str | None, labels: tuple[str, ...], output: str) -> None:
-    """Make the namespace NAME, or give it these labels instead of those it has."""
+    """Make the namespace NAME, or label it anew.
+
+    These labels take the place of those that it has.
+    """
     with open_agent() as node:
         made = node.set_namespace(network_of(node, network), name, labels_of(labels))
     line(f"namespace {made.network}/{made.name}: {', '.join(labels) or 'no labels'}", made, output)

@@ -140,7 +140,9 @@ Exit status: 0 allowed, 1 denied.""",
     "--to", "target", metavar="ENDPOINT:PORT", required=True, shell_complete=complete_endpoint,
     help="Where to.",
 )  # fmt: skip
-@click.option("--protocol", type=click.Choice(["tcp", "udp", "sctp"]), default="tcp")
+@click.option(
+    "--protocol", type=click.Choice(["tcp", "udp", "sctp"]), default="tcp", show_default=True
+)
 @network_option
 @output_option
 @agent_option
