@@ -98,12 +98,12 @@ struct {
 
 /*
  * Not LRU: a record that sk_lookup saw must still be there when the child is
- * established, or the child would have no name.
+ * established, or the child would have no name. Preallocated, because every
+ * connection makes and removes one.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
 	__type(key, struct slim_tuple);
 	__type(value, struct slim_flow);
 } slim_flow SEC(".maps");
