@@ -115,8 +115,10 @@ def test_what_cannot_be_attached(machine, tmp_path):
         backend.attach(endpoint(1, id=0), NETWORK)
     with pytest.raises(InvalidValue, match="endpoint.address.*IPv4"):
         backend.attach(endpoint(1, address="fd00::1"), NETWORK)
-    with pytest.raises(BackendError, match="no directory of cgroup v2"):
-        backend.attach(endpoint(1, cgroup=str(tmp_path)), NETWORK)
+    for path in (tmp_path, tmp_path / "below"):
+        with pytest.raises(BackendError, match="no directory of cgroup v2"):
+            backend.attach(endpoint(1, cgroup=str(path)), NETWORK)
+    assert list(tmp_path.iterdir()) == []
     assert left == machine.left()
 
 
@@ -151,7 +153,6 @@ def test_an_index_is_not_used_again_at_once(machine):
 def test_an_index_is_used_again_after_a_minute(machine, monkeypatch):
     backend = machine.start()
     monkeypatch.setattr(contract, "SLIM_INDEX_MAX", 2)
-    monkeypatch.setattr(endpoints, "_free", lambda entries: real({i: entries[i] for i in (1, 2)}))
     backend.attach(endpoint(1), NETWORK)
     backend.attach(endpoint(2), NETWORK)
     with pytest.raises(BackendError, match="taken"):
@@ -162,9 +163,6 @@ def test_an_index_is_used_again_after_a_minute(machine, monkeypatch):
     monkeypatch.setattr(endpoints, "_QUARANTINE", 0)
     backend.attach(endpoint(3), NETWORK)
     assert backend.status().detail["indexes"] == {101: 1, 103: 2}
-
-
-real = endpoints._free
 
 
 def test_the_sockets_of_a_detached_endpoint_are_destroyed(machine):

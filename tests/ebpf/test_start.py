@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, adopting, refusing, tearing down."""
 
+from pathlib import Path
+
 import pytest
 from attrs import evolve
 from machine import NETWORK, endpoint
 
 from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
 from slimnet.tables import Tables
-from slimnet_ebpf import EbpfBackend
+from slimnet_ebpf import EbpfBackend, libbpf, requirements
+from slimnet_ebpf.netns import enter
 
 pytestmark = pytest.mark.root
 
@@ -40,6 +43,61 @@ def test_probe_of_a_file_that_is_no_object(monkeypatch, tmp_path):
     answer = EbpfBackend.probe()
     assert answer.answer is model.Answer.NO
     assert "slimnet.bpf.o" in answer.reason
+
+
+def test_probe_warns_of_a_port_that_anybody_can_take(machine):
+    machine.set_sysctl("net.ipv4.ip_unprivileged_port_start", 0)
+    with enter(machine.netns):
+        answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.YES
+    assert "473" in answer.reason
+    assert "ip_unprivileged_port_start=474" in answer.remedy
+
+
+def test_probe_without_libbpf(monkeypatch):
+    monkeypatch.setattr(libbpf, "SONAME", "libnosuchbpf.so.1")
+    libbpf.library.cache_clear()
+    try:
+        answer = EbpfBackend.probe()
+    finally:
+        libbpf.library.cache_clear()
+    assert answer.answer is model.Answer.NO
+    assert answer.reason.startswith("libnosuchbpf.so.1")
+    assert "libbpf1" in answer.remedy
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "missing"),
+    [
+        ("/proc/self/status", "CapEff:\t0000000000000000\n", "CAP_BPF and CAP_NET_ADMIN"),
+        ("/proc/self/mounts", "proc /proc proc rw 0 0\n", "no cgroup v2"),
+    ],
+)
+def test_probe_names_what_the_machine_lacks(monkeypatch, file, text, missing):
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, *rest: text if str(path) == file else read(path, *rest)
+    )
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert missing in answer.reason
+    assert answer.remedy
+
+
+def test_probe_names_an_old_kernel(monkeypatch):
+    monkeypatch.setattr(requirements.platform, "release", lambda: "5.10.0-28-amd64")
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert "5.10.0-28-amd64 is too old" in answer.reason
+
+
+def test_without_ipv6(machine):
+    machine.set_sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+    before = machine.left()
+    backend = machine.start()
+    assert "local 240.0.0.0/4" in machine.left()["routes"]
+    backend.teardown()
+    assert before == machine.left()
 
 
 def test_what_is_on_the_host_while_it_runs(machine):

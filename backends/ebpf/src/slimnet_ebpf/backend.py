@@ -200,7 +200,7 @@ class EbpfBackend(Backend):
             self._writer.set_index,
         )
         self._events = self._held.enter_context(
-            contextlib.closing(Events(self._maps, self._sockets, self._reap))
+            contextlib.closing(Events(self._maps, self._sockets, self._keep_house))
         )
 
     def _control(self, ifindex: int) -> dict[str, int | bytes]:
@@ -225,7 +225,8 @@ class EbpfBackend(Backend):
     def _wire_turn(self) -> int:
         """A quarter of the host's source ports: then no wire port is ever
         searched for a free one (networking/ip-sysctl.rst, ip_local_port_range)."""
-        low, high = map(int, _PORT_RANGE.read_text().split())
+        with self._netns.entered():
+            low, high = map(int, _PORT_RANGE.read_text().split())
         return max(1, min((high - low + 1) // 4, contract.SLIM_WIRE_TURN))
 
     def _attach_lookup(self) -> None:
@@ -335,12 +336,13 @@ class EbpfBackend(Backend):
         self._pins.remove()
         self._pins.remove_root()
 
-    def _reap(self) -> None:
+    def _keep_house(self) -> None:
         # Whoever has the mutex may be waiting for the reader of events: us.
         if self._mutex.acquire(blocking=False):
             try:
                 with self._locked():
                     self._endpoints.reap()
+                    self._write_control(wire_turn=self._wire_turn())
             finally:
                 self._mutex.release()
 

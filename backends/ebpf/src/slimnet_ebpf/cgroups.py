@@ -15,7 +15,7 @@ from pathlib import Path
 
 from slimnet.exceptions import CapabilityMissing
 
-__all__ = ["descendants", "find_mount", "number", "path_of", "populated", "remove"]
+__all__ = ["descendants", "find_mount", "is_cgroup", "number", "path_of", "populated", "remove"]
 
 _FILEID_KERNFS = 0xFE
 
@@ -43,6 +43,12 @@ def find_mount() -> Path:
     raise CapabilityMissing(
         "no cgroup v2 hierarchy is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup"
     )
+
+
+def is_cgroup(path: Path) -> bool:
+    """Whether a directory is, or made there would be, a cgroup v2."""
+    there = next(one for one in (path, *path.parents) if one.exists())
+    return (there / "cgroup.controllers").exists()
 
 
 def number(path: Path) -> int:

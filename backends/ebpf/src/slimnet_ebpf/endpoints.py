@@ -33,6 +33,8 @@ _LISTENER_KEY = Layout(contract.slim_listener_key)
 _SOCKET = Layout(contract.slim_socket)
 _ENTRY = struct.Struct(INDEX_ENTRY)
 
+_NEVER = bytes(_ENTRY.size)
+
 _MADE = 1  # the cgroup is ours to remove
 _READY = 2  # everything is attached and the cgroup knows who it is
 
@@ -128,12 +130,7 @@ class Endpoints:
         try:
             self._refuse_overlap(entries, path)
             index = _free(entries)
-            entry = evolve(
-                entries[index],
-                endpoint=endpoint.id,
-                flags=_MADE if made else 0,
-                cgroup=cgroups.number(path),
-            )
+            entry = _Entry(endpoint.id, _MADE if made else 0, cgroups.number(path))
             self._write(index, entry)
             try:
                 self._finish(endpoint, network, index, path, entry)
@@ -186,10 +183,11 @@ class Endpoints:
                 self.detach(entry.endpoint)
 
     def _entries(self) -> dict[int, _Entry]:
+        """All indexes that are or were in use."""
         return {
-            index: _Entry(*_ENTRY.unpack(value))
+            int.from_bytes(key, sys.byteorder): _Entry(*_ENTRY.unpack(value))
             for key, value in self._indexes.items()
-            if (index := int.from_bytes(key, sys.byteorder)) > 0
+            if value != _NEVER
         }
 
     def _write(self, index: int, entry: _Entry) -> None:
@@ -209,10 +207,10 @@ class Endpoints:
             ours = True  # also one that was left by somebody who died right here
             self._note_missing()
         try:
+            if not cgroups.is_cgroup(path):
+                raise BackendError(f"{path} is no directory of cgroup v2")
             path.mkdir(parents=True, exist_ok=True)
             path = path.resolve(strict=True)
-            if not (path / "cgroup.procs").exists():
-                raise BackendError(f"{path} is no directory of cgroup v2")
         except OSError as error:
             raise BackendError(
                 f"endpoint {endpoint.id}: cgroup {path}: {error.strerror or error}"
@@ -305,12 +303,14 @@ def _free(entries: dict[int, _Entry]) -> int:
     Raises:
         BackendError: none.
     """
-    index, entry = min(
-        ((index, entry) for index, entry in entries.items() if not entry.endpoint),
-        key=lambda item: item[1].freed,
-        default=(0, _Entry()),
+    for index in range(1, contract.SLIM_INDEX_MAX + 1):
+        if index not in entries:
+            return index
+    freed, index = min(
+        ((entry.freed, index) for index, entry in entries.items() if not entry.endpoint),
+        default=(0, 0),
     )
-    if not index or (entry.freed and time.monotonic_ns() - entry.freed < _QUARANTINE):
+    if not index or time.monotonic_ns() - freed < _QUARANTINE:
         raise BackendError(
             f"all {contract.SLIM_INDEX_MAX} endpoints of a host are taken, or went a moment ago"
         )

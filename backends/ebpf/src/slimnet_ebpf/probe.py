@@ -15,6 +15,8 @@ from slimnet_ebpf.objects import Object, Stamp
 
 __all__ = ["probe"]
 
+_UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
 
 def probe(path: Path) -> Probe:
     """See :meth:`slimnet.abc.Backend.probe`. What is loaded goes again.
@@ -44,4 +46,12 @@ def probe(path: Path) -> Probe:
             " CONFIG_NET_CLS_ACT",
         )
     version = library().libbpf_version_string().decode()
-    return Probe(Answer.YES, f"Linux {platform.release()}, libbpf {version}")
+    found = f"Linux {platform.release()}, libbpf {version}"
+    lowest = int(_UNPRIVILEGED.read_text())
+    if lowest <= contract.SLIM_INNER_PORT:
+        return Probe(
+            Answer.YES,
+            f"{found}; but any local user can take port {contract.SLIM_INNER_PORT} from endpoints",
+            f"sysctl -w net.ipv4.ip_unprivileged_port_start={contract.SLIM_INNER_PORT + 1}",
+        )
+    return Probe(Answer.YES, found)

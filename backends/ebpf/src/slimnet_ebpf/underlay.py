@@ -100,18 +100,18 @@ class Underlay:
     def restore(self) -> None:
         """Undo :meth:`apply`; what others have changed meanwhile stays theirs."""
         record = self._pins.record()
-        ifindex, interface = record.get("ifindex"), record.get("interface")
+        ifindex = record.get("ifindex")
         with _netlink() as netlink:
             links = netlink.get_links()
             names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in links}
-            if ifindex in names and names[ifindex] == interface:
-                self._restore_interface(netlink, record)
+            if ifindex in names:
+                self._restore_interface(netlink, record, names[ifindex])
             for network in self._routes:
                 self._route(netlink, "del", network)
         self._pins.write_record(ifindex=None, interface=None, arp_announce=None, clsact=None)
 
-    def _restore_interface(self, netlink: Any, record: dict[str, Any]) -> None:
-        ifindex, sysctl = record["ifindex"], _arp_announce(record["interface"])
+    def _restore_interface(self, netlink: Any, record: dict[str, Any], interface: str) -> None:
+        ifindex, sysctl = record["ifindex"], _arp_announce(interface)
         for point, program in self._points:
             filters.detach(ifindex, point, program_id(program.fd))
         if record.get("clsact") and not any(
