@@ -42,8 +42,9 @@ _STATIC = 4
 
 _SYSCTLS = {
     "net/ipv4/ip_forward": 1,
-    # An endpoint sends from its own address only.
-    "net/ipv4/conf/all/rp_filter": 1,
+    # An endpoint sends from its own address only, and the outside from none of ours...
+    "net/ipv4/conf/all/rp_filter": 0,
+    "net/ipv4/conf/default/rp_filter": 1,
     "net/ipv4/conf/all/send_redirects": 0,
     # A refusal that is not sent would be a connect that hangs.
     "net/ipv4/icmp_ratemask": 0,
@@ -54,6 +55,12 @@ _SYSCTLS = {
     "net/netfilter/nf_conntrack_timestamp": 1,
     "net/ipv6/conf/all/disable_ipv6": 1,
     "net/ipv6/conf/default/disable_ipv6": 1,
+}
+# ... while what comes by VXLAN is compared with the tables, by rule: the ICMP
+# errors of another router come from an address that this one has, too.
+_VXLAN_SYSCTLS = {
+    f"net/ipv4/conf/{ruleset.VXLAN}/rp_filter": 0,
+    f"net/ipv4/conf/{ruleset.VXLAN}/accept_local": 1,
 }
 
 
@@ -163,6 +170,8 @@ class Router:
                 vxlan_learning=False,
                 vxlan_udp_csum=0,  # RFC 7348, 4.1: it SHOULD be zero
             )
+            with netns.enter(self.path):
+                write_sysctls(_VXLAN_SYSCTLS)
             self._up(route, ruleset.VXLAN)
             # The way to the outside.
             host.link(

@@ -78,14 +78,16 @@ def _refuse(direction: Direction, reason: Reason, rule: int) -> str:
 
 
 class _Script:
-    """The rules as they grow; the chains that refuse are made when first named."""
+    """The rules as they grow; the chains that answer are made when first named."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._refusals: set[tuple[Direction, Reason, int]] = set()
+        self._allowances: set[Reason] = set()
 
     def goto(self, direction: Direction, record: PolicyRecord) -> str:
         if record.allow:
+            self._allowances.add(record.reason)
             return f"goto allow_{record.reason:d}"
         self._refusals.add((direction, record.reason, record.rule))
         return f"goto {_refuse(direction, record.reason, record.rule)}"
@@ -96,14 +98,19 @@ class _Script:
     def chain(self, name: str, *rules: str) -> None:
         self.lines += [f"chain {name} {{", *rules, "}"]
 
-    def table(self, kind: str, name: str, type_: str, elements: Iterable[str]) -> None:
+    def table(
+        self, kind: str, name: str, type_: str, elements: Iterable[str], *, ranges: bool = True
+    ) -> None:
         listed = ", ".join(elements)
-        body = f"type {type_}; flags interval;" + (f" elements = {{ {listed} }}" if listed else "")
+        body = f"type {type_};" + (" flags interval;" if ranges else "")
+        body += f" elements = {{ {listed} }}" if listed else ""
         self.lines.append(f"{kind} {name} {{ {body} }}")
 
-    def refusals(self) -> list[str]:
-        """One chain for each way to refuse."""
+    def answers(self) -> list[str]:
+        """One chain for each reason to allow and each way to refuse."""
         script = _Script()
+        for reason in sorted(self._allowances):
+            script.chain(f"allow_{reason:d}", f"counter name reason_{reason:d}")
         for direction, reason, rule in sorted(self._refusals):
             marks = ", ".join(
                 f"{protocol:d} : {Refusal(protocol, direction, reason, rule).mark}"
@@ -198,11 +205,13 @@ def _subject(
     if anyone:
         script.table("map", f"{name}_any", "inet_proto . inet_service : verdict", anyone)
         rules.append(f"meta l4proto . th dport vmap @{name}_any")
-    script.chain(name, *rules, f"goto allow_{Reason['DEFAULT_ALLOW']:d}")
+    default = PolicyRecord(allow=True, reason=Reason["DEFAULT_ALLOW"])
+    script.chain(name, *rules, script.goto(direction, default))
 
 
 def _decisions(script: _Script, tables: Tables, vni: int) -> None:
     local = {}
+    remote = []
     known: list[tuple[int, int, int]] = []
     hosts: list[tuple[int, int, None]] = []
     for (number, network), cidr in tables.cidrs.items():
@@ -217,6 +226,8 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             known.append((int(address), int(address), record.identity))
             if record.local:
                 local[address] = record.identity
+            else:
+                remote.append(str(address))
     script.table(
         "map",
         "peer",
@@ -224,8 +235,8 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
         (f"{_dotted(first, last)} : {value}" for first, last, value in flatten(known)),
     )
     script.table("set", "host", "ipv4_addr", (_dotted(a, b) for a, b, _ in flatten(hosts)))
-
-    script.table("set", "local", "ipv4_addr", (str(address) for address in sorted(local)))
+    script.table("set", "local", "ipv4_addr", map(str, sorted(local)), ranges=False)
+    script.table("set", "remote", "ipv4_addr", remote, ranges=False)
 
     subjects = set(local.values())
     policy: dict[tuple[int, Direction], dict[int, dict[PolicyKey, PolicyRecord]]] = {}
@@ -246,16 +257,16 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             f"{prefix}_subject",
             "ipv4_addr : verdict",
             (f"{address} : goto {prefix}_{local[address]}" for address in sorted(local)),
+            ranges=False,
         )
         nobody = script.deny(direction, Reason["NO_ENDPOINT"])
-        stranger = script.deny(direction, Reason["SYN_UNKNOWN"])
         script.chain(
             "egress" if direction is Direction.EGRESS else "ingress",
             f"meta l4proto != {{ {', '.join(str(p.value) for p in Protocol)} }} "
             + script.deny(direction, Reason["PROTOCOL"]),
             f"meta mark set {contract.SLIM_IDENTITY_WORLD}",
             f"meta mark set ip {other} map @peer",
-            f"meta mark {_NOBODY} {nobody if direction is Direction.EGRESS else stranger}",
+            f"meta mark {_NOBODY} {nobody}",
             f"ip {own} vmap @{prefix}_subject",
             nobody,
         )
@@ -284,16 +295,12 @@ def _replace(script: _Script, forward: list[str], old: Iterable[tuple[str, str]]
     """
     gone = [f"delete {kind} ip {TABLE} {name}" for kind, name in old]
     script.chain("closed", "meta l4proto tcp reject with tcp reset", "drop")
-    script.chain(f"allow_{Reason['RULE_ALLOW']:d}", f"counter name reason_{Reason['RULE_ALLOW']:d}")
-    script.chain(
-        f"allow_{Reason['DEFAULT_ALLOW']:d}", f"counter name reason_{Reason['DEFAULT_ALLOW']:d}"
-    )
     script.chain("forward", *forward)
     # The router itself is nobody's peer: it answers with a refusal.
     script.chain("input", 'iifname "lo" accept', "meta l4proto tcp reject with tcp reset", "reject")
     script.chain("postrouting", f'oifname "{UPLINK}" masquerade')
     lines = [f"flush table ip {TABLE}", *gone, f"table ip {TABLE} {{"]
-    lines += [*script.refusals(), *script.lines, "}", ""]
+    lines += [*script.answers(), *script.lines, "}", ""]
     return _BASE + "\n".join(lines)
 
 
@@ -321,6 +328,7 @@ def render(tables: Tables, vni: int, old: Iterable[tuple[str, str]] = ()) -> str
     _decisions(script, tables, vni)
     mark = tables.generation % (_CLOSED - 1) + 1
     comment = _comment(tables.generation)
+    stranger = Reason["SYN_UNKNOWN"]
     absent = script.deny(Direction.EGRESS, Reason["NO_ENDPOINT"])
     forward = [
         f"ct mark vmap {{ {mark} : accept, {_CLOSED} : goto closed }} {comment}",
@@ -332,6 +340,7 @@ def render(tables: Tables, vni: int, old: Iterable[tuple[str, str]] = ()) -> str
         f'oifname "{VXLAN}" ip daddr @local {absent}',
         # Nothing from outside is for an endpoint, and nothing passes through.
         f'iifname "{UPLINK}" drop',
+        f'iifname "{VXLAN}" ip saddr != @remote {script.deny(Direction.INGRESS, stranger)}',
         f'oifname "{ENDPOINT}*" jump ingress',
         f'iifname != "{ENDPOINT}*" oifname != "{ENDPOINT}*" drop',
         f"ct mark set {mark} accept",

@@ -82,8 +82,10 @@ def _inside() -> Iterator[str]:
     """In the calling thread's network namespace."""
     for what, command in _COMMANDS.items():
         for line in _run(command):
-            # Lifetimes and counters change by themselves.
-            yield f"{what} {line.split(' valid_lft')[0].split(' expires')[0]}"
+            # The kernel gives these some time after a device came up.
+            if "fe80::" not in line:
+                # Lifetimes change by themselves.
+                yield f"{what} {line.split(' valid_lft')[0].split(' expires')[0]}"
     devices = [line.split(": ")[1].split("@")[0] for line in _run("ip -o link show")]
     for device in devices:
         for side in ("ingress", "egress"):

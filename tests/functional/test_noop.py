@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fallback overlay with real traffic, as the noop backend sets it up."""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from slimnet.fallback import netns
+from slimnet.model import Answer, Direction, Endpoint, Network, Reason
+from slimnet.tables import CidrRecord, PolicyKey, PolicyRecord
+from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, Stage
+
+noop = pytest.importorskip("slimnet_noop")
+
+pytestmark = pytest.mark.root
+
+_CLIENT, _SERVER = (str(CAST[name].address) for name in ("client", "server"))
+
+
+@pytest.fixture
+def stage():
+    found = noop.NoopBackend.probe()
+    if found.answer is not Answer.YES:
+        pytest.skip(f"noop: {found.reason}")
+    with Stage(noop.NoopBackend, {}, None) as stage:
+        stage.open(0)
+        stage.open(1)
+        stage.attach("client", "server", "stranger", "neighbour")
+        stage.install(1)
+        yield stage
+
+
+def inside(stage, name):
+    """This thread is in the endpoint's namespace."""
+    return netns.enter(stage.attachments[name].netns)
+
+
+def router(stage, host=0):
+    return netns.DIRECTORY / f"slimnet.{stage.context(host).instance}.{NETWORK.vni}"
+
+
+def run(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def udp(address=None):
+    plug = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    plug.settimeout(2)
+    if address:
+        plug.bind(address)
+    return plug
+
+
+def tables(stage, host, generation, policy=None, cidrs=None):
+    found = stage.tables(host, generation)
+    return evolve(
+        found, policy={**found.policy, **(policy or {})}, cidrs={**found.cidrs, **(cidrs or {})}
+    )
+
+
+def test_udp_is_carried_by_policy_and_a_refusal_is_an_error(stage):
+    rule = {
+        PolicyKey(
+            CAST["server"].identity, CAST["client"].identity, Direction.INGRESS, 17, 5000, 16
+        ): PolicyRecord(True, Reason["RULE_ALLOW"], 9)
+    }
+    for host in (0, 1):
+        stage.backends[host].install(tables(stage, host, 2, rule))
+    with inside(stage, "server"):
+        server = udp(("0.0.0.0", 5000))
+    with inside(stage, "client"):
+        client, refused = udp(), udp()
+    with server, client, refused:
+        client.connect((_SERVER, 5000))
+        client.send(b"question")
+        data, peer = server.recvfrom(100)
+        assert (data, peer[0]) == (b"question", _CLIENT)
+        server.sendto(b"answer", peer)
+        assert client.recv(100) == b"answer"
+        refused.connect((_SERVER, 5001))
+        refused.send(b"question")
+        with pytest.raises(ConnectionRefusedError):
+            refused.recv(100)
+
+
+def test_udp_to_the_outside_leaves_under_the_hosts_address(stage):
+    with stage.on(2):
+        outside = udp(("0.0.0.0", 5353))
+    with inside(stage, "client"):
+        client = udp()
+    with outside, client:
+        client.sendto(b"question", (str(stage.address(2)), 5353))
+        data, peer = outside.recvfrom(100)
+        assert (data, peer[0]) == (b"question", str(stage.address(0)))
+        outside.sendto(b"answer", peer)
+        assert client.recvfrom(100) == (b"answer", (str(stage.address(2)), 5353))
+
+
+def test_bulk_data_passes_whole_and_unfragmented(stage):
+    """The MTU leaves room for VXLAN: no fragment is seen on the underlay."""
+    size = 20_000_000
+    with inside(stage, "server"):
+        server = socket.create_server(("0.0.0.0", ALLOWED))
+    received = []
+
+    def drain():
+        connection, _ = server.accept()
+        with connection:
+            total = 0
+            while data := connection.recv(1 << 16):
+                total += len(data)
+            received.append(total)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    with server, inside(stage, "client"), socket.create_connection((_SERVER, ALLOWED), 3) as client:
+        client.sendall(bytes(size))
+        client.shutdown(socket.SHUT_WR)
+        thread.join(20)
+    assert received == [size]
+    with stage.on(1):
+        lines = [line.split() for line in Path("/proc/self/net/snmp").read_text().splitlines()]
+    values = dict(zip(lines[0], lines[1], strict=True))
+    assert values["Ip:"] == "Ip:"
+    assert values["ReasmReqds"] == "0"
+    assert values["FragCreates"] == "0"
+
+
+def test_nothing_is_flooded_or_learnt(stage):
+    """Every neighbour and forwarding entry is permanent, and there is no default destination."""
+    with netns.enter(router(stage)):
+        forwarding = run("bridge", "fdb", "show", "dev", "vxlan0").splitlines()
+        neighbours = run("ip", "neigh").splitlines()
+        vxlan = run("ip", "-d", "link", "show", "vxlan0")
+    assert len(forwarding) == 1
+    assert str(stage.address(1)) in forwarding[0]
+    assert "permanent" in forwarding[0]
+    assert all(line.rstrip().endswith("PERMANENT") for line in neighbours)
+    assert "nolearning" in vxlan
+    assert "remote" not in vxlan
+
+
+def test_an_endpoint_cannot_send_from_another_address(stage):
+    """Not even root in it: packets from a foreign address go nowhere."""
+    with inside(stage, "server"):
+        server = udp(("0.0.0.0", 5000))
+    rule = {
+        PolicyKey(
+            CAST["server"].identity, CAST["client"].identity, Direction.INGRESS, 17
+        ): PolicyRecord(True, Reason["RULE_ALLOW"], 9)
+    }
+    for host in (0, 1):
+        stage.backends[host].install(tables(stage, host, 2, rule))
+    with server:
+        with inside(stage, "client"), udp() as client:
+            client.sendto(b"mine", (_SERVER, 5000))
+            assert server.recv(100) == b"mine"
+        with inside(stage, "stranger"):
+            run("ip", "addr", "add", f"{_CLIENT}/32", "dev", "eth0")
+            with udp((_CLIENT, 0)) as forger:
+                forger.sendto(b"forged", (_SERVER, 5000))
+        server.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            server.recv(100)
+
+
+def test_root_in_an_endpoint_finds_no_rules(stage):
+    """They are not in its namespace, so it cannot take them away."""
+    stage.serve("server", FORBIDDEN)
+    with inside(stage, "client"):
+        assert run("nft", "list", "ruleset") == ""
+        run("nft", "flush", "ruleset")
+        run("ip", "link", "set", "eth0", "address", "02:51:00:00:00:03")
+        run("ip", "link", "set", "eth0", "address", "02:51:00:00:00:01")
+    reached = stage.reach("client", "server", FORBIDDEN)
+    assert reached.error == 111
+
+
+def test_refusals_are_prompt_however_many(stage):
+    """ICMP errors are not rationed: 200 refused connects, and none waits for a retransmission."""
+    stage.serve("h2", 7000)
+    slowest = max(stage.reach("client", stage.address(1), 7000).seconds for _ in range(200))
+    assert slowest < 0.5
+
+
+def test_a_connection_that_is_not_allowed_any_more_is_reset_at_both_ends(stage):
+    for name in ("server",):
+        stage.serve(name, FORBIDDEN)
+    stage.install(2, both=True)
+    client = stage.resident("client")
+    client.hold("one", _SERVER, FORBIDDEN)
+    client.hold("other", _SERVER, FORBIDDEN)
+    assert client.talk("one")
+    stage.install(3)
+    with pytest.raises(ConnectionResetError):
+        client.talk("one")
+        client.talk("one")
+    stage.install(4, both=True)
+    assert client.talk("other"), "it met no generation that forbade it"
+
+
+def test_two_networks_may_use_the_same_addresses(stage):
+    """The second one's client has the first one's address, and reaches its own server."""
+    other = Network("other", 100, NETWORK.cidrs)
+    twins = {
+        host: Endpoint(
+            "other", name, CAST[name].address, f"h{host + 1}", id=10 + host, identity=300
+        )
+        for host, name in ((0, "client"), (1, "server"))
+    }
+    attachments = {host: stage.backends[host].attach(twins[host], other) for host in (0, 1)}
+    for host in (0, 1):
+        found = stage.tables(host, 2)
+        mine = {
+            twins[which].id: evolve(found.endpoints[CAST[name].id], vni=100, identity=300)
+            for which, name in ((0, "client"), (1, "server"))
+        }
+        stage.backends[host].install(
+            evolve(
+                found,
+                addresses={**found.addresses, **{(100, e.address): e.id for e in twins.values()}},
+                endpoints={**found.endpoints, **mine},
+                cidrs={**found.cidrs, (100, NETWORK.cidrs[0]): CidrRecord(1, overlay=True)},
+            )
+        )
+    stage.serve("server", ALLOWED)
+    with netns.enter(attachments[1].netns):
+        twin = socket.create_server(("0.0.0.0", ALLOWED))
+    with twin, netns.enter(attachments[0].netns):
+        socket.create_connection((_SERVER, ALLOWED), 2).close()
+        assert twin.accept()[1][0] == _CLIENT
+    with stage.on(2):
+        outside = socket.create_server(("0.0.0.0", 7001))
+    with outside, netns.enter(attachments[0].netns):
+        socket.create_connection((str(stage.address(2)), 7001), 2).close()
+        assert outside.accept()[1][0] == str(stage.address(0))
+    assert stage.reach("client", "server", ALLOWED)
+    for host in (0, 1):
+        stage.backends[host].detach(twins[host].id)
+    assert not list(netns.DIRECTORY.glob(f"slimnet.{stage.context(0).instance}.100"))
+
+
+def test_the_port_ranges_of_the_tables_are_the_rules(stage):
+    """Nested prefixes: the longest match answers, a peer's own entry before any peer's."""
+    server, client = CAST["server"].identity, CAST["client"].identity
+    yes, no = (
+        PolicyRecord(True, Reason["RULE_ALLOW"], 5),
+        PolicyRecord(False, Reason["RULE_DENY"], 6),
+    )
+    rules = {
+        PolicyKey(server, client, Direction.INGRESS, 6, 9000, 10): yes,  # 8960-9023
+        PolicyKey(server, client, Direction.INGRESS, 6, 9000, 15): no,  # 9000, 9001
+        PolicyKey(server, client, Direction.INGRESS, 6, 9001, 16): yes,
+        PolicyKey(server, 0, Direction.INGRESS, 6, 9002, 16): no,
+        PolicyKey(server, 0, Direction.INGRESS, 6, 9100, 16): yes,
+    }
+    rules = {
+        evolve(k, port=k.port >> (16 - k.port_bits) << (16 - k.port_bits)): v
+        for k, v in rules.items()
+    }
+    for host in (0, 1):
+        stage.backends[host].install(tables(stage, host, 2, rules))
+    wanted = {
+        8959: False,
+        8960: True,
+        9000: False,
+        9001: True,
+        9002: True,
+        9023: True,
+        9024: False,
+        9100: True,
+    }
+    stage.serve("server", *wanted)
+    assert wanted == {port: bool(stage.reach("client", "server", port)) for port in wanted}
+    refused = [event for event in stage.backends[1].events(2) if event.destination[1] == 9000]
+    assert [(event.reason, event.rule) for event in refused] == [(Reason["RULE_DENY"], 6)]
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_a_process_killed_while_it_attaches_leaves_what_the_next_makes_whole(moment):
+    """kill -9 at eight moments of an attach; then attach again, use it, and leave nothing."""
+    with Stage(noop.NoopBackend, {}, None) as stage:
+        before = stage.snapshot()
+        stage.open(0).close()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                backend = stage.open(0)
+                os.write(writer, b"x")
+                backend.attach(CAST["client"], NETWORK)
+                backend.attach(CAST["neighbour"], NETWORK)
+                backend.install(stage.tables(0, 1))
+            finally:
+                os._exit(0)
+        os.read(reader, 1)
+        time.sleep(moment * 0.012)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+        stage.open(0)
+        stage.attach("client", "neighbour")
+        stage.install(2)
+        stage.serve("neighbour", ALLOWED, FORBIDDEN)
+        assert stage.reach("client", "neighbour", ALLOWED)
+        assert not stage.reach("client", "neighbour", FORBIDDEN)
+        for name in ("client", "neighbour"):
+            stage.leave(name)
+        stage.backends[0].teardown()
+        assert sorted(stage.snapshot() ^ before) == []
+
+
+def test_a_host_that_forwards_already_keeps_forwarding(stage):
+    """The switch is set back only where it was set here."""
+    with Stage(noop.NoopBackend, {}, None) as own:
+        with own.on(0):
+            run("sysctl", "-qw", "net.ipv4.conf.eth0.forwarding=1")
+        own.open(0)
+        own.attach("client")
+        own.backends[0].teardown()
+        with own.on(0):
+            assert run("sysctl", "-n", "net.ipv4.conf.eth0.forwarding") == "1\n"
+
+
+def test_a_failing_install_leaves_the_old_tables(stage):
+    """nft refuses a name that is too long; the generation and the policy stay."""
+    from slimnet.exceptions import BackendError
+
+    stage.serve("server", ALLOWED)
+    broken = stage.tables(1, 2)
+    key = PolicyKey(CAST["server"].identity, 2**33, Direction.INGRESS, 6, 1, 16)
+    broken = evolve(broken, policy={key: PolicyRecord(True, Reason["RULE_ALLOW"], 1)})
+    with pytest.raises(BackendError):
+        stage.backends[1].install(broken)
+    assert stage.backends[1].status().generation == 1
+    assert stage.reach("client", "server", ALLOWED)
