@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0xA19AD82AEAB1266E
-FINGERPRINT_HEX: Final[str] = "a19ad82aeab1266e"
+FINGERPRINT: Final[int] = 0x9A445420BBBFF3D2
+FINGERPRINT_HEX: Final[str] = "9a445420bbbff3d2"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 1
@@ -47,6 +47,7 @@ SLIM_WIRE_TURN: Final[int] = 8192
 SLIM_BOUND_PORTS: Final[int] = 32
 SLIM_INDEX_MAX: Final[int] = 2046
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
+SLIM_LINGER_SECONDS: Final[int] = 60
 
 # enum slim_direction
 SLIM_INGRESS: Final[int] = 0
@@ -83,19 +84,18 @@ SLIM_REASON_BOUND_FULL: Final[int] = 16
 SLIM_REASON_PROTOCOL: Final[int] = 17
 SLIM_REASON_DATAGRAM: Final[int] = 18
 SLIM_REASON_OPTION: Final[int] = 19
-SLIM_REASON_FAMILY: Final[int] = 20
-SLIM_REASON_SYN_NO_OPTION: Final[int] = 21
-SLIM_REASON_SYN_TAG: Final[int] = 22
-SLIM_REASON_SYN_SOURCE: Final[int] = 23
-SLIM_REASON_SYN_UNKNOWN: Final[int] = 24
-SLIM_REASON_SYN_NO_LISTENER: Final[int] = 25
-SLIM_REASON_MALFORMED: Final[int] = 26
-SLIM_REASON_SHIELD: Final[int] = 27
-SLIM_REASON_NO_FLOW: Final[int] = 28
-SLIM_REASON_FLOW_FULL: Final[int] = 29
-SLIM_REASON_GENERATION: Final[int] = 30
-SLIM_REASON_RESERVED_RANGE: Final[int] = 31
-SLIM_REASON_COUNT: Final[int] = 32
+SLIM_REASON_SYN_NO_OPTION: Final[int] = 20
+SLIM_REASON_SYN_TAG: Final[int] = 21
+SLIM_REASON_SYN_SOURCE: Final[int] = 22
+SLIM_REASON_SYN_UNKNOWN: Final[int] = 23
+SLIM_REASON_SYN_NO_LISTENER: Final[int] = 24
+SLIM_REASON_MALFORMED: Final[int] = 25
+SLIM_REASON_SHIELD: Final[int] = 26
+SLIM_REASON_NO_FLOW: Final[int] = 27
+SLIM_REASON_FLOW_FULL: Final[int] = 28
+SLIM_REASON_GENERATION: Final[int] = 29
+SLIM_REASON_RESERVED_RANGE: Final[int] = 30
+SLIM_REASON_COUNT: Final[int] = 31
 
 # enum slim_endpoint_flag
 SLIM_ENDPOINT_LOCAL: Final[int] = 1
@@ -189,14 +189,6 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
             "underlay",
             "underlay_port",
             "bound_port",
-        }
-    ),
-    "slim_connection": frozenset(
-        {
-            "real_source",
-            "real_destination",
-            "real_source_port",
-            "real_destination_port",
         }
     ),
     "slim_event": frozenset({"source", "destination", "source_port", "destination_port"}),
@@ -506,26 +498,6 @@ class slim_socket(ctypes.Structure):
         ("pad", ctypes.c_uint32),
         ("generation", ctypes.c_uint64),
         ("opened", ctypes.c_uint64),
-    )
-
-
-class slim_connection(ctypes.Structure):
-    """struct slim_connection, 24 bytes."""
-
-    cookie: int
-    state: int
-    real_source: int  # __be32
-    real_destination: int  # __be32
-    real_source_port: int  # __be16
-    real_destination_port: int  # __be16
-
-    _fields_ = (
-        ("cookie", ctypes.c_uint64),
-        ("state", ctypes.c_uint32),
-        ("real_source", ctypes.c_uint32),
-        ("real_destination", ctypes.c_uint32),
-        ("real_source_port", ctypes.c_uint16),
-        ("real_destination_port", ctypes.c_uint16),
     )
 
 

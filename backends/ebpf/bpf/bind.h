@@ -14,11 +14,6 @@
 
 /* The kernel's own types, as far as we read them; offsets come from its BTF. */
 struct sock_common {
-	__be32 skc_daddr;
-	__be32 skc_rcv_saddr;
-	__be16 skc_dport;
-	__u16 skc_num;
-	volatile unsigned char skc_state;
 	unsigned char skc_ipv6only : 1;
 } __attribute__((preserve_access_index));
 struct sock {

@@ -8,12 +8,10 @@
  *  option.h   socket(2), setsockopt(2), getsockopt(2): what is refused
  *  sockops.h  the SYN's option, the listener's entry, the child's name
  *  steer.h    tc and sk_lookup: from a SYN to its listener; the shield
- *  list.h     what connections there are
  */
 #include "state.h"
 #include "bind.h"
 #include "connect.h"
-#include "list.h"
 #include "name.h"
 #include "option.h"
 #include "sockops.h"
@@ -145,12 +143,6 @@ SEC("tc")
 int slim_tc_egress(struct __sk_buff *skb)
 {
 	return slim_egress(skb);
-}
-
-SEC("iter/bpf_sk_storage_map")
-int slim_connections(struct bpf_iter__bpf_sk_storage_map *ctx)
-{
-	return slim_list(ctx);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

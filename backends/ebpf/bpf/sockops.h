@@ -133,7 +133,7 @@ slim_sockops_active(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_event_socket(ctx, socket, SLIM_EVENT_OPENED, SLIM_REASON_NONE);
 }
 
-/* A child that may not be: the agent destroys it, and its name is nobody's. */
+/* A socket that may not be: the agent destroys it. */
 static __always_inline void
 slim_sockops_destroy(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 reason)
 {
@@ -206,9 +206,20 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 }
 
 static __always_inline void
-slim_sockops_listen(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct slim_local *local)
+slim_sockops_wildcard(struct bpf_sock_ops *ctx, struct slim_socket *socket)
+{
+	if (ctx->family == AF_INET)
+		slim_map_v4(socket->local, 0);
+	else
+		__builtin_memset(socket->local, 0, sizeof(socket->local));
+}
+
+static __always_inline void
+slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
+		    struct bpf_sock *sk, struct slim_local *local)
 {
 	struct slim_listener_key key = {};
+	struct slim_usage *usage;
 	struct slim_socket *socket;
 
 	if (!local->endpoint)
@@ -224,10 +235,11 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct slim_l
 		socket->flags |= SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD;
 		if (ctx->family == AF_INET6 && slim_is_v6only(sk))
 			socket->flags |= SLIM_SOCKET_V6ONLY;
-		if (ctx->family == AF_INET)
-			slim_map_v4(socket->local, 0);
-		else
-			__builtin_memset(socket->local, 0, sizeof(socket->local));
+		slim_sockops_wildcard(ctx, socket);
+		/* It passed no bind hook, and listen(2) cannot be refused here. */
+		usage = slim_usage_get(local->index);
+		if (!usage || slim_usage_held(usage) >= state->control->held_limit)
+			slim_sockops_destroy(ctx, socket, SLIM_REASON_PORT_LIMIT);
 		slim_hold(socket, bpf_htons((__u16)ctx->local_port));
 	}
 	socket->flags |= SLIM_SOCKET_LISTENER;
@@ -252,10 +264,7 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	}
 	if (old == BPF_TCP_SYN_SENT && socket->flags & SLIM_SOCKET_WILDCARD) {
 		/* A failed connect gives the wildcard back, as tcp_disconnect() does. */
-		if (ctx->family == AF_INET)
-			slim_map_v4(socket->local, 0);
-		else
-			__builtin_memset(socket->local, 0, sizeof(socket->local));
+		slim_sockops_wildcard(ctx, socket);
 	}
 	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND) {
 		if (old == BPF_TCP_SYN_SENT)
@@ -302,7 +311,7 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 	if (!sk || !slim_state_get(&state))
 		return 1;
 	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB) {
-		slim_sockops_listen(ctx, sk, bpf_get_local_storage(&slim_cgroup, 0));
+		slim_sockops_listen(ctx, &state, sk, bpf_get_local_storage(&slim_cgroup, 0));
 		return 1;
 	}
 	if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {

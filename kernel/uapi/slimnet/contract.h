@@ -61,6 +61,7 @@ enum slim_wire {
 	SLIM_BOUND_PORTS = 32,		/* a power of two; right behind, for source-bound sockets */
 	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
 	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
+	SLIM_LINGER_SECONDS = 60,	/* TIME_WAIT: how long a closed source-bound tuple is kept */
 };
 
 enum slim_direction {
@@ -106,19 +107,18 @@ enum slim_reason {
 	SLIM_REASON_PROTOCOL = 17,		/* socket of a protocol that is not virtualized */
 	SLIM_REASON_DATAGRAM = 18,		/* UDP to an overlay or loopback address, explicit UDP bind */
 	SLIM_REASON_OPTION = 19,		/* socket option refused to endpoints */
-	SLIM_REASON_FAMILY = 20,		/* IPv6 overlay addresses: not yet */
-	SLIM_REASON_SYN_NO_OPTION = 21,		/* SYN to a wire port without a valid option */
-	SLIM_REASON_SYN_TAG = 22,		/* wrong tag */
-	SLIM_REASON_SYN_SOURCE = 23,		/* source endpoint does not live on that host */
-	SLIM_REASON_SYN_UNKNOWN = 24,		/* valid tag, endpoint not known (yet): dropped */
-	SLIM_REASON_SYN_NO_LISTENER = 25,	/* nobody listens */
-	SLIM_REASON_MALFORMED = 26,		/* IP options, fragment or short header to a wire port */
-	SLIM_REASON_SHIELD = 27,		/* packet for an endpoint's socket without a flow record */
-	SLIM_REASON_NO_FLOW = 28,		/* child without a flow record: destroyed */
-	SLIM_REASON_FLOW_FULL = 29,		/* no room for a flow record: SYN dropped */
-	SLIM_REASON_GENERATION = 30,		/* the newer generation forbids what the SYN's allowed */
-	SLIM_REASON_RESERVED_RANGE = 31,	/* packet to or from the inner range on the underlay */
-	SLIM_REASON_COUNT = 32,
+	SLIM_REASON_SYN_NO_OPTION = 20,		/* SYN to a wire port without a valid option */
+	SLIM_REASON_SYN_TAG = 21,		/* wrong tag */
+	SLIM_REASON_SYN_SOURCE = 22,		/* source endpoint does not live on that host */
+	SLIM_REASON_SYN_UNKNOWN = 23,		/* valid tag, endpoint not known (yet): dropped */
+	SLIM_REASON_SYN_NO_LISTENER = 24,	/* nobody listens */
+	SLIM_REASON_MALFORMED = 25,		/* IP options, fragment or short header to a wire port */
+	SLIM_REASON_SHIELD = 26,		/* packet for an endpoint's socket without a flow record */
+	SLIM_REASON_NO_FLOW = 27,		/* child without a flow record: destroyed */
+	SLIM_REASON_FLOW_FULL = 28,		/* no room for a flow record: SYN dropped */
+	SLIM_REASON_GENERATION = 29,		/* the newer generation forbids what the SYN's allowed */
+	SLIM_REASON_RESERVED_RANGE = 30,	/* packet to or from the inner range on the underlay */
+	SLIM_REASON_COUNT = 31,
 };
 
 enum slim_endpoint_flag {
@@ -330,16 +330,6 @@ struct slim_socket {
 	__u32 pad;
 	__u64 generation;
 	__u64 opened;			/* bpf_ktime_get_ns(), 0 before */
-};
-
-/* One row of the iterator over slim_socket; a struct slim_socket follows it. */
-struct slim_connection {
-	__u64 cookie;
-	__u32 state;			/* BPF_TCP_* */
-	__be32 real_source;		/* of the kernel's socket: inner or underlay */
-	__be32 real_destination;
-	__be16 real_source_port;
-	__be16 real_destination_port;
 };
 
 struct slim_event {

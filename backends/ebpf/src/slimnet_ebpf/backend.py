@@ -265,6 +265,7 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.status`."""
         with self._open():
             record = self._pins.record()
+            indexes = self._endpoints.indexes()
             values = self._maps[contract.SLIM_MAP_COUNTER].items()
             counters = {
                 Reason(number): count
@@ -274,13 +275,13 @@ class EbpfBackend(Backend):
             }
             return Status(
                 generation=self._writer.generation,
-                endpoints=self._endpoints.ids(),
+                endpoints=frozenset(indexes),
                 counters=counters,
                 abi=str(Stamp(record["version"], record["fingerprint"])),
                 detail={
                     "pins": str(self._pins.root),
                     "interface": record.get("interface"),
-                    "indexes": self._endpoints.indexes(),
+                    "indexes": indexes,
                 },
             )
 

@@ -92,12 +92,6 @@ class Endpoints:
         self._indexes = pins.open_map("index")
         self._mount = cgroups.find_mount()
 
-    def ids(self) -> frozenset[int]:
-        """The attached endpoints."""
-        return frozenset(
-            entry.endpoint for entry in self._entries().values() if entry.flags & _READY
-        )
-
     def indexes(self) -> dict[int, int]:
         """The inner index of every attached endpoint."""
         return {

@@ -38,7 +38,7 @@ _KINDS = {
 }
 
 _HOUSEKEEPING = 10.0
-_TIME_WAIT = 60 * 10**9
+_TIME_WAIT = contract.SLIM_LINGER_SECONDS * 10**9
 
 
 class Events:

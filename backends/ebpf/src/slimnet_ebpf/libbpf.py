@@ -26,6 +26,7 @@ __all__ = ["BpfError", "check", "library", "possible_cpus", "recent"]
 _log = logging.getLogger(__name__)
 
 SONAME = "libbpf.so.1"
+_DEBUG = 2  # enum libbpf_print_level
 
 #: libbpf's last words, for the message of an error that follows.
 recent: collections.deque[str] = collections.deque(maxlen=8)
@@ -231,8 +232,9 @@ _VA_LIST_IS_POINTER = platform.machine() in ("x86_64", "aarch64")
 
 
 def _print(level: int, form: bytes, arguments: int) -> int:
-    del level
-    if _VA_LIST_IS_POINTER:
+    # Thousands of lines a load, which nobody reads unless asked for.
+    wanted = level < _DEBUG or _log.isEnabledFor(logging.DEBUG)
+    if _VA_LIST_IS_POINTER and wanted:
         text = ctypes.create_string_buffer(512)
         ctypes.CDLL(None).vsnprintf(text, c_size_t(len(text)), form, c_void_p(arguments))
         line = text.value.decode(errors="replace").strip()
