@@ -35,9 +35,10 @@ def left_behind(pid):
         "/sys/fs/cgroup",
         "/sys/fs/bpf/slimnet",
     )
+    # Its status does not count: what others remove meanwhile is an error to find.
     return subprocess.run(
         ["find", *filter(os.path.exists, places), "-name", f"*demo{pid}-*"],
-        check=True,
+        check=False,
         capture_output=True,
         text=True,
     ).stdout.splitlines()
@@ -97,13 +98,11 @@ def test_every_workload_runs(tmp_path):
 
 @pytest.mark.slow
 def test_profile(tmp_path):
-    """What the BPF programs take: connect4 runs once per connection, and the
-    switch is as it was."""
+    """What the BPF programs take: connect4 runs once per connection."""
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()
-    report, _ = demo(
-        tmp_path, *["--quick", "--rounds", "1", "--modes", "slimnet", "--only", "connect", "--profile"]
-    )
+    narrow = ["--rounds", "1", "--modes", "slimnet", "--only", "connect"]
+    report, _ = demo(tmp_path, "--quick", "--profile", *narrow)
     runs = {cost["program"]: cost["runs"] for cost in report["costs"]}
     assert runs["slim_connect4"] == pytest.approx(1, rel=0.01)
     assert switch.read_text() == before
