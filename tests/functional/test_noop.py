@@ -4,6 +4,7 @@
 import os
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -169,6 +170,52 @@ def test_an_endpoint_cannot_send_from_another_address(stage):
         server.settimeout(0.3)
         with pytest.raises(TimeoutError):
             server.recv(100)
+
+
+def vxlan(source, destination, port, data, vni=NETWORK.vni):
+    """A frame for a VXLAN port (RFC 7348), as anyone on the underlay could write it."""
+    datagram = struct.pack("!4H", 4000, port, 8 + len(data), 0) + data
+    header = struct.pack(
+        "!2B3H2BH4s4s",
+        *(0x45, 0, 20 + len(datagram), 0, 0, 64, socket.IPPROTO_UDP, 0),
+        socket.inet_aton(source),
+        socket.inet_aton(destination),
+    )
+    total = sum(struct.unpack("!10H", header))
+    total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    header = header[:10] + struct.pack("!H", total) + header[12:]
+    return struct.pack("!2I", 0x08000000, vni << 8) + TO_H1 + header + datagram
+
+
+#: Ethernet: to the first host's VTEP, from nobody in particular, IPv4.
+TO_H1 = bytes.fromhex("0253") + socket.inet_aton("198.18.0.1") + bytes.fromhex("0253000000000800")
+
+
+def test_vxlan_comes_from_hosts_of_the_cluster_only(stage):
+    """A machine that is none writes the same frame, and nobody sees it."""
+    with inside(stage, "client"):
+        client = udp(("0.0.0.0", 5000))
+    with client:
+        for host, data in ((1, b"of the cluster"), (2, b"of nobody")):
+            with stage.on(host), udp() as sender:
+                frame = vxlan(_SERVER, _CLIENT, 5000, data)
+                sender.sendto(frame, (str(stage.address(0)), 4789))
+        assert client.recv(100) == b"of the cluster"
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.recv(100)
+
+
+def test_a_frame_from_an_address_that_is_not_remote_is_dropped(stage):
+    """Neither a local endpoint's nor an outside one's comes by VXLAN."""
+    with inside(stage, "client"):
+        client = udp(("0.0.0.0", 5000))
+    with client:
+        with stage.on(1), udp() as sender:
+            for source in (str(CAST["stranger"].address), "203.0.113.1", _SERVER):
+                frame = vxlan(source, _CLIENT, 5000, source.encode())
+                sender.sendto(frame, (str(stage.address(0)), 4789))
+        assert client.recv(100) == _SERVER.encode()
 
 
 def test_root_in_an_endpoint_finds_no_rules(stage):

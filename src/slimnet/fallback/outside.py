@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host's own part: its table ``slimnet-<instance>``.
 
-It says which generation is in force and lets the routers' connections out
-under the host's address. With no router it is one rule that nothing runs.
+It says which generation is in force, lets the routers' connections out under
+the host's address, and lets VXLAN in from the hosts of the cluster alone. With
+no router there is nothing in it that runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import frozen
+from netaddr import IPAddress
 
 from slimnet.fallback import netns, nft
 from slimnet.fallback.router import uplink_address, uplink_name, write_sysctls
@@ -63,12 +65,22 @@ class Outside:
         """State what is in force."""
         nft.apply(
             f"""
-            table ip {self._name} {{ chain about {{ }}; }}
+            table ip {self._name} {{
+                chain about {{ }}
+                set peers {{ type ipv4_addr; }}
+            }}
             flush chain ip {self._name} about
             table ip {self._name} {{ chain about {{ return comment "{stamp}"; }}; }}
             """,
             self._host,
         )
+
+    def admit(self, hosts: Iterable[IPAddress]) -> None:
+        """Let VXLAN in from these hosts, and from no others."""
+        table = f"ip {self._name} peers"
+        listed = ", ".join(sorted(map(str, hosts)))
+        added = f"add element {table} {{ {listed} }}" if listed else ""
+        nft.apply(f"flush set {table}\n{added}", self._host)
 
     def open(self, networks: Iterable[int]) -> None:
         """Let the routers of these networks out, and no others.
@@ -122,8 +134,12 @@ class Outside:
             flush set {table} forwarding
             {f"add element {table} forwarding {{ {_listed(changed)} }}" if changed else ""}
             table {table} {{
-                # The tunnels' own packets are no connections.
-                chain early {{ udp dport {self._port} notrack; }}
+                # The tunnels' own packets are no connections. VXLAN proves
+                # nothing, so at least it must come from where an endpoint is.
+                chain early {{
+                    udp dport {self._port} ip saddr @peers notrack accept
+                    udp dport {self._port} fib daddr type local drop
+                }}
                 chain sent {{ udp dport {self._port} notrack; }}
                 chain forward {{
                     ct state established accept
@@ -141,7 +157,7 @@ class Outside:
         return [
             (kind, value["name"])
             for kind, value in nft.listing(f"table ip {self._name}", self._host)
-            if kind in ("chain", "set") and value["name"] != "about"
+            if kind in ("chain", "set") and value["name"] not in ("about", "peers")
         ]
 
     def _changed(self) -> list[str]:

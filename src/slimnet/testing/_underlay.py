@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from pyroute2 import IPRoute
 from slimnet.fallback import netns
 
 __all__ = ["Underlay", "UnderlayHost"]
+
+
+_numbers = itertools.count(1)
 
 
 @frozen
@@ -49,7 +53,7 @@ class Underlay:
 
     Args:
         hosts: how many.
-        name: unique on this machine; the process id by default.
+        name: unique on this machine; made of the process id by default.
         network: the underlay's range (RFC 2544's benchmarking range by default).
         mtu: of the hosts' interfaces, in bytes.
 
@@ -66,7 +70,7 @@ class Underlay:
         network: str = "198.18.0.0/15",
         mtu: int = 1500,
     ) -> None:
-        self.name = name or f"p{os.getpid()}"
+        self.name = name or f"p{os.getpid()}-{next(_numbers)}"
         self.network = IPNetwork(network)
         self.mtu = mtu
         self.switch = netns.DIRECTORY / f"slt-{self.name}-switch"

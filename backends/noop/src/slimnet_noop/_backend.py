@@ -145,6 +145,8 @@ class NoopBackend(Backend):
             return record.attachment()
 
     def _make(self, record: Record) -> None:
+        # First of all: who is killed in between leaves nothing that detach does not find.
+        record.write(self.context.state)
         router = self._router(record.vni)
         if not router.exists():
             router.up()
@@ -154,7 +156,6 @@ class NoopBackend(Backend):
         netns.create(record.netns)
         router.plug(record.endpoint, record.address, record.netns)
         record.cgroup.mkdir(parents=True, exist_ok=True)
-        record.write(self.context.state)
 
     def detach(self, endpoint: int) -> None:
         """Remove what :meth:`attach` made. The cgroup goes first: the kernel
@@ -196,20 +197,27 @@ class NoopBackend(Backend):
         is written, whatever ``change`` says."""
         del change
         with self._working():
-            done: list[Router] = []
             try:
-                for router in self._routers():
-                    if router.generation() != tables.generation:
-                        done.append(router)
-                        router.install(tables)
+                self._install(tables)
             except BaseException:
-                for router in done:
-                    if self._tables is not None:
-                        with contextlib.suppress(BackendError):
-                            router.install(self._tables)
+                if self._tables is not None:
+                    with contextlib.suppress(BackendError):
+                        self._install(self._tables)
                 raise
             self._outside.write(Stamp(ABI, tables.generation))
             self._tables = tables
+
+    def _install(self, tables: Tables) -> None:
+        self._outside.admit(
+            {
+                record.host
+                for record in tables.endpoints.values()
+                if not record.local and record.host.version == 4
+            }
+        )
+        for router in self._routers():
+            if router.generation() != tables.generation:
+                router.install(tables)
 
     # What it says
 
