@@ -7,6 +7,7 @@
 :class:`State`        everything that tables are compiled from (``state``)
 :func:`compile`       the tables of one host (``compiler``; :class:`Compiler` for changes)
 :func:`explain`       why a flow is allowed or denied (``explanation``)
+:func:`check`         warnings: what was surely not meant (``warning``)
 :class:`Oracle`       what policies mean, evaluated slowly (``oracle``)
 ====================  ==================================================================
 """
@@ -19,6 +20,7 @@ from slimnet.policy.oracle import Judgement, Oracle
 from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
 from slimnet.policy.selector import Operator, Requirement, Selector
 from slimnet.policy.state import State
+from slimnet.policy.warning import PolicyWarning, check
 
 __all__ = [
     "Action",
@@ -32,6 +34,7 @@ __all__ = [
     "Oracle",
     "Peer",
     "Policy",
+    "PolicyWarning",
     "Port",
     "Requirement",
     "Rule",
@@ -40,6 +43,7 @@ __all__ = [
     "Stage",
     "State",
     "Tier",
+    "check",
     "compile",
     "explain",
     "load",

@@ -11,11 +11,11 @@ from netaddr import IPAddress, IPNetwork
 from slimnet import contract
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Direction, Endpoint, Host, Namespace, Network, Wire
-from slimnet.policy.difference import altered, difference
+from slimnet.policy.difference import Touched, altered, difference
 from slimnet.policy.document import NetworkPolicy, Policy
 from slimnet.policy.number import Collision, Numbers
-from slimnet.policy.overlay import Overlay
-from slimnet.policy.placement import RuleIds
+from slimnet.policy.overlay import Overlay, PolicyName
+from slimnet.policy.placement import Placement, RuleIds
 from slimnet.policy.state import State
 from slimnet.policy.table import Pairs, PolicyTable
 from slimnet.tables import Change, CidrRecord, EndpointRecord, Tables
@@ -27,8 +27,6 @@ IDENTITY_DERIVED = 2**24
 
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key", bound=Hashable)
-#: Network and namespace, both empty for a cluster's policy, and name.
-PolicyName = tuple[str, str, str]
 
 
 def compile(state: State, host: str) -> Tables:  # noqa: A001  # the word that everybody uses
@@ -51,12 +49,14 @@ class Compiler:
     The tables are a function of the state alone, whatever came before.
 
     Args:
-        host: the name of the host that the tables are for.
+        host: the name of the host that the tables are for; ``None`` for one that
+            all endpoints would live on.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str | None) -> None:
         self._host = host
         self._tables: Tables | None = None
+        self._touched = Touched()
         self._begin({}, {})
 
     def update(self, state: State) -> tuple[Tables, Change | None]:
@@ -73,16 +73,19 @@ class Compiler:
         before, self._tables = self._tables, None
         hosts = _by(state.hosts, lambda item: item.name, "hosts")
         networks = _by(state.networks, lambda item: item.name, "networks")
-        subjects: set[int] | None = None
+        self._touched = Touched()
+        touched: Touched | None = self._touched
         if before is None or (hosts, networks) != (self._hosts, self._networks):
             self._restart(state, hosts, networks)
+            touched = None
         else:
             try:
-                subjects = self._advance(state)
+                self._advance(state)
             except (Collision, InvalidValue):
                 # Twins; or a number that the store gave to others since. If it
                 # still is wrong from nothing, then it is.
                 self._restart(state, hosts, networks)
+                touched = None
         self._tables = Tables(
             max(state.revision, 1),
             self._addresses,
@@ -91,8 +94,16 @@ class Compiler:
             PolicyTable(self._subjects),
             self._rules,
         )
-        change = None if before is None else difference(before, self._tables, subjects)
+        change = None if before is None else difference(before, self._tables, touched)
         return self._tables, change
+
+    def placements(self) -> list[tuple[Placement, RuleIds]]:
+        """Every policy in every network where it applies, with its rules' ids."""
+        return [
+            (placement, self._rule_ids[name])
+            for overlay in self._overlays.values()
+            for name, placement in overlay.placements.items()
+        ]
 
     def _begin(self, hosts: Mapping[str, Host], networks: Mapping[str, Network]) -> None:
         self._hosts = hosts
@@ -101,6 +112,7 @@ class Compiler:
         self._namespaces: Mapping[tuple[str, str], Namespace] = {}
         self._endpoints: Mapping[int, Endpoint] = {}
         self._policies: Mapping[PolicyName, Policy] = {}
+        self._rule_ids: dict[PolicyName, RuleIds] = {}
         # What a generation's tables are made of: replaced where it changes, never edited.
         self._addresses: dict[tuple[int, IPAddress], int] = {}
         self._records: dict[int, EndpointRecord] = {}
@@ -112,7 +124,7 @@ class Compiler:
         self, state: State, hosts: Mapping[str, Host], networks: Mapping[str, Network]
     ) -> None:
         """From nothing, again until no two names have one number."""
-        if self._host not in hosts:
+        if self._host is not None and self._host not in hosts:
             raise NotFound(f"the state has no host {self._host!r}")
         self._numbers, self._rule_numbers = Numbers(IDENTITY_DERIVED), Numbers(1)
         while True:
@@ -129,12 +141,12 @@ class Compiler:
             else:
                 return
 
-    def _advance(self, state: State) -> set[int]:
-        """From what was to what is; the subjects whose records may have changed."""
+    def _advance(self, state: State) -> None:
+        """From what was to what is."""
         self._place_namespaces(state.namespaces)
         self._place_endpoints(state.endpoints)
         self._place_policies(state.policies)
-        return self._settle()
+        self._settle()
 
     def _place_namespaces(self, namespaces: Iterable[Namespace]) -> None:
         old = self._namespaces
@@ -165,6 +177,8 @@ class Compiler:
             overlay.drop_endpoint(identifier)
             del self._addresses[overlay.network.vni, endpoint.address]
             del self._records[identifier]
+            self._touched.addresses.add((overlay.network.vni, endpoint.address))
+            self._touched.endpoints.add(identifier)
         others = {
             name: [other for other in self._overlays.values() if other is not overlay]
             for name, overlay in self._overlays.items()
@@ -188,6 +202,7 @@ class Compiler:
                 )
             overlay.set_endpoint(endpoint)
             self._addresses[key] = identifier
+            self._touched.addresses.add(key)
         self._endpoints = new
 
     def _place_policies(self, policies: Iterable[Policy]) -> None:
@@ -196,10 +211,12 @@ class Compiler:
         if changed:
             self._rules = dict(self._rules)
         for name in sorted(changed):
-            ids = self._number_rules(name, new.get(name), old.get(name))
+            ids = self._rule_ids[name] = self._number_rules(name, new.get(name), old.get(name))
             for overlay in self._overlays.values():
                 if name[0] in {"", overlay.network.name}:
                     overlay.set_policy(name, new.get(name), ids)
+            if name not in new:
+                del self._rule_ids[name]
         self._policies = new
 
     def _number_rules(self, name: PolicyName, new: Policy | None, old: Policy | None) -> RuleIds:
@@ -211,12 +228,13 @@ class Compiler:
                     if policy is new:
                         number = ids[direction, index] = self._rule_numbers.take(words)
                         self._rules[number] = rule_text(policy, direction, index)
+                        self._touched.rules.add(number)
                     elif (last := self._rule_numbers.release(words)) is not None:
                         del self._rules[last]
+                        self._touched.rules.add(last)
         return ids
 
-    def _settle(self) -> set[int]:
-        subjects: set[int] = set()
+    def _settle(self) -> None:
         self._subjects = dict(self._subjects)
         for overlay in self._overlays.values():
             settled = overlay.settle()
@@ -224,18 +242,20 @@ class Compiler:
                 self._records = dict(self._records)
             for identifier in settled.endpoints:
                 self._records[identifier] = self._record(identifier, overlay)
+            self._touched.endpoints |= settled.endpoints
             if settled.ranges:
+                before = self._cidrs
                 others = [item.cidrs for item in self._overlays.values() if item is not overlay]
                 self._cidrs = {key: value for part in others for key, value in part.items()}
                 self._cidrs |= overlay.cidrs
+                self._touched.cidrs |= altered(before, self._cidrs)
             for subject in settled.subjects:
                 pairs = overlay.subjects.pairs.get(subject)
                 if pairs:
                     self._subjects[subject] = pairs
                 else:
                     self._subjects.pop(subject, None)
-            subjects |= settled.subjects
-        return subjects
+            self._touched.subjects |= settled.subjects
 
     def _record(self, identifier: int, overlay: Overlay) -> EndpointRecord:
         endpoint = self._endpoints[identifier]
@@ -245,7 +265,7 @@ class Compiler:
             host=host.address,
             vni=overlay.network.vni,
             identity=overlay.identity[identifier],
-            local=endpoint.host == self._host,
+            local=self._host in {None, endpoint.host},
             wire_syn=Wire.SYN in host.wires,
         )
 

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar, cast
+
+from attrs import define, field
+from netaddr import IPAddress, IPNetwork
 
 from slimnet.model import Direction
 from slimnet.policy.table import Pairs, PolicyTable
 from slimnet.tables import Change, PolicyKey, PolicyRecord, Tables
 
-__all__ = ["altered", "difference"]
+__all__ = ["Touched", "altered", "difference"]
 
 _Key = TypeVar("_Key", bound=Hashable)
 _NOTHING: Pairs = {}
@@ -26,17 +29,27 @@ def altered(old: Mapping[_Key, Any], new: Mapping[_Key, Any]) -> set[_Key]:
     return changed.union(old.keys() - new.keys())
 
 
-def difference(before: Tables, after: Tables, subjects: Iterable[int] | None = None) -> Change:
+@define
+class Touched:
+    """The keys of each table whose records may differ; of ``policy``, the subjects."""
+
+    addresses: set[tuple[int, IPAddress]] = field(factory=set)
+    endpoints: set[int] = field(factory=set)
+    cidrs: set[tuple[int, IPNetwork]] = field(factory=set)
+    rules: set[int] = field(factory=set)
+    subjects: set[int] = field(factory=set)
+
+
+def difference(before: Tables, after: Tables, touched: Touched | None = None) -> Change:
     """The change from ``before`` to ``after``, both of the compiler's own making.
 
     Args:
         before: the earlier tables.
         after: the later ones.
-        subjects: those whose records may differ; ``None``: any.
+        touched: where they may differ; ``None``: anywhere.
     """
     old, new = cast("PolicyTable", before.policy), cast("PolicyTable", after.policy)
-    if subjects is None:
-        subjects = {*old.subjects, *new.subjects}
+    subjects = {*old.subjects, *new.subjects} if touched is None else touched.subjects
     records: dict[PolicyKey, PolicyRecord] = {}
     gone: set[PolicyKey] = set()
     for subject in subjects:
@@ -51,7 +64,11 @@ def difference(before: Tables, after: Tables, subjects: Iterable[int] | None = N
     lost: dict[str, frozenset[Any]] = {}
     for name in ("addresses", "endpoints", "cidrs", "rules"):
         was, is_now = getattr(before, name), getattr(after, name)
-        changed = altered(was, is_now)
+        if touched is None:
+            changed = altered(was, is_now)
+        else:
+            keys = getattr(touched, name)
+            changed = {key for key in keys if was.get(key) != is_now.get(key)}
         parts[name] = {key: is_now[key] for key in changed if key in is_now}
         lost[name] = frozenset(key for key in changed if key not in is_now)
     return Change(

@@ -78,7 +78,9 @@ def restore(value: Mapping[str, Any]) -> Policy:
 
 
 def _read(source: str | os.PathLike[str]) -> tuple[str, str]:
-    if isinstance(source, str) and ("\n" in source or source.lstrip().startswith(("{", "---"))):
+    if isinstance(source, str) and (
+        not source.strip() or "\n" in source or source.lstrip().startswith(("{", "---"))
+    ):
         return "", source
     path = Path(source)
     try:

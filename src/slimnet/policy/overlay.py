@@ -26,7 +26,10 @@ from slimnet.policy.subjects import Subjects
 from slimnet.policy.term import Group, Mark, Party, Question, Term
 from slimnet.tables import CidrRecord
 
-__all__ = ["Overlay", "Settled"]
+__all__ = ["Overlay", "PolicyName", "Settled"]
+
+#: Network and namespace, both empty for a cluster's policy, and name.
+PolicyName = tuple[str, str, str]
 
 
 @define
@@ -44,17 +47,18 @@ class Overlay:
     Args:
         network: which.
         hosts: the cluster's.
-        host: the name of the host whose endpoints' records are wanted.
+        host: the name of the host whose endpoints' records are wanted; ``None``: all.
         numbers: gives the identities of parties that are no whole group.
 
     Attributes:
         identity: endpoint id to identity in the tables.
         cidrs: range to record.
         subjects: the policy records.
+        placements: the policies that apply here, by name.
     """
 
     def __init__(
-        self, network: Network, hosts: Iterable[Host], host: str, numbers: Numbers
+        self, network: Network, hosts: Iterable[Host], host: str | None, numbers: Numbers
     ) -> None:
         self.network = network
         self._host = host
@@ -66,7 +70,7 @@ class Overlay:
         self._population = Population()
         self._terms: dict[Question, Term] = {}
         self._names: dict[str, Term] = {}
-        self._placements: dict[object, Placement] = {}
+        self.placements: dict[PolicyName, Placement] = {}
         self._endpoints: dict[int, Endpoint] = {}
         self._by_address: dict[tuple[int, int], int] = {}
         self._declaring: dict[str, set[int]] = {}
@@ -116,19 +120,19 @@ class Overlay:
         self._unplace(endpoint)
         self.identity.pop(identifier, None)
 
-    def set_policy(self, name: object, policy: Policy | None, ids: RuleIds) -> None:
+    def set_policy(self, name: PolicyName, policy: Policy | None, ids: RuleIds) -> None:
         """A policy comes, changes, or (``None``) goes."""
-        old = self._placements.pop(name, None)
+        old = self.placements.pop(name, None)
         if policy is not None:
             for question in questions(policy):
                 self._take(question)
-            placement = self._placements[name] = place(policy, self._terms, ids)
+            placement = self.placements[name] = place(policy, self._terms, ids)
             placement.subject.selects.add(placement)
             self._renew_selected(placement)
         if old is not None:
             old.subject.selects.remove(old)
             self._renew_selected(old)
-            for term in old.terms:
+            for term in old.asked.values():
                 self._release(term)
 
     def settle(self) -> Settled:
@@ -214,7 +218,7 @@ class Overlay:
             self._places[identifier] = (group, mark)
             members = group.members.setdefault(mark, [])
             insort(members, identifier)
-            group.local[mark] += endpoint.host == self._host
+            group.local[mark] += self._host in {None, endpoint.host}
             self._dirty_groups.add(group)
 
     def _unplace(self, endpoint: Endpoint) -> None:
@@ -223,7 +227,7 @@ class Overlay:
             return
         group, mark = place
         group.members[mark].remove(endpoint.id)
-        group.local[mark] -= endpoint.host == self._host
+        group.local[mark] -= self._host in {None, endpoint.host}
         if not group.members[mark]:
             del group.members[mark], group.local[mark]
         self._dirty_groups.add(group)

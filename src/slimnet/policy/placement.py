@@ -14,7 +14,7 @@ from slimnet.policy.rule import Action, Peer, Port, Tier
 from slimnet.policy.term import Question, Term
 from slimnet.tables import PolicyRecord
 
-__all__ = ["Line", "Placement", "place", "questions"]
+__all__ = ["Line", "Placement", "RuleIds", "place", "question_of", "questions"]
 
 #: (direction, index of the rule) to the rule's id.
 RuleIds = Mapping[tuple[Direction, int], int]
@@ -48,13 +48,13 @@ class Placement:
         subject: whom it selects.
         lines: its rules, in order, by direction; a direction of which it says
             nothing is not there.
-        terms: everything that it asks, its subject too, each once.
+        asked: everything that it asks, its subject too.
     """
 
     policy: Policy
     subject: Term
     lines: Mapping[Direction, tuple[Line, ...]]
-    terms: tuple[Term, ...]
+    asked: Mapping[Question, Term]
 
     @property
     def order(self) -> tuple[int, int, str, str]:
@@ -71,17 +71,16 @@ class Placement:
 
 def questions(policy: Policy) -> list[Question]:
     """Everything that a policy asks, each once; whom it selects comes first."""
-    namespace = _namespace(policy)
     subject = Peer()
     if isinstance(policy, ClusterNetworkPolicy):
         subject = policy.subject
     elif isinstance(policy, NetworkPolicy):
         subject = Peer(pods=policy.subject)
-    asked = {_question(subject, namespace): None}
+    asked = {question_of(subject, policy): None}
     for direction in Direction:
         for rule in policy.rules(direction) or ():
             for peer in rule.peers or ():
-                asked[_question(peer, namespace)] = None
+                asked[question_of(peer, policy)] = None
             for port in rule.ports or ():
                 if port.name:
                     asked[Question(port=port.name)] = None
@@ -90,7 +89,6 @@ def questions(policy: Policy) -> list[Question]:
 
 def place(policy: Policy, terms: Mapping[Question, Term], ids: RuleIds) -> Placement:
     """A policy with its questions answered by these terms."""
-    namespace = _namespace(policy)
     lines = {}
     for direction in Direction:
         rules = policy.rules(direction)
@@ -103,18 +101,19 @@ def place(policy: Policy, terms: Mapping[Question, Term], ids: RuleIds) -> Place
                 _record(rule.action, ids[direction, index]),
                 None
                 if rule.peers is None
-                else frozenset(terms[_question(peer, namespace)] for peer in rule.peers),
+                else frozenset(terms[question_of(peer, policy)] for peer in rule.peers),
                 rule.ports,
             )
             for index, rule in enumerate(rules)
         )
-    asked = [terms[question] for question in questions(policy)]
-    return Placement(policy, asked[0], lines, tuple(asked))
+    asked = {question: terms[question] for question in questions(policy)}
+    return Placement(policy, next(iter(asked.values())), lines, asked)
 
 
-def _question(peer: Peer, namespace: str) -> Question:
+def question_of(peer: Peer, policy: Policy) -> Question:
+    """What a peer of a policy's rule asks."""
     own = peer.namespaces is None and peer.pods is not None
-    return Question(peer, namespace if own else "")
+    return Question(peer, _namespace(policy) if own else "")
 
 
 def _namespace(policy: Policy) -> str:

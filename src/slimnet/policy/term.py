@@ -96,6 +96,10 @@ class Group:
     local: Counter[Mark] = field(factory=Counter)
     parties: dict[Mark, Party] = field(factory=dict)
 
+    def declares(self, name: str) -> bool:
+        """Whether any member has a port of this name, as far as a rule uses it."""
+        return any(name in dict(ports) for _, ports in self.members)
+
 
 @define(eq=False)
 class Party:
