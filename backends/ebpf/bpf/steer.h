@@ -49,7 +49,11 @@ slim_option_find(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_
 	__u8 bytes[40] = {};
 	__u32 at = 0;
 
-	if (!option || length < SLIM_OPTION_LENGTH || length > sizeof(bytes))
+	if (!option || length < SLIM_OPTION_LENGTH)
+		return 0;
+	/* Two comparisons made one by the compiler tell Linux 6.1 nothing. */
+	barrier_var(length);
+	if (length > sizeof(bytes))
 		return 0;
 	if (bpf_skb_load_bytes(skb, offset, bytes, length))
 		return 0;
