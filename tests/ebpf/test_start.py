@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, adopting, refusing, tearing down."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,18 @@ def test_probe_warns_of_a_port_that_anybody_can_take(machine):
     assert answer.answer is model.Answer.YES
     assert "473" in answer.reason
     assert "ip_unprivileged_port_start=474" in answer.remedy
+
+
+def test_probe_without_privilege():
+    found = subprocess.run(
+        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable]
+        + ["-c", "from slimnet_ebpf import EbpfBackend; print(EbpfBackend.probe())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Answer.NO" in found.stdout
+    assert "CAP_BPF and CAP_NET_ADMIN" in found.stdout
 
 
 def test_probe_without_libbpf(monkeypatch):
@@ -132,6 +146,16 @@ def test_what_the_host_had_is_kept(machine):
     backend = machine.start()
     assert machine.sysctl("net.ipv4.conf.eth0.arp_announce") == "2"
     backend.teardown()
+    assert before == machine.left()
+
+
+def test_a_filter_that_would_run_first_is_named(machine):
+    """It may end the chain: then SYNs would pass the data path by."""
+    machine.tc("qdisc add dev eth0 clsact")
+    machine.tc("filter add dev eth0 ingress prio 1 u32 match u32 0 0 flowid 1:1")
+    before = machine.left()
+    with pytest.raises(BackendError, match="tc filter with priority 1"):
+        machine.start()
     assert before == machine.left()
 
 

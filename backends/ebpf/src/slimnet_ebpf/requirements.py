@@ -56,4 +56,5 @@ def _check_privilege() -> None:
         missing.append("CAP_NET_ADMIN")
     if missing or os.geteuid() != 0:
         lacks = " and ".join(missing) or "root"
-        raise CapabilityMissing(f"{lacks} is missing: run it as root")
+        verb = "are" if len(missing) > 1 else "is"
+        raise CapabilityMissing(f"{lacks} {verb} missing: run it as root")
