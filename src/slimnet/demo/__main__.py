@@ -38,6 +38,7 @@ _NAMES = (*(workload.name for workload in WORKLOADS), "soak", "churn")
 _QUICK: dict[str, Any] = {
     "rounds": 2,
     "seconds": 1,
+    "connections": 4000,
     "requests": 50_000,
     "soak": 20_000,
     "churn": 2,
@@ -114,8 +115,7 @@ def main(
     chosen = {name: value for name, value in limits.items() if value is not None}
     _sweep()
     with tempfile.TemporaryDirectory(prefix=f"slimnet-demo{os.getpid()}-") as directory:
-        # The servers run as nobody and keep their files here.
-        Path(directory).chmod(0o1777)
+        Path(directory).chmod(0o755)  # the servers, which are not root, look in
         setting = Setting(Path(directory), **{**(_QUICK if quick else {}), **chosen})
         chosen_modes = [mode for mode in MODES if mode.name in modes]
         plan = Plan(setting, chosen_modes, frozenset(only), counting=profile)

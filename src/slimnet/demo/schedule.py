@@ -26,7 +26,7 @@ from slimnet.demo.profile import Cost, profile
 from slimnet.demo.progress import Progress
 from slimnet.demo.sample import Sample, measure
 from slimnet.demo.setting import Setting
-from slimnet.demo.workload import Workload
+from slimnet.demo.workload import USER, Workload
 from slimnet.demo.workloads import CHURNS, SOAKS, WORKLOADS
 from slimnet.exceptions import CapabilityMissing
 
@@ -111,6 +111,8 @@ class Plan:
         sweep()
         progress.note("building the load programs, filling the database")
         self.setting.programs.mkdir()
+        self.setting.scratch.mkdir(mode=0o700)
+        shutil.chown(self.setting.scratch, USER)
         subprocess.run(
             ["make", "--silent", f"--directory={_SOURCES}", f"OUT={self.setting.programs}"],
             check=True,

@@ -35,11 +35,16 @@ class Setting:
     directory: Path
     rounds: int = 5
     seconds: int = 3
-    connections: int = 4000
+    connections: int = 5000
     requests: int = 200_000
     soak: int = 200_000
     churn: int = 60
     apart: bool = True
+
+    @property
+    def scratch(self) -> Path:
+        """Where servers, which are not root, keep files."""
+        return self.directory / "scratch"
 
     @property
     def programs(self) -> Path:

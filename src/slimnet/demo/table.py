@@ -26,7 +26,10 @@ _COST_HEAD = ("", "runs per operation", "ns per run", "us per operation")
 def lines(report: Report) -> Iterator[str]:
     """The whole report, line by line."""
     machine = report.machine
-    yield f"{machine['cpu']}, {machine['cpus']} processors, Linux {machine['kernel']}"
+    yield (
+        f"{machine['cpu']}, {machine['cpus']} processors, Linux {machine['kernel']},"
+        f" TCP {machine['congestion_control']}"
+    )
     if report.rows:
         yield ""
         yield from _grid(_head(report), [_cells(report, row) for row in report.rows])
@@ -60,6 +63,8 @@ def lines(report: Report) -> Iterator[str]:
     )
     if report.noise > _NOISY:
         yield "The machine was not quiet: do not trust these numbers to a few per cent."
+    if machine["bpf_stats"]:
+        yield "kernel.bpf_stats_enabled is 1, which slows slimnet down: set it to 0."
     if report.stopped:
         yield f"STOPPED EARLY: {report.stopped}"
     for sample in report.failures:

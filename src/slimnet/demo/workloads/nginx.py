@@ -21,17 +21,17 @@ _ERRORS = re.compile(r"^\s*(Socket errors: .*|Non-2xx .*)$", re.MULTILINE)
 _CONFIGURATION = """\
 daemon off;
 worker_processes 1;
-pid {directory}/nginx-{port}.pid;
+pid {scratch}/nginx-{port}.pid;
 error_log stderr warn;
 events {{ worker_connections 1024; }}
 http {{
     access_log off;
     keepalive_requests 1000000000;
-    client_body_temp_path {directory}/nginx-{port}-body;
-    proxy_temp_path {directory}/nginx-{port}-proxy;
-    fastcgi_temp_path {directory}/nginx-{port}-fastcgi;
-    uwsgi_temp_path {directory}/nginx-{port}-uwsgi;
-    scgi_temp_path {directory}/nginx-{port}-scgi;
+    client_body_temp_path {scratch}/nginx-{port}-body;
+    proxy_temp_path {scratch}/nginx-{port}-proxy;
+    fastcgi_temp_path {scratch}/nginx-{port}-fastcgi;
+    uwsgi_temp_path {scratch}/nginx-{port}-uwsgi;
+    scgi_temp_path {scratch}/nginx-{port}-scgi;
     server {{
         listen 0.0.0.0:{port};
         location / {{ return 200 "{body}"; }}
@@ -55,13 +55,13 @@ class NginxKeepAlive(Workload):
     def prepare(self, setting: Setting) -> None:
         """See :meth:`.Workload.prepare`."""
         self._configuration(setting).write_text(
-            _CONFIGURATION.format(directory=setting.directory, port=self.port, body="s" * 256)
+            _CONFIGURATION.format(scratch=setting.scratch, port=self.port, body="s" * 256)
         )
 
     def server(self, setting: Setting) -> Sequence[str]:
         """See :meth:`.Workload.server`."""
         return setting.as_server(
-            "nginx", "-c", self._configuration(setting), "-p", setting.directory, "-e", "stderr"
+            "nginx", "-c", self._configuration(setting), "-p", setting.scratch, "-e", "stderr"
         )
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -55,16 +54,14 @@ class PostgreSQL(Workload):
 
     def prepare(self, setting: Setting) -> None:
         """See :meth:`.Workload.prepare`."""
-        data = setting.directory / "postgresql"
-        data.mkdir(mode=0o700)
-        shutil.chown(data, USER)
+        data = setting.scratch / "postgresql"
         initdb = [binaries() / "initdb", "--pgdata", data, "--username=demo", "--auth=trust"]
         _run(setting, *initdb, "--no-sync", "--no-locale", "--encoding=UTF8")
         with (data / "pg_hba.conf").open("a") as hba:
             hba.write("host all all 0.0.0.0/0 trust\n")
         # Loaded over a Unix socket, once, for all modes.
         control = [binaries() / "pg_ctl", "--pgdata", data, "--silent", "--wait"]
-        where = setting.directory
+        where = setting.scratch
         options = f"-c listen_addresses='' -c unix_socket_directories={where} -c fsync=off"
         _run(setting, *control, "--log", data / "log", f"--options={options}", "start")
         try:
@@ -77,7 +74,7 @@ class PostgreSQL(Workload):
         """See :meth:`.Workload.server`."""
         options = {**_OPTIONS, "listen_addresses": ANY, "port": str(self.port)}
         return setting.as_server(
-            *(binaries() / "postgres", "-D", setting.directory / "postgresql"),
+            *(binaries() / "postgres", "-D", setting.scratch / "postgresql"),
             *(word for key, value in options.items() for word in ("-c", f"{key}={value}")),
         )
 
@@ -106,7 +103,7 @@ def _run(setting: Setting, *argv: object) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
-        cwd=setting.directory,
+        cwd=setting.scratch,
         user=USER,
         extra_groups=[],
     )

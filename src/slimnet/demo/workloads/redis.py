@@ -35,7 +35,7 @@ class Redis(Workload):
         return setting.as_server(
             *("redis-server", "--port", self.port, "--bind", ANY),
             *("--protected-mode", "no", "--save", "", "--appendonly", "no"),
-            *("--dir", setting.directory),
+            *("--dir", setting.scratch),
         )
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:
