@@ -389,3 +389,21 @@ def test_a_failing_install_leaves_the_old_tables(stage):
         stage.backends[1].install(broken)
     assert stage.backends[1].status().generation == 1
     assert stage.reach("client", "server", ALLOWED)
+
+
+def test_counters_and_refusals_outlive_the_router(stage):
+    """It goes with its last endpoint; what it counted and noted does not."""
+    backend = stage.backends[1]
+    deny = Reason["DEFAULT_DENY"]
+    for _ in range(2):
+        assert not stage.reach("client", "server", FORBIDDEN)
+    assert backend.status().counters[deny] == 2
+    stage.leave("server")
+    backend.detach(CAST["server"].id)
+    assert not list(netns.DIRECTORY.glob(f"slimnet.{stage.context(1).instance}.*"))
+    assert backend.status().counters[deny] == 2
+    assert [event.reason for event in backend.events(0)] == [deny, deny]
+    stage.attach("server")
+    assert not stage.reach("client", "server", FORBIDDEN)
+    backend.close()
+    assert stage.open(1).status().counters[deny] == 3

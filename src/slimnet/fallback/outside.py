@@ -9,7 +9,7 @@ no router there is nothing in it that runs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -17,6 +17,7 @@ from netaddr import IPAddress
 
 from slimnet.fallback import netns, nft
 from slimnet.fallback.router import uplink_address, uplink_name, write_sysctls
+from slimnet.model import Reason
 
 __all__ = ["Outside", "Stamp"]
 
@@ -74,6 +75,29 @@ class Outside:
             """,
             self._host,
         )
+
+    def kept(self) -> dict[Reason, int]:
+        """What routers that are gone had counted."""
+        return {
+            Reason(int(value["name"].removeprefix("reason_"))): int(value["packets"])
+            for kind, value in nft.listing(f"counters table ip {self._name}", self._host)
+            if kind == "counter"
+        }
+
+    def keep(self, counts: Mapping[Reason, int]) -> None:
+        """Add what a router has counted that is about to go."""
+        total = self.kept()
+        table = f"ip {self._name}"
+        lines = [
+            f"delete counter {table} reason_{reason:d}" for reason in counts if reason in total
+        ]
+        lines += [
+            f"add counter {table} reason_{reason:d} "
+            f"{{ packets {total.get(reason, 0) + count} bytes 0; }}"
+            for reason, count in counts.items()
+        ]
+        if lines:
+            nft.apply("\n".join(lines), self._host)
 
     def admit(self, hosts: Iterable[IPAddress]) -> None:
         """Let VXLAN in from these hosts, and from no others."""

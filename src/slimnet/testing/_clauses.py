@@ -302,6 +302,7 @@ def close_lets_go(stage: Stage) -> None:
     _start(stage, "client", "server")
     if not stage.simulated:
         stage.resident("client").hold("live", str(CAST["server"].address), ALLOWED)
+    _refused(stage.reach("client", "server", FORBIDDEN), "the forbidden port")
     status = {host: backend.status() for host, backend in stage.backends.items()}
     before = stage.snapshot()
     for host, backend in stage.backends.items():
@@ -325,7 +326,10 @@ def close_lets_go(stage: Stage) -> None:
         _refused(stage.reach("client", "server", FORBIDDEN), "the forbidden port, after close")
     for host in (0, 1):
         adopted = stage.open(host)
-        _expect(_core(adopted.status()) == _core(status[host]), "the adopted status differs")
+        found = adopted.status()
+        _expect(_core(found) == _core(status[host]), "the adopted status differs")
+        for reason, count in status[host].counters.items():
+            _expect(found.counters.get(reason, 0) >= count, f"the count of {reason!r} was lost")
     known = dict(stage.attachments)
     stage.attach("client", "server")
     _expect(known == stage.attachments, "adopted, but attached anew")

@@ -97,6 +97,13 @@ def _cgroup_root() -> Path:
     raise CapabilityMissing("no cgroup v2 is mounted")
 
 
+def _remove_cgroup(cgroup: Path) -> None:
+    for path in sorted(cgroup.rglob("*"), reverse=True):
+        if path.is_dir():
+            path.rmdir()
+    cgroup.rmdir()
+
+
 class Stage:
     """Sets itself up, and clears away whatever is left when the block ends."""
 
@@ -112,18 +119,42 @@ class Stage:
         self.attachments: dict[str, Attachment] = {}
         self.mismatch: Callable[[Context], contextlib.AbstractContextManager[object]] | None = None
         self._residents: dict[str, Resident] = {}
+        self._undo = contextlib.ExitStack()
         self._directory = Path()
         self._cgroup = Path()
 
     def __enter__(self) -> Self:
-        self._directory = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
-        if self.underlay is None:
-            self._cgroup = self._directory / "cgroup"
-        else:
-            self.underlay.up()
-            self._cgroup = _cgroup_root() / self.name
-        self._cgroup.mkdir()
+        with contextlib.ExitStack() as undo:
+            self._directory = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+            undo.callback(shutil.rmtree, self._directory)
+            if self.underlay is None:
+                self._cgroup = self._directory / "cgroup"
+                self._cgroup.mkdir()
+            else:
+                self._cgroup = _cgroup_root() / self.name
+                self._cgroup.mkdir()
+                undo.callback(_remove_cgroup, self._cgroup)
+                undo.enter_context(self.underlay)
+            undo.callback(self._tear_down)
+            self._undo = undo.pop_all()
         return self
+
+    def _tear_down(self) -> None:
+        for name in list(self._residents):
+            self.leave(name)
+        for host in list(self.backends):
+            with contextlib.suppress(SlimnetError):
+                self.backends[host].close()
+            with contextlib.suppress(SlimnetError):
+                self.open(host).teardown()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
 
     # Hosts and backends
 
@@ -298,24 +329,3 @@ class Stage:
         cgroup = self._cgroup / "given"
         cgroup.mkdir(exist_ok=True)
         return evolve(CAST[name], cgroup=str(cgroup))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for name in list(self._residents):
-            self.leave(name)
-        for host in list(self.backends):
-            with contextlib.suppress(SlimnetError):
-                self.backends[host].close()
-            with contextlib.suppress(SlimnetError):
-                self.open(host).teardown()
-        if self.underlay is not None:
-            self.underlay.down()
-            for path in sorted(self._cgroup.rglob("*"), reverse=True):
-                if path.is_dir():
-                    path.rmdir()
-            self._cgroup.rmdir()
-        shutil.rmtree(self._directory)

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -46,6 +47,8 @@ ABI = 1
 PORT = 4789
 #: Seconds between two looks at the refusals.
 _EVERY = 0.5
+#: How many refusals of routers that are gone wait to be read.
+_LATE = 4096
 
 
 class NoopBackend(Backend):
@@ -77,6 +80,7 @@ class NoopBackend(Backend):
         self._port = port
         self._lock = threading.RLock()
         self._tables: Tables | None = None
+        self._late: list[Event] = []  # of routers that are gone
         # Held open: other threads may be in other namespaces when they call.
         self._namespace = os.open(netns.own(), os.O_RDONLY | os.O_CLOEXEC)
         self._closed = False
@@ -188,7 +192,12 @@ class NoopBackend(Backend):
         if unused:
             self._outside.open(wanted)
             for vni in unused:
-                self._router(vni).down()
+                router = self._router(vni)
+                if router.exists():
+                    self._late += self._refusals(router)
+                    self._outside.keep(counters([router.path]))
+                router.down()
+            del self._late[:-_LATE]
 
     # Tables
 
@@ -231,7 +240,8 @@ class NoopBackend(Backend):
             return Status(
                 generation=min(generations),
                 endpoints=frozenset().union(*(router.endpoints() for router in routers)),
-                counters=counters(router.path for router in routers),
+                counters=Counter(self._outside.kept())
+                + Counter(counters(router.path for router in routers)),
                 abi=f"noop-{stamp.abi}" if stamp else "",
                 detail={"networks": sorted(self._networks())},
             )
@@ -274,7 +284,9 @@ class NoopBackend(Backend):
         deadline = time.monotonic() + timeout
         while True:
             with self._working():
-                found = [event for router in self._routers() for event in self._refusals(router)]
+                found, self._late = self._late, []
+                for router in self._routers():
+                    found += self._refusals(router)
             left = deadline - time.monotonic()
             if found or left <= 0:
                 return found
