@@ -15,7 +15,8 @@ from slimnet_ebpf.libbpf import library
 __all__ = ["OBJECT", "check"]
 
 OBJECT = Path(__file__).with_name("slimnet.bpf.o")
-_KERNEL = (5, 15)
+# bpf_set_retval(): before it every refusal would be EPERM, and nothing tells them apart.
+_KERNEL = (5, 19)
 _CAP_NET_ADMIN = 12
 _CAP_SYS_ADMIN = 21
 _CAP_BPF = 39
@@ -31,7 +32,10 @@ def check() -> None:
     """
     numbers = re.match(r"(\d+)\.(\d+)", platform.release())
     if numbers and tuple(map(int, numbers.groups())) < _KERNEL:
-        raise CapabilityMissing(f"Linux {platform.release()} is too old: 5.15 or newer is needed")
+        wanted = ".".join(map(str, _KERNEL))
+        raise CapabilityMissing(
+            f"Linux {platform.release()} is too old: use {wanted} or newer (bpf_set_retval)"
+        )
     _check_privilege()
     find_mount()
     if not _BTF.exists():
