@@ -8,6 +8,7 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slimnet import contract
 from slimnet.model import Endpoint, Host, Network
 from slimnet.policy import Compiler, State, load
 from slimnet.policy import compile as compile_tables
@@ -68,7 +69,7 @@ def journeys(draw):
             elif what == 6 and policies:
                 del policies[draw(st.sampled_from(sorted(policies)))]
             elif what == 7 and not draw(st.integers(0, 3)):
-                hosts = draw(st.sampled_from((worlds.HOSTS, worlds.HOSTS[:2])))
+                hosts = draw(st.sampled_from((worlds.HOSTS, worlds.HOSTS[:2], worlds.HOSTS[::2])))
             else:
                 number = draw(st.integers(0, 5))
                 policies[number] = draw(worlds._policies(number))
@@ -201,3 +202,33 @@ def test_one_change_touches_little():
     assert change.set.endpoints.keys() == {5000}
     assert not change.set.policy
     assert not change.set.cidrs
+
+
+def test_from_everybody_is_one_entry():
+    """What allows every endpoint takes no entry for each of them; the world has its own."""
+    state = big(0, 300)
+    policies = load(
+        """
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata: {name: all, namespace: n0}
+        spec:
+          podSelector: {matchLabels: {app: a0}}
+          ingress: [{from: [{namespaceSelector: {}}]}]
+        """
+    )
+    tables = compile_tables(evolve(state, policies=policies), "h1")
+    allowed = {key.peer: record.allow for key, record in tables.policy.items()}
+    assert allowed == {contract.SLIM_IDENTITY_ANY: True, contract.SLIM_IDENTITY_WORLD: False}
+
+
+def test_address_of_no_range_is_left_out():
+    """An endpoint whose address is not its network's is nobody."""
+    state = big(0, 100)
+    stranger = evolve(state.endpoints[0], id=1000, address="192.168.0.1")
+    compiler = Compiler("h1")
+    before, _ = compiler.update(state)
+    after, _ = compiler.update(evolve(state, endpoints=(*state.endpoints, stranger)))
+    assert after == before
+    again, _ = compiler.update(state)
+    assert again == before

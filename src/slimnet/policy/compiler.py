@@ -157,7 +157,8 @@ class Compiler:
         self._namespaces = new
 
     def _place_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
-        """Endpoints of a host or network that is not (or no more) there are left out."""
+        """Endpoints of a host or network that is not (or no more) there, or with an address
+        that is not the network's, are left out: nobody reaches them."""
         old = self._endpoints
         new = _by(
             (
@@ -172,6 +173,8 @@ class Compiler:
         if changed:
             self._addresses, self._records = dict(self._addresses), dict(self._records)
         for identifier in changed & old.keys():
+            if identifier not in self._records:
+                continue
             endpoint = old[identifier]
             overlay = self._overlays[endpoint.network]
             overlay.drop_endpoint(identifier)
@@ -186,6 +189,8 @@ class Compiler:
         for identifier in sorted(changed & new.keys()):
             endpoint = new[identifier]
             overlay = self._overlays[endpoint.network]
+            if not any(endpoint.address in cidr for cidr in overlay.network.cidrs):
+                continue
             key = (overlay.network.vni, endpoint.address)
             field = f"endpoints.{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
             if key in self._addresses:

@@ -192,6 +192,9 @@ def _stage(flow: Flow, endpoint: Endpoint, tables: Tables, vni: int, oracle: Ora
 
 def _endpoint(state: State, network: str, address: IPAddress) -> Endpoint | None:
     hosts = {host.name for host in state.hosts}
+    ranges = [cidr for item in state.networks if item.name == network for cidr in item.cidrs]
+    if not any(address in cidr for cidr in ranges):
+        return None
     return next(
         (
             item

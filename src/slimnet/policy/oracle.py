@@ -184,6 +184,8 @@ class Oracle:
 
     def _endpoint(self, network: str, address: IPAddress) -> Endpoint | None:
         hosts = {host.name for host in self._state.hosts}
+        if not any(address in cidr for cidr in self._overlay(network)):
+            return None
         for endpoint in self._state.endpoints:
             if (endpoint.network, endpoint.address) == (network, address) and (
                 endpoint.host in hosts

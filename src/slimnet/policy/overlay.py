@@ -78,12 +78,13 @@ class Overlay:
         self._parties: dict[int, Party] = {}
         self._local: dict[int, Party] = {}
         self._outside: dict[int, Party] = {}
+        self._outer = Term(Question())
         self._dirty: set[int] = set()
         self._dirty_groups: set[Group] = set()
         self._dirty_nodes = True
         self.identity: dict[int, int] = {}
         self.cidrs: dict[tuple[int, IPNetwork], CidrRecord] = {}
-        self.subjects = Subjects(self._parties, self._names)
+        self.subjects = Subjects(self._parties, self._names, self._outer)
 
     def __contains__(self, identity: int) -> bool:
         """Whether a store identity is one of this network's."""
@@ -163,7 +164,7 @@ class Overlay:
         if term is not None:
             term.references += 1
             return
-        term = self._terms[question] = Term(question, 1)
+        term = self._terms[question] = Term(question, question.typical(self.network.cidrs), 1)
         if question.port:
             self._names[question.port] = term
             self._dirty |= self._declaring.get(question.port, set())
@@ -298,24 +299,27 @@ class Overlay:
                 labels = host_labels(host)
                 terms |= {term for term in nodes if _selects(term, labels)}
             classes.setdefault((terms, host is not None), []).append(prefix)
+        # Even where no range is named, there is a world outside.
+        classes.setdefault((frozenset(), False), [])
         old, self._outside, cidrs = self._outside, {}, {}
         for (terms, is_host), prefixes in classes.items():
+            name = ""
+            number = contract.SLIM_IDENTITY_HOST if is_host else contract.SLIM_IDENTITY_WORLD
             if terms:
                 name = f"range/{self.network.vni}/{min(prefixes)}"
                 number = self._numbers.take(name)
-                known = old.get(number)
-                if known is None or known.terms != terms or known.host is not is_host:
-                    known = Party(number, set(terms), host=is_host, name=name)
-                self._outside[number] = known
-            else:
-                number = contract.SLIM_IDENTITY_HOST if is_host else contract.SLIM_IDENTITY_WORLD
+            known = old.get(number)
+            if known is None or known.terms != {*terms, self._outer} or known.host is not is_host:
+                known = Party(number, {*terms, self._outer}, host=is_host, name=name)
+            self._outside[number] = known
             for prefix in prefixes:
                 key = (self.network.vni, self._network(prefix))
                 overlay = any(inside(prefix, cidr) for cidr in self._overlay)
                 cidrs[key] = CidrRecord(number, overlay, is_host)
         self.cidrs = cidrs
         for party in old.values():
-            self._numbers.release(party.name)
+            if party.name:
+                self._numbers.release(party.name)
             if self._outside.get(party.identity) is not party:
                 self._leave(party)
         for party in self._outside.values():

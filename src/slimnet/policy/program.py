@@ -31,6 +31,10 @@ def _spans(ports: tuple[Port, ...], declared: Mapping[str, tuple[str, int]]) -> 
 class Program:
     """The lines in the order in which they are asked.
 
+    What it says of any peer is what it says of a typical endpoint, one that fulfils only
+    what all endpoints do, so that "from all namespaces" is one entry and not one for
+    each identity. Whoever lacks that has entries of his own.
+
     Args:
         lines: ordered.
         isolated: whether a NetworkPolicy selects the subject for this direction.
@@ -57,18 +61,30 @@ class Program:
                 sorted({port.name for line in lines for port in line.ports or () if port.name})
             )
         self._ladders: dict[tuple[object, ...], Ladder | None] = {}
-        everybody = tuple((index, False) for index, line in enumerate(lines) if line.terms is None)
-        self.any = self._ladder(everybody, (), host=False)
+        self._typical = False
+        everybody = []
+        for index, line in enumerate(lines):
+            typical = line.terms is not None and any(term.typical for term in line.terms)
+            self._typical |= typical
+            if typical or line.terms is None:
+                everybody.append((index, False))
+        self.any = self._ladder(tuple(everybody), (), host=False)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the peer's ports that it asks for."""
         return self._names
 
-    def terms(self) -> Iterator[Term]:
-        """All terms that it asks."""
+    def terms(self, outside: Term) -> Iterator[Term]:
+        """The terms of the peers for whom it may say something else than for any.
+
+        Args:
+            outside: the term of whoever is no endpoint, and so lacks the typical terms.
+        """
         for line in self._lines:
-            yield from line.terms or ()
+            yield from (term for term in line.terms or () if not term.typical)
+        if self._typical:
+            yield outside
 
     @property
     def default(self) -> Ladder | None:

@@ -31,9 +31,13 @@ class Subjects:
     Args:
         parties: all parties of the network by identity; the owner keeps it.
         names: the terms of named ports by name; likewise.
+        outside: the term that all parties fulfil that are no endpoints.
     """
 
-    def __init__(self, parties: Mapping[int, Party], names: Mapping[str, Term]) -> None:
+    def __init__(
+        self, parties: Mapping[int, Party], names: Mapping[str, Term], outside: Term
+    ) -> None:
+        self._outside = outside
         self._parties = parties
         self._names = names
         self._subjects: dict[int, _Subject] = {}
@@ -108,7 +112,7 @@ class Subjects:
             if not placements:
                 continue
             program = self._program(placements, direction, party)
-            terms = {*program.terms(), *(self._names[name] for name in program.names)}
+            terms = {*program.terms(self._outside), *(self._names[name] for name in program.names)}
             subject.programs[direction] = program
             subject.terms[direction] = terms
             for term in terms:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from attrs import define, field, frozen
+from netaddr import IPNetwork
 
 from slimnet.model import Direction
 from slimnet.policy.rule import Block, Peer
@@ -32,6 +33,18 @@ class Question:
     namespace: str = ""
     port: str = ""
 
+    def typical(self, overlay: Iterable[IPNetwork]) -> bool:
+        """Whether every endpoint in these ranges fulfils it, whatever its labels."""
+        if self.port or self.nodes is not None:
+            return False
+        block, spaces, pods = self.block, self.peer.namespaces, self.peer.pods
+        if block is None:
+            return (
+                spaces is not None and not spaces.requirements and not (pods or spaces).requirements
+            )
+        holes = [hole for hole in block.excepts if any(_meet(hole, cidr) for cidr in overlay)]
+        return not holes and all(cidr in block.cidr for cidr in overlay)
+
     @property
     def block(self) -> Block | None:
         """The range, where it asks for one."""
@@ -49,12 +62,17 @@ class Question:
         return self.peer.nodes is not None or (block is not None and block.cidr.size == 1)
 
 
+def _meet(one: IPNetwork, other: IPNetwork) -> bool:
+    return one in other or other in one
+
+
 @define(eq=False)
 class Term:
     """A question and who fulfils it at the moment.
 
     Attributes:
         question: what is asked.
+        typical: every endpoint of the network fulfils it, now and ever.
         references: how many rules and subjects of policies ask it.
         groups: for questions about labels, who fulfils it.
         parties: the identities of the parties that fulfil it.
@@ -63,6 +81,7 @@ class Term:
     """
 
     question: Question
+    typical: bool = False
     references: int = 0
     groups: set[Group] = field(factory=set)
     parties: set[int] = field(factory=set)
