@@ -125,7 +125,7 @@ def main(
             raise _Refused(str(error)) from error
     _write(report, output)
     if as_json:
-        print(json.dumps(report.to_json(), indent=1))
+        print(json.dumps(report.to_json(), indent=1, allow_nan=False))
     else:
         print("\n".join(lines(report)))
         print(f"\nPictures and numbers: {output}/report.html, report.json, *.png")
@@ -183,7 +183,7 @@ def _run(plan: Plan) -> Report:
 
 def _write(report: Report, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+    (output / "report.json").write_text(json.dumps(report.to_json(), indent=1, allow_nan=False))
     (output / "report.html").write_text(html(report))
     if report.rows:
         save(ratio_figure(report), str(output / "ratios.png"))
