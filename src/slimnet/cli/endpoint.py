@@ -119,7 +119,8 @@ def ls(network: str | None, output: str) -> None:
 def rm(name: str, network: str | None, namespace: str, kill: bool, output: str) -> None:  # noqa: FBT001
     """Remove an endpoint.
 
-    One of this host, or of a host that is lost. Refused while it has processes, unless --kill is given.
+    One of this host, or of a host that is lost. Refused while it has
+    processes, unless --kill is given.
     """
     with open_agent() as node:
         where = network_of(node, network)

@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line against agents: one testbed of two hosts for all tests here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from slimnet.plugins import probe
+from slimnet.testbed import Testbed
+
+pytestmark = pytest.mark.root
+
+POLICY = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: friend}}}]
+    ports: [{port: 80}]
+"""
+SERVER = """
+import socket
+s = socket.socket(); s.bind(("", 80)); s.listen(); print("listening", flush=True)
+while True:
+    c, peer = s.accept()
+    c.sendall(peer[0].encode()); c.close()
+"""
+CLIENT = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
+print(s.recv(100).decode(), s.getsockname()[0])
+"""
+
+
+@pytest.fixture(scope="module", params=["noop", "ebpf"])
+def bed(request):
+    answer = probe(request.param)
+    if not answer:
+        pytest.skip(f"backend {request.param}: {answer.reason}")
+    testbed = Testbed(f"slt-cli-{os.getpid()}", hosts=2, backend=request.param)
+    try:
+        testbed.up()
+        with testbed.hosts[0].node() as node:
+            node.create_network("prod", "10.1.0.0/16")
+        yield testbed
+    finally:
+        testbed.down()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remains(bed):
+    yield
+    for host in bed.hosts:
+        with host.node() as node:
+            for endpoint in node.endpoints():
+                if endpoint.host == host.name:
+                    node.detach(endpoint.network, endpoint.name, endpoint.namespace, kill=True)
+            for policy in node.policies():
+                node.remove_policy(policy.name, policy.network, policy.namespace)
+
+
+def command(host, *argv):
+    cli = [sys.executable, "-m", "slimnet.cli", "--agent", str(host.agent), *argv]
+    return ["timeout", "--foreground", "20", *cli] if "observe" in argv else cli
+
+
+def slimnet(host, *argv, status=0):
+    done = subprocess.run(command(host, *argv), capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def answer(host, *argv, status=0):
+    return json.loads(slimnet(host, *argv, "-o", "json", status=status))
+
+
+def refused(host, *argv):
+    done = subprocess.run(command(host, *argv), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def web(bed):
+    """A server on the second host."""
+    with subprocess.Popen(
+        command(
+            bed.hosts[1], "run", "-n", "prod", "--name", "web", "-l", "app=web", "--",
+            sys.executable, "-c", SERVER,
+        ),
+        stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == b"listening\n"
+        slimnet(bed.hosts[0], "status", "--wait")
+        yield process
+        process.terminate()
+        assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_networks(bed):
+    host, other = bed.hosts
+    made = answer(host, "network", "create", "lab", "10.2.0.0/16", "10.3.0.0/24", "--vni", "4711")
+    assert made == {"name": "lab", "vni": 4711, "cidrs": ["10.2.0.0/16", "10.3.0.0/24"]}
+    listed = slimnet(other, "network", "ls").splitlines()
+    assert listed[0].split() == ["NETWORK", "VNI", "RANGES", "ENDPOINTS"]
+    assert ["lab", "4711", "10.2.0.0/16,10.3.0.0/24", "0"] in [line.split() for line in listed]
+    assert "is there" in refused(host, "network", "create", "lab", "10.4.0.0/16")
+    assert "10.2.0.0/16" in refused(host, "network", "create", "other", "10.2.1.0/24")
+    assert slimnet(host, "network", "rm", "lab") == "network lab removed\n"
+    assert "'lab'" in refused(host, "network", "rm", "lab")
+
+
+def test_namespaces(bed):
+    host = bed.hosts[0]
+    slimnet(host, "namespace", "set", "shop", "-n", "prod", "-l", "team=shop")
+    found = {each["name"]: each["labels"] for each in answer(host, "namespace", "ls")}
+    assert found["shop"] == {"team": "shop"}
+    slimnet(host, "namespace", "set", "shop", "-n", "prod")
+    found = {each["name"]: each["labels"] for each in answer(host, "namespace", "ls")}
+    assert found["shop"] == {}
+    slimnet(host, "namespace", "rm", "shop")
+    assert "shop" not in slimnet(host, "namespace", "ls")
+
+
+def test_endpoints(bed):
+    host, other = bed.hosts
+    made = answer(
+        host, "endpoint", "add", "web", "--ip", "10.1.0.9", "-l", "app=web", "--port", "http=80"
+    )
+    assert made["endpoint"] == "prod/web"
+    assert made["address"] == "10.1.0.9"
+    assert os.path.isdir(made["cgroup"])
+    (listed,) = answer(other, "endpoint", "ls")
+    assert listed["host"] == "h1"
+    assert listed["labels"] == {"app": "web"}
+    assert listed["ports"] == {"http": ["tcp", 80]}
+    assert yaml.safe_load(slimnet(host, "endpoint", "ls", "-o", "yaml")) == [listed]
+    assert "10.1.0.9" in refused(other, "endpoint", "add", "thief", "--ip", "10.1.0.9")
+    assert "in use" in (said := refused(host, "network", "rm", "prod")) or "endpoint" in said
+    slimnet(host, "endpoint", "rm", "web")
+    assert answer(host, "endpoint", "ls") == []
+    assert not os.path.isdir(made["cgroup"])
+
+
+def test_an_endpoint_with_processes_stays_unless_they_are_killed(bed):
+    host = bed.hosts[0]
+    made = answer(host, "endpoint", "add", "busy")
+    with subprocess.Popen(["sleep", "300"]) as process:
+        with open(f"{made['cgroup']}/cgroup.procs", "w") as procs:
+            procs.write(str(process.pid))
+        assert "processes" in refused(host, "endpoint", "rm", "busy")
+        slimnet(host, "endpoint", "rm", "busy", "--kill")
+        assert process.wait(10) == -signal.SIGKILL
+
+
+def test_run_reaches_the_other_host_by_name(bed, web):
+    """Both ends see overlay addresses."""
+    text = slimnet(
+        bed.hosts[0], "run", "-n", "prod", "--name", "me", "--ip", "10.1.0.77", "--",
+        sys.executable, "-c", CLIENT, "web", "80",
+    )  # fmt: skip
+    assert text.split() == ["10.1.0.77", "10.1.0.77"]
+    assert [each["name"] for each in answer(bed.hosts[0], "endpoint", "ls")] == ["web"]
+
+
+def test_run_on_the_same_host(bed, web):
+    text = slimnet(
+        bed.hosts[1], "run", "-n", "prod", "--name", "me", "--ip", "10.1.0.78", "--",
+        sys.executable, "-c", CLIENT, "web", "80",
+    )  # fmt: skip
+    assert text.split() == ["10.1.0.78", "10.1.0.78"]
+
+
+def test_run_knows_its_names(bed, web):
+    text = slimnet(
+        bed.hosts[0], "run", "--name", "me", "--namespace", "shop", "--ip", "10.1.0.5", "--",
+        "sh", "-c", "hostname; getent hosts me web.default",
+    )  # fmt: skip
+    hostname, mine, theirs = text.splitlines()
+    assert hostname == "me"
+    assert mine.split()[:2] == ["10.1.0.5", "me"]
+    (there,) = (each for each in answer(bed.hosts[0], "endpoint", "ls") if each["name"] == "web")
+    assert theirs.split()[0] == there["address"]
+
+
+def test_run_hides_the_agent_and_the_store(bed):
+    """No socket to ask, no file to write, no cgroup to leave."""
+    host = bed.hosts[0]
+    script = f"""
+        ls {host.agent} {bed.directory}/store.db {bed.directory}/key {host.config} 2>/dev/null
+        ls -A /run/slimnet /sys/fs/cgroup /sys/fs/bpf /etc/slimnet 2>/dev/null | grep -v : | grep .
+        grep -cE ' - (cgroup2?|bpf) ' /proc/self/mountinfo
+    """
+    assert slimnet(host, "run", "--name", "me", "--", "sh", "-c", script + "exit 0") == "0\n"
+
+
+def test_the_agent_refuses_an_endpoint_that_has_its_socket_all_the_same(bed):
+    """Handed in as a file of another name: the peer's cgroup says who asks."""
+    host = bed.hosts[0]
+    link = bed.directory.parent.parent.parent / "tmp" / f"slt-agent-{os.getpid()}"
+    link = type(link)(f"/tmp/slt-agent-{os.getpid()}")
+    link.touch()
+    subprocess.run(["mount", "--bind", host.agent, link], check=True)
+    try:
+        done = subprocess.run(
+            command(
+                host, "run", "--name", "me", "--",
+                sys.executable, "-m", "slimnet.cli", "--agent", str(link), "network", "ls",
+            ),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        subprocess.run(["umount", link], check=True)
+        link.unlink()
+    assert done.returncode == 2
+    assert "no process of an endpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["sh", "-c", "exit 7"], 7),
+        (["sh", "-c", "kill -KILL $$"], 137),
+        (["no-such-program"], 127),
+        (["/etc/passwd"], 126),
+    ],
+)
+def test_run_exits_as_its_command(bed, argv, status):
+    slimnet(bed.hosts[0], "run", "--name", "me", "--", *argv, status=status)
+    assert answer(bed.hosts[0], "endpoint", "ls") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_run_passes_signals_and_leaves_no_endpoint(bed, number):
+    script = f"trap 'exit 42' {number.value}; echo ready; while :; do sleep 0.05; done"
+    with subprocess.Popen(
+        command(bed.hosts[0], "run", "--name", "me", "--", "sh", "-c", script),
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.wait(10) == 42
+    assert answer(bed.hosts[0], "endpoint", "ls") == []
+
+
+def test_run_that_is_killed_leaves_no_process_and_no_endpoint(bed):
+    host = bed.hosts[0]
+    with subprocess.Popen(
+        command(host, "run", "--name", "me", "--", "sh", "-c", "echo ready; sleep 300"),
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.kill()
+    deadline = time.monotonic() + 10
+    while answer(host, "endpoint", "ls"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_run_twice_is_refused(bed, web):
+    assert "runs already" in refused(bed.hosts[1], "run", "--name", "web", "--", "true")
+    assert "h2" in refused(bed.hosts[0], "run", "--name", "web", "--", "true")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--name", "Bad_Name", "--", "true"], "endpoint.name: wanted"),
+        (["--name", "me", "--ip", "10.9.9.9", "--", "true"], "endpoint.address: wanted"),
+        (["--name", "me", "-n", "nowhere", "--", "true"], "'nowhere'"),
+        (["--name", "me", "-l", "app", "--", "true"], "--label: wanted key=value"),
+        (["--name", "me", "--user", "no-such-user", "--", "true"], "user: wanted"),
+        (["--name", "me", "--directory", "/no/such", "--", "true"], "directory: wanted"),
+    ],
+)
+def test_run_with_something_wrong(bed, argv, message):
+    assert message in refused(bed.hosts[0], "run", *argv)
+    assert answer(bed.hosts[0], "endpoint", "ls") == []
+
+
+def test_policy(bed, web, tmp_path):
+    host = bed.hosts[0]
+    file = tmp_path / "web.yaml"
+    file.write_text(POLICY)
+    (checked,) = answer(host, "policy", "check", str(file))
+    assert checked["name"] == "web"
+    assert answer(host, "policy", "ls") == []
+    assert slimnet(host, "policy", "apply", str(file)) == "in force: default/web\n"
+    assert slimnet(host, "policy", "ls").splitlines()[1].split()[:4] == [
+        "NetworkPolicy", "prod", "default", "web",
+    ]  # fmt: skip
+    slimnet(host, "endpoint", "add", "friend", "-l", "app=friend")
+    slimnet(host, "endpoint", "add", "stranger")
+    allowed = answer(host, "policy", "explain", "--from", "friend", "--to", "web:80")
+    assert allowed["allowed"] is True
+    denied = answer(host, "policy", "explain", "--from", "stranger", "--to", "web:80", status=1)
+    assert denied["allowed"] is False
+    said = slimnet(host, "policy", "explain", "--from", "stranger", "--to", "web:80", status=1)
+    assert "denied at ingress" in said.splitlines()[0]
+    assert "no port" not in said
+    slimnet(host, "status", "--wait")
+    ping = answer(host, "ping", "web:80", "--from", "stranger", status=1)
+    assert ping["carried"] == "denied"
+    assert "denied at ingress" in slimnet(host, "ping", "web:80", "--from", "stranger", status=1)
+    assert answer(host, "ping", "web:80", "--from", "friend")["error"] is None
+    slimnet(host, "policy", "rm", "web")
+    slimnet(host, "status", "--wait")
+    assert answer(host, "ping", "web:80", "--from", "stranger")["error"] is None
+
+
+def test_a_wrong_policy_changes_nothing(bed, tmp_path):
+    file = tmp_path / "web.yaml"
+    file.write_text(POLICY + "---\n" + POLICY.replace("podSelector", "podSelektor"))
+    said = refused(bed.hosts[0], "policy", "apply", str(file))
+    assert "web.yaml:" in said
+    assert "podSelektor" in said
+    assert answer(bed.hosts[0], "policy", "ls") == []
+
+
+@pytest.mark.parametrize("target", ["web", ":80", "web:http", "web:99999"])
+def test_explain_wants_a_port(bed, target):
+    assert "--to" in refused(bed.hosts[0], "policy", "explain", "--from", "web", "--to", target)
+
+
+def test_ping(bed, web):
+    carried = {"ebpf": "accelerated", "noop": "fallback"}[bed.backend]
+    found = answer(bed.hosts[0], "ping", "web:80", "--count", "3")
+    assert found["carried"] == carried
+    assert len(found["milliseconds"]) == 3
+    table = slimnet(bed.hosts[0], "ping", "web:80")
+    assert f"carried  {carried}\n" in table
+    assert " ms (median of 3, " in table
+    refusal = answer(bed.hosts[0], "ping", "web:81", status=1)
+    assert refusal["error"] == "ECONNREFUSED"
+    assert answer(bed.hosts[0], "ping", "web")["error"] is None
+    assert "nobody" in refused(bed.hosts[0], "ping", "nobody:80")
+
+
+def test_connections(bed, web):
+    hold = "import socket, sys; s = socket.create_connection(('web', 80), 10); print(s.recv(9), flush=True); sys.stdin.read()"  # noqa: E501
+    with subprocess.Popen(
+        command(bed.hosts[0], "run", "--name", "me", "--", sys.executable, "-c", hold),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        process.stdout.readline()
+        (found,) = answer(bed.hosts[0], "connections")
+        assert found["direction"] == "egress"
+        assert found["peer"][1] == 80
+        heading, line = slimnet(bed.hosts[0], "connections").splitlines()
+        assert heading.split()[:4] == ["ENDPOINT", "DIRECTION", "LOCAL", "PEER"]
+        assert line.split()[0] == "prod/me"
+        assert "prod/web" in line
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def test_observe(bed, web, tmp_path):
+    """Opened, closed, and refused by policy, as they happen; ends after --count."""
+    host = bed.hosts[0]
+    (tmp_path / "web.yaml").write_text(POLICY)
+    friend = ["run", "--name", "friend", "-l", "app=friend", "--", sys.executable, "-c", CLIENT]
+    with subprocess.Popen(
+        command(bed.hosts[1], "observe", "--count", "2", "--endpoint", "web", "-o", "json"),
+        stdout=subprocess.PIPE, text=True,
+    ) as watcher:  # fmt: skip
+        time.sleep(1)
+        slimnet(host, *friend, "web", "80")
+        events = [json.loads(line) for line in watcher.stdout]
+        assert watcher.wait(10) == 0
+    assert [each["kind"] for each in events] == ["opened", "closed"]
+    assert events[0]["destination"][1] == 80
+    assert events[0]["direction"] == "ingress"
+    slimnet(host, "policy", "apply", str(tmp_path / "web.yaml"))
+    slimnet(host, "status", "--wait")
+    with subprocess.Popen(
+        command(bed.hosts[1], "observe", "--kind", "refused", "--count", "1"),
+        stdout=subprocess.PIPE, text=True,
+    ) as watcher:  # fmt: skip
+        time.sleep(1)
+        slimnet(host, "ping", "web:80", "--timeout", "1", status=1)
+        heading, line = watcher.stdout
+        assert watcher.wait(10) == 0
+    assert heading.split()[:3] == ["TIME", "KIND", "ENDPOINT"]
+    assert line.split()[1:4] == ["refused", "prod/web", "ingress"]
+    (last, *_) = reversed([json.loads(each) for each in slimnet(
+        bed.hosts[1], "observe", "--last", "-o", "json").splitlines()])  # fmt: skip
+    assert last["kind"] == "refused"
+
+
+def test_status(bed):
+    found = answer(bed.hosts[0], "status", "--wait")
+    assert found["ready"] is True
+    assert found["backend"] == bed.backend
+    assert [each["name"] for each in found["hosts"]] == ["h1", "h2"]
+    table = slimnet(bed.hosts[0], "status")
+    assert f"backend    {''}" in table or "backend" in table
+    assert "h2" in table
+
+
+def test_completion_knows_the_names(bed):
+    slimnet(bed.hosts[0], "endpoint", "add", "web")
+    line = "slimnet ping w"
+    done = subprocess.run(
+        [sys.executable, "-m", "slimnet.cli"],
+        env={
+            **os.environ, "SLIMNET_AGENT": str(bed.hosts[0].agent),
+            "_SLIMNET_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "2",
+        },
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["plain,web"]
+
+
+def test_testbed_ls_and_exec(bed):
+    rows = json.loads(slimnet(bed.hosts[0], "testbed", "ls", "-o", "json"))
+    mine = [each for each in rows if each["testbed"] == bed.name]
+    assert [each["host"] for each in mine] == ["h1", "h2"]
+    assert [each["pid"] for each in mine] == [host.pid for host in bed.hosts]
+    inside = slimnet(
+        bed.hosts[0], "testbed", "exec", "--name", bed.name, "h2", "--",
+        "sh", "-c", "echo $SLIMNET_AGENT; stat -L -c %i /proc/self/ns/net",
+    ).split()  # fmt: skip
+    assert inside == [str(bed.hosts[1].agent), str(os.stat(bed.hosts[1].netns).st_ino)]
+    exec_ = ["testbed", "exec", "--name", bed.name, "h1"]
+    slimnet(bed.hosts[0], *exec_, "--", "sh", "-c", "exit 9", status=9)
+    slimnet(bed.hosts[0], *exec_, "--", "no-such-program", status=127)
+    assert "there are: h1, h2" in refused(bed.hosts[0], *exec_[:-1], "h7", "--", "true")
+
+
+def test_run_from_inside_a_hosts_namespace(bed, web):
+    """The caller's own network namespace is not the machine's."""
+    text = slimnet(
+        bed.hosts[0], "testbed", "exec", "--name", bed.name, "h1", "--",
+        sys.executable, "-m", "slimnet.cli", "run", "--name", "me", "--",
+        sys.executable, "-c", CLIENT, "web", "80",
+    )  # fmt: skip
+    assert len(set(text.split())) == 1
