@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lab import Endpoint, Lab
+
+PROGRAMS = Path(__file__).parent / "programs"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,11 +29,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``lab`` is the eBPF data path; with ``@pytest.mark.container`` also plain
     containers, whose answers are the ones that slimnet is held to."""
-    if "_lab" in metafunc.fixturenames:
-        container = metafunc.definition.get_closest_marker("container") is not None
-        metafunc.parametrize("_lab", ["ebpf", "plain"] if container else ["ebpf"], indirect=True, scope="module")
-    if "place" in metafunc.fixturenames:
-        metafunc.parametrize("place", ["two-hosts", "one-host"])
+    modes = ["ebpf"]
+    if metafunc.definition.get_closest_marker("container") is not None:
+        modes.append("plain")
+    places = ["two-hosts", "one-host"]
+    if {"_lab", "place"} <= set(metafunc.fixturenames):
+        # Containers are all alike, wherever they are.
+        both = [(mode, place) for mode in modes for place in places][:3]
+        metafunc.parametrize(("_lab", "place"), both, indirect=["_lab"], scope="module")
+    elif "_lab" in metafunc.fixturenames:
+        metafunc.parametrize("_lab", modes, indirect=True, scope="module")
+    elif "place" in metafunc.fixturenames:
+        metafunc.parametrize("place", places)
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +61,41 @@ def lab(_lab: Lab) -> Iterator[Lab]:
 def ends(lab: Lab, place: str) -> tuple[Endpoint, Endpoint]:
     """A client and a server."""
     return lab.endpoint(0), lab.endpoint(0 if place == "one-host" else 1)
+
+
+@pytest.fixture(scope="session")
+def built():
+    """Compiles a program once; its command."""
+    directory = Path(tempfile.mkdtemp(prefix="slt-"))
+
+    def run(*argv, **environment):
+        done = subprocess.run(
+            [str(word) for word in argv],
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/local/go/bin:/usr/local/bin:/usr/bin:/bin", "HOME": str(directory)}
+            | environment,
+            cwd=directory,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    @functools.cache
+    def build(name):
+        target = directory / name
+        if name == "static":
+            run("gcc", "-O2", "-Wall", "-Werror", "-static", PROGRAMS / "plain.c", "-o", target)
+        elif name == "dynamic":
+            run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "plain.c", "-o", target)
+        elif name == "ring":
+            run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "ring.c", "-o", target, "-luring")
+        elif name == "go":
+            run("go", "build", "-o", target, PROGRAMS / "plain.go", CGO_ENABLED="0")
+        elif name == "java":
+            run("javac", "-d", directory, PROGRAMS / "Plain.java")
+            return ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", directory, "Plain"]
+        elif name == "node":
+            return ["node", PROGRAMS / "plain.js"]
+        return [target]
+
+    yield build
+    shutil.rmtree(directory)

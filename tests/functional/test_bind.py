@@ -460,12 +460,14 @@ def test_reuseport_is_among_one_endpoints_sockets(lab):
 # Limits
 
 
-def test_no_endpoint_takes_all_source_ports_of_the_host(lab):
-    """bind(0) sits on a port of the host; there is a limit, and others go on."""
+@pytest.mark.parametrize("how", ["bind", "listen"])
+def test_no_endpoint_takes_all_source_ports_of_the_host(lab, how):
+    """bind(0), and listen() without bind(), sit on a port of the host; there is
+    a limit, and others go on."""
     greedy, other = lab.endpoint(0), lab.endpoint(0)
     host = greedy.host
     with host.sysctl("net.ipv4.ip_local_port_range", "40000 50000"):
-        count, number = greedy.call(_take_ports, 10_001)
+        count, number = greedy.call(_take_ports, 10_001, how)
         assert count < 10_000, "it took every port of the host"
         assert number in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EAGAIN)
         assert bound(other, "0.0.0.0", 0).getsockname()[1] > 0
@@ -476,13 +478,16 @@ def test_no_endpoint_takes_all_source_ports_of_the_host(lab):
     assert bound(greedy, "0.0.0.0", 0).getsockname()[1] > 0
 
 
-def _take_ports(limit):
+def _take_ports(limit, how):
     global taken
     taken = []
     for count in range(limit):
         sock = socket.socket()
         try:
-            sock.bind(("0.0.0.0", 0))
+            if how == "listen":
+                sock.listen(1)
+            else:
+                sock.bind(("0.0.0.0", 0))
         except OSError as error:
             sock.close()
             return count, error.errno
@@ -493,6 +498,29 @@ def _take_ports(limit):
 def _give_ports():
     for sock in taken:
         sock.close()
+
+
+def test_connections_take_no_source_port_for_themselves(lab, place):
+    """More live connections than the host has source ports; the host and other
+    endpoints connect all the same."""
+    client, server = lab.endpoint(0), lab.endpoint(0 if place == "one-host" else 1)
+    for port in range(80, 84):
+        server.serve(port)
+    host = client.host
+    lab.outside.root.serve(7000)
+    with host.sysctl("net.ipv4.ip_local_port_range", "40000 40199"):
+        for port in range(80, 84):
+            assert client.call(_connect_many, (server.address, port), 150) == 150
+        host.root.connect(lab.outside.address, 7000).close()
+        lab.endpoint(0).connect(server.address, 80).close()
+    client.call(_give_ports)
+
+
+def _connect_many(target, count):
+    global taken
+    for _ in range(count):
+        taken = [*globals().get("taken", []), socket.create_connection(target, timeout=5)]
+    return count
 
 
 def test_listeners_are_no_limit(lab):

@@ -200,7 +200,9 @@ def test_loopback_port_0_is_out_of_reach_of_others(ends):
 
 
 @pytest.mark.container
-@pytest.mark.parametrize("source", [("127.0.0.1", 0), ("127.0.0.1", 5000), ("0.0.0.0", 5000)], ids=str)
+@pytest.mark.parametrize(
+    "source", [("127.0.0.1", 0), ("127.0.0.1", 5000), ("0.0.0.0", 5000)], ids=str
+)
 def test_bound_source(lab, source):
     endpoint = lab.endpoint()
     listener = endpoint.listen(80)

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
+import os
+import select
 import socket
+import struct
 import time
 
 import pytest
@@ -47,23 +52,23 @@ def test_accept4_names_the_client(ends):
 
 
 def _accept4(listener):
-    libc = ctypes.CDLL(None, use_errno=True)  # noqa: F821
-    buffer = ctypes.create_string_buffer(128)  # noqa: F821
-    length = ctypes.c_uint32(128)  # noqa: F821
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(128)
+    length = ctypes.c_uint32(128)
     fd = libc.accept4(
         listener.fileno(),
         buffer,
-        ctypes.byref(length),  # noqa: F821
+        ctypes.byref(length),
         socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
     )
     if fd < 0:
-        raise OSError(ctypes.get_errno(), "accept4")  # noqa: F821
+        raise OSError(ctypes.get_errno(), "accept4")
     flags = (
-        bool(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC),  # noqa: F821
-        bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK),  # noqa: F821
+        bool(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC),
+        bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK),
     )
-    os.close(fd)  # noqa: F821
-    family, port = struct.unpack("=H", buffer.raw[:2])[0], struct.unpack("!H", buffer.raw[2:4])[0]  # noqa: F821
+    os.close(fd)
+    family, port = struct.unpack("=H", buffer.raw[:2])[0], struct.unpack("!H", buffer.raw[2:4])[0]
     return family, port, socket.inet_ntoa(buffer.raw[4:8]), flags
 
 
@@ -217,7 +222,7 @@ def test_while_connecting(ends):
 
 
 def _writable(sock):
-    return bool(select.select([], [sock], [], 0.5)[1])  # noqa: F821
+    return bool(select.select([], [sock], [], 0.5)[1])
 
 
 def test_after_shutdown_and_after_the_peer_has_gone(ends):
@@ -272,7 +277,7 @@ def test_after_a_reset(ends):
 
 
 def _reset(sock):
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # noqa: F821
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 import time
@@ -130,7 +131,10 @@ def test_v6_outside(lab):
     with pytest.raises(OSError) as caught:
         sock.connect(("2001:db8::1", 80))
     assert caught.value.errno in (
-        errno.ENETUNREACH, errno.EACCES, errno.EHOSTUNREACH, errno.EAFNOSUPPORT
+        errno.ENETUNREACH,
+        errno.EACCES,
+        errno.EHOSTUNREACH,
+        errno.EAFNOSUPPORT,
     )
 
 
@@ -156,7 +160,7 @@ def test_outside_then_overlay_on_one_socket(lab):
 
 
 def _unspec(sock):
-    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):  # noqa: F821
+    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):
         raise OSError("connect(AF_UNSPEC)")
 
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 import time
 
 import pytest
+from lab.cluster import TENANT
 
 from slimnet.model import Direction, EventKind, Reason
 
@@ -127,7 +129,7 @@ def test_every_way_to_connect_is_asked(lab, ends):
 
 
 def _unspec(sock):
-    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):  # noqa: F821
+    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):
         raise OSError("connect(AF_UNSPEC)")
 
 
@@ -302,12 +304,8 @@ def test_connections_are_listed(lab, ends):
     opened = client.connect(server.address, 80)
     listener.accept()
     local = opened.getsockname()
-    at_client = [
-        item for item in client.host.backend.connections() if item.direction == EGRESS
-    ]
-    at_server = [
-        item for item in server.host.backend.connections() if item.direction == INGRESS
-    ]
+    at_client = [item for item in client.host.backend.connections() if item.direction == EGRESS]
+    at_server = [item for item in server.host.backend.connections() if item.direction == INGRESS]
     assert len(at_client) == len(at_server) == 1
     for item, own, peer, here, there in (
         (at_client[0], client, server, local, (server.address, 80)),
@@ -318,3 +316,43 @@ def test_connections_are_listed(lab, ends):
         assert (str(item.peer[0]), item.peer[1]) == there
         assert item.state == "ESTAB"
     opened.close()
+
+
+def test_two_networks_with_the_same_addresses(lab, place):
+    """Tenants do not see each other, whatever their addresses are."""
+    far = 0 if place == "one-host" else 1
+    ours = lab.endpoint(0), lab.endpoint(far)
+    theirs = [
+        lab.endpoint(where, network=TENANT, address=endpoint.address)
+        for where, endpoint in zip((0, far), ours, strict=True)
+    ]
+    lonely = lab.endpoint(far)
+    lonely.serve(80)
+    with pytest.raises(OSError) as caught:
+        theirs[0].connect(lonely.address, 80)
+    assert caught.value.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
+    listeners = [pair[1].listen(80) for pair in (ours, theirs)]
+    for (client, server), listener in zip((ours, theirs), listeners, strict=True):
+        for source in (0, 4999):
+            sock = client.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("0.0.0.0", source))
+            sock.connect((server.address, 80))
+            accepted, peer = listener.accept()
+            assert peer == sock.getsockname()
+            assert peer[0] == client.address
+            sock.close()
+            accepted.close()
+    listeners[1].close()
+    with pytest.raises(ConnectionRefusedError):
+        theirs[0].connect(theirs[1].address, 80)
+
+
+def test_io_uring_is_asked(lab, ends, built):
+    """Connects that go through a ring pass the same hook."""
+    client, server = ends
+    server.serve(8080)
+    lab.isolate(client, EGRESS)
+    lab.install()
+    words = client.run([*built("ring"), "client", server.address, 8080]).split()
+    assert words == ["errno", str(errno.EACCES)]

@@ -118,9 +118,7 @@ def test_redis_and_its_replica(lab, ends):
 @needs("redis-benchmark", "redis-server")
 def test_redis_under_load(lab, ends):
     client, server = ends
-    server.spawn(
-        ["redis-server", "--save", "", "--protected-mode", "no", "--dir", lab.directory]
-    )
+    server.spawn(["redis-server", "--save", "", "--protected-mode", "no", "--dir", lab.directory])
     until(lambda: client.connect(server.address, 6379).close() is None)
     output = client.run(
         ["redis-benchmark", "-h", server.address, "-t", "set,get", "-n", "5000", "-c", "50", "-q"]
@@ -259,7 +257,12 @@ def database(tmp_path_factory):
         cwd=directory,
     )
     hba = directory / "data" / "pg_hba.conf"
-    hba.write_text("local all all trust\nhost all all 10.77.0.0/16 trust\nhost all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n")
+    hba.write_text(
+        "local all all trust\n"
+        "host all all 10.77.0.0/16 trust\n"
+        "host all all 127.0.0.1/32 trust\n"
+        "host all all ::1/128 trust\n"
+    )
     return binaries, directory
 
 

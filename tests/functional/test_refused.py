@@ -42,8 +42,19 @@ def refusal(action, *arguments):
         (socket.SOCK_SEQPACKET, socket.IPPROTO_SCTP),
         (6, 33),  # SOCK_DCCP, IPPROTO_DCCP
     ],
-    ids=["mptcp", "smc", "udplite", "ping", "ping6", "raw", "raw-tcp", "raw-icmp", "sctp",
-         "sctp-seqpacket", "dccp"],
+    ids=[
+        "mptcp",
+        "smc",
+        "udplite",
+        "ping",
+        "ping6",
+        "raw",
+        "raw-tcp",
+        "raw-icmp",
+        "sctp",
+        "sctp-seqpacket",
+        "dccp",
+    ],
 )
 def test_every_protocol_but_tcp_and_udp(lab, family, kind, protocol):
     """Refused as by a kernel that has none of it, so that programs fall back."""
@@ -239,7 +250,7 @@ def test_udp_bind_to_port_0_and_ask(lab):
     sock.bind(("0.0.0.0", 0))
     sock.settimeout(5)
     sock.sendto(b"query", (lab.outside.address, 53))
-    data, peer = server.recvfrom(100)
+    _, peer = server.recvfrom(100)
     server.sendto(b"answer", peer)
     assert sock.recvfrom(100) == (b"answer", (lab.outside.address, 53))
     server.close()

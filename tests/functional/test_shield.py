@@ -4,9 +4,12 @@ other machines, other endpoints, forged SYNs."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
+import struct
 import time
+from pathlib import Path
 
 import pytest
 from attrs import evolve
@@ -110,7 +113,9 @@ def test_host_processes_reach_no_listener(lab, listeners, who):
         for loopback in (False, True)
     ]
     targets += [
-        (address, port) for port in range(WIRE, WIRE + 72) for address in (host.address, "127.0.0.1")
+        (address, port)
+        for port in range(WIRE, WIRE + 72)
+        for address in (host.address, "127.0.0.1")
     ]
     assert hands.call(attempts, targets, deadline=60) == []
     for listener in made:
@@ -175,7 +180,9 @@ def test_straight_to_an_inner_address_or_a_wire_port(lab, place, before_it):
     listener = server.listen(80)
     targets = [(inner(index, 80), INNER) for index in range(1, 12)]
     targets += [(inner(index, 80, loopback=True), INNER) for index in range(1, 4)]
-    targets += [(host.address, WIRE + number) for host in lab.hosts for number in (0, 7, 63, 64, 71)]
+    targets += [
+        (host.address, WIRE + number) for host in lab.hosts for number in (0, 7, 63, 64, 71)
+    ]
     for target in targets:
         sock = client.socket()
         if before_it == "connected":
@@ -203,36 +210,53 @@ def test_straight_to_an_inner_address_or_a_wire_port(lab, place, before_it):
 
 
 def _unspec(sock):
-    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):  # noqa: F821
+    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):
         raise OSError("connect(AF_UNSPEC)")
 
 
-def test_straight_to_the_v6_inner_range(lab):
-    """The inner addresses of v6-only sockets."""
-    client, server = lab.endpoint(0), lab.endpoint(0)
-    six = server.socket(INET6)
+def test_a_v6only_listener_is_behind_the_shield(lab):
+    """IPv6 is not carried: its own loopback reaches it, nobody else does."""
+    endpoint, other = lab.endpoint(0), lab.endpoint(0)
+    host = endpoint.host
+    before = set(host.root.call(_listening6))
+    six = endpoint.socket(INET6)
     six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     six.bind(("::", 80))
     six.listen()
-    found = [
-        name
-        for name in server.host.root.call(_listening6)
-        if name[1] == INNER and not name[0].startswith("::ffff:")
-    ]
-    assert len(found) == 1
-    with pytest.raises(OSError) as caught:
-        client.socket(INET6).connect(found[0])
-    assert caught.value.errno in (errno.EACCES, errno.ENETUNREACH)
-    for hands in (server.host.root, server.host.user):
-        with pytest.raises(OSError):
-            hands.connect(*found[0], family=INET6)
+    ((address, port),) = set(host.root.call(_listening6)) - before
+    ours = endpoint.connect("::1", 80, family=INET6)
+    _, peer = six.accept()
+    assert peer == ours.getsockname()
+    link_local = host.root.call(_link_local)
+    targets = [(name, number) for name in ("::1", "::", address) for number in (80, port)]
+    for hands in (host.root, host.user, other):
+        for target in targets:
+            with pytest.raises(OSError):
+                hands.connect(*target, family=INET6)
+    for number in (80, port):
+        assert not lab.outside.root.call(_reaches, link_local, number)
     nobody_came(six)
+
+
+def _link_local():
+    """The underlay interface's fe80:: address."""
+    for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines():
+        words = line.split()
+        if words[-1] == "eth0":
+            return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[0]))
+    raise LookupError("eth0 has no IPv6 address")
+
+
+def _reaches(address, port):
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.settimeout(1)
+        return sock.connect_ex((address, port, 0, socket.if_nametoindex("eth0"))) == 0
 
 
 def _listening6():
     """The sockets of /proc/net/tcp6, as (address, port)."""
     names = []
-    for line in Path("/proc/thread-self/net/tcp6").read_text().splitlines()[1:]:  # noqa: F821
+    for line in Path("/proc/thread-self/net/tcp6").read_text().splitlines()[1:]:
         address, port = line.split()[1].split(":")
         words = b"".join(
             int(address[at : at + 8], 16).to_bytes(4, "little") for at in range(0, 32, 8)
@@ -248,7 +272,7 @@ def _tuples():
     """Sockets of /proc/net/tcp with an inner address: (local, remote, state)."""
     found = []
     for path in ("/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"):
-        for line in Path(path).read_text().splitlines()[1:]:  # noqa: F821
+        for line in Path(path).read_text().splitlines()[1:]:
             words = line.split()
             ends = []
             for end in words[1:3]:
@@ -322,7 +346,7 @@ def test_a_host_user_in_the_place_of_an_endpoint(lab, end):
 
 
 def _reset(sock):
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # noqa: F821
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
@@ -331,7 +355,9 @@ def test_a_host_user_takes_no_port_from_an_endpoint(lab):
     its clients do not notice."""
     client, server = lab.endpoint(0), lab.endpoint(1)
     user = server.host.user
-    squatted = user.call(_squat, [(inner(index, 80), port) for index in range(1, 60) for port in (8080, 40000)])
+    squatted = user.call(
+        _squat, [(inner(index, 80), port) for index in range(1, 60) for port in (8080, 40000)]
+    )
     assert squatted > 0, "the host's user could bind nothing: the test proves nothing"
     with pytest.raises(OSError):
         user.listen(INNER)
@@ -401,9 +427,7 @@ def syn_to(lab, server, source, **fields):
 def test_the_legitimate_syn(lab, victim):
     """The control: made by hand on the right host it is answered."""
     client, server, _ = victim
-    syn = packets.option(
-        KEY, syn_to(lab, server, client.host.address), 80, server.id, client.id
-    )
+    syn = packets.option(KEY, syn_to(lab, server, client.host.address), 80, server.id, client.id)
     assert packets.send(client.host.root, syn) == "syn-ack"
 
 
@@ -451,9 +475,7 @@ def test_wrong_tag(lab, victim):
         (lab.outside.root, lab.outside.address),
         (lab.hosts[0].root, lab.hosts[0].address),
     ):
-        syn = packets.option(
-            KEY, syn_to(lab, server, source), 80, server.id, client.id, wrong=True
-        )
+        syn = packets.option(KEY, syn_to(lab, server, source), 80, server.id, client.id, wrong=True)
         assert packets.send(hands, syn) == "rst"
     assert difference(server.host, before)[Reason.SYN_TAG] == 2
     nobody_came(listener)
@@ -549,10 +571,13 @@ def test_ip_options(lab, victim):
         client.id,
     )
     assert packets.send(client.host.root, syn) == "nothing"
-    assert packets.send(
-        lab.outside.root,
-        syn_to(lab, server, lab.outside.address, ip_options=b"\x94\x04\x00\x00"),
-    ) == "nothing"
+    assert (
+        packets.send(
+            lab.outside.root,
+            syn_to(lab, server, lab.outside.address, ip_options=b"\x94\x04\x00\x00"),
+        )
+        == "nothing"
+    )
     assert difference(server.host, before) == {Reason.MALFORMED: 2}
     nobody_came(listener)
 

@@ -28,9 +28,11 @@ from slimnet import contract, model
 from slimnet.abc import Context
 from slimnet.tables import CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
 
-__all__ = ["Endpoint", "Host", "Lab"]
+__all__ = ["KEY", "NETWORK", "TENANT", "Endpoint", "Host", "Lab"]
 
 NETWORK = model.Network(name="lab", vni=77, cidrs=("10.77.0.0/16",))
+#: Another tenant with the same addresses.
+TENANT = model.Network(name="tenant", vni=78, cidrs=("10.77.0.0/16",))
 KEY = bytes(range(16))
 NOBODY = 65534
 
@@ -59,13 +61,13 @@ class Host:
         self.cgroup.mkdir()
         self._own: dict[int | None, Hands] = {}
         self.backend: Any = None
-        self._driver: Hands | None = None
+        self.driver: Hands | None = None
 
     def hands(self, uid: int | None = None) -> Hands:
         """A process of the host itself, no endpoint's; root, or an unprivileged user."""
         if uid not in self._own:
             cgroup = self.cgroup / f"user{uid or 0}"
-            cgroup.mkdir()
+            cgroup.mkdir(exist_ok=True)
             self._own[uid] = Hands(
                 f"{self.name} uid {uid or 0}",
                 netns=self.netns.path,
@@ -74,6 +76,12 @@ class Host:
                 directory=self.lab.directory,
             )
         return self._own[uid]
+
+    def rest(self) -> None:
+        """End the host's own processes, and with them their sockets."""
+        for hands in self._own.values():
+            hands.close()
+        self._own.clear()
 
     @property
     def root(self) -> Hands:
@@ -100,16 +108,21 @@ class Host:
         )
         context.cgroup.mkdir(exist_ok=True)
         context.state.mkdir(exist_ok=True)
-        self._driver = Hands(
+        self.driver = Hands(
             f"backend of {self.name}", netns=self.netns.path, directory=self.lab.directory
         )
-        self.backend = self._driver.call(_start_backend, context)
+        self.backend = self.driver.call(_start_backend, context)
+
+    def start_install(self, tables: Tables, *, times: int) -> None:
+        """Install again and again, in the background, a generation later each time."""
+        assert self.driver is not None
+        self.driver.start(_install_often, self.backend, tables, times)
 
     def kill_backend(self) -> None:
         """As kill -9 of the agent."""
-        assert self._driver is not None
-        self._driver.close()
-        self._driver = None
+        assert self.driver is not None
+        self.driver.close()
+        self.driver = None
 
     @contextlib.contextmanager
     def sysctl(self, name: str, value: object) -> Iterator[None]:
@@ -130,12 +143,11 @@ class Host:
         return dict(self.backend.status().counters)
 
     def close(self) -> None:
-        if self._driver is not None:
+        if self.driver is not None:
             if self.backend is not None:
                 self.backend.teardown()
-            self._driver.close()
-        for hands in self._own.values():
-            hands.close()
+            self.driver.close()
+        self.rest()
         for path in sorted(self.cgroup.rglob("*"), reverse=True):
             if path.is_dir():
                 path.rmdir()
@@ -147,9 +159,7 @@ class Endpoint(Hands):
     """An endpoint, and the hands in it."""
 
     def __init__(self, host: Host, record: model.Endpoint, netns: Namespace, cgroup: Path) -> None:
-        super().__init__(
-            record.name, netns=netns.path, cgroup=cgroup, directory=host.lab.directory
-        )
+        super().__init__(record.name, netns=netns.path, cgroup=cgroup, directory=host.lab.directory)
         self.host = host
         self.record = record
         self.netns = netns
@@ -212,6 +222,7 @@ class Lab:
         *,
         name: str | None = None,
         address: str | None = None,
+        network: model.Network = NETWORK,
         install: bool = True,
     ) -> Endpoint:
         """A new endpoint with remote hands."""
@@ -219,14 +230,14 @@ class Lab:
         where = self.hosts[host]
         record = model.Endpoint(
             id=1000 + number,
-            network=NETWORK.name,
+            network=network.name,
             name=name or f"e{number}",
             address=address or f"10.77.{number // 250}.{number % 250 + 1}",
             host=where.name,
             identity=contract.SLIM_IDENTITY_FIRST + number,
         )
         if self.mode == "ebpf":
-            attachment = where.backend.attach(record, NETWORK)
+            attachment = where.backend.attach(record, network)
             endpoint = Endpoint(where, record, where.netns, attachment.cgroup)
         else:
             cgroup = where.cgroup / record.name
@@ -265,6 +276,8 @@ class Lab:
         finally:
             for endpoint in list(self.endpoints.values()):
                 self.remove(endpoint)
+            for host in (*self.hosts, self.outside):
+                host.rest()
             if self.policy:
                 self.policy.clear()
                 self.install()
@@ -307,24 +320,32 @@ class Lab:
         if without is not None:
             self._generation += 1
         addresses = {host.name: IPAddress(host.address) for host in self.hosts}
-        vni = NETWORK.vni
-        cidrs: dict[tuple[int, IPNetwork], CidrRecord] = {
-            (vni, cidr): CidrRecord(identity=contract.SLIM_IDENTITY_WORLD, overlay=True)
-            for cidr in NETWORK.cidrs
+        vnis = {network.name: network.vni for network in (NETWORK, TENANT)}
+        cidrs: dict[tuple[int, IPNetwork], CidrRecord] = {}
+        for network in (NETWORK, TENANT):
+            for cidr in network.cidrs:
+                cidrs[network.vni, cidr] = CidrRecord(
+                    identity=contract.SLIM_IDENTITY_WORLD, overlay=True
+                )
+            for address in addresses.values():
+                cidrs[network.vni, IPNetwork(f"{address}/32")] = CidrRecord(
+                    identity=contract.SLIM_IDENTITY_HOST, host=True
+                )
+        records = {
+            number: endpoint.record
+            for number, endpoint in self.endpoints.items()
+            if endpoint is not without
         }
-        for address in addresses.values():
-            cidrs[vni, IPNetwork(f"{address}/32")] = CidrRecord(
-                identity=contract.SLIM_IDENTITY_HOST, host=True
-            )
-        records = {number: endpoint.record for number, endpoint in self.endpoints.items() if endpoint is not without}
         return Tables(
             generation=self._generation,
-            addresses={(vni, record.address): number for number, record in records.items()},
+            addresses={
+                (vnis[record.network], record.address): number for number, record in records.items()
+            },
             endpoints={
                 number: EndpointRecord(
                     address=record.address,
                     host=addresses[record.host],
-                    vni=vni,
+                    vni=vnis[record.network],
                     identity=record.identity,
                     local=record.host == host.name,
                     wire_syn=True,
@@ -362,6 +383,13 @@ def _start_backend(context: Any) -> Any:
 
     # Set by the far end: keep it there.
     return Reference(EbpfBackend(context))  # type: ignore[name-defined]  # noqa: F821
+
+
+def _install_often(backend: Any, tables: Any, times: int) -> None:
+    import attrs
+
+    for number in range(1, times + 1):
+        backend.install(attrs.evolve(tables, generation=tables.generation + number))
 
 
 def _read_text(path: str) -> str:

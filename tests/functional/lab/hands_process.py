@@ -53,7 +53,7 @@ class Process:
         self.objects: dict[int, Any] = {}
         self.functions: dict[str, Any] = {}
         self.namespace: dict[str, Any] = {"Reference": Reference, "__name__": "hands"}
-        exec(  # noqa: S102
+        exec(
             "import array, contextlib, ctypes, errno, fcntl, json, os, select, signal\n"
             "import socket, struct, subprocess, sys, threading, time\n"
             "from pathlib import Path\n"
@@ -90,7 +90,7 @@ class Process:
     def function(self, source: str, name: str) -> Any:
         """Compile what the test wrote; functions share their globals."""
         if source not in self.functions:
-            exec(compile(source, f"<{name}>", "exec"), self.namespace)  # noqa: S102
+            exec(compile(source, f"<{name}>", "exec"), self.namespace)
             self.functions[source] = self.namespace[name]
         return self.functions[source]
 

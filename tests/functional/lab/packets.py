@@ -97,9 +97,7 @@ def send(hands: Hands, syn: Syn, wait: float = 0.4) -> str:
     """Send it from there: ``"syn-ack"``, ``"rst"`` or ``"nothing"`` came back."""
     if not syn.source_port:
         syn = evolve(syn, source_port=next(_ports))
-    return str(
-        hands.call(_send, syn.packets(), syn.destination, syn.port, syn.source_port, wait)
-    )
+    return str(hands.call(_send, syn.packets(), syn.destination, syn.port, syn.source_port, wait))
 
 
 def _send(packets: list[bytes], destination: str, port: int, source_port: int, wait: float) -> str:

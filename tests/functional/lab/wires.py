@@ -65,9 +65,7 @@ class Namespace:
 
     def cable(self, name: str, other: Namespace, other_name: str) -> None:
         """A veth pair between two namespaces, both ends up."""
-        self.ip(
-            f"link add {name} type veth peer name {other_name} netns {other.path}"
-        )
+        self.ip(f"link add {name} type veth peer name {other_name} netns {other.path}")
         self.ip(f"link set {name} up")
         other.ip(f"link set {other_name} up")
 
