@@ -14,9 +14,9 @@ smallest whole plugin. To write another one:
    for each endpoint. Another process adopts what runs by reading them.
 3. Close before you open: a router is made with rules that refuse everything,
    an endpoint gets its device before anyone knows its namespace.
-4. Write what completes a thing last and remove it first, so that a process
-   killed in between leaves either nothing or something that the next call
-   makes whole.
+4. Write down what you are about to make, and last of all that it is whole, so
+   that a process killed in between leaves nothing that the next one does not
+   find: to make it whole, or to remove it.
 5. Run :func:`slimnet.testing.check_backend` on it.
 """
 

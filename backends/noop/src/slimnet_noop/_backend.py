@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from attrs import evolve
 from netaddr import IPAddress
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -38,8 +38,6 @@ from slimnet_noop import _cgroup
 from slimnet_noop._record import Record
 
 __all__ = ["NoopBackend"]
-
-_LOG = logging.getLogger(__name__)
 
 #: Raised when names, devices or rules change such that an older process could not adopt them.
 ABI = 1
@@ -121,7 +119,7 @@ class NoopBackend(Backend):
         """Make the cgroup and the namespace, and connect it to the network's router."""
         with self._working():
             record = self._records().get(endpoint.id)
-            if record is not None and netns.exists(record.netns) and record.cgroup.is_dir():
+            if record is not None and record.whole and record.cgroup.is_dir():
                 return record.attachment()
             if endpoint.address.version != 4:
                 raise BackendError(f"endpoint.address: wanted IPv4, got {endpoint.address}")
@@ -132,7 +130,7 @@ class NoopBackend(Backend):
                 vni=network.vni,
                 address=endpoint.address,
                 cgroup=cgroup,
-                made=not cgroup.is_dir(),
+                made=record.made if record is not None else not cgroup.is_dir(),
                 netns=netns.DIRECTORY / f"slimnet.{self.context.instance}.{full}",
             )
             self._remove(record)  # what a killed process left
@@ -149,7 +147,6 @@ class NoopBackend(Backend):
             return record.attachment()
 
     def _make(self, record: Record) -> None:
-        # First of all: who is killed in between leaves nothing that detach does not find.
         record.write(self.context.state)
         router = self._router(record.vni)
         if not router.exists():
@@ -160,6 +157,7 @@ class NoopBackend(Backend):
         netns.create(record.netns)
         router.plug(record.endpoint, record.address, record.netns)
         record.cgroup.mkdir(parents=True, exist_ok=True)
+        evolve(record, whole=True).write(self.context.state)
 
     def detach(self, endpoint: int) -> None:
         """Remove what :meth:`attach` made. The cgroup goes first: the kernel

@@ -26,6 +26,8 @@ class Record:
         cgroup: of its processes.
         made: whether the cgroup was made here, and so goes with the endpoint.
         netns: where its network namespace is mounted.
+        whole: all of it is there; written first without, so that whoever is
+            killed in between leaves nothing that nobody knows of.
     """
 
     endpoint: int
@@ -34,6 +36,7 @@ class Record:
     cgroup: Path
     made: bool
     netns: Path
+    whole: bool = False
 
     def attachment(self) -> Attachment:
         """Where its processes belong."""
@@ -52,6 +55,7 @@ class Record:
                     "cgroup": str(self.cgroup),
                     "made": self.made,
                     "netns": str(self.netns),
+                    "whole": self.whole,
                 }
             )
         )
@@ -76,4 +80,5 @@ class Record:
                 cgroup=Path(value["cgroup"]),
                 made=value["made"],
                 netns=Path(value["netns"]),
+                whole=value["whole"],
             )
