@@ -19,7 +19,7 @@ from slimnet.policy.compiler import rule_text
 from slimnet.policy.decision import Answerer
 
 FLOWS = int(os.environ.get("SLIMNET_POLICY_FLOWS", "25000"))
-FLOWS_OF_A_WORLD = 50
+FLOWS_OF_A_WORLD = 50 if FLOWS < 200_000 else 200
 WORLDS = max(500, FLOWS // FLOWS_OF_A_WORLD)
 VNIS = {network.name: network.vni for network in NETWORKS}
 

@@ -8,6 +8,7 @@ Every accessor says what it wants; what is not that raises
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Never
 
@@ -22,12 +23,21 @@ __all__ = ["Node", "documents"]
 _TEXT_MAX = 4 * 2**20
 _DEPTH_MAX = 32
 _NODES_MAX = 200_000
+_WORD = re.compile(r"[-\w./]+")
+# What a message shows of a wrong value.
+_GOT_MAX = 120
 
 
 def place(file: str, line: int, path: str = "") -> str:
     """How messages name a field: ``web.yaml:12: spec.ingress``, with what is known of that."""
     where = f"{file}:{line}" if file and line else file or (f"line {line}" if line else "")
     return ": ".join(filter(None, (where, path))) or "document"
+
+
+def _below(path: str, key: str) -> str:
+    """The path of a field; a key that is no plain word is quoted."""
+    word = key if _WORD.fullmatch(key) else repr(key[:_GOT_MAX])
+    return f"{path}.{word}" if path else word
 
 
 @frozen
@@ -48,9 +58,10 @@ class Node:
 
     def fail(self, wanted: str, got: object = None) -> Never:
         """Refuse this value."""
-        raise PolicyError(
-            place(self.file, self.line, self.path), wanted, self.plain() if got is None else got
-        )
+        value = self.plain() if got is None else got
+        if len(repr(value)) > _GOT_MAX:
+            value = f"{repr(value)[:_GOT_MAX]}..."
+        raise PolicyError(place(self.file, self.line, self.path), wanted, value)
 
     def plain(self) -> Any:
         """The value without places."""
@@ -65,8 +76,7 @@ class Node:
         """Plain JSON values as nodes, without lines: nobody wrote any."""
         if isinstance(value, Mapping):
             value = {
-                str(key): cls.of(item, file, f"{path}.{key}" if path else str(key))
-                for key, item in value.items()
+                str(key): cls.of(item, file, _below(path, str(key))) for key, item in value.items()
             }
         elif isinstance(value, (list, tuple)):
             value = [cls.of(item, file, f"{path}[{index}]") for index, item in enumerate(value)]
@@ -103,7 +113,7 @@ class Node:
     def get(self, key: str) -> Node:
         """One field of a table; absent when it is not written."""
         node = self.table().get(key)
-        path = f"{self.path}.{key}" if self.path else key
+        path = _below(self.path, key)
         return Node(None, path, self.line, self.file) if node is None else node
 
     def need(self, key: str) -> Node:
@@ -214,7 +224,7 @@ def _convert(
             at = Node(None, path, key_node.start_mark.line + 1, file)
             if not isinstance(key, str):
                 at.fail("a field's name", "a list or a table")
-            below = f"{path}.{key}" if path else key
+            below = _below(path, key)
             if key in table:
                 Node(None, below, at.line, file).fail("each field once", "a second one")
             value = _convert(loader, value_node, below, file, depth + 1, count)

@@ -220,9 +220,10 @@ def _is_port(port: Port, question: _Question) -> bool:
     declared = destination.ports.get(port.name) if destination is not None else None
     if declared is None:
         return False
-    protocol, number = Protocol[declared[0].upper()], declared[1]
+    protocol, number = Protocol.__members__.get(declared[0].upper()), declared[1]
     return (
-        (port.protocol is None or port.protocol is protocol)
+        protocol is not None
+        and (port.protocol is None or port.protocol is protocol)
         and question.protocol is protocol
         and question.port == number
     )

@@ -208,8 +208,12 @@ class Overlay:
         for identifier in self._dirty:
             endpoint = self._endpoints[identifier]
             address = endpoint.address
-            ports = sorted(item for item in endpoint.ports.items() if item[0] in self._names)
-            mark = (self._ranges.terms(address.version, int(address)), tuple(ports))
+            ports = tuple(
+                (name, (kind, number))
+                for name, (kind, number) in sorted(endpoint.ports.items())
+                if name in self._names
+            )
+            mark = (self._ranges.terms(address.version, int(address)), ports)
             old = self._places.get(identifier)
             if old is not None:
                 if old[1] == mark:

@@ -22,8 +22,8 @@ def _spans(ports: tuple[Port, ...], declared: Mapping[str, tuple[str, int]]) -> 
                 spans.append((port.protocol, port.first, port.last))
         elif port.name in declared:
             word, number = declared[port.name]
-            protocol = Protocol[word.upper()]
-            if port.protocol in {None, protocol}:
+            protocol = Protocol.__members__.get(word.upper())
+            if protocol is not None and port.protocol in {None, protocol}:
                 spans.append((protocol, number, number))
     return tuple(spans)
 
