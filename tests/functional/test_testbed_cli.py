@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -147,7 +148,7 @@ def test_endpoints(bed):
     assert listed["ports"] == {"http": ["tcp", 80]}
     assert yaml.safe_load(slimnet(host, "endpoint", "ls", "-o", "yaml")) == [listed]
     assert "10.1.0.9" in refused(other, "endpoint", "add", "thief", "--ip", "10.1.0.9")
-    assert "in use" in (said := refused(host, "network", "rm", "prod")) or "endpoint" in said
+    assert "endpoint" in refused(host, "network", "rm", "prod")
     slimnet(host, "endpoint", "rm", "web")
     assert answer(host, "endpoint", "ls") == []
     assert not os.path.isdir(made["cgroup"])
@@ -208,8 +209,7 @@ def test_run_hides_the_agent_and_the_store(bed):
 def test_the_agent_refuses_an_endpoint_that_has_its_socket_all_the_same(bed):
     """Handed in as a file of another name: the peer's cgroup says who asks."""
     host = bed.hosts[0]
-    link = bed.directory.parent.parent.parent / "tmp" / f"slt-agent-{os.getpid()}"
-    link = type(link)(f"/tmp/slt-agent-{os.getpid()}")
+    link = Path(f"/tmp/slt-agent-{os.getpid()}")
     link.touch()
     subprocess.run(["mount", "--bind", host.agent, link], check=True)
     try:
@@ -370,17 +370,18 @@ def test_observe(bed, web, tmp_path):
     host = bed.hosts[0]
     (tmp_path / "web.yaml").write_text(POLICY)
     friend = ["run", "--name", "friend", "-l", "app=friend", "--", sys.executable, "-c", CLIENT]
-    with subprocess.Popen(
-        command(bed.hosts[1], "observe", "--count", "2", "--endpoint", "web", "-o", "json"),
-        stdout=subprocess.PIPE, text=True,
-    ) as watcher:  # fmt: skip
-        time.sleep(1)
-        slimnet(host, *friend, "web", "80")
-        events = [json.loads(line) for line in watcher.stdout]
-        assert watcher.wait(10) == 0
-    assert [each["kind"] for each in events] == ["opened", "closed"]
-    assert events[0]["destination"][1] == 80
-    assert events[0]["direction"] == "ingress"
+    if bed.backend != "noop":  # which tells of refusals only
+        with subprocess.Popen(
+            command(bed.hosts[1], "observe", "--count", "2", "--endpoint", "web", "-o", "json"),
+            stdout=subprocess.PIPE, text=True,
+        ) as watcher:  # fmt: skip
+            time.sleep(1)
+            slimnet(host, *friend, "web", "80")
+            events = [json.loads(line) for line in watcher.stdout]
+            assert watcher.wait(10) == 0
+        assert [each["kind"] for each in events] == ["opened", "closed"]
+        assert events[0]["destination"][1] == 80
+        assert events[0]["direction"] == "ingress"
     slimnet(host, "policy", "apply", str(tmp_path / "web.yaml"))
     slimnet(host, "status", "--wait")
     with subprocess.Popen(
@@ -404,8 +405,8 @@ def test_status(bed):
     assert found["backend"] == bed.backend
     assert [each["name"] for each in found["hosts"]] == ["h1", "h2"]
     table = slimnet(bed.hosts[0], "status")
-    assert f"backend    {''}" in table or "backend" in table
-    assert "h2" in table
+    assert ["backend", bed.backend] in [line.split() for line in table.splitlines()]
+    assert ["h2", "198.18.0.2", bed.backend] in [line.split()[:3] for line in table.splitlines()]
 
 
 def test_completion_knows_the_names(bed):

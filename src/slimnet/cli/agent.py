@@ -40,11 +40,9 @@ def agent(config: str | None, teardown: bool) -> None:  # noqa: FBT001
 
     settings = load_config(config)
     if teardown:
-        from slimnet.agent.site import survey  # noqa: PLC0415
-        from slimnet.plugins import choose_backend  # noqa: PLC0415
+        from slimnet.agent import teardown as remove  # noqa: PLC0415
 
-        backend, _ = choose_backend(settings.backend)
-        backend(survey(settings, backend).context(settings, backend)).teardown()
+        remove(settings)
         return
     import logging  # noqa: PLC0415
 

@@ -57,9 +57,12 @@ def open_agent() -> Node:
 def _complete(values: Callable[[Node], list[str]]) -> Callable[..., list[str]]:
     """Names that the agent knows; none where it does not answer."""
 
-    def complete(_context: Any, _option: Any, incomplete: str) -> list[str]:
+    def complete(context: click.Context, _option: Any, incomplete: str) -> list[str]:
+        from slimnet.node import open_node  # noqa: PLC0415  # attrs and the client
+
+        root = context.find_root()  # nothing ran yet: what was named is in its parameters
         try:
-            with open_agent() as node:
+            with open_node(agent=root.obj or root.params.get("agent")) as node:
                 return [each for each in values(node) if each.startswith(incomplete)]
         except Exception:  # noqa: BLE001  # a shell is in the middle of a line
             return []

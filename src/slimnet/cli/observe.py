@@ -78,7 +78,7 @@ def observe(
 ) -> None:
     """Show connections as they open, are refused and close.
 
-    Those of this host's endpoints, live.
+    Those of this host's endpoints, live. A backend may tell of refusals only (noop does).
     """
     with open_agent() as node:
         found = {each.id: each for each in node.endpoints()}
