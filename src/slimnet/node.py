@@ -211,7 +211,7 @@ class Node:
         from slimnet import sandbox  # noqa: PLC0415  # what most callers never need
 
         with self.attach(network, name, ephemeral=True, **options) as attached:
-            return sandbox.run(attached, argv)
+            return sandbox.run(attached, argv, hidden=sandbox.secrets(self))
 
     # Policies
 
@@ -318,7 +318,9 @@ class Node:
         Raises:
             SlimnetError: some have not, after ``timeout`` seconds; says which.
         """
-        answer = self._client.request("POST", "wait", revision=revision, timeout=timeout)
+        answer = self._client.request(
+            "POST", "wait", patience=timeout, revision=revision, timeout=timeout
+        )
         installed: dict[str, int] = answer["installed"]
         return installed
 
@@ -354,6 +356,7 @@ class Node:
         answer: dict[str, Any] = self._client.request(
             "POST",
             "ping",
+            patience=timeout * (count + 1),
             target=target,
             port=port,
             source=source,

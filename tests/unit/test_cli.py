@@ -343,3 +343,22 @@ def test_json_has_every_field(capsys):
 def test_one_value_as_lines(capsys):
     show_one({"name": "prod", "nothing": None, "works": True}, "table")
     assert capsys.readouterr().out == "name     prod\nworks    yes\n"
+
+
+def test_what_run_hides_besides():
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from slimnet import sandbox
+
+    node = SimpleNamespace(
+        agent=Path("/srv/agent.sock"),
+        status=lambda: {"store": "sqlite:////srv/store.db", "key_file": "/srv/key"},
+    )
+    assert [str(path) for path in sandbox.secrets(node)] == [
+        "/srv/agent.sock",
+        "/srv/key",
+        "/srv/store.db",
+        "/srv/store.db-wal",
+        "/srv/store.db-shm",
+    ]

@@ -189,6 +189,7 @@ class Agent:
             "enforcing": self.backend.enforcing,
             "wires": records.encode(self.site.host.wires),
             "store": self.config.store,
+            "key_file": str(self.config.key_file),
             "revision": self.mirror.followed,
             "generation": status.generation,
             "attached": sorted(status.endpoints),
@@ -211,7 +212,7 @@ class Agent:
         """
         if revision is None:
             self.sync()
-            revision = self.mirror.followed
+            revision = self.mirror.changed
         deadline = time.monotonic() + timeout
         while True:
             installed = self.cluster.installed()

@@ -214,10 +214,11 @@ def spawn(
 
 def secrets(node: _Node) -> list[Path]:
     """What the endpoints of this node's host must not see, wherever it is: the
-    agent's socket and the files of an embedded store."""
-    scheme, _, path = str(node.status()["store"]).partition("://")
-    files = [Path(path + suffix) for suffix in ("", "-wal", "-shm")] if scheme == "sqlite" else []
-    return [node.agent, *files]
+    agent's socket, the cluster's key and the files of an embedded store."""
+    status = node.status()
+    scheme, _, path = str(status["store"]).partition(":///")
+    files = [path + suffix for suffix in ("", "-wal", "-shm")] if scheme == "sqlite" else []
+    return [node.agent, *map(Path, (status["key_file"], *files))]
 
 
 def _start(
