@@ -112,8 +112,8 @@ def test_read(name, said, value, operations):
         (
             "postgresql",
             (
-                "number of transactions actually processed: 1\nnumber of failed transactions: 2 (1%)\n"
-                "tps = 1.0 (without initial connection time)"
+                "number of transactions actually processed: 1\n"
+                "number of failed transactions: 2 (1%)\ntps = 1.0 (without initial connection time)"
             ),
             "failed transactions: 2",
         ),
