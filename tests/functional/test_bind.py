@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from slimnet.model import Reason
+
 INET, INET6 = socket.AF_INET, socket.AF_INET6
 
 #: A source port per test: one may be used towards a host by eight endpoints a
@@ -460,22 +462,49 @@ def test_reuseport_is_among_one_endpoints_sockets(lab):
 # Limits
 
 
-@pytest.mark.parametrize("how", ["bind", "listen"])
-def test_no_endpoint_takes_all_source_ports_of_the_host(lab, how):
-    """bind(0), and listen() without bind(), sit on a port of the host; there is
-    a limit, and others go on."""
+def test_no_endpoint_takes_all_source_ports_of_the_host(lab):
+    """bind(0) sits on a port of the host; there is a limit, and others go on."""
     greedy, other = lab.endpoint(0), lab.endpoint(0)
     host = greedy.host
     with host.sysctl("net.ipv4.ip_local_port_range", "40000 50000"):
-        count, number = greedy.call(_take_ports, 10_001, how)
+        count, number = greedy.call(_take_ports, 10_001, "bind")
         assert count < 10_000, "it took every port of the host"
         assert number in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EAGAIN)
-        assert bound(other, "0.0.0.0", 0).getsockname()[1] > 0
-        assert bound(host.root, "0.0.0.0", 0).getsockname()[1] > 0
-        lab.outside.root.serve(7000)
-        assert host.user.connect(lab.outside.address, 7000)
+        others_go_on(lab, host, other)
     greedy.call(_give_ports)
     assert bound(greedy, "0.0.0.0", 0).getsockname()[1] > 0
+
+
+def test_listening_without_bind_is_limited_too(lab):
+    """No hook sees its port before it is taken: what is above the limit is
+    destroyed right after."""
+    greedy, other = lab.endpoint(0), lab.endpoint(0)
+    host = greedy.host
+    before = host.counters().get(Reason.PORT_LIMIT, 0)
+    with host.sysctl("net.ipv4.ip_local_port_range", "40000 50000"):
+        count, _ = greedy.call(_take_ports, 10_001, "listen")
+        until = time.monotonic() + 5
+        while greedy.call(_still_listening) > 5_000:
+            assert time.monotonic() < until, "it took every port of the host"
+            time.sleep(0.1)
+        others_go_on(lab, host, other)
+    assert host.counters()[Reason.PORT_LIMIT] > before
+    assert count > 0
+    greedy.call(_give_ports)
+    assert bound(greedy, "0.0.0.0", 0).getsockname()[1] > 0
+
+
+def others_go_on(lab, host, other):
+    """The host and another endpoint find ports."""
+    assert bound(other, "0.0.0.0", 0).getsockname()[1] > 0
+    assert bound(host.root, "0.0.0.0", 0).getsockname()[1] > 0
+    lab.outside.root.serve(7000)
+    assert host.user.connect(lab.outside.address, 7000)
+
+
+def _still_listening():
+    """tcp_info's first byte is the state; 10 is TCP_LISTEN."""
+    return sum(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x0a" for sock in taken)
 
 
 def _take_ports(limit, how):

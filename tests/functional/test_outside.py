@@ -167,16 +167,14 @@ def _unspec(sock):
 def test_events_of_an_outside_connection(lab):
     endpoint = lab.endpoint()
     listener = lab.outside.root.listen(8080)
-    endpoint.host.backend.observe(enabled=True)
-    endpoint.host.backend.events(0.0)
+    endpoint.host.observe()
     opened = endpoint.connect(lab.outside.address, 8080)
     accepted, _ = listener.accept()
     opened.sendall(b"12345")
     assert accepted.recv(10) == b"12345"
     opened.close()
     accepted.close()
-    seen = lab.events(endpoint.host, 2)
-    endpoint.host.backend.observe(enabled=False)
+    seen = endpoint.host.events(2)
     assert [event.kind for event in seen] == [EventKind.OPENED, EventKind.CLOSED]
     for event in seen:
         assert event.endpoint == endpoint.id

@@ -224,8 +224,7 @@ def test_events(lab, ends):
     client, server = ends
     hosts = {client.host, server.host}
     for host in hosts:
-        host.backend.observe(enabled=True)
-        host.backend.events(0.0)
+        host.observe()
     listener = server.listen(80)
     opened = client.connect(server.address, 80)
     accepted, _ = listener.accept()
@@ -239,13 +238,11 @@ def test_events(lab, ends):
     assert accepted.recv(1) == b""
     accepted.close()
     if len(hosts) == 1:
-        seen = lab.events(client.host, 4)
+        seen = client.host.events(4)
         at_client = [event for event in seen if event.direction == EGRESS]
         at_server = [event for event in seen if event.direction == INGRESS]
     else:
-        at_client, at_server = lab.events(client.host, 2), lab.events(server.host, 2)
-    for host in hosts:
-        host.backend.observe(enabled=False)
+        at_client, at_server = client.host.events(2), server.host.events(2)
     for events, own, peer, sent, received in (
         (at_client, client, server, 1000, 2000),
         (at_server, server, client, 2000, 1000),
@@ -274,10 +271,10 @@ def test_refused_event(lab, ends, direction):
     lab.isolate(subject, direction)
     lab.rule(subject, direction, port=80, allow=False)
     lab.install()
-    subject.host.backend.events(0.0)
+    subject.host.watcher.forget()
     with pytest.raises(OSError):
         client.connect(server.address, 80)
-    (event,) = lab.events(subject.host, 1)
+    (event,) = subject.host.events(1)
     assert event.kind == EventKind.REFUSED
     assert event.reason == Reason.RULE_DENY
     assert event.rule == 2
@@ -291,11 +288,11 @@ def test_refused_event(lab, ends, direction):
 def test_no_events_of_connections_unless_observed(lab, ends):
     client, server = ends
     server.serve(80)
-    client.host.backend.events(0.0)
-    server.host.backend.events(0.0)
+    client.host.watcher.forget()
+    server.host.watcher.forget()
     client.connect(server.address, 80).close()
-    assert client.host.backend.events(0.3) == []
-    assert server.host.backend.events(0.3) == []
+    assert client.host.events(1, timeout=0.3) == []
+    assert server.host.events(1, timeout=0.3) == []
 
 
 def test_connections_are_listed(lab, ends):

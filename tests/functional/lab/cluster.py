@@ -15,7 +15,6 @@ import itertools
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +60,7 @@ class Host:
         self.cgroup.mkdir()
         self._own: dict[int | None, Hands] = {}
         self.backend: Any = None
+        self.watcher: Any = None
         self.driver: Hands | None = None
 
     def hands(self, uid: int | None = None) -> Hands:
@@ -111,7 +111,7 @@ class Host:
         self.driver = Hands(
             f"backend of {self.name}", netns=self.netns.path, directory=self.lab.directory
         )
-        self.backend = self.driver.call(_start_backend, context)
+        self.backend, self.watcher = self.driver.call(_start_backend, context)
 
     def start_install(self, tables: Tables, *, times: int) -> None:
         """Install again and again, in the background, a generation later each time."""
@@ -138,6 +138,16 @@ class Host:
     def statistic(self, name: str) -> int:
         """A counter of the namespace: ``TcpExtTCPSynRetrans``, ``TcpActiveOpens``..."""
         return int(self.root.call(_statistics)[name])
+
+    def observe(self) -> None:
+        """From now on opened and closed connections make events; the earlier
+        events are dropped."""
+        self.backend.observe(enabled=True)
+        self.watcher.forget()
+
+    def events(self, count: int, timeout: float = 5.0) -> list[model.Event]:
+        """The next ``count`` events; fewer where no more come in time."""
+        return list(self.watcher.take(count, timeout))
 
     def counters(self) -> dict[model.Reason, int]:
         return dict(self.backend.status().counters)
@@ -278,6 +288,8 @@ class Lab:
                 self.remove(endpoint)
             for host in (*self.hosts, self.outside):
                 host.rest()
+                if host.backend is not None:
+                    host.backend.observe(enabled=False)
             if self.policy:
                 self.policy.clear()
                 self.install()
@@ -364,14 +376,6 @@ class Lab:
         for host in self.hosts:
             host.backend.install(self.tables(host))
 
-    def events(self, host: Host, count: int, timeout: float = 5.0) -> list[model.Event]:
-        """The next ``count`` events of a host; fewer where no more come in time."""
-        found: list[model.Event] = []
-        until = time.monotonic() + timeout
-        while len(found) < count and time.monotonic() < until:
-            found += host.backend.events(0.2)
-        return found
-
     def close(self) -> None:
         for endpoint in list(self.endpoints.values()):
             self.remove(endpoint)
@@ -379,10 +383,12 @@ class Lab:
 
 
 def _start_backend(context: Any) -> Any:
+    from lab.hands_process import Reference
+    from lab.watcher import Watcher
     from slimnet_ebpf import EbpfBackend
 
-    # Set by the far end: keep it there.
-    return Reference(EbpfBackend(context))  # type: ignore[name-defined]  # noqa: F821
+    backend = EbpfBackend(context)
+    return Reference(backend), Reference(Watcher(backend))
 
 
 def _install_often(backend: Any, tables: Any, times: int) -> None:

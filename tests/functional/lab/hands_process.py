@@ -38,8 +38,9 @@ class Reference:
 
 
 def _stays(value: object) -> bool:
-    return isinstance(value, (socket.socket, subprocess.Popen, io.IOBase, Reference)) or (
-        type(value).__module__ in {"select", "_thread", "threading"}
+    return isinstance(value, (socket.socket, subprocess.Popen, io.IOBase)) or (
+        type(value).__name__ == "Reference"
+        or type(value).__module__ in {"select", "_thread", "threading"}
     )
 
 
@@ -52,7 +53,7 @@ class Process:
         self.numbers = itertools.count(1)
         self.objects: dict[int, Any] = {}
         self.functions: dict[str, Any] = {}
-        self.namespace: dict[str, Any] = {"Reference": Reference, "__name__": "hands"}
+        self.namespace: dict[str, Any] = {"__name__": "hands"}
         exec(
             "import array, contextlib, ctypes, errno, fcntl, json, os, select, signal\n"
             "import socket, struct, subprocess, sys, threading, time\n"
@@ -68,7 +69,7 @@ class Process:
             def persistent_id(self, item: Any) -> tuple[int, str] | None:
                 if not _stays(item):
                     return None
-                if isinstance(item, Reference):
+                if type(item).__name__ == "Reference":
                     item = item.value
                 number = next(process.numbers)
                 process.objects[number] = item
