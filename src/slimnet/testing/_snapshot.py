@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,10 +45,9 @@ def snapshot(host: Path | None, cgroup: Path, state: Iterable[Path], mark: str) 
         for line in Path("/proc/self/mounts").read_text().splitlines()
         if mark in line
     )
-    for top in (cgroup, *state):
-        # The kernel's own files in a cgroup are not worth a line each.
-        kept = (path for path in top.rglob("*") if path.is_dir() or top is not cgroup)
-        lines.update(f"path {path}" for path in kept)
+    # The kernel's own files in a cgroup are not worth a line each.
+    lines.update(f"path {path}" for path in _below(cgroup) if path.is_dir())
+    lines.update(f"path {path}" for top in state for path in _below(top))
     if host is not None:
         with netns.enter(host):
             lines.update(_inside())
@@ -65,9 +65,16 @@ def differences(before: frozenset[str], after: frozenset[str]) -> str:
 
 def _named(mark: str) -> Iterator[str]:
     for place in _NAMED:
-        for path in Path(place).rglob("*"):
+        for path in _below(Path(place)):
             if mark in str(path):
                 yield f"path {path}"
+
+
+def _below(top: Path) -> Iterator[Path]:
+    # os.walk does not mind what others remove meanwhile; rglob does.
+    for directory, names, files in os.walk(top):
+        for name in (*names, *files):
+            yield Path(directory) / name
 
 
 def _run(command: str) -> list[str]:
@@ -91,7 +98,7 @@ def _inside() -> Iterator[str]:
         for side in ("ingress", "egress"):
             for line in _run(f"tc filter show dev {device} {side}"):
                 yield f"filter {device} {side} {line}"
-    for path in Path("/proc/sys/net").rglob("*"):
+    for path in _below(Path("/proc/sys/net")):
         if path.is_file() and not any(part in str(path) for part in _VOLATILE):
             try:
                 yield f"sysctl {path} {path.read_text().strip()}"
