@@ -133,6 +133,13 @@ def test_equal_priorities():
     assert "cluster:b priority: asked after 'cluster:a' only because of its name" in warning
 
 
+def test_rules_that_policy_types_switch_off():
+    (warning,) = said(
+        network_policy("{podSelector: {}, policyTypes: [Egress], egress: [{}], ingress: [{}]}")
+    )
+    assert "default/p ingress: ignored, since policyTypes does not hold Ingress" in warning
+
+
 def test_network_that_does_not_exist():
     policies = load(network_policy("{podSelector: {}}"), network="prod")
     world = state("")

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import TypeVar
+
 from slimnet.policy.selector import Operator, Requirement, Selector
 from slimnet.policy.term import Group
 
 __all__ = ["LabelIndex"]
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 class LabelIndex:
@@ -28,8 +33,8 @@ class LabelIndex:
         """A group that goes."""
         self._all.remove(group)
         for key, value in group.labels.items():
-            self._by_key[key].remove(group)
-            self._by_label[key, value].remove(group)
+            _remove(self._by_key, key, group)
+            _remove(self._by_label, (key, value), group)
 
     def select(self, selector: Selector) -> set[Group]:
         """All groups that it selects, as a new set."""
@@ -54,3 +59,10 @@ class LabelIndex:
         return set().union(
             *(self._by_label.get((requirement.key, value), ()) for value in requirement.values)
         )
+
+
+def _remove(index: dict[_Key, set[Group]], key: _Key, group: Group) -> None:
+    """Take a group out; nothing is kept for labels that nobody carries any more."""
+    index[key].remove(group)
+    if not index[key]:
+        del index[key]

@@ -117,6 +117,8 @@ class Overlay:
         self._ranges.drop_address(address)
         for name in endpoint.ports:
             self._declaring[name].remove(identifier)
+            if not self._declaring[name]:
+                del self._declaring[name]
         self._dirty.discard(identifier)
         self._unplace(endpoint)
         self.identity.pop(identifier, None)
@@ -167,7 +169,7 @@ class Overlay:
         term = self._terms[question] = Term(question, question.typical(self.network.cidrs), 1)
         if question.port:
             self._names[question.port] = term
-            self._dirty |= self._declaring.get(question.port, set())
+            self._dirty.update(self._declaring.get(question.port, ()))
         elif question.block is not None:
             self._ranges.add_block(term, question.block)
         elif question.nodes is not None:
@@ -186,7 +188,7 @@ class Overlay:
         del self._terms[question]
         if question.port:
             del self._names[question.port]
-            self._dirty |= self._declaring.get(question.port, set())
+            self._dirty.update(self._declaring.get(question.port, ()))
         elif question.block is not None:
             self._ranges.drop_block(term, question.block)
         elif question.nodes is not None:
@@ -306,6 +308,7 @@ class Overlay:
         # Even where no range is named, there is a world outside.
         classes.setdefault((frozenset(), False), [])
         old, self._outside, cidrs = self._outside, {}, {}
+        written: dict[Prefix, IPNetwork] = {}
         for (terms, is_host), prefixes in classes.items():
             name = ""
             number = contract.SLIM_IDENTITY_HOST if is_host else contract.SLIM_IDENTITY_WORLD
@@ -317,10 +320,11 @@ class Overlay:
                 known = Party(number, {*terms, self._outer}, host=is_host, name=name)
             self._outside[number] = known
             for prefix in prefixes:
-                key = (self.network.vni, self._network(prefix))
+                written[prefix] = self._written.get(prefix) or network_of(prefix)
+                key = (self.network.vni, written[prefix])
                 overlay = any(inside(prefix, cidr) for cidr in self._overlay)
                 cidrs[key] = CidrRecord(number, overlay, is_host)
-        self.cidrs = cidrs
+        self.cidrs, self._written = cidrs, written
         for party in old.values():
             if party.name:
                 self._numbers.release(party.name)
@@ -329,12 +333,6 @@ class Overlay:
         for party in self._outside.values():
             if old.get(party.identity) is not party:
                 self._join(party)
-
-    def _network(self, prefix: Prefix) -> IPNetwork:
-        known = self._written.get(prefix)
-        if known is None:
-            known = self._written[prefix] = network_of(prefix)
-        return known
 
 
 def _selects(term: Term, labels: Mapping[str, str]) -> bool:

@@ -56,6 +56,8 @@ class Population:
         """Forget a group without members."""
         del self._groups[group.identity]
         self._by_namespace[group.namespace].remove(group)
+        if not self._by_namespace[group.namespace]:
+            del self._by_namespace[group.namespace]
         self._index.drop(group)
         for term in group.terms:
             term.groups.remove(group)
@@ -94,6 +96,8 @@ class Population:
     def set_labels(self, namespace: str, labels: Mapping[str, str]) -> list[tuple[Group, Term]]:
         """A namespace has these labels from now on; what changed by that."""
         self._labels[namespace] = namespace_labels(namespace, labels)
+        if not labels:
+            del self._labels[namespace]
         changed = []
         for group in self._by_namespace.get(namespace, ()):
             for term in self._terms:

@@ -103,11 +103,16 @@ def _idle(rule: Rule, direction: Direction, placements: list[Placement]) -> Iter
 
 
 def _misplaced(state: State) -> Iterator[PolicyWarning]:
-    """Policies of networks that do not exist."""
+    """Policies of networks that do not exist, and rules that ``policyTypes`` switches off."""
     networks = {network.name for network in state.networks}
     for policy in state.policies:
         if isinstance(policy, NetworkPolicy) and policy.network not in networks:
             yield _warning(policy, "", f"there is no network {policy.network!r}")
+        for direction in Direction:
+            name = direction.name.lower()
+            if policy.rules(direction) is None and policy.manifest.get("spec", {}).get(name):
+                text = f"ignored, since policyTypes does not hold {name.title()}"
+                yield _warning(policy, name, text)
 
 
 def _tied(placed: Iterable[list[Placement]]) -> Iterator[PolicyWarning]:
