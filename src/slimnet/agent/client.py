@@ -36,14 +36,20 @@ class Client:
         self.path = path
         self.timeout = timeout
 
-    def request(self, method: str, *segments: str, **body: Any) -> Any:
+    def request(self, method: str, *segments: str, patience: float = 0.0, **body: Any) -> Any:
         """One request under ``/v1``.
+
+        Args:
+            method: of HTTP.
+            segments: of the path.
+            patience: seconds that the agent may take more than usual.
+            body: its fields.
 
         Raises:
             AgentUnreachable: nobody answers on the socket.
             SlimnetError: what the agent answered with.
         """
-        connection = _Connection(self.path, self.timeout)
+        connection = _Connection(self.path, self.timeout + patience)
         try:
             with self._send(connection, method, segments, body) as response:
                 value = json.loads(response.read())

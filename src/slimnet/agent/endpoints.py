@@ -101,7 +101,7 @@ class Endpoints:
         Raises:
             AlreadyExists: it is there and is not what was asked for, or lives.
         """
-        asked = {key: value for key, value in asked.items() if value is not None}
+        asked = dict(asked)
         for needed in ("network", "name"):
             if not isinstance(asked.get(needed), str):
                 raise InvalidValue(f"endpoint.{needed}", "a name", asked.get(needed))

@@ -43,8 +43,10 @@ class Mirror:
         self.store = store
         #: Of the store, up to which this is a copy; 0 before the first.
         self.revision = 0
-        #: Of the last change that could have concerned any tables.
+        #: Up to which every change that can concern tables was taken over.
         self.followed = 0
+        #: Of the last such change that is known: what waits for others to follow.
+        self.changed = 0
         #: Key to what is wrong with its record.
         self.problems: dict[str, str] = {}
         self._kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _DECODE}
@@ -115,15 +117,18 @@ class Mirror:
             changed |= self._take(event.key, event.value)
             self.revision = event.revision
             if event.key.partition("/")[0] in _DECODE:
-                self.followed = event.revision
+                self.followed = self.changed = event.revision
         return changed
 
     def _read(self) -> None:
         pairs, revision = self.store.list("")
         self.problems.clear()
+        self.changed = 0
         self._kinds = {kind: {} for kind in _DECODE}
-        for key, (value, _) in pairs.items():
+        for key, (value, changed) in pairs.items():
             self._take(key, value)
+            if key.partition("/")[0] in _DECODE:
+                self.changed = max(self.changed, changed)
         self.revision = self.followed = revision
 
     def _take(self, key: str, value: bytes | None) -> bool:

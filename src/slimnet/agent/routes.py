@@ -18,7 +18,6 @@ GET      /v1/policies                      all policies
 POST     /v1/policies                      ``policies``: all of them or none
 DELETE   /v1/policies/<net>/<ns>/<name>
 DELETE   /v1/clusterpolicies/<name>
-GET      /v1/state                         everything that tables are compiled from
 GET      /v1/tables                        the tables in force, for bug reports
 POST     /v1/explain                       ``network``, ``source``, ``destination``, ...
 POST     /v1/ping                          ``target``, ``source``, ``port``, ``timeout``
@@ -37,6 +36,7 @@ from typing import Any
 
 from slimnet import records
 from slimnet.agent.agent import Agent
+from slimnet.agent.fields import check
 from slimnet.agent.ping import explain, ping
 from slimnet.agent.server import Peer, Reply, Stream
 from slimnet.exceptions import InvalidValue, NotFound
@@ -66,10 +66,11 @@ class Routes:
             found = getattr(self, f"{method.lower()}_{path[1]}", None)
         if found is None:
             raise NotFound(f"the agent knows no {method} /{'/'.join(path)}")
+        fields = check(body)
         if path[1:] == ["endpoints"] and method == "POST":
-            body["peer"] = peer
+            fields["peer"] = peer
         try:
-            return found(*path[2:], **body)
+            return found(*path[2:], **fields)
         except TypeError as error:
             if error.__traceback__ and error.__traceback__.tb_next is None:
                 raise InvalidValue(
@@ -149,7 +150,7 @@ class Routes:
         self.agent.sync()
         return {"revision": revision}
 
-    def put_namespaces(self, network: str, name: str, labels: dict[str, str]) -> Reply:
+    def put_namespaces(self, network: str, name: str, *, labels: dict[str, str]) -> Reply:
         namespace, revision = self._cluster.set_namespace(network, name, labels)
         self.agent.sync_strictly()
         return {"namespace": records.encode(namespace), "revision": revision}

@@ -1,0 +1,829 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real agents on real backends: two hosts, one store, and what happens to them.
+
+::
+
+      h1: agent, web, spare                h2: agent, db
+             |                                   |
+         ----+---------- underlay ---------------+----       store.db, key: shared
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from slimnet import (
+    AgentUnreachable,
+    AlreadyExists,
+    CapabilityMissing,
+    Direction,
+    EventKind,
+    InUse,
+    InvalidValue,
+    NotFound,
+    PolicyError,
+    Reason,
+    SlimnetError,
+    load_config,
+    open_node,
+)
+from slimnet.agent.client import Client
+from slimnet.agent.site import cgroup_mount
+from slimnet.testing import Resident, Underlay
+
+pytestmark = pytest.mark.root
+
+_NUMBER = itertools.count()
+LEASE = 2
+
+
+class Host:
+    """One host: its configuration, and its agent as a process of its own."""
+
+    def __init__(self, cluster, where, **options):
+        self.where = where
+        self.instance = f"{cluster.name}-{where.name}"
+        self.config_file = cluster.directory / f"{where.name}.toml"
+        self.log = cluster.directory / f"{where.name}.log"
+        settings = {
+            "instance": self.instance,
+            "host": where.name,
+            "backend": cluster.backend,
+            "store": f"sqlite://{cluster.store}",
+            "key_file": str(cluster.directory / "key"),
+            "lease": LEASE,
+            **options,
+        }
+        text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        self.config_file.write_text(f'{text}[underlay]\ninterface = "{where.interface}"\n')
+        self.config = load_config(self.config_file)
+        self.agent = None
+
+    def command(self, *arguments):
+        program = [sys.executable, "-m", "slimnet.cli", "agent", "--config", str(self.config_file)]
+        return ["nsenter", f"--net={self.where.netns}", *program, *arguments]
+
+    def start(self, **environment):
+        with self.log.open("a") as log:
+            self.agent = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, env={**os.environ, **environment}
+            )
+        until(lambda: self.answers() or self.agent.poll() is not None, 20)
+        if self.agent.poll() is not None:
+            raise AssertionError(self.log.read_text())
+        return self.node()
+
+    def answers(self):
+        try:
+            return bool(self.node())
+        except AgentUnreachable:
+            return False
+
+    def node(self):
+        return open_node(self.config)
+
+    def revive(self):
+        """Whatever a test did to its agent: it runs again."""
+        if self.agent is None or self.agent.poll() is not None:
+            self.start()
+        self.agent.send_signal(signal.SIGCONT)
+
+    def kill(self):
+        self.agent.kill()
+        self.agent.wait(10)
+
+    def stop(self):
+        if self.agent is not None and self.agent.poll() is None:
+            self.agent.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.agent.wait(10)
+                return
+            self.agent.kill()
+            self.agent.wait(10)
+
+    def teardown(self):
+        self.stop()
+        for cgroup in (cgroup_mount() / "slimnet" / self.instance).glob("*/"):
+            with contextlib.suppress(OSError):
+                (cgroup / "cgroup.kill").write_text("1")
+        done = None
+        for _ in range(20):
+            done = subprocess.run(self.command("--teardown"), capture_output=True, text=True)
+            if done.returncode == 0:
+                return
+            time.sleep(0.1)
+        raise AssertionError(done.stderr)
+
+
+class Cluster:
+    def __init__(self, backend, directory):
+        self.backend = backend
+        self.directory = directory
+        self.store = directory / "store.db"
+        self.name = f"slt-b{os.getpid()}-{next(_NUMBER)}"
+        self.underlay = Underlay(hosts=2, name=self.name.removeprefix("slt-"))
+
+    def __enter__(self):
+        self.underlay.up()
+        self.hosts = [Host(self, where) for where in self.underlay.hosts]
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.underlay.down)
+            for host in self.hosts:
+                stack.callback(host.teardown)
+
+
+def until(holds, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture(params=["ebpf", "noop"])
+def fresh(request, tmp_path):
+    """Two hosts whose agents were never started."""
+    with Cluster(request.param, tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module", params=["ebpf", "noop"])
+def running(request, tmp_path_factory):
+    with Cluster(request.param, tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running):
+    """Two hosts with their agents and a network; nothing else is left from other tests."""
+    for host in running.hosts:
+        host.revive()
+    node = running.hosts[0].node()
+    node.create_network("prod", "10.77.0.0/24")
+    yield running
+    for host in running.hosts:
+        host.revive()
+    for policy in node.policies():
+        node.remove_policy(policy.name, policy.network, policy.namespace)
+    for host in running.hosts:
+        for each in host.node().endpoints():
+            if each.host == host.where.name:
+                host.node().detach(each.network, each.name, each.namespace, kill=True)
+    for network in node.networks():
+        node.remove_network(network.name)
+
+
+@pytest.fixture
+def hosts(cluster):
+    return cluster.hosts
+
+
+@pytest.fixture
+def resident():
+    """Starts processes in attached endpoints."""
+    with contextlib.ExitStack() as stack:
+
+        def start(host, placed):
+            return stack.enter_context(Resident(placed.cgroup, host.where.netns, placed.netns))
+
+        yield start
+
+
+@pytest.fixture
+def pair(hosts, resident):
+    """``web`` on the first host, with a connection to ``db`` on the second."""
+    one, two = hosts
+    web = one.node().attach("prod", "web", labels={"app": "web"})
+    db = two.node().attach("prod", "db", labels={"app": "db"})
+    one.node().wait()
+    server, client = resident(two, db), resident(one, web)
+    server.serve(7000)
+    client.hold("live", str(db.endpoint.address), 7000)
+    assert client.talk("live")
+    return web, db, client, server
+
+
+def connects(client, placed, port=7000):
+    reached = client.connect(str(placed.endpoint.address), port)
+    assert reached, reached.text
+    return reached
+
+
+def test_two_hosts_talk(hosts, pair):
+    """Attach on both hosts, and they talk by overlay address, without a pause in between."""
+    web, db, client, _ = pair
+    reached = connects(client, db)
+    assert reached.peer == (str(db.endpoint.address), 7000)
+    assert reached.seen[0] == str(web.endpoint.address)
+    assert {each.name for each in hosts[0].node().hosts()} == {"h1", "h2"}
+    assert [each.name for each in hosts[1].node().endpoints("prod")] == ["db", "web"]
+
+
+def test_endpoint_can_talk_as_soon_as_it_is_attached(hosts, resident, pair):
+    """On its own host at once; the other one needs its watch."""
+    web = pair[0]
+    _, db, _, _ = pair
+    fresh = hosts[1].node().attach("prod", "fresh")
+    assert connects(resident(hosts[1], fresh), db).seconds < 0.5
+    hosts[1].node().wait()
+    far = hosts[0].node().attach("prod", "far")
+    hosts[0].node().wait()
+    assert connects(resident(hosts[0], far), db).seconds < 0.5
+    assert web.created
+
+
+def test_agent_killed_and_started_again(hosts, pair):
+    """Live connections go on, new ones are made in between, and what runs is adopted."""
+    web, db, client, _ = pair
+    before = {host.where.name: host.node().status()["attached"] for host in hosts}
+    for host in hosts:
+        host.kill()
+    assert client.talk("live")
+    connects(client, db)
+    with pytest.raises(AgentUnreachable, match=r"agent on .*agent\.sock"):
+        hosts[0].node()
+    for host in hosts:
+        host.start()
+    after = {host.where.name: host.node().status() for host in hosts}
+    assert {name: status["attached"] for name, status in after.items()} == before
+    assert all(status["ready"] for status in after.values()), after
+    assert client.talk("live")
+    connects(client, db)
+    again = hosts[0].node().attach("prod", "web")
+    assert not again.created
+    assert again.endpoint == web.endpoint
+
+
+def test_agent_killed_again_and_again_while_endpoints_come_and_go(hosts, resident):
+    """kill -9 at any moment: afterwards store, data path and machine agree."""
+    one, two = hosts
+    node = two.node()
+    stop = threading.Event()
+    attached = []
+
+    def churn():
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            time.sleep(0.01)
+            with contextlib.suppress(SlimnetError):
+                attached.append(open_node(one.config).attach("prod", f"e{number}").endpoint.name)
+                if number % 2:
+                    attached.remove(f"e{number}")  # it may go even if nobody hears of it
+                    open_node(one.config).detach("prod", f"e{number}")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    for _ in range(3):
+        time.sleep(0.3)
+        one.kill()
+        one.start()
+    stop.set()
+    thread.join()
+    assert attached
+    until(lambda: one.node().status()["ready"])
+
+    def disagreement():
+        written = {each.id: f"prod.default.{each.name}" for each in node.endpoints("prod")}
+        place = cgroup_mount() / "slimnet" / one.instance
+        return {
+            "only in the data path": set(one.node().status()["attached"]) - set(written),
+            "only in the store": set(written) - set(one.node().status()["attached"]),
+            "only on the machine": {each.name for each in place.glob("*/")} - {*written.values()},
+            "lost": {f"prod.default.{each}" for each in attached} - set(written.values()),
+        }
+
+    with contextlib.suppress(AssertionError):
+        until(lambda: not any(disagreement().values()))
+    assert not any((found := disagreement()).values()), (found, one.log.read_text())
+
+
+def test_stopped_agent_leaves_the_data_path(hosts, pair):
+    _, db, client, _ = pair
+    for host in hosts:
+        host.stop()
+        assert host.agent.returncode == 0
+        assert not host.config.socket.exists()
+    assert client.talk("live")
+    connects(client, db)
+
+
+def test_policy_on_both_hosts(hosts, pair, resident):
+    _, db, client, _ = pair
+    node = hosts[1].node()
+    spare = resident(hosts[0], hosts[0].node().attach("prod", "spare"))
+    node.wait()
+    connects(spare, db)
+    applied = node.apply_policy(
+        """
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata: {name: db}
+        spec:
+          podSelector: {matchLabels: {app: db}}
+          ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]
+        """
+    )
+    assert [each.title for each in applied] == ["default/db"]
+    assert not spare.connect(str(db.endpoint.address), 7000, 1)
+    connects(client, db)
+    node.wait()
+    answer = hosts[0].node().explain("prod", "spare", "db", 7000)
+    assert not answer["allowed"]
+    assert answer["stages"][-1]["direction"] == "ingress"
+    assert hosts[0].node().explain("prod", "web", "db", 7000)["allowed"]
+    assert [each.title for each in hosts[0].node().policies()] == ["default/db"]
+    node.remove_policy("db", "prod")
+    connects(spare, db)
+    with pytest.raises(PolicyError, match="podSelektor"):
+        node.apply_policy(
+            "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x},"
+            "\nspec: {podSelektor: {}}}"
+        )
+
+
+def test_ping(hosts, pair):
+    fast = hosts[0].config.backend == "ebpf"
+    answer = hosts[0].node().ping("db", port=7000, source="web", count=3)
+    assert answer["carried"] == ("accelerated" if fast else "fallback")
+    assert answer["wire"] == ("syn" if fast else "vxlan")
+    assert answer["error"] is None
+    assert len(answer["milliseconds"]) == 3
+    assert 0 < min(answer["milliseconds"]) < 1000
+    # Nobody listens on port 7: that is an answer too. And no endpoint is left behind.
+    answer = hosts[0].node().ping("prod/default/db")
+    assert (answer["temporary"], answer["error"]) == (True, None)
+    assert len(answer["milliseconds"]) == 1
+    assert {each.name for each in hosts[0].node().endpoints()} == {"web", "db"}
+    answer = hosts[0].node().ping("db", port=7001, source="web")
+    assert answer["error"] == "ECONNREFUSED"
+    hosts[0].node().apply_policy(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db},"
+        " spec: {podSelector: {}, policyTypes: [Egress]}}"
+    )
+    answer = hosts[0].node().ping("db", port=7000, source="web", timeout=0.5)
+    assert answer["carried"] == "denied"
+    assert "egress" in answer["explanation"]["summary"]
+    assert answer["error"]
+    with pytest.raises(NotFound, match="endpoint 'none'"):
+        hosts[0].node().ping("none")
+
+
+def test_store_out_of_reach(cluster, hosts, pair):
+    """The data path stays as it was, the status says why, and it catches up by itself."""
+    _, db, client, _ = pair
+    away = cluster.store.with_suffix(".away")
+    cluster.store.rename(away)
+    try:
+        trouble = until(lambda: hosts[0].node().status()["trouble"])
+        assert "store" in trouble[0]
+        assert not hosts[0].node().status()["ready"]
+        with pytest.raises(ConnectionError, match="store"):
+            hosts[0].node().create_network("more", "10.78.0.0/24")
+        time.sleep(LEASE + 0.5)
+        assert client.talk("live")
+        connects(client, db)
+    finally:
+        away.rename(cluster.store)
+    until(lambda: all(host.node().status()["ready"] for host in hosts))
+    hosts[0].node().create_network("more", "10.78.0.0/24")
+    assert set(hosts[0].node().wait()) == {"h1", "h2"}
+    connects(client, db)
+
+
+def test_lost_host(hosts, pair):
+    """Its endpoints leave after the lease; started again it is back."""
+    _, db, client, _ = pair
+    hosts[1].kill()
+    until(lambda: [each.name for each in hosts[0].node().hosts()] == ["h1"], LEASE + 5)
+    hosts[0].node().wait()
+    assert not client.connect(str(db.endpoint.address), 7000, 1)
+    hosts[1].start()
+    hosts[1].node().wait()
+    connects(client, db)
+
+
+def test_stopped_process_of_an_agent(hosts, pair):
+    """An agent that was frozen for longer than its lease registers again."""
+    _, db, client, _ = pair
+    hosts[1].agent.send_signal(signal.SIGSTOP)
+    until(lambda: [each.name for each in hosts[0].node().hosts()] == ["h1"], LEASE + 5)
+    hosts[1].agent.send_signal(signal.SIGCONT)
+    until(lambda: len(hosts[0].node().hosts()) == 2)
+    hosts[0].node().wait()
+    connects(client, db)
+
+
+def test_unreadable_records_change_nothing(cluster, hosts, pair):
+    """Whatever stands in the store, the agent stays, and so do the last tables."""
+    from slimnet.store.sqlite import SqliteStore
+
+    _, db, client, _ = pair
+    with SqliteStore.open(f"sqlite://{cluster.store}") as store:
+        store.transact(put={"policies/prod/default/x": b"{", "endpoints/prod/default/x": b"\xff"})
+        trouble = until(lambda: hosts[0].node().status()["trouble"])
+        assert any("policies/prod/default/x" in each for each in trouble)
+        connects(client, db)
+        store.transact(delete=["policies/prod/default/x", "endpoints/prod/default/x"])
+    until(lambda: hosts[0].node().status()["ready"])
+    connects(client, db)
+
+
+def test_endpoint_goes_with_its_cgroup(hosts):
+    placed = hosts[0].node().attach("prod", "web")
+    until(placed.cgroup.is_dir)
+    placed.cgroup.rmdir()
+    until(lambda: not hosts[1].node().endpoints())
+    assert "web" not in placed.hosts.read_text()
+
+
+def test_cgroup_gone_while_no_agent_ran(hosts):
+    placed = hosts[0].node().attach("prod", "web")
+    hosts[0].kill()
+    placed.cgroup.rmdir()
+    hosts[0].start()
+    assert hosts[0].node().endpoints() == []
+    assert hosts[0].node().status()["attached"] == []
+
+
+_HOLD = """
+import sys, time
+from slimnet import open_node
+open_node(sys.argv[1]).attach("prod", "web", ephemeral=True)
+print("attached", flush=True)
+time.sleep(600)
+"""
+
+
+def test_ephemeral_endpoint_goes_with_its_holder(hosts):
+    """What was attached for the time of a process goes when that is killed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(hosts[0].config_file)], stdout=subprocess.PIPE
+    )
+    with holder:
+        try:
+            assert holder.stdout.readline() == b"attached\n"
+            with pytest.raises(AlreadyExists, match="runs already"):
+                hosts[0].node().attach("prod", "web", ephemeral=True)
+            time.sleep(1.5)
+            assert [each.name for each in hosts[1].node().endpoints()] == ["web"]
+        finally:
+            holder.kill()
+    until(lambda: not hosts[1].node().endpoints())
+
+
+def test_with_block_leaves_nothing(hosts, resident):
+    """Not even processes, in a cgroup of slimnet's own."""
+    with hosts[0].node().attach("prod", "web") as web:
+        resident(hosts[0], web)
+        with pytest.raises(InUse, match="web has processes"):
+            web.detach()
+        assert (web.cgroup / "cgroup.procs").read_text()
+    assert not web.cgroup.exists()
+    assert hosts[0].node().endpoints() == []
+
+
+@pytest.fixture
+def cgroup():
+    """A cgroup of somebody else's, a container's say."""
+    path = cgroup_mount() / f"slt-agent-{os.getpid()}"
+    path.mkdir()
+    yield path
+    with contextlib.suppress(FileNotFoundError):
+        (path / "cgroup.kill").write_text("1")
+        until(lambda: "populated 0" in (path / "cgroup.events").read_text())
+        path.rmdir()
+
+
+def test_endpoint_in_a_cgroup_that_is_there(hosts, cgroup, resident, pair):
+    _, db, _, _ = pair
+    with hosts[0].node().attach("prod", "box", cgroup=cgroup) as box:
+        assert box.cgroup == cgroup
+        hosts[0].node().wait()
+        client = resident(hosts[0], box)
+        assert connects(client, db).seen[0] == str(box.endpoint.address)
+        with pytest.raises(InvalidValue, match="apart from that of box"):
+            hosts[0].node().attach("prod", "other", cgroup=cgroup)
+        client.close()
+        until(lambda: "populated 0" in (cgroup / "cgroup.events").read_text())
+    assert cgroup.is_dir()
+
+
+def test_hosts_file_is_live(hosts):
+    web = hosts[0].node().attach("prod", "web")
+    inode = web.hosts.stat().st_ino
+    db = hosts[1].node().attach("prod", "db", namespace="shop")
+    hosts[1].node().wait()
+    assert f"{db.endpoint.address} db.shop.prod db.shop\n" in web.hosts.read_text()
+    assert f"{web.endpoint.address} web web.default.prod" in web.hosts.read_text()
+    assert " db db.shop" in db.hosts.read_text()
+    assert web.hosts.stat().st_ino == inode
+
+
+def test_events(hosts, pair):
+    web, db, client, _ = pair
+    events = hosts[1].node().events()
+    refused = hosts[1].node().attach("prod", "none")
+    hosts[1].node().wait()
+    hosts[1].node().apply_policy(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: none},"
+        " spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}}"
+    )
+    assert not client.connect(str(db.endpoint.address), 7000, 1)
+    event = next(each for each in events if each.kind is EventKind.REFUSED)
+    events.close()
+    assert event.direction is Direction.INGRESS
+    assert event.reason is Reason.DEFAULT_DENY
+    assert event.endpoint == db.endpoint.id
+    assert event.destination == (db.endpoint.address, 7000)
+    assert event.source[0] == web.endpoint.address
+    assert event in hosts[1].node().refusals()
+    assert refused.created
+
+
+def test_connections(hosts, pair):
+    web, db, _, _ = pair
+    (out,) = until(lambda: hosts[0].node().connections())
+    (back,) = until(lambda: hosts[1].node().connections())
+    assert (out.endpoint, out.peer_endpoint) == (web.endpoint.id, db.endpoint.id)
+    assert out.peer == back.local == (db.endpoint.address, 7000)
+    assert out.local == back.peer
+    assert (out.direction, back.direction) == (Direction.EGRESS, Direction.INGRESS)
+
+
+# Who may ask
+
+
+def ask_as(netns, setup, socket_path):
+    """What the agent says to a process that did ``setup`` first."""
+    code = f"""
+import os, sys
+from slimnet.agent.client import Client
+from pathlib import Path
+{setup}
+try:
+    print(Client(Path(sys.argv[1])).request("GET", "status")["host"])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run(
+        ["nsenter", f"--net={netns}", sys.executable, "-c", code, str(socket_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_only_root_outside_of_endpoints_is_answered(hosts):
+    one, two = hosts
+    placed = one.node().attach("prod", "web")
+    path = one.config.socket
+
+    def ask(setup):
+        return ask_as(one.where.netns, setup, path)
+
+    assert ask("") == "h1"
+    assert "only root" in ask("os.setuid(65534)")
+    enter = f"open('{placed.cgroup}/cgroup.procs', 'w').write('0')"
+    assert "CapabilityMissing the agent answers to no process of an endpoint" in ask(enter)
+    nested = placed.cgroup / "below"
+    below = f"os.mkdir('{nested}'); open('{nested}/cgroup.procs', 'w').write('0')"
+    assert "CapabilityMissing" in ask(below)
+    nested.rmdir()
+    # Another host's agent on the same machine refuses it too.
+    assert "CapabilityMissing" in ask_as(one.where.netns, enter, two.config.socket)
+    path.chmod(0o666)
+    assert "CapabilityMissing the agent answers to root only, not to user 65534" in ask(
+        "os.setuid(65534)"
+    )
+    assert oct(two.config.socket.stat().st_mode & 0o777) == "0o600"
+
+
+def test_peer_that_handed_its_socket_on(hosts):
+    """A process that connects and ends, for another one to ask: nobody to vouch for."""
+    parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    hosts[0].agent.send_signal(signal.SIGSTOP)  # so that it looks only afterwards
+    with parent, child:
+        pid = os.fork()
+        if not pid:
+            try:
+                with socket.socket(socket.AF_UNIX) as agent:
+                    agent.connect(str(hosts[0].config.socket))
+                    socket.send_fds(child, [b"x"], [agent.fileno()])
+            finally:
+                os._exit(0)
+        _, (fd,), _, _ = socket.recv_fds(parent, 1, 1)
+        os.waitpid(pid, 0)
+    with socket.socket(fileno=fd) as agent:
+        agent.settimeout(10)
+        agent.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+        hosts[0].agent.send_signal(signal.SIGCONT)
+        answer = agent.recv(65536)
+    assert b"403" in answer.split(b"\r\n")[0]
+
+
+BAD_REQUESTS = [
+    ("GET /v1/status", "", b"", 200),
+    ("GET /v1/none", "", b"", 404),
+    ("GET /", "", b"", 404),
+    ("GET /v1/__class__", "", b"", 404),
+    ("DELETE /v1/status", "", b"", 404),
+    ("GET /v1/status/more", "", b"", 400),
+    ("POST /v1/networks", "", b"{", 400),
+    ("POST /v1/networks", "", b"[]", 400),
+    ("POST /v1/networks", "", b'{"colour": "red"}', 400),
+    ("POST /v1/networks", "", b'{"name": "x", "cidrs": 3}', 400),
+    ("POST /v1/networks", "", b'{"name": "x", "cidrs": [3]}', 400),
+    ("POST /v1/networks", "", b'{"name": "x", "cidrs": ["10.9.0.0/16"], "vni": "x"}', 400),
+    ("PUT /v1/namespaces/prod/x", "", b'{"labels": 3}', 400),
+    ("POST /v1/endpoints", "", b'{"network": "prod", "name": 3}', 400),
+    ("POST /v1/endpoints", "", b'{"network": "prod", "name": "x", "labels": 3}', 400),
+    ("POST /v1/endpoints", "", b'{"network": "prod", "name": "x", "ports": [1]}', 400),
+    ("POST /v1/endpoints", "", b'{"network": "prod", "name": "x", "namespace": 3}', 400),
+    ("POST /v1/endpoints", "", b'{"network": "prod", "name": "x", "cgroup": 3}', 400),
+    ("POST /v1/endpoints", "", b'{"network": "prod", "name": "x", "address": []}', 400),
+    ("POST /v1/endpoints", "", b'{"network": "prod", "name": "x", "colour": "red"}', 400),
+    ("POST /v1/endpoints", "", b'{"network": "prod", "name": "x", "id": 7}', 400),
+    ("POST /v1/policies", "", b'{"policies": [3]}', 400),
+    ("POST /v1/policies", "", b'{"policies": [{}]}', 400),
+    ("POST /v1/policies", "", b'{"policies": 3}', 400),
+    ("POST /v1/explain", "", b'{"source": 1}', 400),
+    ("POST /v1/explain", "", b'{"network": "prod", "source": "x", "destination": "y"}', 404),
+    ("POST /v1/ping", "", b'{"target": 3}', 400),
+    ("POST /v1/wait", "", b'{"revision": "x"}', 400),
+    ("POST /v1/wait", "", b'{"timeout": "x"}', 400),
+    ("POST /v1/networks", "Content-Length: 99999999999\r\n", b"", 400),
+    ("POST /v1/networks", "Content-Length: -1\r\n", b"", 400),
+    ("DELETE /v1/endpoints/a/b", "", b"", 400),
+    ("DELETE /v1/endpoints/..%2F..%2Fx/b/c", "", b"", 404),
+]
+
+
+@pytest.mark.parametrize("running", ["noop"], indirect=True)
+def test_bad_requests(hosts):
+    """Every one is answered with JSON that names the error, and changes nothing."""
+    wrong = {}
+    for request_line, headers, body, status in BAD_REQUESTS:
+        length = "" if "Content-Length" in headers else f"Content-Length: {len(body)}\r\n"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(hosts[0].config.socket))
+            head = f"{request_line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}{length}"
+            client.sendall(f"{head}\r\n".encode() + body)
+            answer = b""
+            while data := client.recv(65536):
+                answer += data
+        head, _, text = answer.partition(b"\r\n\r\n")
+        said = json.loads(text)
+        if head.split()[1] != str(status).encode():
+            wrong[request_line, body] = (head.split()[1], said.get("message"))
+        assert status == 200 or set(said) == {"error", "message", "arguments"}
+    assert wrong == {}
+    assert hosts[0].node().endpoints() == []
+    assert [each.name for each in hosts[0].node().networks()] == ["prod"]
+    assert hosts[0].node().status()["ready"]
+
+
+# The process
+
+
+@pytest.mark.parametrize("fresh", ["ebpf"], indirect=True)
+def test_tells_the_service_manager(fresh, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        host = fresh.hosts[0]
+        host.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
+        assert manager.recv(4096).startswith(b"READY=1")
+        beats = [manager.recv(4096) for _ in range(3)]
+        assert all(beat.startswith(b"WATCHDOG=1") for beat in beats)
+        host.stop()
+        rest = []
+        while not rest or not rest[-1].startswith(b"STOPPING=1"):
+            rest.append(manager.recv(4096))
+
+
+@pytest.mark.parametrize("fresh", ["noop"], indirect=True)
+def test_two_agents_with_one_name(fresh):
+    """The second one is refused with what is wrong, and the first goes on."""
+    one, two = fresh.hosts
+    one.start()
+    right = two.config_file.read_text()
+    two.config_file.write_text(right.replace('"h2"', '"h1"'))
+    done = subprocess.run(two.command(), capture_output=True, text=True, timeout=30)
+    two.config_file.write_text(right)
+    assert done.returncode == 2
+    assert "host h1 is registered with" in done.stderr
+    assert one.node().status()["ready"]
+
+
+WRONG_CONFIGURATIONS = [
+    ('interface = "eth0"', 'interface = "eth9"', "underlay.interface: wanted one of: .*eth0"),
+    ('interface = "eth0"', 'address = "192.0.2.9"', "underlay.address: wanted one of this"),
+    ('interface = "eth0"', "", "underlay: wanted an address or an interface"),
+    ("lease = 2", "leese = 2", "leese: wanted one of"),
+    ("store.db", "file/store.db", "store .*/file/store.db"),
+    ("/key", "/public", "key_file: wanted mode 0600"),
+    ("/key", "/short", "key_file: wanted 32 hexadecimal digits"),
+    ("/key", "/letters", "key_file: wanted 32 hexadecimal digits"),
+    ("/key", "/file/key", "key_file: wanted a readable file"),
+]
+
+
+@pytest.mark.parametrize("fresh", ["noop"], indirect=True)
+def test_wrong_configuration(fresh):
+    """One line, exit status 2, nothing changed, and no secret told."""
+    host = fresh.hosts[0]
+    (fresh.directory / "file").write_text("")
+    secrets = {"public": "5ec0" * 8, "short": "5ec0", "letters": "5ecret" * 6}
+    for name, text in secrets.items():
+        (fresh.directory / name).write_text(text)
+        (fresh.directory / name).chmod(0o644 if name == "public" else 0o600)
+    right = host.config_file.read_text()
+    for old, new, said in WRONG_CONFIGURATIONS:
+        host.config_file.write_text(right.replace(old, new))
+        done = subprocess.run(host.command(), capture_output=True, text=True, timeout=30)
+        assert done.returncode == 2
+        (line,) = (each for each in done.stderr.splitlines() if " INFO " not in each)
+        assert re.search(said, line), line
+        assert not any(text in done.stderr for text in secrets.values())
+        assert not host.config.socket.exists()
+    host.config_file.write_text(right)
+
+
+def test_key_is_made_once_for_all(hosts, cluster):
+    key = cluster.directory / "key"
+    assert oct(key.stat().st_mode & 0o777) == "0o600"
+    assert len(bytes.fromhex(key.read_text())) == 16
+    assert [each.name for each in cluster.directory.glob(".key*")] == []
+
+
+def test_teardown_refuses_while_it_is_used(hosts, pair):
+    host = hosts[0]
+    assert (
+        "stop it first"
+        in subprocess.run(host.command("--teardown"), capture_output=True, text=True).stderr
+    )
+    host.stop()
+    done = subprocess.run(host.command("--teardown"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert pair[2].talk("live")
+    pair[2].close()
+    until(lambda: "populated 0" in (pair[0].cgroup / "cgroup.events").read_text())
+    done = subprocess.run(host.command("--teardown"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not host.config.run.exists()
+    assert not (cgroup_mount() / "slimnet" / host.instance).exists()
+
+
+@pytest.mark.parametrize("fresh", ["ebpf"], indirect=True)
+def test_auto_says_what_it_took(fresh):
+    host = fresh.hosts[0]
+    right = host.config_file.read_text()
+    host.config_file.write_text(right.replace(f'"{fresh.backend}"', '"auto"'))
+    status = host.start().status()
+    host.config_file.write_text(right)
+    assert status["backend"] == "ebpf"
+    assert "noop: lower preference" in status["why"]
+
+
+def test_wait_says_who_is_late(hosts):
+    hosts[1].agent.send_signal(signal.SIGSTOP)
+    try:
+        hosts[0].node().create_network("more", "10.78.0.0/24")
+        with pytest.raises(SlimnetError, match="not everywhere at revision .*: h2 at"):
+            hosts[0].node().wait(timeout=0.5)
+    finally:
+        hosts[1].agent.send_signal(signal.SIGCONT)
+    assert set(hosts[0].node().wait()) == {"h1", "h2"}
+
+
+def test_client_of_nobody(tmp_path):
+    with pytest.raises(AgentUnreachable, match="no agent on .*/none.sock: start one"):
+        open_node(agent=tmp_path / "none.sock")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "deaf.sock"))
+        with pytest.raises(AgentUnreachable, match="deaf.sock: it is not running"):
+            open_node(agent=tmp_path / "deaf.sock")
+        bound.listen()
+        with pytest.raises(AgentUnreachable, match="no answer in 0.2 s"):
+            Client(tmp_path / "deaf.sock", timeout=0.2).request("GET", "status")
+    assert issubclass(CapabilityMissing, SlimnetError)
+    assert Path(tmp_path).is_dir()
