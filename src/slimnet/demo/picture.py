@@ -135,6 +135,6 @@ def _churn_line(axes: Axes, report: Report, sample: Sample) -> None:
         rates,
         color=_COLOURS.get(sample.mode),
         # They lie on each other where all is well: the first is the widest.
-        linewidth=4.5 - 1.5 * list(report.modes).index(sample.mode),
+        linewidth=3.5 - 1.0 * list(report.modes).index(sample.mode),
         label=label,
     )

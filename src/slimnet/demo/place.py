@@ -7,6 +7,7 @@ Every mode starts its programs in the same way, with :mod:`slimnet.sandbox` as
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -166,6 +167,7 @@ class Place:
             self.attached,
             argv,
             user=user,
+            environment={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
             directory="/",
             stdin=subprocess.DEVNULL,
             stdout=stdout,

@@ -64,6 +64,7 @@ class BarProgress(Progress):
     def __init__(self, total: int) -> None:
         super().__init__(total)
         self._bar = rich.progress.Progress(
+            rich.progress.SpinnerColumn(),
             rich.progress.BarColumn(bar_width=30),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeRemainingColumn(),
