@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clauses on beginning, going on and ending."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from slimnet.exceptions import AbiMismatch, ConfigError, InUse, SlimnetError
+from slimnet.model import Probe
+from slimnet.testing._expectations import (
+    clause,
+    core,
+    expect,
+    made,
+    raises,
+    refused,
+    same,
+    start,
+)
+from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, Stage
+
+
+@clause
+def probe_changes_nothing(stage: Stage) -> None:
+    """A probe answers, and leaves the machine as it was."""
+    before = stage.snapshot()
+    expect(isinstance(stage.probe(), Probe), "probe() must return a Probe")
+    same(before, stage.snapshot(), "after probe()")
+
+
+@clause
+def a_wrong_option_is_refused(stage: Stage) -> None:
+    """ConfigError names the option, and nothing was changed."""
+    before = stage.snapshot()
+    options = {"no-such-option": 1}
+    error = raises(ConfigError, lambda: stage.open(0, options), "an unknown option")
+    expect("no-such-option" in str(error), f"the error does not name the option: {error}")
+    same(before, stage.snapshot(), "after a wrong option")
+
+
+@clause
+def attach_again_changes_nothing(stage: Stage) -> None:
+    """The same attachment, the same machine, with tables and without."""
+    backend = stage.open(0)
+    for generation in (0, 1):
+        if generation:
+            stage.install(generation)
+        first = backend.attach(CAST["client"], NETWORK)
+        before, status = stage.snapshot(), backend.status()
+        expect(backend.attach(CAST["client"], NETWORK) == first, "another attachment came back")
+        same(before, stage.snapshot(), "after the second attach")
+        expect(core(status) == core(backend.status()), "the status changed")
+
+
+@clause
+def a_given_cgroup_is_used(stage: Stage) -> None:
+    """``endpoint.cgroup`` is where the endpoint's processes are."""
+    backend = stage.open(0)
+    endpoint = stage.given("client")
+    attachment = backend.attach(endpoint, NETWORK)
+    expect(str(attachment.cgroup) == endpoint.cgroup, f"the attachment says {attachment.cgroup}")
+    backend.detach(endpoint.id)
+    expect(not backend.status().endpoints, "still attached after detach")
+
+
+@clause
+def detach_refuses_while_it_is_used(stage: Stage) -> None:
+    """InUse while there are processes, which stay policed; what is not attached is no error."""
+    start(stage, "client", "server")
+    backend = stage.backends[0]
+    endpoint = CAST["client"].id
+    backend.detach(4711)
+    with stage.occupied("client"):
+        raises(InUse, lambda: backend.detach(endpoint), "detach with a process")
+        expect(endpoint in backend.status().endpoints, "detached all the same")
+        made(stage.reach("client", "server", ALLOWED), "client to server, after InUse")
+        refused(stage.reach("client", "server", FORBIDDEN), "the forbidden port, after InUse")
+    backend.detach(endpoint)
+    expect(endpoint not in backend.status().endpoints, "still attached after detach")
+    expect(not stage.attachments["client"].cgroup.exists(), "its cgroup is still there")
+    backend.detach(endpoint)
+
+
+@clause
+def close_lets_go(stage: Stage) -> None:
+    """The data path goes on, and the next backend adopts it."""
+    start(stage, "client", "server")
+    if not stage.simulated:
+        stage.resident("client").hold("live", str(CAST["server"].address), ALLOWED)
+    refused(stage.reach("client", "server", FORBIDDEN), "the forbidden port")
+    status = {host: backend.status() for host, backend in stage.backends.items()}
+    before = stage.snapshot()
+    for host, backend in stage.backends.items():
+        backend.close()
+        backend.close()
+        calls: dict[str, tuple[object, ...]] = {
+            "attach": (CAST["client"], NETWORK),
+            "detach": (CAST["client"].id,),
+            "install": (stage.tables(host, 2),),
+            "status": (),
+            "connections": (),
+            "events": (0,),
+            "teardown": (),
+        }
+        for name, arguments in calls.items():
+            raises(SlimnetError, partial(getattr(backend, name), *arguments), f"closed: {name}")
+    same(before, stage.snapshot(), "after close")
+    if not stage.simulated:
+        expect(stage.resident("client").talk("live"), "a live connection broke")
+        made(stage.reach("client", "server", ALLOWED), "client to server, after close")
+        refused(stage.reach("client", "server", FORBIDDEN), "the forbidden port, after close")
+    for host in (0, 1):
+        adopted = stage.open(host)
+        found = adopted.status()
+        expect(core(found) == core(status[host]), "the adopted status differs")
+        for reason, count in status[host].counters.items():
+            expect(found.counters.get(reason, 0) >= count, f"the count of {reason!r} was lost")
+    known = dict(stage.attachments)
+    stage.attach("client", "server")
+    expect(known == stage.attachments, "adopted, but attached anew")
+    stage.install(2, both=True)
+    made(stage.reach("client", "server", FORBIDDEN), "the new generation, after adoption")
+    if not stage.simulated:
+        expect(stage.resident("client").talk("live"), "a live connection broke")
+
+
+#: Each ends with client and neighbour attached, and the second tables.
+_WAYS: tuple[tuple[str, ...], ...] = (
+    ("+client", "+neighbour", "1", "2"),
+    ("2", "+neighbour", "+client"),
+    ("+stranger", "+client", "1", "-stranger", "+neighbour", "2"),
+    ("+client", "2", "-client", "+neighbour", "+client", "reopen", "+client"),
+    ("1", "+neighbour", "reopen", "+client", "2", "2"),
+    ("2", "reopen", "+client", "+neighbour", "2"),
+    ("1", "+client", "-client", "-client", "2", "+neighbour", "reopen", "+client", "2"),
+)
+
+
+@clause
+def the_state_counts_not_the_way(stage: Stage) -> None:
+    """Calls in any order that end in one state end in one data path."""
+    seen = set()
+    for way in _WAYS:
+        backend = stage.open(0)
+        for step in way:
+            if step == "reopen":
+                backend.close()
+                backend = stage.open(0)
+            elif step.isdigit():
+                stage.install(int(step), both=step == "2")
+            elif step[0] == "+":
+                stage.attach(step[1:])
+            else:
+                backend.detach(CAST[step[1:]].id)
+        stage.serve("neighbour", ALLOWED, FORBIDDEN, FORBIDDEN + 1)
+        stage.serve("client", 9090)
+        flows = [
+            bool(stage.reach("client", "neighbour", port))
+            for port in (ALLOWED, FORBIDDEN, FORBIDDEN + 1)
+        ]
+        flows.append(bool(stage.reach("neighbour", "client", 9090)))
+        expect(flows == [True, True, False, True], f"after {' '.join(way)}: {flows}")
+        seen.add(core(backend.status()))
+        for name in ("client", "neighbour"):
+            stage.leave(name)
+        backend.teardown()
+    expect(len(seen) == 1, f"the status depends on the way: {seen}")
+
+
+@clause
+def another_contract_is_refused(stage: Stage) -> None:
+    """AbiMismatch, and what runs is left as it was."""
+    start(stage, "client", "server")
+    for backend in stage.backends.values():
+        backend.close()
+    before = stage.snapshot()
+    if stage.mismatch is None:
+        raise RuntimeError("this clause needs a mismatch")
+    with stage.on(0), stage.mismatch(stage.context(0)):
+        foreign = stage.snapshot()
+        raises(AbiMismatch, lambda: stage.open(0), "a data path of another contract")
+        same(foreign, stage.snapshot(), "after AbiMismatch")
+        if not stage.simulated:
+            made(stage.reach("client", "server", ALLOWED), "client to server, after AbiMismatch")
+            refused(stage.reach("client", "server", FORBIDDEN), "the forbidden port")
+    same(before, stage.snapshot(), "after the mismatch was over")
+    expect(stage.open(0).status().generation == 1, "not adopted after the mismatch was over")
+
+
+@clause
+def teardown_leaves_nothing(stage: Stage) -> None:
+    """It refuses while an endpoint is used, changing nothing; then it removes everything."""
+    before = stage.snapshot()
+    stage.open(0).teardown()
+    same(before, stage.snapshot(), "after the teardown of an unused backend")
+    start(stage, "client", "neighbour", generation=3)
+    backend = stage.backends[0]
+    stage.leave("neighbour")
+    with stage.occupied("client"):
+        used, status = stage.snapshot(), backend.status()
+        raises(InUse, backend.teardown, "teardown with a process")
+        same(used, stage.snapshot(), "after a teardown that was refused")
+        expect(core(status) == core(backend.status()), "the status changed")
+        expect(not stage.reach("client", "neighbour", FORBIDDEN), "unpoliced after InUse")
+    backend.teardown()
+    same(before, stage.snapshot(), "after teardown")
+    raises(SlimnetError, backend.status, "status after teardown")
+    expect(stage.open(0).status().generation == 0, "the next data path begins with tables")
