@@ -8,18 +8,16 @@ new and read-only, ``/dev`` holds what a container's holds, and ``/run``, where
 the agent's and every other daemon's sockets are, is new and empty.
 """
 # pathlib would be start-up time:
-# ruff: noqa: PTH101,PTH102,PTH103,PTH108,PTH110,PTH112,PTH120,PTH123,PTH211
+# ruff: noqa: PTH101,PTH102,PTH103,PTH108,PTH110,PTH112,PTH116,PTH120,PTH123,PTH211
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterable
 
 from slimnet.sandbox import libc
 
-__all__ = ["FORBIDDEN", "arrange", "mounted"]
+__all__ = ["FORBIDDEN", "arrange", "in_sight"]
 
 #: File systems that an endpoint must not see at all.
 FORBIDDEN = frozenset(
@@ -76,20 +74,31 @@ _LINKS = {
 _INERT = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
 
 
-def mounted() -> list[tuple[str, str]]:
-    """(mount point, type) of every mount in this namespace, oldest first."""
+def in_sight(kinds: frozenset[str]) -> list[str]:
+    """Where file systems of these types can be seen in this mount namespace;
+    not those that something else is mounted over."""
     found = []
-    with open("/proc/self/mountinfo", encoding=None, errors="surrogateescape") as lines:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         for line in lines:
             before, _, after = line.partition(" - ")
-            point = before.split(" ")[4]
+            device, _, point = before.split(" ")[2:5]
             for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n")):
                 point = point.replace(escape, character)
-            found.append((point.replace("\\134", "\\"), after.split(" ", 1)[0]))
+            point = point.replace("\\134", "\\")
+            if after.split(" ", 1)[0] in kinds and _device(point) == device:
+                found.append(point)
     return found
 
 
-def arrange(*, hosts: str, hostname: str, hidden: Iterable[str], terminal: str | None) -> None:
+def _device(path: str) -> str:
+    try:
+        number = os.stat(path).st_dev
+    except OSError:
+        return ""
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def arrange(*, hosts: str, hostname: str, hidden: list[str], terminal: str | None) -> None:
     """Make the calling process's mount namespace, which must be a new one, an
     endpoint's. The process must be the first of its PID namespace.
 
@@ -109,11 +118,7 @@ def arrange(*, hosts: str, hostname: str, hidden: Iterable[str], terminal: str |
 
     existing = [path for path in hidden if os.path.lexists(path)]
     directories = _directories("/run")
-    for point, kind in reversed(mounted()):
-        if kind in FORBIDDEN or kind in _REPLACED:
-            # Below one that is gone already, or stacked: what remains is found out below.
-            with contextlib.suppress(OSError):
-                libc.umount(point)
+    _take_away()
     libc.mount("proc", "/proc", "proc", _INERT)
     libc.mount("sysfs", "/sys", "sysfs", _INERT | libc.MS_RDONLY)
     _dev(console)
@@ -128,9 +133,25 @@ def arrange(*, hosts: str, hostname: str, hidden: Iterable[str], terminal: str |
         _hide(path)
     _text("/etc/resolv.conf", resolvers)
     _text("/etc/hostname", f"{hostname}\n")
-    left = [f"{kind} on {point}" for point, kind in mounted() if kind in FORBIDDEN]
-    if left:
+    if left := in_sight(FORBIDDEN):
         raise OSError(f"cannot take away {', '.join(left)}")
+
+
+def _take_away() -> None:
+    """Unmount what an endpoint must not see, wherever it is. What is mounted
+    below goes along, so that this is a few calls and not dozens: each waits
+    for an RCU grace period. What is below /run will be covered."""
+    kinds = FORBIDDEN | _REPLACED
+    while found := [point for point in in_sight(kinds) if not _is_below(point, "/run")]:
+        # /proc comes last: the list is from there.
+        top = min(found, key=lambda point: (_is_below(point, "/proc"), point.count("/"), point))
+        libc.umount(top)
+        if top == "/proc":
+            return
+
+
+def _is_below(point: str, directory: str) -> bool:
+    return point == directory or point.startswith(f"{directory}/")
 
 
 def _bind(source: str, target: str, *, read_only: bool = False) -> None:
@@ -182,8 +203,10 @@ def _dev(console: int | None) -> None:
         "newinstance,ptmxmode=0666,mode=620,gid=5",
     )
     _tmpfs("/dev/shm", "mode=1777")  # noqa: S108  # a mount point
-    with contextlib.suppress(OSError):  # a kernel without POSIX message queues
+    try:  # noqa: SIM105  # contextlib is start-up time too
         libc.mount("mqueue", "/dev/mqueue", "mqueue", _INERT)
+    except OSError:
+        pass  # a kernel without POSIX message queues
     if console is not None:
         os.close(os.open("/dev/console", os.O_CREAT | os.O_WRONLY, 0o600))
         libc.move_mount(console, "/dev/console")
