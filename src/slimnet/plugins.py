@@ -7,10 +7,11 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from stevedore.driver import DriverManager
+from stevedore.exception import MultipleMatches
 
 from slimnet.abc import Backend, Store
 from slimnet.exceptions import BackendUnavailable, ConfigError
@@ -34,12 +35,12 @@ _STORES = "slimnet.stores"
 
 def backend_names() -> list[str]:
     """The names of the installed backends."""
-    return sorted({point.name for point in entry_points(group=_BACKENDS)})
+    return sorted({point.name for point in _points(_BACKENDS)})
 
 
 def store_names() -> list[str]:
     """The names of the installed stores: the schemes of their URLs."""
-    return sorted({point.name for point in entry_points(group=_STORES)})
+    return sorted({point.name for point in _points(_STORES)})
 
 
 def suggest(wrong: str, choices: Iterable[str]) -> str:
@@ -63,7 +64,13 @@ def backend_class(name: str) -> type[Backend]:
     def failed(_manager: object, _point: object, error: BaseException) -> None:
         raise BackendUnavailable(f"backend {name!r} cannot be imported: {error}") from error
 
-    driver: Any = DriverManager(_BACKENDS, name, on_load_failure_callback=failed).driver
+    try:
+        driver: Any = DriverManager(_BACKENDS, name, on_load_failure_callback=failed).driver
+    except MultipleMatches as error:
+        several = {point.dist.name for point in _points(_BACKENDS, name) if point.dist}
+        raise BackendUnavailable(
+            f"backend {name!r}: more than one distribution has it: {', '.join(sorted(several))}"
+        ) from error
     if not (isinstance(driver, type) and issubclass(driver, Backend)):
         raise BackendUnavailable(f"backend {name!r} is no slimnet.abc.Backend but {driver!r}")
     return driver
@@ -127,3 +134,7 @@ def open_store(url: str) -> Store:
     driver: Any = DriverManager(_STORES, scheme).driver
     store: Store = driver.open(url)
     return store
+
+
+def _points(group: str, name: str | None = None) -> list[EntryPoint]:
+    return [point for point in entry_points(group=group) if name in (None, point.name)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from slimnet import policy, records
 from slimnet.exceptions import InvalidValue, NotFound, SlimnetError
 from slimnet.model import Endpoint, Wire
+from slimnet.tables import Tables
 
 if TYPE_CHECKING:
     from slimnet.agent.agent import Agent
@@ -50,10 +51,18 @@ print(json.dumps({"times": times, "error": error}))
 
 
 def explain(agent: Agent, **question: Any) -> dict[str, Any]:
-    """What the policy says of a flow, and why: :func:`slimnet.policy.explain`."""
+    """What the policy says of a flow, and why: :func:`slimnet.policy.explain`, on
+    the tables that are in force here and those that belong in force elsewhere."""
     agent.sync()
     state = agent.mirror.state(agent.site.host)
-    answer: dict[str, Any] = records.encode(policy.explain(state, **question))
+    installed = agent.installer.tables
+
+    def tables(host: str) -> Tables:
+        if host == agent.site.host.name and installed is not None:
+            return installed
+        return policy.compile(state, host)
+
+    answer: dict[str, Any] = records.encode(policy.explain(state, tables=tables, **question))
     return answer
 
 

@@ -67,6 +67,7 @@ def teardown(config: Config) -> None:
         raise InUse(f"an agent answers on {config.socket}: stop it first")
     kind, _ = choose_backend(config.backend)
     site = survey(config, kind)
-    kind(site.context(config, kind)).teardown()
+    with kind(site.context(config, kind)) as backend:
+        backend.teardown()
     cgroup.remove(site.cgroups)
     shutil.rmtree(config.run, ignore_errors=True)
