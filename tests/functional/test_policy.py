@@ -353,3 +353,46 @@ def test_io_uring_is_asked(lab, ends, built):
     lab.install()
     words = client.run([*built("ring"), "client", server.address, 8080]).split()
     assert words == ["errno", str(errno.EACCES)]
+
+
+LISTENERS = {
+    "wildcard": lambda server: server.listen(80),
+    "address": lambda server: server.listen(80, server.address),
+    "dual stack": lambda server: server.listen(80, family=socket.AF_INET6),
+    "mapped address": lambda server: server.listen(
+        80, f"::ffff:{server.address}", family=socket.AF_INET6
+    ),
+    "reuseport": lambda server: server.listen(80, reuseport=True),
+    "bind 0": lambda server: server.listen(0),
+    "bind 0, dual stack": lambda server: server.listen(0, family=socket.AF_INET6),
+    "address, bind 0": lambda server: server.listen(0, server.address),
+    "without bind": lambda server: server.call(_listen_only, socket.AF_INET),
+    "without bind, dual stack": lambda server: server.call(_listen_only, socket.AF_INET6),
+}
+
+
+def _listen_only(family):
+    sock = socket.socket(family)
+    sock.listen()
+    return sock
+
+
+@pytest.mark.parametrize("kind", LISTENERS)
+def test_every_listener_is_reached_by_policy(lab, place, kind):
+    """By whom it allows and by nobody else."""
+    client, other = lab.endpoint(0), lab.endpoint(0)
+    server = lab.endpoint(0 if place == "one-host" else 1)
+    listener = LISTENERS[kind](server)
+    port = listener.getsockname()[1]
+    lab.isolate(server, INGRESS)
+    lab.rule(server, INGRESS, peer=client, port=port, allow=True)
+    lab.install()
+    opened = client.connect(server.address, port)
+    _, peer = listener.accept()
+    assert peer[0].removeprefix("::ffff:") == client.address
+    assert peer[1] == opened.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        other.connect(server.address, port)
+    server.connect(server.address, port)
+    if "address" not in kind:
+        server.connect("127.0.0.1", port)
