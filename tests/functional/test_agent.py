@@ -567,6 +567,20 @@ def test_connections(hosts, pair):
     assert (out.direction, back.direction) == (Direction.EGRESS, Direction.INGRESS)
 
 
+def test_run(hosts, pair, capfd):
+    """A command as an endpoint: its status, its name, and nothing afterwards."""
+    _, db, _, _ = pair
+    node = hosts[0].node()
+    code = (
+        "import socket; s = socket.create_connection(('db', 7000)); "
+        "print(s.getsockname()[0], socket.gethostbyname('job'), s.getpeername()[0]); exit(7)"
+    )
+    assert node.run("prod", "job", [sys.executable, "-c", code], address="10.77.0.9") == 7
+    assert capfd.readouterr().out.split() == ["10.77.0.9", "10.77.0.9", str(db.endpoint.address)]
+    assert {each.name for each in node.endpoints()} == {"web", "db"}
+    assert node.run("prod", "job", ["test", "-e", str(hosts[0].config.socket)]) == 1
+
+
 # Who may ask
 
 
