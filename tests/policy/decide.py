@@ -55,6 +55,7 @@ class Decider:
     def __init__(self, library: Library, tables: Tables) -> None:
         self._c = library.c
         self.tables = tables
+        self._answerers: dict[int, Answerer] = {}
         self._env = self._c.slim_test_open(len(tables.policy))
         for key, record in tables.policy.items():
             failed = self._c.slim_test_set(
@@ -90,8 +91,15 @@ class Decider:
         )
         return Verdict(bool(verdict.action), Reason(verdict.reason), verdict.rule)
 
-    def sites(self, answerer: Answerer, flow: Flow) -> tuple[Site, Site]:
+    def answerer(self, vni: int) -> Answerer:
+        """The same tables, asked in Python."""
+        if vni not in self._answerers:
+            self._answerers[vni] = Answerer(self.tables, vni)
+        return self._answerers[vni]
+
+    def sites(self, vni: int, flow: Flow) -> tuple[Site, Site]:
         """The asked end and its peer."""
+        answerer = self.answerer(vni)
         here, there = flow.source, flow.destination
         if flow.direction is Direction.INGRESS:
             here, there = there, here
@@ -99,7 +107,7 @@ class Decider:
 
     def verdict(self, vni: int, flow: Flow) -> Verdict | None:
         """A flow's, at the end that its direction says; ``None`` where that is no endpoint."""
-        subject, peer = self.sites(Answerer(self.tables, vni), flow)
+        subject, peer = self.sites(vni, flow)
         if not subject.endpoint:
             return None
         if peer.overlay and not peer.endpoint:

@@ -16,7 +16,6 @@ from slimnet.model import Direction
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
 from slimnet.policy.compiler import rule_text
-from slimnet.policy.decision import Answerer
 
 FLOWS = int(os.environ.get("SLIMNET_POLICY_FLOWS", "25000"))
 FLOWS_OF_A_WORLD = 50 if FLOWS < 200_000 else 200
@@ -49,8 +48,8 @@ def check_world(world, library, seen=None, *, broken=False):
             assert (verdict.allowed, verdict.reason, rule) == expected, flow
             if broken:
                 continue
-            answerer = Answerer(decider.tables, VNIS[flow.network])
-            subject, peer = decider.sites(answerer, flow)
+            answerer = decider.answerer(VNIS[flow.network])
+            subject, peer = decider.sites(VNIS[flow.network], flow)
             if peer.endpoint or not peer.overlay:
                 said = answerer.verdict(subject, peer, flow.direction, flow.protocol, flow.port)
                 assert said == verdict, flow

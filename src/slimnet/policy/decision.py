@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from attrs import frozen
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.model import Direction, Reason, Verdict
@@ -42,16 +42,21 @@ class Answerer:
     def __init__(self, tables: Tables, vni: int) -> None:
         self._tables = tables
         self._vni = vni
+        self._ranges = {
+            _mapped(cidr.version, cidr.first, cidr.prefixlen): record
+            for (of, cidr), record in tables.cidrs.items()
+            if of == vni
+        }
+        self._lengths = sorted({length for length, _ in self._ranges}, reverse=True)
 
     def site(self, address: IPAddress) -> Site:
         """What the tables know of an address: an endpoint's, or its longest range."""
         endpoint = self._tables.addresses.get((self._vni, address))
         if endpoint is not None:
             return Site(self._tables.endpoints[endpoint].identity, endpoint)
-        for length in range(32 if address.version == 4 else 128, -1, -1):
-            record = self._tables.cidrs.get(
-                (self._vni, IPNetwork((int(address), length), address.version).cidr)
-            )
+        _, whole = _mapped(address.version, int(address), 32 if address.version == 4 else 128)
+        for length in self._lengths:
+            record = self._ranges.get((length, whole >> (128 - length) << (128 - length)))
             if record is not None:
                 return Site(record.identity, 0, record.overlay, record.host)
         return Site(contract.SLIM_IDENTITY_WORLD)
@@ -83,3 +88,8 @@ class Answerer:
             if record is not None:
                 return record
         return policy.get(PolicyKey(subject, peer, direction))
+
+
+def _mapped(version: int, first: int, length: int) -> tuple[int, int]:
+    """Prefix length and first address as struct slim_cidr_key has them: IPv4 is v4-mapped."""
+    return (96 + length, 0xFFFF << 32 | first) if version == 4 else (length, first)

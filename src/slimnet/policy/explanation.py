@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 from attrs import frozen
 from netaddr import AddrFormatError, IPAddress
@@ -111,7 +112,7 @@ def explain(
     vni = next((item.vni for item in state.networks if item.name == flow.network), None)
     if vni is None:
         raise NotFound(f"no network {flow.network!r}")
-    ask = tables or (lambda host: compile_tables(state, host))
+    ask = tables or cache(lambda host: compile_tables(state, host))
     oracle = Oracle(state)
     stages = []
     for direction, address in (

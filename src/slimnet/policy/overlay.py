@@ -9,7 +9,7 @@ What a change touches is noted; :meth:`Overlay.settle` then works on that only::
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from attrs import define, field
 from netaddr import IPNetwork
@@ -58,7 +58,7 @@ class Overlay:
     """
 
     def __init__(
-        self, network: Network, hosts: Iterable[Host], host: str | None, numbers: Numbers
+        self, network: Network, hosts: Collection[Host], host: str | None, numbers: Numbers
     ) -> None:
         self.network = network
         self._host = host
