@@ -25,7 +25,6 @@ from slimnet.exceptions import (
     BackendError,
     InUse,
     InvalidValue,
-    NotFound,
     StoreUnreachable,
 )
 from slimnet.model import Attachment, Endpoint
@@ -229,9 +228,8 @@ class Endpoints:
     def _held(self, asked: Mapping[str, Any]) -> Endpoint | None:
         """The endpoint that has the name, when it is what was asked for; an
         abandoned one is cleared away."""
-        try:
-            there = self._cluster.endpoint(asked["network"], asked["namespace"], asked["name"])
-        except NotFound:
+        there = self._cluster.find_endpoint(asked["network"], asked["namespace"], asked["name"])
+        if there is None:
             return None
         title = f"endpoint {there.network}/{there.namespace}/{there.name}"
         if there.host != self._site.host.name:

@@ -32,12 +32,11 @@ def write(run: Path, namespaces: Iterable[Namespace], endpoints: Iterable[Endpoi
     networks: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
         networks.setdefault(endpoint.network, []).append(endpoint)
-    wanted = {path(run, each.network, each.name) for each in namespaces}
-    wanted |= {
-        path(run, network, each.namespace) for network, those in networks.items() for each in those
-    }
-    for file in wanted:
-        _rewrite(file, _text(file.name, networks.get(file.parent.name, [])))
+    groups = {(each.network, each.name) for each in namespaces}
+    groups |= {(each.network, each.namespace) for those in networks.values() for each in those}
+    for network, namespace in groups:
+        _rewrite(path(run, network, namespace), _text(namespace, networks.get(network, [])))
+    wanted = {path(run, *group) for group in groups}
     for file in (run / "hosts").glob("*/*"):
         if file not in wanted:
             file.unlink(missing_ok=True)

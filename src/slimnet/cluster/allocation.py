@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,7 +81,8 @@ def address(store: Store, network: Network, wanted: Any) -> IPAddress:
     for cidr in network.cidrs:
         edge = 1 if cidr.prefixlen < 31 else 0
         for number in range(cidr.first + edge, cidr.last - edge + 1):
-            text = str(IPAddress(number, cidr.version))
+            # Thousands may be used: netaddr would make an object of each.
+            text = socket.inet_ntoa(number.to_bytes(4, "big"))
             if text not in used:
                 return IPAddress(text)
     raise InvalidValue(

@@ -272,19 +272,24 @@ class Cluster:
         """All endpoints, or those of one network."""
         return self._all(_below("endpoints", network), records.endpoint)
 
+    def find_endpoint(self, network: str, namespace: str, name: str) -> Endpoint | None:
+        """The endpoint of that name, if there is one."""
+        key = _endpoint_key(network, namespace, name)
+        found = self.store.get(key)
+        return None if found is None else records.load(key, found[0], records.endpoint)
+
     def endpoint(self, network: str, namespace: str, name: str) -> Endpoint:
         """The endpoint of that name.
 
         Raises:
             NotFound: there is none.
         """
-        key = _endpoint_key(network, namespace, name)
-        found = self.store.get(key)
+        found = self.find_endpoint(network, namespace, name)
         if found is None:
             self.network(network)
             names = [_title(each) for each in self.endpoints(network)]
             raise NotFound(_none("endpoint", f"{network}/{namespace}/{name}", names))
-        return records.load(key, found[0], records.endpoint)
+        return found
 
     def remove_endpoint(self, endpoint: Endpoint) -> Revision:
         """Remove this endpoint; not one of another id that has its name by now."""
