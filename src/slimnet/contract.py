@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0x9A445420BBBFF3D2
-FINGERPRINT_HEX: Final[str] = "9a445420bbbff3d2"
+FINGERPRINT: Final[int] = 0x22600B4C91D6282D
+FINGERPRINT_HEX: Final[str] = "22600b4c91d6282d"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 1
@@ -34,9 +34,10 @@ SLIM_MAP_FLOW: Final[int] = 10
 SLIM_MAP_BOUND: Final[int] = 11
 SLIM_MAP_HELD: Final[int] = 12
 SLIM_MAP_SHIELD: Final[int] = 13
-SLIM_MAP_COUNTER: Final[int] = 14
-SLIM_MAP_EVENT: Final[int] = 15
-SLIM_MAP_COUNT: Final[int] = 16
+SLIM_MAP_OWN: Final[int] = 14
+SLIM_MAP_COUNTER: Final[int] = 15
+SLIM_MAP_EVENT: Final[int] = 16
+SLIM_MAP_COUNT: Final[int] = 17
 
 # enum slim_wire
 SLIM_OPTION_KIND: Final[int] = 253
@@ -95,7 +96,8 @@ SLIM_REASON_NO_FLOW: Final[int] = 27
 SLIM_REASON_FLOW_FULL: Final[int] = 28
 SLIM_REASON_GENERATION: Final[int] = 29
 SLIM_REASON_RESERVED_RANGE: Final[int] = 30
-SLIM_REASON_COUNT: Final[int] = 31
+SLIM_REASON_FAMILY: Final[int] = 31
+SLIM_REASON_COUNT: Final[int] = 32
 
 # enum slim_endpoint_flag
 SLIM_ENDPOINT_LOCAL: Final[int] = 1
@@ -159,6 +161,7 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_BOUND: "slim_bound",
     SLIM_MAP_HELD: "slim_held",
     SLIM_MAP_SHIELD: "slim_shield",
+    SLIM_MAP_OWN: "slim_own",
     SLIM_MAP_COUNTER: "slim_counter",
     SLIM_MAP_EVENT: "slim_event",
 }

@@ -9,7 +9,7 @@
  *  4. An overlay address: find the endpoint, decide egress; on this host decide
  *     ingress too and go straight to the listener's inner address; else draw a
  *     wire port of its host.
- *  5. Anything else leaves through the host, if egress policy allows it.
+ *  5. Any other IPv4 address leaves through the host, if egress policy allows it.
  *
  * The SYN's option and the flow record are made only from what this hook left
  * in the socket's storage for *this* connect (design 4.4).
@@ -524,6 +524,13 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 		slim_count(SLIM_REASON_SELF);
 		return slim_dial_same_host(ctx, dial, dial->local->index, true);
 	}
+
+	/* Policy knows hosts and ranges by IPv4 so far: nothing leaves by IPv6. */
+	if (!slim_is_mapped(dial->address))
+		return slim_dial_refuse(dial, SLIM_REASON_FAMILY, ENETUNREACH);
+	/* Broadcast and multicast would reach hosts that policy denies. */
+	if (!stream && slim_is_multicast(dial->address))
+		return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
 
 	dial->call.peer = slim_address_get(&dial->state, dial->local->vni, dial->address);
 	if (dial->call.peer) {

@@ -11,13 +11,16 @@
 #define SOL_TCP 6
 #define SOL_IPV6 41
 
+#define SO_BROADCAST 6
 #define SO_BINDTODEVICE 25
 #define SO_MARK 36
 #define SO_BINDTOIFINDEX 62
 #define SO_ORIGINAL_DST 80
 #define IP_OPTIONS 4
+#define IP_PKTOPTIONS 9
 #define IP_TRANSPARENT 19
 #define IP_UNICAST_IF 50
+#define IPV6_2292PKTOPTIONS 6
 #define IPV6_TRANSPARENT 75
 #define IPV6_UNICAST_IF 76
 
@@ -46,7 +49,8 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 {
 	switch (level) {
 	case SOL_SOCKET:
-		return name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX || name == SO_MARK;
+		return name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX || name == SO_MARK ||
+		       name == SO_BROADCAST;
 	case SOL_IP:
 		return name == IP_TRANSPARENT || name == IP_OPTIONS || name == IP_UNICAST_IF;
 	case SOL_IPV6:
@@ -74,11 +78,23 @@ static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 	return SLIM_HOOK_ALLOW;
 }
 
+/* What shows underlay addresses; the first our tag as well. */
+static __always_inline bool slim_option_reveals(__s32 level, __s32 name)
+{
+	switch (level) {
+	case SOL_TCP:
+		return name == TCP_SAVED_SYN;
+	case SOL_IP:
+		return name == SO_ORIGINAL_DST || name == IP_PKTOPTIONS;
+	case SOL_IPV6:
+		return name == SO_ORIGINAL_DST || name == IPV6_2292PKTOPTIONS;
+	}
+	return false;
+}
+
 static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
 {
-	/* Both show underlay addresses, the first our tag as well. */
-	if ((ctx->level == SOL_TCP && ctx->optname == TCP_SAVED_SYN) ||
-	    (ctx->level == SOL_IP && ctx->optname == SO_ORIGINAL_DST)) {
+	if (slim_option_reveals(ctx->level, ctx->optname)) {
 		slim_option_refused(SLIM_REASON_OPTION);
 		return slim_errno(EPERM);
 	}

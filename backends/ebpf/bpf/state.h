@@ -131,6 +131,15 @@ struct {
 	__type(value, __u32);
 } slim_shield SEC(".maps");
 
+/* Policy knows the host by its underlay address; it answers on these as well. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(key_size, 16);
+	__type(value, __u32);
+} slim_own SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, SLIM_REASON_COUNT);
@@ -142,6 +151,24 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } slim_event SEC(".maps");
+
+/* Addresses. IPv4 is held v4-mapped; v4 words are compared in network order. */
+
+static __always_inline void slim_map_v4(__be32 *to, __be32 v4)
+{
+	to[0] = 0;
+	to[1] = 0;
+	to[2] = bpf_htonl(0xffff);
+	to[3] = v4;
+}
+
+static __always_inline void slim_copy(__be32 *to, const __be32 *from)
+{
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
+}
 
 /* The active generation; the slot is its lowest bit. */
 struct slim_state {
@@ -200,6 +227,8 @@ slim_cidr_get(const struct slim_state *state, __u32 vni, const __be32 *address)
 	__u32 slot = state->slot;
 	void *table = bpf_map_lookup_elem(&slim_cidr, &slot);
 
+	if (bpf_map_lookup_elem(&slim_own, key.address))
+		slim_copy(key.address, state->control->underlay);
 	return table ? bpf_map_lookup_elem(table, &key) : NULL;
 }
 
@@ -247,24 +276,6 @@ static __always_inline void slim_count(__u32 reason)
 		sk_;							\
 	})
 
-/* Addresses. IPv4 is held v4-mapped; v4 words are compared in network order. */
-
-static __always_inline void slim_map_v4(__be32 *to, __be32 v4)
-{
-	to[0] = 0;
-	to[1] = 0;
-	to[2] = bpf_htonl(0xffff);
-	to[3] = v4;
-}
-
-static __always_inline void slim_copy(__be32 *to, const __be32 *from)
-{
-	to[0] = from[0];
-	to[1] = from[1];
-	to[2] = from[2];
-	to[3] = from[3];
-}
-
 static __always_inline bool slim_same(const __be32 *a, const __be32 *b)
 {
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
@@ -287,6 +298,13 @@ static __always_inline bool slim_is_loopback(const __be32 *address)
 	if (slim_is_mapped(address))
 		return (address[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
 	return !address[0] && !address[1] && !address[2] && address[3] == bpf_htonl(1);
+}
+
+/* 224.0.0.0/4, and 255.255.255.255; of an IPv4-mapped address. */
+static __always_inline bool slim_is_multicast(const __be32 *address)
+{
+	return (address[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+	       address[3] == 0xffffffff;
 }
 
 /* Inner addresses (design 4.5): the port is in the address. */

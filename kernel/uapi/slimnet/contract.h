@@ -46,6 +46,7 @@ enum slim_map {
 	SLIM_MAP_BOUND,		/* hash: struct slim_tuple -> struct slim_bound */
 	SLIM_MAP_HELD,		/* hash: struct slim_listener_key -> struct slim_held */
 	SLIM_MAP_SHIELD,	/* array[65536]: __u32 ports of the host that endpoints hold */
+	SLIM_MAP_OWN,		/* hash: __be32[4] -> __u32; this host's own addresses */
 	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
 	SLIM_MAP_COUNT,
@@ -118,7 +119,8 @@ enum slim_reason {
 	SLIM_REASON_FLOW_FULL = 28,		/* no room for a flow record: SYN dropped */
 	SLIM_REASON_GENERATION = 29,		/* the newer generation forbids what the SYN's allowed */
 	SLIM_REASON_RESERVED_RANGE = 30,	/* packet to or from the inner range on the underlay */
-	SLIM_REASON_COUNT = 31,
+	SLIM_REASON_FAMILY = 31,		/* IPv6 destinations: not yet */
+	SLIM_REASON_COUNT = 32,
 };
 
 enum slim_endpoint_flag {

@@ -113,6 +113,7 @@ class EbpfBackend(Backend):
             try:
                 self._adopt()
                 self._write_control(**self._control(ifindex))
+                self._follow_host()
                 self._underlay.apply(self.context.interface, ifindex)
                 self._attach_lookup()
             except BaseException:
@@ -212,9 +213,17 @@ class EbpfBackend(Backend):
             "underlay": to_bytes16(self.context.host.address),
             "wire_port": self._options.wire_ports,
             "held_limit": self._options.held_ports,
-            "wire_turn": self._wire_turn(),
             "key": self.context.key,
         }
+
+    def _follow_host(self) -> None:
+        """What others may change on the host at any time."""
+        self._write_control(wire_turn=self._wire_turn())
+        own: Map = self._maps[contract.SLIM_MAP_OWN]
+        wanted = {to_bytes16(address) for address in Underlay.addresses()}
+        held = {key for key, _ in own.items()}
+        own.remove(held - wanted)
+        own.update((key, u32(1)) for key in wanted - held)
 
     def _write_control(self, **fields: int | bytes) -> None:
         control: Map = self._maps[contract.SLIM_MAP_CONTROL]
@@ -258,7 +267,7 @@ class EbpfBackend(Backend):
     def install(self, tables: Tables, change: Change | None = None) -> None:
         """See :meth:`slimnet.abc.Backend.install`."""
         with self._locked():
-            self._write_control(wire_turn=self._wire_turn())
+            self._follow_host()
             self._writer.install(tables, change, self._endpoints.indexes())
 
     def status(self) -> Status:
@@ -343,7 +352,7 @@ class EbpfBackend(Backend):
             try:
                 with self._locked():
                     self._endpoints.reap()
-                    self._write_control(wire_turn=self._wire_turn())
+                    self._follow_host()
             finally:
                 self._mutex.release()
 
