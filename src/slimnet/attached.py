@@ -29,7 +29,8 @@ class AttachedEndpoint:
     Attributes:
         endpoint: as the store has it.
         cgroup: the cgroup v2 directory to start processes in.
-        netns: the network namespace to start them in.
+        netns: the network namespace to start them in; where that is the host's
+            own, by the agent's process: enter it before the agent is restarted.
         hosts: an ``/etc/hosts`` for them, always up to date.
         created: whether it was made now; it was there already otherwise.
     """

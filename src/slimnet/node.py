@@ -302,6 +302,15 @@ class Node:
         """The hosts that are alive."""
         return [records.host(each["host"]) for each in self._client.request("GET", "hosts")]
 
+    def remove_host(self, name: str) -> None:
+        """Remove the endpoints that a lost host left.
+
+        Raises:
+            InUse: it lives.
+            NotFound: it left none.
+        """
+        self._client.request("DELETE", "hosts", name)
+
     def status(self) -> dict[str, Any]:
         """What is in force on this host, and what stands in its way
         (``ready`` and ``trouble``)."""

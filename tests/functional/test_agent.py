@@ -414,9 +414,24 @@ def test_lost_host(hosts, pair):
     until(lambda: [each.name for each in hosts[0].node().hosts()] == ["h1"], LEASE + 5)
     hosts[0].node().wait()
     assert not client.connect(str(db.endpoint.address), 7000, 1)
+    assert {each.name for each in hosts[0].node().endpoints()} == {"web", "db"}
     hosts[1].start()
     hosts[1].node().wait()
     connects(client, db)
+
+
+def test_what_a_lost_host_left_is_removed(hosts, pair):
+    with pytest.raises(InUse, match="h2 lives"):
+        hosts[0].node().remove_host("h2")
+    hosts[1].kill()
+    until(lambda: len(hosts[0].node().hosts()) == 1, LEASE + 5)
+    hosts[0].node().remove_host("h2")
+    assert [each.name for each in hosts[0].node().endpoints()] == ["web"]
+    # Back again, it lets go of what it still runs, once that has ended.
+    pair[3].close()
+    hosts[1].start()
+    until(lambda: hosts[1].node().status()["attached"] == [])
+    until(lambda: not pair[1].cgroup.exists())
 
 
 def test_stopped_process_of_an_agent(hosts, pair):

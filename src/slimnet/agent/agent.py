@@ -121,8 +121,10 @@ class Agent:
                 self._hinder(str(error))
                 self._stop.wait(0.25)
             except Exception as error:  # noqa: BLE001  # the agent stays, whatever happens
-                _log.exception("unexpected")
-                self._hinder(f"{type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                if text != self._trouble:
+                    _log.exception("unexpected")
+                self._hinder(text)
                 self._stop.wait(1)
             else:
                 self._hinder("")

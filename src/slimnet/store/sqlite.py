@@ -53,7 +53,11 @@ _Changes = list[tuple[int, str, bytes | None]]
 
 
 class SqliteStore(Store):
-    """``sqlite:///absolute/path.db``; the file and its directory are made."""
+    """``sqlite:///absolute/path.db``; the file and its directory are made.
+
+    Whoever puts another file in its place has to take ``-wal`` and ``-shm``
+    beside it away too: SQLite would apply the old log to the new file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
