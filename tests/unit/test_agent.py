@@ -263,6 +263,18 @@ def test_a_younger_store_is_followed_too(agent, url):
     assert agent.installer.tables.endpoints == {}
 
 
+def test_policy_does_not_wait_for_the_hosts_files(agent):
+    """A full /run must not keep a policy from being in force."""
+    before = agent.installer.tables.generation
+    (agent.directory / "hosts" / "more").write_text("in the way")
+    agent.cluster.create_network("more", "10.2.0.0/24")
+    assert "cannot write the hosts files" in agent.sync()
+    assert agent.installer.tables.generation > before
+    (agent.directory / "hosts" / "more").unlink()
+    assert agent.sync() == ""
+    assert (agent.directory / "hosts" / "more" / "default").exists()
+
+
 def test_lost_host_takes_its_endpoints_along(agent):
     agent.cluster.create_endpoint({"network": "prod", "name": "far", "host": "h2"})
     agent.sync()

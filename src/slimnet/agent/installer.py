@@ -52,11 +52,15 @@ class Installer:
             self._hinder(f"cannot compile: {type(error).__name__}: {error}")
             return
         try:
-            names.write(self._run, state.namespaces, state.endpoints)
             self._install(tables, change)
         except Exception as error:  # noqa: BLE001  # as above, whatever a plugin does
             _log.debug("install", exc_info=True)
             self._hinder(f"cannot install: {type(error).__name__}: {error}")
+            return
+        try:
+            names.write(self._run, state.namespaces, state.endpoints)
+        except OSError as error:
+            self._hinder(f"cannot write the hosts files: {error}")
             return
         self.trouble = ""
 
