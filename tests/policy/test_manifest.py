@@ -301,6 +301,18 @@ def test_one_wrong_document_refuses_the_file(tmp_path):
         load(file)
 
 
+def test_files_that_are_none(tmp_path):
+    """What cannot be read is an OSError, what cannot be a text or a name a PolicyError."""
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"kind: \xff")
+    with pytest.raises(PolicyError, match=r"binary\.yaml: wanted UTF-8 text"):
+        load(binary)
+    with pytest.raises(PolicyError, match="wanted a file's name, or a text"):
+        load("\x00")
+
+
 def test_same_policy_twice():
     with pytest.raises(PolicyError, match="each policy once in a file"):
         load(f"{WEB}---\n{WEB}")

@@ -87,6 +87,8 @@ def _read(source: str | os.PathLike[str]) -> tuple[str, str]:
         return path.name, path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise PolicyError(path.name, "UTF-8 text", f"byte {error.start} is not") from error
+    except ValueError as error:
+        raise PolicyError("policy", "a file's name, or a text", str(source)) from error
 
 
 def _toml(text: str, file: str) -> Iterator[Node]:
