@@ -42,8 +42,7 @@ def probe(path: Path) -> Probe:
         return Probe(
             Answer.NO,
             f"Linux {platform.release()} does not take the data path: {error}",
-            "use a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and"
-            " CONFIG_NET_CLS_ACT",
+            "use a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_ACT",
         )
     version = library().libbpf_version_string().decode()
     found = f"Linux {platform.release()}, libbpf {version}"
