@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,6 +97,7 @@ class Machine:
             "qdisc": self.tc("qdisc show dev eth0"),
             "ingress": self.tc("filter show dev eth0 ingress"),
             "egress": self.tc("filter show dev eth0 egress"),
+            "tcx": self.tcx(),
             "routes": self.ip("route show table local"),
             "routes6": [
                 line
@@ -106,6 +108,16 @@ class Machine:
             "lookups": self.lookups(),
             "cgroups": sorted(str(path) for path in self.cgroup.rglob("*") if path.is_dir()),
         }
+
+    def tcx(self):
+        """The programs on the interface's TCX hooks; ingress, then egress."""
+        with enter(self.netns):
+            ifindex = socket.if_nametoindex("eth0")
+            return [
+                links.program_name(number)
+                for hook in (links.ATTACH_TCX_INGRESS, links.ATTACH_TCX_EGRESS)
+                for number in links.attached(ifindex, hook)
+            ]
 
     def lookups(self):
         """How many sk_lookup programs serve the namespace."""

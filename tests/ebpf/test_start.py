@@ -11,7 +11,7 @@ from machine import NETWORK, endpoint
 
 from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
 from slimnet.tables import Tables
-from slimnet_ebpf import EbpfBackend, libbpf, requirements
+from slimnet_ebpf import EbpfBackend, filters, libbpf, requirements
 from slimnet_ebpf.netns import enter
 
 pytestmark = pytest.mark.root
@@ -120,10 +120,28 @@ def test_what_is_on_the_host_while_it_runs(machine):
     assert "local 240.0.0.0/4 dev lo" in left["routes"]
     assert any("fd73:6c69:6d6e:6574::/64" in line for line in left["routes6"])
     assert left["arp_announce"] == "2"
+    assert left["tcx"] == ["slim_tc_ingress", "slim_tc_egress"]
+    assert "clsact" not in left["qdisc"]
+    assert left["lookups"] == 1
+
+
+@pytest.fixture
+def without_tcx(monkeypatch):
+    """As on Linux before 6.6: filters on a clsact qdisc."""
+    monkeypatch.setattr(filters, "link", lambda *_: False)
+
+
+@pytest.mark.usefixtures("without_tcx")
+def test_without_tcx(machine):
+    before = machine.left()
+    backend = machine.start()
+    left = machine.left()
     assert "clsact" in left["qdisc"]
     assert "slim_tc_ingress" in left["ingress"]
     assert "slim_tc_egress" in left["egress"]
-    assert left["lookups"] == 1
+    backend.close()
+    machine.start().teardown()
+    assert before == machine.left()
 
 
 def test_teardown_leaves_nothing(machine):
@@ -149,6 +167,7 @@ def test_what_the_host_had_is_kept(machine):
     assert before == machine.left()
 
 
+@pytest.mark.usefixtures("without_tcx")
 def test_a_filter_that_would_run_first_is_named(machine):
     """It may end the chain: then SYNs would pass the data path by."""
     machine.tc("qdisc add dev eth0 clsact")
@@ -159,6 +178,7 @@ def test_a_filter_that_would_run_first_is_named(machine):
     assert before == machine.left()
 
 
+@pytest.mark.usefixtures("without_tcx")
 def test_somebody_elses_filter_keeps_our_clsact(machine):
     backend = machine.start()
     machine.tc("filter add dev eth0 egress prio 7 u32 match u32 0 0 flowid 1:1")
@@ -263,14 +283,14 @@ def test_an_instance_serves_one_namespace(machine):
 
 
 def test_a_new_interface_of_the_old_name(machine):
-    """The interface went and came back: its filters are made again."""
+    """The interface went and came back: its programs are attached again."""
     machine.start().close()
     machine.ip("link del eth0")
     machine.ip("link add dummy9 type veth peer name eth0")
     machine.ip("address add 192.0.2.1/24 dev eth0")
     before = machine.left()
     backend = machine.start()
-    assert "slim_tc_ingress" in machine.left()["ingress"]
+    assert "slim_tc_ingress" in machine.left()["tcx"]
     backend.teardown()
     after = machine.left()
     assert (before["qdisc"], before["arp_announce"]) == (after["qdisc"], after["arp_announce"])

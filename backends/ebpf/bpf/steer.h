@@ -16,6 +16,9 @@
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
 
+/* Whoever else has a program or a filter here is asked next. */
+#define SLIM_TC_NEXT TC_ACT_UNSPEC
+
 #define SLIM_LOOPBACK_IFINDEX 1
 #define SLIM_HANDSHAKE (SLIM_HANDSHAKE_SECONDS * 1000000000ULL)
 
@@ -142,7 +145,7 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 }
 
 /*
- * A SYN to a wire port. TC_ACT_OK lets it go on to sk_lookup, which answers
+ * A SYN to a wire port. SLIM_TC_NEXT lets it go on to sk_lookup, which answers
  * with the host's RST unless there is a flow record.
  */
 static __always_inline int
@@ -210,13 +213,13 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		slim_count(SLIM_REASON_FLOW_FULL);
 		return TC_ACT_SHOT;
 	}
-	return TC_ACT_OK;
+	return SLIM_TC_NEXT;
 
 refuse:
 	bpf_map_delete_elem(&slim_flow, &syn->tuple);
 	/* What an option without a valid tag says is nobody's word. */
 	slim_syn_refused(syn, source ? &option : NULL, source, destination, reason, rule);
-	return TC_ACT_OK;
+	return SLIM_TC_NEXT;
 }
 
 #define SLIM_TCP_OFFSET (ETH_HLEN + sizeof(struct iphdr))
@@ -242,7 +245,7 @@ slim_rewrite(struct __sk_buff *skb, bool source, __be32 from, __be32 to, __be16 
 	    bpf_skb_store_bytes(skb, address, &to, sizeof(to), 0) ||
 	    bpf_skb_store_bytes(skb, port, &to_port, sizeof(to_port), 0))
 		return TC_ACT_SHOT;
-	return TC_ACT_OK;
+	return SLIM_TC_NEXT;
 }
 
 /*
@@ -266,19 +269,19 @@ static __noinline int slim_icmp_error(struct __sk_buff *skb)
 	__be16 port;
 
 	if (bpf_skb_load_bytes(skb, offset, &quote, sizeof(quote)))
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	if (quote.icmp.type != ICMP_DEST_UNREACH && quote.icmp.type != ICMP_TIME_EXCEEDED &&
 	    quote.icmp.type != ICMP_PARAMETERPROB)
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	if (quote.ip.ihl != 5 || quote.ip.protocol != IPPROTO_TCP)
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	slim_map_v4(key.source, quote.ip.daddr);
 	key.source_port = quote.destination;
 	slim_map_v4(key.destination, quote.ip.saddr);
 	key.destination_port = quote.source;
 	bound = bpf_map_lookup_elem(&slim_bound, &key);
 	if (!bound)
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	address = bound->address;
 	port = bound->port;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &outer,
@@ -294,7 +297,7 @@ static __noinline int slim_icmp_error(struct __sk_buff *skb)
 	    bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &address,
 				sizeof(address), 0))
 		return TC_ACT_SHOT;
-	return TC_ACT_OK;
+	return SLIM_TC_NEXT;
 }
 
 static __always_inline int slim_ingress(struct __sk_buff *skb)
@@ -307,7 +310,7 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 	__u16 fragment;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end) {
 		if (bpf_skb_pull_data(skb, SLIM_TCP_OFFSET + sizeof(*tcp))) {
 			/* Shorter than a TCP header: is it one? */
@@ -315,21 +318,21 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 			end = (void *)(long)skb->data_end;
 			ip = data + ETH_HLEN;
 			if ((void *)(ip + 1) > end)
-				return TC_ACT_OK;
+				return SLIM_TC_NEXT;
 			if (ip->protocol != IPPROTO_TCP ||
 			    bpf_ntohs(ip->frag_off) & IP_FRAGMENT_OFFSET)
-				return TC_ACT_OK;
+				return SLIM_TC_NEXT;
 			slim_count(SLIM_REASON_MALFORMED);
 			return TC_ACT_SHOT;
 		}
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 		if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end)
-			return TC_ACT_OK;
+			return SLIM_TC_NEXT;
 	}
 	ip = data + ETH_HLEN;
 	if (!slim_state_get(&state))
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	if (slim_in_range_v4(state.control, ip->daddr) ||
 	    slim_in_range_v4(state.control, ip->saddr)) {
 		slim_count(SLIM_REASON_RESERVED_RANGE);
@@ -338,17 +341,17 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 	if (ip->protocol == IPPROTO_ICMP && ip->ihl == 5)
 		return slim_icmp_error(skb);
 	if (ip->protocol != IPPROTO_TCP)
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 
 	fragment = bpf_ntohs(ip->frag_off);
 	if (ip->ihl != 5 || fragment & (IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET)) {
 		__be16 port = 0;
 
 		if (fragment & IP_FRAGMENT_OFFSET)
-			return TC_ACT_OK;	/* nothing without its first fragment */
+			return SLIM_TC_NEXT;	/* nothing without its first fragment */
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4 + 2, &port, sizeof(port)) ||
 		    !slim_is_wire_port(state.control, port))
-			return TC_ACT_OK;
+			return SLIM_TC_NEXT;
 		slim_count(SLIM_REASON_MALFORMED);
 		return TC_ACT_SHOT;
 	}
@@ -367,13 +370,13 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 					    bound->port);
 	}
 	if (!slim_is_wire_port(state.control, tcp->dest))
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	if (tcp->doff < 5) {
 		slim_count(SLIM_REASON_MALFORMED);
 		return TC_ACT_SHOT;
 	}
 	if (!tcp->syn || tcp->ack)
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	slim_map_v4(syn.tuple.source, ip->saddr);
 	slim_map_v4(syn.tuple.destination, ip->daddr);
 	syn.tuple.source_port = tcp->source;
@@ -395,12 +398,12 @@ static __always_inline int slim_egress(struct __sk_buff *skb)
 	struct iphdr *ip;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	if (data + SLIM_TCP_OFFSET > end)
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	ip = data + ETH_HLEN;
 	if (!slim_state_get(&state) || !slim_in_range_v4(state.control, ip->saddr))
-		return TC_ACT_OK;
+		return SLIM_TC_NEXT;
 	if (ip->protocol == IPPROTO_TCP && ip->ihl == 5) {
 		if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end) {
 			if (bpf_skb_pull_data(skb, SLIM_TCP_OFFSET + sizeof(*tcp)))

@@ -170,7 +170,7 @@ class EbpfBackend(Backend):
                         str(getattr(self._options, option)),
                     )
         lookup = self._pins.links / "lookup"
-        inode = links.netns_of(lookup) if lookup.exists() else 0
+        inode = links.target_of(lookup) if lookup.exists() else 0
         if inode not in (0, self._netns.inode):
             raise BackendError(
                 f"instance {self.context.instance} runs in another network namespace"
@@ -241,7 +241,7 @@ class EbpfBackend(Backend):
     def _attach_lookup(self) -> None:
         pin = self._pins.links / "lookup"
         if pin.exists():
-            if links.netns_of(pin) == self._netns.inode:
+            if links.target_of(pin) == self._netns.inode:
                 return
             pin.unlink()  # of a namespace that is gone
         ours = links.program_id(self._lookup.fd)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tc filters on the underlay interface.
+"""tc programs on the underlay interface.
 
-clsact and direct-action filters, which work from Linux 4.5 on (TCX needs
-6.6). A filter is known as ours by its program's id.
+TCX links where the kernel has them (Linux 6.6): every packet passes here, and
+they cost it half of what a filter does. Before that, direct-action filters on
+a clsact qdisc; a filter is known as ours by its program's id.
 
 Source: libbpf.h, section "TC related API"; tc-bpf(8).
 """
@@ -11,13 +12,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from pathlib import Path
 
+from slimnet_ebpf import links
 from slimnet_ebpf.libbpf import BpfError, TcHook, TcOptions, check, library
 
-__all__ = ["EGRESS", "INGRESS", "attach", "create_clsact", "destroy_clsact", "detach"]
+__all__ = ["EGRESS", "INGRESS", "attach", "create_clsact", "destroy_clsact", "detach", "link"]
 
 INGRESS = 1
 EGRESS = 2
+
+_TCX = {INGRESS: links.ATTACH_TCX_INGRESS, EGRESS: links.ATTACH_TCX_EGRESS}
 
 # Before every other filter: those may end the chain.
 _PRIORITY = 1
@@ -42,6 +47,28 @@ def destroy_clsact(ifindex: int) -> None:
     result = library().bpf_tc_hook_destroy(ctypes.byref(_hook(ifindex, INGRESS | EGRESS)))
     if result not in (-errno.ENOENT, -errno.EINVAL, -errno.ENODEV):
         check(result, "remove the clsact qdisc from the underlay interface")
+
+
+def link(ifindex: int, point: int, program: int, pin: Path) -> bool:
+    """Attach a program with a pinned TCX link unless it is so already.
+
+    Returns:
+        False when this kernel has no TCX; nothing is attached then.
+
+    Raises:
+        BpfError: the kernel refused.
+    """
+    if pin.exists():
+        if links.target_of(pin) == ifindex:
+            return True
+        pin.unlink()  # of an interface that is gone
+    try:
+        links.attach(program, ifindex, _TCX[point], pin, flags=links.FIRST)
+    except BpfError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    return True
 
 
 def _program(ifindex: int, point: int, handle: int) -> int | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs where they run: links on cgroups and on the network namespace.
+"""Programs where they run: links on cgroups, the network namespace, the interface.
 
 A link is attached by program, target and attach type, never through libbpf's
 objects, so that a process that adopts pinned programs does it the same way.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from slimnet_ebpf.libbpf import check, library
 
-__all__ = ["attach", "attached", "netns_of", "program_id", "program_name", "program_type"]
+__all__ = ["attach", "attached", "program_id", "program_name", "program_type", "target_of"]
 
 # enum bpf_prog_type
 SCHED_CLS = 3
@@ -28,6 +28,11 @@ ON_CGROUP = frozenset({CGROUP_SOCK, SOCK_OPS, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT})
 
 # enum bpf_attach_type
 ATTACH_SK_LOOKUP = 36
+ATTACH_TCX_INGRESS = 46
+ATTACH_TCX_EGRESS = 47
+
+# Of a TCX link: before all others, which may end the chain.
+FIRST = 1 << 3
 
 
 class _ProgramInfo(ctypes.Structure):
@@ -50,7 +55,8 @@ class _ProgramInfo(ctypes.Structure):
 
 
 class _LinkInfo(ctypes.Structure):
-    """The start of struct bpf_link_info, with the netns member of its union."""
+    """The start of struct bpf_link_info, with the netns member of its union; the
+    tcx member has an ifindex where that has an inode number."""
 
     _fields_ = (
         ("type", ctypes.c_uint32),
@@ -95,20 +101,34 @@ def program_name(number: int) -> str:
         os.close(fd)
 
 
-def attach(program: int, target: int, attach_type: int, pin: Path) -> None:
+class _LinkOptions(ctypes.Structure):
+    """The start of struct bpf_link_create_opts."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("flags", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+def attach(program: int, target: int, attach_type: int, pin: Path, *, flags: int = 0) -> None:
     """Attach a program and pin the link.
 
     Args:
         program: descriptor of the program.
-        target: descriptor of a cgroup directory or of a network namespace.
+        target: descriptor of a cgroup directory or of a network namespace, or
+            the index of an interface.
         attach_type: enum bpf_attach_type.
         pin: where; not there yet.
+        flags: BPF_F_*, for TCX.
 
     Raises:
         BpfError: the kernel refused; nothing is attached.
     """
+    options = _LinkOptions(sz=ctypes.sizeof(_LinkOptions), flags=flags)
     link = check(
-        library().bpf_link_create(program, target, attach_type, None), f"attach {pin.name}"
+        library().bpf_link_create(program, target, attach_type, ctypes.byref(options)),
+        f"attach {pin.name}",
     )
     try:
         check(library().bpf_obj_pin(link, bytes(pin)), f"pin {pin}")
@@ -130,9 +150,9 @@ def attached(target: int, attach_type: int) -> list[int]:
     return list(ids[: count.value])
 
 
-def netns_of(pin: Path) -> int:
-    """The inode number of the network namespace that a pinned link serves; 0
-    when that namespace is gone."""
+def target_of(pin: Path) -> int:
+    """The inode number of the network namespace, or the index of the interface,
+    that a pinned link serves; 0 when that is gone."""
     fd = check(library().bpf_obj_get(bytes(pin)), f"open {pin}")
     try:
         info = _LinkInfo()

@@ -9,6 +9,7 @@
         maps/index                   which endpoint has which inner index
         programs/<program>-<attach type>
         links/lookup                 sk_lookup on the network namespace
+        links/tcx-*                  tc programs on the underlay interface (Linux 6.6)
         links/<endpoint>/<program>   the endpoint's cgroup programs
 
 The record dies with the boot, as what it records does.

@@ -95,12 +95,23 @@ class Underlay:
                 before = int(_arp_announce(interface).read_text())
                 self._pins.write_record(ifindex=ifindex, interface=interface, arp_announce=before)
             _arp_announce(interface).write_text(f"{_ARP_ANNOUNCE}\n")
-            if "clsact" not in record:
-                there = any(
-                    qdisc.get_attr("TCA_KIND") == "clsact"
-                    for qdisc in netlink.get_qdiscs(index=ifindex)
-                )
-                self._pins.write_record(clsact=not there)
+            linked = [
+                filters.link(ifindex, point, program.fd, self._pin(program))
+                for point, program in self._points
+            ]
+            if not all(linked):
+                self._filter(netlink, ifindex)
+
+    def _pin(self, program: Program) -> Path:
+        return self._pins.links / program.name.replace("slim_tc_", "tcx-")
+
+    def _filter(self, netlink: Any, ifindex: int) -> None:
+        if "clsact" not in self._pins.record():
+            there = any(
+                qdisc.get_attr("TCA_KIND") == "clsact"
+                for qdisc in netlink.get_qdiscs(index=ifindex)
+            )
+            self._pins.write_record(clsact=not there)
         filters.create_clsact(ifindex)
         for point, program in self._points:
             filters.attach(ifindex, point, program.fd, program_id(program.fd))
@@ -121,7 +132,9 @@ class Underlay:
     def _restore_interface(self, netlink: Any, record: dict[str, Any], interface: str) -> None:
         ifindex, sysctl = record["ifindex"], _arp_announce(interface)
         for point, program in self._points:
-            filters.detach(ifindex, point, program_id(program.fd))
+            self._pin(program).unlink(missing_ok=True)
+            if "clsact" in record:
+                filters.detach(ifindex, point, program_id(program.fd))
         if record.get("clsact") and not any(
             netlink.get_filters(index=ifindex, parent=parent)
             for parent in (0xFFFFFFF2, 0xFFFFFFF3)  # clsact's ingress and egress
