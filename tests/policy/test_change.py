@@ -182,3 +182,28 @@ def test_address_of_no_range_is_left_out():
     assert after == before
     again, _ = compiler.update(state)
     assert again == before
+
+
+def test_oldest_members_keep_the_identity():
+    """A newer endpoint that a range tells apart from the rest of its group gets a number
+    of its own; the others keep the store's."""
+    state = big(0, 100)
+    policies = load(
+        """
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata: {name: one, namespace: n0}
+        spec:
+          podSelector: {}
+          ingress: [{from: [{ipBlock: {cidr: 10.9.0.0/16}}]}]
+        """
+    )
+    state = evolve(state, policies=policies)
+    old = compile_tables(state, "h1").endpoints
+    assert {identifier: record.identity for identifier, record in old.items()} == {
+        item.id: item.identity for item in state.endpoints
+    }
+    newer = evolve(state.endpoints[0], id=1000, name="newer", address="10.9.0.1")
+    new = compile_tables(evolve(state, endpoints=(newer, *state.endpoints)), "h1").endpoints
+    assert {key: record for key, record in new.items() if key != 1000} == old
+    assert new[1000].identity >= 2**24

@@ -301,6 +301,12 @@ def test_one_wrong_document_refuses_the_file(tmp_path):
         load(file)
 
 
+@pytest.mark.parametrize("value", [None, [], {}, {"manifest": []}, {"manifest": {"spec": {}}}])
+def test_store_that_holds_something_else(value):
+    with pytest.raises(PolicyError):
+        Policy.from_json(value)
+
+
 def test_files_that_are_none(tmp_path):
     """What cannot be read is an OSError, what cannot be a text or a name a PolicyError."""
     with pytest.raises(FileNotFoundError):

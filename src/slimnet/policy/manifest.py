@@ -71,6 +71,8 @@ def restore(value: Mapping[str, Any]) -> Policy:
     Raises:
         PolicyError: it is not that.
     """
+    if not isinstance(value, Mapping):
+        raise PolicyError("policy", "what Policy.to_json() gives", value)
     file, manifest, lines = value.get("file", ""), value.get("manifest"), value.get("lines", {})
     if not isinstance(manifest, dict) or not isinstance(file, str) or not isinstance(lines, dict):
         raise PolicyError("policy", "what Policy.to_json() gives", value)
