@@ -135,9 +135,9 @@ class Mirror:
         kind = key.partition("/")[0]
         if kind not in _DECODE:
             return False
-        self.problems.pop(key, None)
+        mended = self.problems.pop(key, None) is not None
         if value is None:
-            return self._kinds[kind].pop(key, None) is not None
+            return self._kinds[kind].pop(key, None) is not None or mended
         try:
             found = records.load(key, value, _DECODE[kind])
         except InvalidValue as error:
@@ -146,6 +146,6 @@ class Mirror:
             self._kinds[kind].pop(key, None)
             return True
         if self._kinds[kind].get(key) == found:
-            return False
+            return mended
         self._kinds[kind][key] = found
         return True

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's copy of the store depends on what the store holds, never on how it got there."""
+
+import tempfile
+
+import attrs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slimnet import records
+from slimnet.agent.mirror import Mirror
+from slimnet.model import Endpoint, Host, Namespace, Network
+from slimnet.store.sqlite import SqliteStore
+
+HERE = Host("h1", "192.0.2.1")
+
+RECORDS = {
+    "networks/prod": [Network("prod", 1000, "10.1.0.0/24"), Network("prod", 7, "10.2.0.0/24")],
+    "hosts/h1": [HERE, attrs.evolve(HERE, labels={"zone": "a"})],
+    "hosts/h2": [Host("h2", "192.0.2.2")],
+    "namespaces/prod/default": [Namespace("prod", "default", {"a": label}) for label in "xy"],
+    "endpoints/prod/default/web": [
+        Endpoint("prod", "web", "10.1.0.1", host, id=1, identity=256) for host in ("h1", "h2")
+    ],
+    "endpoints/prod/default/db": [Endpoint("prod", "db", "10.1.0.2", "h2", id=2, identity=257)],
+    "endpoints/gone/default/x": [Endpoint("gone", "x", "10.1.0.2", "h2", id=3, identity=258)],
+    "policies/prod/default/p": [{"manifest": 3}],
+    "installed/h1": [{"revision": 3}],
+    "counters/endpoint": [3],
+}
+
+change = st.sampled_from(sorted(RECORDS)).flatmap(
+    lambda key: st.tuples(
+        st.just(key),
+        st.one_of(
+            st.none(),
+            st.sampled_from(RECORDS[key]).map(records.dump),
+            st.sampled_from([b"", b"{", b"[]", b"{}", b"\xff", b"null", b'{"name": []}']),
+        ),
+    )
+)
+
+
+def view(mirror):
+    state = mirror.state(HERE)
+    parts = {
+        field.name: sorted(map(str, getattr(state, field.name)))
+        for field in attrs.fields(type(state))
+        if field.name != "revision"
+    }
+    return parts, dict(mirror.problems), sorted(mirror.binding)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(change, min_size=1, max_size=4), max_size=8))
+def test_following_equals_reading(batches):
+    """After every sequence of changes, the copy that followed them equals one that is new."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        SqliteStore.open(f"sqlite://{directory}/store.db") as store,
+    ):
+        store.transact(put={"counters/start": b"1"})
+        follower = Mirror(store)
+        follower.catch_up()
+        for batch in batches:
+            before = view(follower)
+            store.transact(
+                put={key: value for key, value in batch if value is not None},
+                delete=[key for key, value in batch if value is None],
+            )
+            changed = follower.catch_up()
+            reader = Mirror(store)
+            assert reader.catch_up()
+            assert view(follower) == view(reader)
+            assert follower.revision == reader.revision
+            assert changed or view(follower) == before
