@@ -77,6 +77,10 @@ class Host:
             )
         return self._own[uid]
 
+    def refresh(self) -> None:
+        """The host's addresses have changed; new tables come soon after."""
+        self.lab.install()
+
     def rest(self) -> None:
         """End the host's own processes, and with them their sockets."""
         for hands in self._own.values():

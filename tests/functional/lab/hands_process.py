@@ -155,6 +155,7 @@ def _enter(cgroup: str, netns: str, uid: str) -> None:
 def main() -> None:
     channel, cgroup, netns, uid = sys.argv[1:]
     _enter(cgroup, netns, uid)
+    os.environ.pop("PYTHONPATH", None)  # ours, not that of the programs that we start
     process = Process(socket.socket(fileno=int(channel)))
     try:
         process.serve()
