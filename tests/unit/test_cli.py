@@ -179,6 +179,24 @@ def test_a_wrong_policy_file_is_one_line_with_its_place(tmp_path):
     assert "podSelektor" in done.stderr
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "argv", [["testbed", "up"], ["testbed", "down"], ["agent"], ["run", "--name", "a", "true"]]
+)
+def test_without_root_it_is_one_line_too(argv):
+    done = subprocess.run(
+        [sys.executable, "-m", "slimnet.cli", *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        user=65534,
+        extra_groups=[],
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_agent_comes_from_the_environment():
     assert "no agent on /from/env" in run("status", SLIMNET_AGENT="/from/env").stderr
     done = run("--agent", "/from/option", "status", SLIMNET_AGENT="/from/env")

@@ -85,7 +85,8 @@ def main() -> NoReturn:
     except Exception as error:
         from slimnet.exceptions import SlimnetError  # noqa: PLC0415  # only in case of need
 
-        if not isinstance(error, SlimnetError):
+        # What the machine refuses is the user's to know too, and no defect of ours.
+        if not isinstance(error, (SlimnetError, OSError)):
             raise
         _fail(str(error), None)
     sys.exit(status if isinstance(status, int) else 0)

@@ -60,11 +60,9 @@ Examples:
 @output_option
 def up(hosts: int | None, backend: str, name: str, output: str) -> None:
     """Bring up a testbed, or complete one."""
-    from slimnet.exceptions import CapabilityMissing  # noqa: PLC0415  # attrs, when it runs
-    from slimnet.testbed import Testbed  # noqa: PLC0415
+    from slimnet.testbed import Testbed  # noqa: PLC0415  # attrs, when it runs
 
-    if os.geteuid() != 0:
-        raise CapabilityMissing("a testbed needs root: use sudo")
+    _need_root()
     begun = time.monotonic()
     if hosts is None:
         hosts = next((len(each.hosts) for each in Testbed.all() if each.name == name), 2)
@@ -91,6 +89,7 @@ def down(name: str, every: bool, output: str) -> None:  # noqa: FBT001
     """
     from slimnet.testbed import Testbed  # noqa: PLC0415  # attrs, when it runs
 
+    _need_root()
     for each in Testbed.all() if every else [Testbed(name)]:
         there = each.directory.exists()
         each.down()
@@ -134,6 +133,7 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> int:
     command = command[1:] if command[0] == "--" else command  # kept behind an argument
     if not command:
         raise click.UsageError("Missing argument '-- CMD...'.")
+    _need_root()
     there = Testbed.find(name).host(host)
     with there.enter():
         try:
@@ -144,6 +144,13 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> int:
         except OSError as error:
             click.echo(f"slimnet: {command[0]}: {error.strerror}", err=True)
             return 126
+
+
+def _need_root() -> None:
+    from slimnet.exceptions import CapabilityMissing  # noqa: PLC0415
+
+    if os.geteuid() != 0:
+        raise CapabilityMissing("a testbed needs root: use sudo")
 
 
 def _named(bed: Testbed) -> str:
