@@ -136,7 +136,21 @@ def _to_mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _to_wires(value: Iterable[Wire | str]) -> frozenset[Wire]:
-    return frozenset(Wire(item) for item in value)
+    with contextlib.suppress(TypeError, ValueError):
+        return frozenset(Wire(item) for item in value)
+    return cast("frozenset[Wire]", value)
+
+
+def _to_protocol(value: Protocol | int) -> Protocol:
+    with contextlib.suppress(ValueError):
+        return Protocol(value)
+    return cast("Protocol", value)
+
+
+def _to_direction(value: Direction | int) -> Direction:
+    with contextlib.suppress(ValueError):
+        return Direction(value)
+    return cast("Direction", value)
 
 
 def _reduce(proxy: MappingProxyType[Any, Any]) -> tuple[Any, ...]:
@@ -168,14 +182,24 @@ def _is_labels(value: object) -> bool:
     )
 
 
+def _is_number(value: object, last: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= last
+
+
+def _one_of(kind: type[enum.IntEnum]) -> Callable[[object, Attribute[Any], Any], None]:
+    wanted = ", ".join(f"{item.name} ({item.value})" for item in kind)
+    return _check(f"one of {wanted}", lambda value: isinstance(value, kind))
+
+
 _name = _check(
     "lower-case letters, digits and '-', at most 63 (RFC 1123)",
     lambda value: isinstance(value, str) and _NAME.fullmatch(value) is not None,
 )
 _address = _check("an IP address", lambda value: isinstance(value, IPAddress))
 _labels = _check("a table of Kubernetes labels", _is_labels)
-_number = _check("a 32-bit number", lambda value: isinstance(value, int) and 0 <= value < 2**32)
-_port = _check("a port, 0 to 65535", lambda value: isinstance(value, int) and 0 <= value <= 65535)
+_number = _check("a 32-bit number", lambda value: _is_number(value, 2**32 - 1))
+_port = _check("a port, 0 to 65535", lambda value: _is_number(value, 65535))
+_wires = _check(f"some of {', '.join(Wire)}", lambda value: isinstance(value, frozenset))
 
 
 @frozen
@@ -192,7 +216,7 @@ class Network:
     vni: int = field(
         validator=_check(
             f"a VNI, 1 to {VNI_MAX}",
-            lambda value: isinstance(value, int) and 0 < value <= VNI_MAX,
+            lambda value: _is_number(value, VNI_MAX) and value > 0,
         )
     )
     cidrs: tuple[IPNetwork, ...] = field(
@@ -233,7 +257,7 @@ class Host:
 
     name: str = field(validator=_name)
     address: IPAddress = field(converter=_to_address, validator=_address)
-    wires: frozenset[Wire] = field(factory=frozenset, converter=_to_wires)
+    wires: frozenset[Wire] = field(factory=frozenset, converter=_to_wires, validator=_wires)
     backend: str = "noop"
     labels: Mapping[str, str] = field(
         factory=dict, converter=_to_mapping, validator=_labels, hash=False
@@ -261,7 +285,7 @@ class Endpoint:
     name: str = field(validator=_name)
     address: IPAddress = field(converter=_to_address, validator=_address)
     host: str = field(validator=_name)
-    namespace: str = field(default="default")
+    namespace: str = field(default="default", validator=_name)
     id: int = field(default=0, validator=_number)
     labels: Mapping[str, str] = field(
         factory=dict, converter=_to_mapping, validator=_labels, hash=False
@@ -287,9 +311,9 @@ class Flow:
     network: str
     source: IPAddress = field(converter=_to_address, validator=_address)
     destination: IPAddress = field(converter=_to_address, validator=_address)
-    protocol: Protocol = field(converter=Protocol)
+    protocol: Protocol = field(converter=_to_protocol, validator=_one_of(Protocol))
     port: int = field(validator=_port)
-    direction: Direction = field(converter=Direction)
+    direction: Direction = field(converter=_to_direction, validator=_one_of(Direction))
 
 
 @frozen

@@ -138,7 +138,7 @@ def test_removing_an_endpoint_spares_its_successor(cluster, prod):
         ({"address": "x"}, InvalidValue, "endpoint.address"),
         ({"network": "none"}, NotFound, "network 'none': there is none; there are: prod"),
         ({"name": "a/b"}, InvalidValue, "endpoint.name"),
-        ({"namespace": "../x"}, InvalidValue, "namespace.name"),
+        ({"namespace": "../x"}, InvalidValue, "endpoint.namespace"),
         ({"labels": {"a": "b c"}}, InvalidValue, "endpoint.labels"),
         ({"labels": ["a"]}, InvalidValue, "endpoint.labels"),
         ({"ports": {"http": ("tpc", 80)}}, InvalidValue, "endpoint.ports.http"),

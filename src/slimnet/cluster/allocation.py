@@ -15,18 +15,17 @@ from slimnet.cluster import change
 from slimnet.cluster.change import Guard
 from slimnet.contract import SLIM_IDENTITY_FIRST
 from slimnet.exceptions import AlreadyExists, InvalidValue
-from slimnet.model import Endpoint, Namespace, Network
+from slimnet.model import Endpoint, Network
 
 __all__ = ["address", "check", "identity"]
 
 
 def check(endpoint: Endpoint) -> None:
-    """What the model leaves open: namespace and named ports.
+    """What the model leaves open: named ports.
 
     Raises:
         InvalidValue: one is wrong.
     """
-    Namespace(endpoint.network, endpoint.namespace)
     if not isinstance(endpoint.ports, Mapping):
         raise InvalidValue("endpoint.ports", 'such as {"http": ("tcp", 80)}', endpoint.ports)
     for name, port in endpoint.ports.items():
