@@ -98,6 +98,14 @@ def test_probe_names_what_the_machine_lacks(monkeypatch, file, text, missing):
     assert answer.remedy
 
 
+def test_probe_names_a_kernel_without_btf(monkeypatch, tmp_path):
+    monkeypatch.setattr(requirements, "_BTF", tmp_path / "vmlinux")
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert answer.reason.endswith("vmlinux is missing")
+    assert "CONFIG_DEBUG_INFO_BTF" in answer.remedy
+
+
 def test_probe_names_an_old_kernel(monkeypatch):
     monkeypatch.setattr(requirements.platform, "release", lambda: "5.10.0-28-amd64")
     answer = EbpfBackend.probe()
