@@ -21,7 +21,7 @@
     zone = "a"
 
     [backend.ebpf]                # a plugin's own options
-    wire_port = 4790
+    wire_ports = 4790
 
 TOML lets no key be text and table at once: in a file with a ``[backend.<name>]``
 the backend is named by ``backend.name = "ebpf"``, or left at ``auto``.

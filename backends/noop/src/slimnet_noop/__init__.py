@@ -7,7 +7,7 @@ container networks are today. It is the baseline of every comparison, and the
 smallest whole plugin. To write another one:
 
 1. Derive from :class:`slimnet.abc.Backend`, name it in the entry point group
-   ``slimnet.backends`` of your distribution, and answer :meth:`~Backend.probe`
+   ``slimnet.backends`` of your distribution, and answer :meth:`~slimnet.abc.Backend.probe`
    without changing anything.
 2. Keep the truth in the data path, not in the object. Here it is the host's
    table (generation, layout), the routers (rules, devices) and one small file
