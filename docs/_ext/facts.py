@@ -28,7 +28,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 from slimnet import contract
-from slimnet.config import _Check, load_config
+from slimnet.config import Config, _Check
 from slimnet.model import Reason
 
 _LOG = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ def _spoken(name: str) -> str:
 
 def _keys() -> dict[str, object]:
     """Key of the configuration to its default."""
-    config = load_config("/dev/null")
+    config = Config()
     homes = {"log.level": config.level, "underlay.address": None, "underlay.interface": None}
-    keys = {key: homes[key] if key in homes else getattr(config, key) for key in _Check._KEYS}
+    keys = {key: homes[key] if key in homes else getattr(config, key) for key in _Check._KEYS}  # noqa: SLF001  # what it checks against
     keys["labels.<key>"] = None
     try:
         from slimnet_ebpf.options import Options  # noqa: PLC0415  # may be absent
@@ -203,7 +203,12 @@ def _alias(app: Sphinx, env: BuildEnvironment, node: Any, contnode: nodes.Node) 
 
 
 def _keep_members(
-    _app: Sphinx, _what: str, name: str, thing: object, skip: bool, _options: Any
+    _app: Sphinx,
+    _what: str,
+    name: str,
+    thing: object,
+    skip: bool,  # noqa: FBT001  # Sphinx calls it
+    _options: Any,
 ) -> bool | None:
     """Members of an enum speak for themselves."""
     if isinstance(thing, enum.Enum) and not name.startswith("_"):
