@@ -688,7 +688,7 @@ def test_interrupt_ends_the_command_and_not_its_caller(home):
         read_until(b"ready")
         os.write(terminal, b"\x03")
 
-    status, seen = on_terminal(home, ["sh", "-c", "echo ready; sleep 60"], talk)
+    status, seen = on_terminal(home, ["sh", "-c", "echo ready; exec sleep 60"], talk)
     assert status == 128 + signal.SIGINT
     assert "back True" in seen
 
