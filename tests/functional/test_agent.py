@@ -3,9 +3,10 @@
 
 ::
 
-      h1: agent, web, spare                h2: agent, db
-             |                                   |
-         ----+---------- underlay ---------------+----       store.db, key: shared
+      h1: agent, web, spare                h2: agent, db       outside: no agent
+             |                                   |                    |
+         ----+---------- underlay ---------------+--------------------+----
+                                                               store.db, key: shared
 """
 
 from __future__ import annotations
@@ -134,11 +135,12 @@ class Cluster:
         self.directory = directory
         self.store = directory / "store.db"
         self.name = f"slt-b{os.getpid()}-{next(_NUMBER)}"
-        self.underlay = Underlay(hosts=2, name=self.name.removeprefix("slt-"))
+        self.underlay = Underlay(hosts=3, name=self.name.removeprefix("slt-"))
+        *self.clustered, self.outside = self.underlay.hosts
 
     def __enter__(self):
         self.underlay.up()
-        self.hosts = [Host(self, where) for where in self.underlay.hosts]
+        self.hosts = [Host(self, where) for where in self.clustered]
         return self
 
     def __exit__(self, *_):
@@ -356,6 +358,31 @@ def test_policy_on_both_hosts(hosts, pair, resident):
             "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x},"
             "\nspec: {podSelektor: {}}}"
         )
+
+
+def test_policy_by_range_and_port(cluster, hosts, pair, cgroup):
+    """From the manifest down to the kernel: what leaves the overlays, and to which port."""
+    _, db, client, _ = pair
+    machine = str(cluster.outside.address)
+    node = hosts[0].node()
+    with Resident(cgroup, cluster.outside.netns) as outside:
+        for port in (7001, 7002):
+            outside.serve(port)
+            assert client.connect(machine, port)
+        for but, reached in (("", {7001}), (f", except: [{machine}/32]", set())):
+            node.apply_policy(
+                "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: web},"
+                " spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress],"
+                f" egress: [{{to: [{{ipBlock: {{cidr: 198.18.0.0/15{but}}}}}],"
+                " ports: [{port: 7001}]}]}}"
+            )
+            node.wait()
+            assert {port for port in (7001, 7002) if client.connect(machine, port, 1)} == reached
+            assert not client.connect(str(db.endpoint.address), 7000, 1)
+        node.remove_policy("web", "prod")
+        node.wait()
+        assert client.connect(machine, 7002)
+        connects(client, db)
 
 
 def test_ping(hosts, pair):

@@ -3,13 +3,16 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from attrs import evolve
 
+from slimnet.demo.mode import MODES
 from slimnet.demo.profile import Cost
 from slimnet.demo.report import Median, Report, Row, Target, soak_json
 from slimnet.demo.sample import Sample
+from slimnet.demo.setting import Setting
 from slimnet.demo.table import lines, number
 from slimnet.demo.workloads import CHURNS, SOAKS, WORKLOADS
 
@@ -154,6 +157,29 @@ def test_processor_time_ratio_is_host_by_mode():
     """Twice the processor time is a ratio of a half."""
     samples = [sample("redis", "host", 1, 1), sample("redis", "slimnet", 1, 1, cpu=2)]
     assert Row.of(BY_NAME["redis"], samples).cpu_ratios["slimnet"].median == 0.5
+
+
+def test_what_is_compared_and_how_long():
+    """The promise of the first page, in numbers; less is ``--quick``."""
+    targets = {workload.name: workload.target for workload in WORKLOADS}
+    assert targets == {
+        "iperf3": 0.97,
+        "iperf3-10": 0.97,
+        "request-response": 0.97,
+        "connect-request-close": 0.95,
+        "connect": 1.25,
+        "memcached": 0.97,
+        "redis": 0.97,
+        "nginx": 0.97,
+        "nginx-close": 0.95,
+        "postgresql": 0.97,
+    }
+    assert {each.cpu_target for each in WORKLOADS if each.name != "connect"} == {0.97}
+    assert [mode.name for mode in MODES] == ["host", "vxlan", "slimnet"]
+    setting = Setting(Path("/nowhere"))
+    assert setting.rounds >= 3
+    assert setting.soak == 200_000
+    assert setting.churn == 60
 
 
 @pytest.mark.parametrize(
