@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
@@ -216,6 +217,29 @@ def _keep_members(
     return skip
 
 
+def _signature(
+    _app: Sphinx, _what: str, _name: str, _thing: object, _options: Any, given: str, back: str
+) -> tuple[str, str] | None:
+    """The mark of attrs for a default that is made by a call says nothing to readers."""
+    return (given.replace("=NOTHING", "=..."), back) if given and "=NOTHING" in given else None
+
+
+def _attributes(
+    _app: Sphinx, what: str, _name: str, thing: object, _options: Any, lines: list[str]
+) -> None:
+    """``Attributes:`` of an attrs class get their types from the class."""
+    if what != "class" or not attrs.has(thing):  # type: ignore[arg-type]
+        return
+    types = {each.name: each.type for each in attrs.fields(thing)}  # type: ignore[arg-type]
+    inside = False
+    for number, line in enumerate(lines):
+        if line and not line.startswith(" "):
+            inside = line == "Attributes:"
+        found = re.match(r"    (\w+): ", line) if inside else None
+        if found and types.get(found[1]):
+            lines[number] = line.replace(":", f" (``{types[found[1]]}``):", 1)
+
+
 def _complete(_app: Sphinx, env: BuildEnvironment) -> None:
     """Nothing that users meet is without an entry."""
     there = {(kind, name) for kind, name in env.domains["std"].objects}
@@ -244,5 +268,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.add_role("fact", _fact_role)
     app.connect("missing-reference", _alias)
     app.connect("autodoc-skip-member", _keep_members)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-process-docstring", _attributes, priority=400)  # before napoleon
     app.connect("env-check-consistency", _complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
