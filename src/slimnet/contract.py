@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0x22600B4C91D6282D
-FINGERPRINT_HEX: Final[str] = "22600b4c91d6282d"
+FINGERPRINT: Final[int] = 0xBDE9EA8F878E79EB
+FINGERPRINT_HEX: Final[str] = "bde9ea8f878e79eb"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 1
@@ -123,6 +123,7 @@ SLIM_SOCKET_ESTABLISHED: Final[int] = 4096
 SLIM_SOCKET_V6ONLY: Final[int] = 8192
 SLIM_SOCKET_REUSE_ADDRESS: Final[int] = 16384
 SLIM_SOCKET_REUSE_PORT: Final[int] = 32768
+SLIM_SOCKET_DUAL: Final[int] = 65536
 
 # enum slim_event_kind
 SLIM_EVENT_OPENED: Final[int] = 1
@@ -431,18 +432,20 @@ class slim_listener_key(ctypes.Structure):
 
 
 class slim_held(ctypes.Structure):
-    """struct slim_held, 16 bytes."""
+    """struct slim_held, 20 bytes."""
 
     sockets: int
     host: int
     reuse_address: int
     reuse_port: int
+    dual: int
 
     _fields_ = (
         ("sockets", ctypes.c_uint32),
         ("host", ctypes.c_uint32),
         ("reuse_address", ctypes.c_uint32),
         ("reuse_port", ctypes.c_uint32),
+        ("dual", ctypes.c_uint32),
     )
 
 
@@ -479,7 +482,7 @@ class slim_socket(ctypes.Structure):
     underlay: ctypes.Array[ctypes.c_uint32]  # __be32
     underlay_port: int  # __be16
     bound_port: int  # __be16
-    pad: int
+    dialled: int
     generation: int
     opened: int
 
@@ -498,7 +501,7 @@ class slim_socket(ctypes.Structure):
         ("underlay", ctypes.c_uint32 * 4),
         ("underlay_port", ctypes.c_uint16),
         ("bound_port", ctypes.c_uint16),
-        ("pad", ctypes.c_uint32),
+        ("dialled", ctypes.c_uint32),
         ("generation", ctypes.c_uint64),
         ("opened", ctypes.c_uint64),
     )

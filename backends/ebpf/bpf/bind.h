@@ -87,6 +87,93 @@ static __always_inline bool slim_is_v6only(struct bpf_sock *sk)
 				      skc_ipv6only);
 }
 
+static __always_inline void slim_shield_add(__be16 port, int count)
+{
+	__u32 index = bpf_ntohs(port);
+	__u32 *shield = bpf_map_lookup_elem(&slim_shield, &index);
+
+	if (shield)
+		__sync_fetch_and_add(shield, count);
+}
+
+static __always_inline void slim_held_key(const struct slim_socket *socket,
+					  struct slim_listener_key *key)
+{
+	key->inner = socket->inner;
+	key->v6only = !!(socket->flags & SLIM_SOCKET_V6ONLY);
+}
+
+/*
+ * A socket has its port: `port` is the kernel's. bind(0), or a listen() without
+ * bind(), took one of the host: it is counted, and nobody reaches it there.
+ */
+static __always_inline void slim_hold(struct slim_socket *socket, __be16 port)
+{
+	__u32 flags = socket->flags;
+	const struct slim_held one = {
+		.sockets = 1,
+		.host = !!(flags & SLIM_SOCKET_ANY_PORT),
+		.reuse_address = !!(flags & SLIM_SOCKET_REUSE_ADDRESS),
+		.reuse_port = !!(flags & SLIM_SOCKET_REUSE_PORT),
+		.dual = !!(flags & SLIM_SOCKET_DUAL),
+	};
+	struct slim_listener_key key = {};
+	struct slim_held *held;
+
+	if (flags & SLIM_SOCKET_ANY_PORT) {
+		struct slim_usage *usage = slim_usage_get(socket->index);
+
+		if (usage)
+			__sync_fetch_and_add(&usage->held, 1);
+		slim_shield_add(port, 1);
+		socket->bound_port = port;
+		socket->inner = slim_inner(flags & SLIM_SOCKET_LOOPBACK, socket->index,
+					   socket->local_port ?: port);
+	}
+	socket->flags |= SLIM_SOCKET_HELD;
+	slim_held_key(socket, &key);
+	held = bpf_map_lookup_elem(&slim_held, &key);
+	if (!held) {
+		bpf_map_update_elem(&slim_held, &key, &one, BPF_ANY);
+		return;
+	}
+	__sync_fetch_and_add(&held->sockets, one.sockets);
+	__sync_fetch_and_add(&held->host, one.host);
+	__sync_fetch_and_add(&held->reuse_address, one.reuse_address);
+	__sync_fetch_and_add(&held->reuse_port, one.reuse_port);
+	__sync_fetch_and_add(&held->dual, one.dual);
+}
+
+static __always_inline void slim_unhold(struct slim_socket *socket)
+{
+	__u32 flags = socket->flags;
+	struct slim_listener_key key = {};
+	struct slim_held *held;
+
+	slim_held_key(socket, &key);
+	socket->flags &= ~SLIM_SOCKET_HELD;
+	held = bpf_map_lookup_elem(&slim_held, &key);
+	if (held) {
+		if (flags & SLIM_SOCKET_ANY_PORT)
+			__sync_fetch_and_add(&held->host, -1);
+		if (flags & SLIM_SOCKET_REUSE_ADDRESS)
+			__sync_fetch_and_add(&held->reuse_address, -1);
+		if (flags & SLIM_SOCKET_REUSE_PORT)
+			__sync_fetch_and_add(&held->reuse_port, -1);
+		if (flags & SLIM_SOCKET_DUAL)
+			__sync_fetch_and_add(&held->dual, -1);
+		if (__sync_fetch_and_add(&held->sockets, -1) == 1)
+			bpf_map_delete_elem(&slim_held, &key);
+	}
+	if (flags & SLIM_SOCKET_ANY_PORT) {
+		struct slim_usage *usage = slim_usage_get(socket->index);
+
+		slim_shield_add(socket->bound_port, -1);
+		if (usage)
+			__sync_fetch_and_add(&usage->held, -1);
+	}
+}
+
 #define SOL_SOCKET 1
 #define SO_REUSEADDR 2
 #define SO_REUSEPORT 15
@@ -133,6 +220,7 @@ slim_bind_conflicts(const struct slim_local *local, __be16 port, __u32 flags)
 {
 	const bool v6only = flags & SLIM_SOCKET_V6ONLY;
 	const bool loopback = flags & SLIM_SOCKET_LOOPBACK;
+	struct slim_listener_key family = { .inner = slim_inner(false, local->index, port) };
 	struct slim_listener_key same = {
 		.inner = slim_inner(loopback, local->index, port),
 		.v6only = v6only,
@@ -145,8 +233,20 @@ slim_bind_conflicts(const struct slim_local *local, __be16 port, __u32 flags)
 
 	if (held && (v6only || held->host) && slim_is_taken(&same, flags))
 		return true;
-	return flags & (SLIM_SOCKET_WILDCARD | SLIM_SOCKET_LOOPBACK) &&
-	       slim_is_taken(&other, flags);
+	if (flags & (SLIM_SOCKET_WILDCARD | SLIM_SOCKET_LOOPBACK) && slim_is_taken(&other, flags))
+		return true;
+	/* :: of both families against :: or ::1 of one, in either order. */
+	if (v6only) {
+		held = bpf_map_lookup_elem(&slim_held, &family);
+		return held && held->dual && slim_is_taken(&family, flags);
+	}
+	if (!(flags & SLIM_SOCKET_DUAL))
+		return false;
+	family.v6only = 1;
+	if (slim_is_taken(&family, flags))
+		return true;
+	family.inner |= SLIM_INNER_LOOPBACK;
+	return slim_is_taken(&family, flags);
 }
 
 /*
@@ -199,8 +299,9 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 	}
 
 	flags = any ? SLIM_SOCKET_WILDCARD : loopback ? SLIM_SOCKET_LOOPBACK : 0;
-	if (v6 && !slim_is_mapped(address) && slim_is_v6only(ctx->sk))
-		flags |= SLIM_SOCKET_V6ONLY;
+	if (v6 && !slim_is_mapped(address))
+		flags |= loopback || slim_is_v6only(ctx->sk) ? SLIM_SOCKET_V6ONLY :
+							       SLIM_SOCKET_DUAL;
 	flags |= port && !(flags & SLIM_SOCKET_V6ONLY) ? SLIM_SOCKET_BOUND :
 							 SLIM_SOCKET_ANY_PORT;
 	flags |= slim_reuse_flags(ctx);
@@ -220,6 +321,8 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 	socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
 		return EADDRNOTAVAIL;
+	if (socket->flags & SLIM_SOCKET_HELD)
+		slim_unhold(socket);
 	__builtin_memset(socket, 0, sizeof(*socket));
 	socket->endpoint = local->endpoint;
 	socket->index = local->index;
@@ -271,89 +374,6 @@ static __always_inline int slim_bind_hook(struct bpf_sock_addr *ctx, bool v6)
 	}
 	ctx->user_port = to_port;
 	return SLIM_BIND_ALLOW;
-}
-
-static __always_inline void slim_shield_add(__be16 port, int count)
-{
-	__u32 index = bpf_ntohs(port);
-	__u32 *shield = bpf_map_lookup_elem(&slim_shield, &index);
-
-	if (shield)
-		__sync_fetch_and_add(shield, count);
-}
-
-static __always_inline void slim_held_key(const struct slim_socket *socket,
-					  struct slim_listener_key *key)
-{
-	key->inner = socket->inner;
-	key->v6only = !!(socket->flags & SLIM_SOCKET_V6ONLY);
-}
-
-/*
- * A socket has its port: `port` is the kernel's. bind(0), or a listen() without
- * bind(), took one of the host: it is counted, and nobody reaches it there.
- */
-static __always_inline void slim_hold(struct slim_socket *socket, __be16 port)
-{
-	__u32 flags = socket->flags;
-	const struct slim_held one = {
-		.sockets = 1,
-		.host = !!(flags & SLIM_SOCKET_ANY_PORT),
-		.reuse_address = !!(flags & SLIM_SOCKET_REUSE_ADDRESS),
-		.reuse_port = !!(flags & SLIM_SOCKET_REUSE_PORT),
-	};
-	struct slim_listener_key key = {};
-	struct slim_held *held;
-
-	if (flags & SLIM_SOCKET_ANY_PORT) {
-		struct slim_usage *usage = slim_usage_get(socket->index);
-
-		if (usage)
-			__sync_fetch_and_add(&usage->held, 1);
-		slim_shield_add(port, 1);
-		socket->bound_port = port;
-		socket->inner = slim_inner(flags & SLIM_SOCKET_LOOPBACK, socket->index,
-					   socket->local_port ?: port);
-	}
-	socket->flags |= SLIM_SOCKET_HELD;
-	slim_held_key(socket, &key);
-	held = bpf_map_lookup_elem(&slim_held, &key);
-	if (!held) {
-		bpf_map_update_elem(&slim_held, &key, &one, BPF_ANY);
-		return;
-	}
-	__sync_fetch_and_add(&held->sockets, one.sockets);
-	__sync_fetch_and_add(&held->host, one.host);
-	__sync_fetch_and_add(&held->reuse_address, one.reuse_address);
-	__sync_fetch_and_add(&held->reuse_port, one.reuse_port);
-}
-
-static __always_inline void slim_unhold(struct slim_socket *socket)
-{
-	__u32 flags = socket->flags;
-	struct slim_listener_key key = {};
-	struct slim_held *held;
-
-	slim_held_key(socket, &key);
-	socket->flags &= ~SLIM_SOCKET_HELD;
-	held = bpf_map_lookup_elem(&slim_held, &key);
-	if (held) {
-		if (flags & SLIM_SOCKET_ANY_PORT)
-			__sync_fetch_and_add(&held->host, -1);
-		if (flags & SLIM_SOCKET_REUSE_ADDRESS)
-			__sync_fetch_and_add(&held->reuse_address, -1);
-		if (flags & SLIM_SOCKET_REUSE_PORT)
-			__sync_fetch_and_add(&held->reuse_port, -1);
-		if (__sync_fetch_and_add(&held->sockets, -1) == 1)
-			bpf_map_delete_elem(&slim_held, &key);
-	}
-	if (flags & SLIM_SOCKET_ANY_PORT) {
-		struct slim_usage *usage = slim_usage_get(socket->index);
-
-		slim_shield_add(socket->bound_port, -1);
-		if (usage)
-			__sync_fetch_and_add(&usage->held, -1);
-	}
 }
 
 static __always_inline int slim_post_bind(struct bpf_sock *sk)

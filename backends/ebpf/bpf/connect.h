@@ -350,9 +350,6 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 		} else if (slim_find_listener(ctx, inner, 1, dial->call.peer, &found) &&
 			   found.flags & SLIM_SOCKET_WILDCARD) {
 			v6only = 1;
-		} else if (slim_find_listener(ctx, own_loopback, 0, dial->call.peer, &found) &&
-			   found.family == AF_INET6) {
-			inner = own_loopback;
 		} else if (!slim_find_listener(ctx, inner, 0, dial->call.peer, &found) ||
 			   !(found.flags & SLIM_SOCKET_WILDCARD) ||
 			   found.family != AF_INET6) {
@@ -389,7 +386,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	socket = slim_dial_socket(dial, local);
 	if (!socket)
 		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
-	socket->inner = inner;
+	socket->dialled = inner;
 	socket->flow_flags = SLIM_FLOW_SAME_HOST | (loopback ? SLIM_FLOW_LOOPBACK : 0) |
 			     (v6only ? SLIM_FLOW_V6ONLY : 0) |
 			     (found.direct ? SLIM_FLOW_DIRECT : 0);
@@ -484,8 +481,10 @@ static __always_inline void slim_dial_forget(struct slim_dial *dial)
 	if (!socket)
 		return;
 	if (!dial->sk->src_port) {
-		/* A bind that failed, or chose no port yet, left it. */
-		socket->flags &= ~(SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT);
+		/* A bind that failed left it, or the port went with an earlier connect. */
+		if (socket->flags & SLIM_SOCKET_BOUND)
+			socket->flags = SLIM_SOCKET_WILDCARD;
+		socket->flags &= ~SLIM_SOCKET_ANY_PORT;
 		socket->local_port = 0;
 	}
 	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND)

@@ -68,10 +68,11 @@ static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 		return slim_errno(EPERM);
 	}
 	/*
-	 * A listener's Fast Open is swallowed: a cached cookie would leave no
-	 * room for our option in the client's SYN. -1: the kernel does nothing.
+	 * Fast Open is swallowed: a cached cookie would leave no room for our
+	 * option in the client's SYN. -1: the kernel does nothing.
 	 */
-	if (ctx->level == SOL_TCP && ctx->optname == TCP_FASTOPEN)
+	if (ctx->level == SOL_TCP &&
+	    (ctx->optname == TCP_FASTOPEN || ctx->optname == TCP_FASTOPEN_CONNECT))
 		ctx->optlen = -1;
 	else if (ctx->optlen > SLIM_OPTION_BUFFER)
 		ctx->optlen = 0;	/* the kernel takes what the caller gave */

@@ -82,7 +82,7 @@ slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		flow.destination_port = socket->peer_port;
 		flow.source_endpoint = socket->endpoint;
 		flow.destination_endpoint = socket->peer_endpoint;
-		flow.inner = socket->inner;
+		flow.inner = socket->dialled;
 		flow.rule = socket->rule;
 		flow.flags = socket->flow_flags;
 		if (bpf_map_update_elem(&slim_flow, &tuple, &flow, BPF_ANY))
@@ -221,27 +221,40 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	struct slim_listener_key key = {};
 	struct slim_usage *usage;
 	struct slim_socket *socket;
+	__be16 port;
 
 	if (!local->endpoint)
 		return;
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
 		return;
+	port = bpf_htons((__u16)ctx->local_port);
+	if (socket->flags & SLIM_SOCKET_HELD && socket->flags & SLIM_SOCKET_ANY_PORT &&
+	    socket->bound_port != port)
+		slim_unhold(socket);
 	if (!(socket->flags & (SLIM_SOCKET_BOUND | SLIM_SOCKET_HELD))) {
-		/* listen() without bind(): the kernel chose a port of the host. */
-		socket->endpoint = local->endpoint;
-		socket->index = local->index;
-		socket->local_port = 0;
-		socket->flags |= SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD;
-		if (ctx->family == AF_INET6 && slim_is_v6only(sk))
-			socket->flags |= SLIM_SOCKET_V6ONLY;
-		slim_sockops_wildcard(ctx, socket);
+		/* listen() without bind(), or again: the kernel chose a port of the host. */
+		if (!(socket->flags & SLIM_SOCKET_ANY_PORT)) {
+			socket->endpoint = local->endpoint;
+			socket->index = local->index;
+			socket->local_port = 0;
+			if (!(socket->flags & SLIM_SOCKET_LOOPBACK))
+				socket->flags |= SLIM_SOCKET_WILDCARD;
+			if (ctx->family == AF_INET6)
+				socket->flags |= slim_is_v6only(sk) ? SLIM_SOCKET_V6ONLY :
+								      SLIM_SOCKET_DUAL;
+			socket->flags |= SLIM_SOCKET_ANY_PORT;
+		}
 		/* It passed no bind hook, and listen(2) cannot be refused here. */
 		usage = slim_usage_get(local->index);
 		if (!usage || slim_usage_held(usage) >= state->control->held_limit)
 			slim_sockops_destroy(ctx, socket, SLIM_REASON_PORT_LIMIT);
-		slim_hold(socket, bpf_htons((__u16)ctx->local_port));
+		slim_hold(socket, port);
 	}
+	if (socket->flags & SLIM_SOCKET_WILDCARD)
+		slim_sockops_wildcard(ctx, socket);
+	if (socket->flags & SLIM_SOCKET_ANY_PORT)
+		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	socket->flags |= SLIM_SOCKET_LISTENER;
 	slim_held_key(socket, &key);
 	bpf_sock_hash_update(ctx, &slim_listener, &key, BPF_ANY);
@@ -280,6 +293,9 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		if (usage)
 			slim_usage_wait(usage);
 	}
+	/* The kernel takes a port back that it chose itself. */
+	if (socket->flags & SLIM_SOCKET_ANY_PORT && socket->flags & SLIM_SOCKET_HELD)
+		slim_unhold(socket);
 	if (state->control->observe & SLIM_OBSERVE_CLOSED &&
 	    socket->flags & SLIM_SOCKET_ESTABLISHED)
 		slim_event_socket(ctx, socket, SLIM_EVENT_CLOSED, SLIM_REASON_NONE);

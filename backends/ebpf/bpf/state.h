@@ -136,7 +136,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(key_size, 16);
+	__type(key, __be32[4]);
 	__type(value, __u32);
 } slim_own SEC(".maps");
 

@@ -45,12 +45,19 @@ struct slim_syn {
 	__u32 length;		/* of the options, in bytes */
 };
 
-/* RFC 9293 section 3.2: kind 0 ends the list, kind 1 is one byte. */
+#define TCP_OPTION_FAST_OPEN 34	/* RFC 7413 */
+
+/*
+ * 1: found; 0: not there; -1: not there, but a Fast Open cookie is, which may
+ * have taken its room. RFC 9293 section 3.2: kind 0 ends the list, kind 1 is
+ * one byte.
+ */
 static __noinline int
 slim_option_find(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_option *option)
 {
 	__u8 bytes[40] = {};
 	__u32 at = 0;
+	int missing = 0;
 
 	if (!option || length < SLIM_OPTION_LENGTH)
 		return 0;
@@ -64,10 +71,10 @@ slim_option_find(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_
 		__u8 kind, size;
 
 		if (at > sizeof(bytes) - SLIM_OPTION_LENGTH)
-			return 0;
+			return missing;
 		kind = bytes[at];
 		if (kind == 0)
-			return 0;
+			return missing;
 		if (kind == 1) {
 			at++;
 			continue;
@@ -75,15 +82,17 @@ slim_option_find(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_
 		size = bytes[at + 1];
 		if (kind == SLIM_OPTION_KIND && size == SLIM_OPTION_LENGTH) {
 			if (at + SLIM_OPTION_LENGTH > length)
-				return 0;
+				return missing;
 			__builtin_memcpy(option, bytes + at, sizeof(*option));
 			return 1;
 		}
+		if (kind == TCP_OPTION_FAST_OPEN && size > 2)
+			missing = -1;
 		if (size < 2)
-			return 0;
+			return missing;
 		at += size;
 	}
-	return 0;
+	return missing;
 }
 
 static __always_inline void
@@ -156,9 +165,17 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	struct slim_verdict verdict;
 	struct slim_flow flow = {};
 	__u32 reason, rule = 0;
+	int found;
 
-	if (!slim_option_find(skb, syn->options, syn->length, &option)) {
+	found = slim_option_find(skb, syn->options, syn->length, &option);
+	if (found != 1) {
 		reason = SLIM_REASON_SYN_NO_OPTION;
+		if (found) {
+			/* The host's own Fast Open left a cookie; the next SYN has none. */
+			bpf_map_delete_elem(&slim_flow, &syn->tuple);
+			slim_count(reason);
+			return TC_ACT_SHOT;
+		}
 		goto refuse;
 	}
 	if (option.tag != slim_tag(state->control, syn->tuple.source[3],

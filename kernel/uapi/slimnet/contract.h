@@ -147,9 +147,10 @@ enum slim_socket_flag {
 	SLIM_SOCKET_ACCEPTED = 1024,
 	SLIM_SOCKET_OUTSIDE = 2048,	/* connects to an address outside of every overlay */
 	SLIM_SOCKET_ESTABLISHED = 4096,
-	SLIM_SOCKET_V6ONLY = 8192,	/* IPV6_V6ONLY: sits on a port of the host */
+	SLIM_SOCKET_V6ONLY = 8192,	/* :: with IPV6_V6ONLY, or ::1: sits on a port of the host */
 	SLIM_SOCKET_REUSE_ADDRESS = 16384,
 	SLIM_SOCKET_REUSE_PORT = 32768,
+	SLIM_SOCKET_DUAL = 65536,	/* bound to ::, and IPv4 comes in as well */
 };
 
 enum slim_event_kind {
@@ -304,6 +305,7 @@ struct slim_held {
 	__u32 host;			/* of these on a port of the host */
 	__u32 reuse_address;		/* of these with SO_REUSEADDR */
 	__u32 reuse_port;		/* of these with SO_REUSEPORT */
+	__u32 dual;			/* of these on both families */
 };
 
 /* A source-bound connection: underlay tuple -> inner source, and back. */
@@ -322,14 +324,14 @@ struct slim_socket {
 	__be16 local_port;		/* 0: the real one */
 	__be16 peer_port;
 	__u32 index;
-	__u32 inner;			/* own inner address, or the destination's */
+	__u32 inner;			/* its own inner address, once it is bound */
 	__u32 flags;			/* enum slim_socket_flag */
 	__u32 rule;
 	__u32 flow_flags;		/* enum slim_flow_flag, for CONNECT_CB */
 	__be32 underlay[4];		/* destination as rewritten */
 	__be16 underlay_port;
 	__be16 bound_port;
-	__u32 pad;
+	__u32 dialled;			/* the inner address that a connect on this host goes to */
 	__u64 generation;
 	__u64 opened;			/* bpf_ktime_get_ns(), 0 before */
 };
