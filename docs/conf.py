@@ -47,6 +47,7 @@ html_static_path = ["_static"]
 html_css_files = ["slimnet.css"]
 html_show_sphinx = False
 html_show_copyright = False
+smartquotes = False
 pygments_style = "default"
 pygments_dark_style = "monokai"
 

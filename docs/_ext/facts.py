@@ -4,6 +4,7 @@
 ``reason``        one reason of the contract: its number and meaning come from the header
 ``reason-table``  all of them
 ``confkey``       one key of the configuration: its default comes from the code
+``news``          the news fragments
 ``fact``          (role) a constant of the contract
 
 A reason or a key without an entry is a warning, and so is a public name without one.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import click
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
@@ -146,6 +148,19 @@ class ReasonTable(Directive):
         return holder.children
 
 
+class News(Directive):
+    """The news fragments of changelog.d, kind by kind."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = []
+        for path in sorted((_ROOT / "changelog.d").glob("[0-9+]*.md")):
+            text = " ".join(path.read_text().split())
+            lines.append("- " + re.sub(r"`([^`]+)`", r"``\1``", text))
+        holder = nodes.container()
+        self.state.nested_parse(StringList(lines, source="changelog.d"), 0, holder)
+        return holder.children
+
+
 def _fact_role(
     _name: str, raw: str, text: str, line: int, inliner: Any, *_rest: Any, **_more: Any
 ) -> tuple[list[nodes.Node], list[nodes.system_message]]:
@@ -217,11 +232,23 @@ def _keep_members(
     return skip
 
 
-def _signature(
-    _app: Sphinx, _what: str, _name: str, _thing: object, _options: Any, given: str, back: str
-) -> tuple[str, str] | None:
+def _defaults(_app: Sphinx, _domain: str, _kind: str, content: addnodes.desc_content) -> None:
     """The mark of attrs for a default that is made by a call says nothing to readers."""
-    return (given.replace("=NOTHING", "=..."), back) if given and "=NOTHING" in given else None
+    for node in list(content.parent.findall(nodes.inline)):
+        if "default_value" in node["classes"] and node.astext() == "NOTHING":
+            node.replace_self(nodes.inline("", "...", classes=["default_value"]))
+
+
+def _epilog(_app: Sphinx, context: click.Context, lines: list[str]) -> None:
+    """A command's epilog: what is behind a line that ends in a colon stands as it is."""
+    lines.clear()
+    for part in re.findall(r"(?:.+\n?)+", (context.command.epilog or "").replace("\b\n", "\n")):
+        first, *rest = part.splitlines()
+        words = re.sub(r"`([^`]+)`", r"``\1``", first)
+        if rest and rest[0].startswith("  "):
+            lines += [words, "", ".. code-block:: text", "", *(f"   {each}" for each in rest), ""]
+        else:
+            lines += [words, *(re.sub(r"`([^`]+)`", r"``\1``", each) for each in rest), ""]
 
 
 def _attributes(
@@ -265,10 +292,12 @@ def setup(app: Sphinx) -> dict[str, object]:
         app.add_object_type(name, name, indextemplate=f"pair: %s; {name}", objname=name)
         app.add_directive_to_domain("std", name, kind, override=True)
     app.add_directive("reason-table", ReasonTable)
+    app.add_directive("news", News)
     app.add_role("fact", _fact_role)
     app.connect("missing-reference", _alias)
     app.connect("autodoc-skip-member", _keep_members)
-    app.connect("autodoc-process-signature", _signature)
+    app.connect("object-description-transform", _defaults)
+    app.connect("sphinx-click-process-epilog", _epilog)
     app.connect("autodoc-process-docstring", _attributes, priority=400)  # before napoleon
     app.connect("env-check-consistency", _complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
