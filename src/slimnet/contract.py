@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0xBDE9EA8F878E79EB
-FINGERPRINT_HEX: Final[str] = "bde9ea8f878e79eb"
+FINGERPRINT: Final[int] = 0x38456C2EE7A92169
+FINGERPRINT_HEX: Final[str] = "38456c2ee7a92169"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 1
@@ -114,6 +114,7 @@ SLIM_SOCKET_WILDCARD: Final[int] = 4
 SLIM_SOCKET_LOOPBACK: Final[int] = 8
 SLIM_SOCKET_HELD: Final[int] = 16
 SLIM_SOCKET_LISTENER: Final[int] = 32
+SLIM_SOCKET_SHIELDED: Final[int] = 64
 SLIM_SOCKET_WIRE: Final[int] = 128
 SLIM_SOCKET_SAME_HOST: Final[int] = 256
 SLIM_SOCKET_SOURCE_BOUND: Final[int] = 512

@@ -104,8 +104,24 @@ static __always_inline void slim_held_key(const struct slim_socket *socket,
 }
 
 /*
+ * A listener on a port of the host: nobody reaches it there. Only listeners,
+ * because any other socket may share its port with a service of the host.
+ */
+static __always_inline void slim_shield_take(struct slim_socket *socket)
+{
+	slim_shield_add(socket->bound_port, 1);
+	socket->flags |= SLIM_SOCKET_SHIELDED;
+}
+
+static __always_inline void slim_shield_leave(struct slim_socket *socket)
+{
+	slim_shield_add(socket->bound_port, -1);
+	socket->flags &= ~SLIM_SOCKET_SHIELDED;
+}
+
+/*
  * A socket has its port: `port` is the kernel's. bind(0), or a listen() without
- * bind(), took one of the host: it is counted, and nobody reaches it there.
+ * bind(), took one of the host, which is counted.
  */
 static __always_inline void slim_hold(struct slim_socket *socket, __be16 port)
 {
@@ -125,7 +141,6 @@ static __always_inline void slim_hold(struct slim_socket *socket, __be16 port)
 
 		if (usage)
 			__sync_fetch_and_add(&usage->held, 1);
-		slim_shield_add(port, 1);
 		socket->bound_port = port;
 		socket->inner = slim_inner(flags & SLIM_SOCKET_LOOPBACK, socket->index,
 					   socket->local_port ?: port);
@@ -168,7 +183,6 @@ static __always_inline void slim_unhold(struct slim_socket *socket)
 	if (flags & SLIM_SOCKET_ANY_PORT) {
 		struct slim_usage *usage = slim_usage_get(socket->index);
 
-		slim_shield_add(socket->bound_port, -1);
 		if (usage)
 			__sync_fetch_and_add(&usage->held, -1);
 	}
@@ -388,15 +402,6 @@ static __always_inline int slim_post_bind(struct bpf_sock *sk)
 	/* The endpoint's address itself conflicts with what the kernel sees. */
 	if (socket->flags & (SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD | SLIM_SOCKET_LOOPBACK))
 		slim_hold(socket, bpf_htons((__u16)sk->src_port));
-	return SLIM_HOOK_ALLOW;
-}
-
-static __always_inline int slim_release(struct bpf_sock *sk)
-{
-	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
-
-	if (socket && socket->flags & SLIM_SOCKET_HELD)
-		slim_unhold(socket);
 	return SLIM_HOOK_ALLOW;
 }
 

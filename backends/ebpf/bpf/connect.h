@@ -108,6 +108,19 @@ slim_bound_close(const struct slim_control *control, const struct slim_socket *s
 	bpf_map_delete_elem(&slim_bound, &out);
 }
 
+/* A socket leaves its connection by another door than TCP_CLOSE, or never had one. */
+static __always_inline void
+slim_bound_let_go(const struct slim_control *control, struct slim_socket *socket)
+{
+	if (!(socket->flags & SLIM_SOCKET_SOURCE_BOUND))
+		return;
+	if (socket->flags & SLIM_SOCKET_ESTABLISHED)
+		slim_bound_close(control, socket, true);
+	else
+		slim_bound_delete(control, socket);
+	socket->flags &= ~SLIM_SOCKET_SOURCE_BOUND;
+}
+
 /*
  * May the record of a closed connection make room? Its own endpoint's may as
  * soon as this host is out of TIME_WAIT: the peer takes a SYN of the same
@@ -487,8 +500,7 @@ static __always_inline void slim_dial_forget(struct slim_dial *dial)
 		socket->flags &= ~SLIM_SOCKET_ANY_PORT;
 		socket->local_port = 0;
 	}
-	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND)
-		slim_bound_close(dial->state.control, socket, true);
+	slim_bound_let_go(dial->state.control, socket);
 	socket->flags &= ~SLIM_CONNECT_FLAGS;
 	socket->flow_flags = 0;
 	socket->peer_endpoint = 0;
@@ -607,6 +619,23 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 		ctx->user_ip4 = dial.to[3];
 	}
 	ctx->user_port = dial.to_port;
+	return SLIM_HOOK_ALLOW;
+}
+
+/* close(2) of the last descriptor. */
+static __always_inline int slim_release(struct bpf_sock *sk)
+{
+	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
+	struct slim_state state;
+
+	if (!socket)
+		return SLIM_HOOK_ALLOW;
+	if (socket->flags & SLIM_SOCKET_HELD)
+		slim_unhold(socket);
+	/* A connect that found no route had no SYN, and will have no TCP_CLOSE. */
+	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND &&
+	    !(socket->flags & SLIM_SOCKET_ESTABLISHED) && slim_state_get(&state))
+		slim_bound_let_go(state.control, socket);
 	return SLIM_HOOK_ALLOW;
 }
 

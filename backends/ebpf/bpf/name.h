@@ -41,12 +41,13 @@ static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 		socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
 	if (socket) {
 		/* Neither bound nor connected, or no longer: the kernel says so. */
-		if (!ctx->user_port ||
-		    (slim_name_is_any(ctx, v6) && !socket->local_port &&
-		     socket->flags & SLIM_SOCKET_WILDCARD))
+		if (!ctx->user_port && !(socket->flags & SLIM_SOCKET_ANY_PORT))
+			return SLIM_HOOK_ALLOW;
+		if (slim_name_is_any(ctx, v6) && !socket->local_port &&
+		    socket->flags & SLIM_SOCKET_WILDCARD)
 			return SLIM_HOOK_ALLOW;
 		slim_name_write(ctx, v6, socket->local);
-		if (socket->local_port)
+		if (socket->local_port && ctx->user_port)
 			ctx->user_port = socket->local_port;
 		return SLIM_HOOK_ALLOW;
 	}

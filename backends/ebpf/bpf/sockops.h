@@ -229,6 +229,8 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	if (!socket)
 		return;
 	port = bpf_htons((__u16)ctx->local_port);
+	if (socket->flags & SLIM_SOCKET_BOUND && port != bpf_htons(SLIM_INNER_PORT))
+		socket->flags = 0;	/* left by a bind that failed */
 	if (socket->flags & SLIM_SOCKET_HELD && socket->flags & SLIM_SOCKET_ANY_PORT &&
 	    socket->bound_port != port)
 		slim_unhold(socket);
@@ -253,8 +255,10 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	}
 	if (socket->flags & SLIM_SOCKET_WILDCARD)
 		slim_sockops_wildcard(ctx, socket);
-	if (socket->flags & SLIM_SOCKET_ANY_PORT)
+	if (socket->flags & SLIM_SOCKET_ANY_PORT) {
+		slim_shield_take(socket);
 		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	}
 	socket->flags |= SLIM_SOCKET_LISTENER;
 	slim_held_key(socket, &key);
 	bpf_sock_hash_update(ctx, &slim_listener, &key, BPF_ANY);
@@ -285,6 +289,7 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		else
 			slim_bound_close(state->control, socket,
 					 old == BPF_TCP_FIN_WAIT2 || old == BPF_TCP_CLOSING);
+		socket->flags &= ~SLIM_SOCKET_SOURCE_BOUND;
 	}
 	if (socket->flags & SLIM_SOCKET_ANY_PORT &&
 	    (old == BPF_TCP_FIN_WAIT2 || old == BPF_TCP_CLOSING)) {
@@ -293,6 +298,8 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		if (usage)
 			slim_usage_wait(usage);
 	}
+	if (socket->flags & SLIM_SOCKET_SHIELDED)
+		slim_shield_leave(socket);
 	/* The kernel takes a port back that it chose itself. */
 	if (socket->flags & SLIM_SOCKET_ANY_PORT && socket->flags & SLIM_SOCKET_HELD)
 		slim_unhold(socket);

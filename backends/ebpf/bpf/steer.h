@@ -512,7 +512,9 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 	sk = bpf_map_lookup_elem(&slim_listener, &key);
 	if (!sk)
 		return slim_steer_shielded();
-	error = bpf_sk_assign(ctx, sk, 0);
+	/* On a port of the host a host user may have joined its reuseport group. */
+	error = bpf_sk_assign(ctx, sk, sk->src_port == SLIM_INNER_PORT ?
+					       0 : BPF_SK_LOOKUP_F_NO_REUSEPORT);
 	bpf_sk_release(sk);
 	return error ? slim_steer_shielded() : SK_PASS;
 }

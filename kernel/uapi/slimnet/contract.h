@@ -45,7 +45,7 @@ enum slim_map {
 	SLIM_MAP_FLOW,		/* hash: struct slim_tuple -> struct slim_flow */
 	SLIM_MAP_BOUND,		/* hash: struct slim_tuple -> struct slim_bound */
 	SLIM_MAP_HELD,		/* hash: struct slim_listener_key -> struct slim_held */
-	SLIM_MAP_SHIELD,	/* array[65536]: __u32 ports of the host that endpoints hold */
+	SLIM_MAP_SHIELD,	/* array[65536]: __u32 listeners of endpoints on that port of the host */
 	SLIM_MAP_OWN,		/* hash: __be32[4] -> __u32; this host's own addresses */
 	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
@@ -139,8 +139,9 @@ enum slim_socket_flag {
 	SLIM_SOCKET_ANY_PORT = 2,	/* sits on a port of the host: bind(0), or none */
 	SLIM_SOCKET_WILDCARD = 4,	/* bound to 0.0.0.0 or :: */
 	SLIM_SOCKET_LOOPBACK = 8,	/* bound to the endpoint's loopback */
-	SLIM_SOCKET_HELD = 16,		/* counted in slim_held; on bind(0) in slim_local, slim_shield */
+	SLIM_SOCKET_HELD = 16,		/* counted in slim_held, and on a port of the host in slim_local */
 	SLIM_SOCKET_LISTENER = 32,
+	SLIM_SOCKET_SHIELDED = 64,	/* counted in slim_shield */
 	SLIM_SOCKET_WIRE = 128,		/* connects over the wire: the SYN gets the option */
 	SLIM_SOCKET_SAME_HOST = 256,	/* connects on this host: CONNECT_CB writes the flow */
 	SLIM_SOCKET_SOURCE_BOUND = 512,	/* connects with an inner source: tc rewrites */
