@@ -283,3 +283,50 @@ def test_udp_never_reaches_the_hosts_loopback(lab, target, how):
 
 
 REFUSED = {errno.EPERM, errno.EACCES, errno.ENETUNREACH, errno.EOPNOTSUPP, errno.ECONNREFUSED}
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("order", ["four first", "six first"])
+@pytest.mark.parametrize("v6only", [0, 1])
+@pytest.mark.parametrize("port", [80, 0])
+def test_both_loopbacks_on_one_port(lab, order, v6only, port):
+    """``localhost`` is two addresses: PostgreSQL, redis, Go and others listen on both."""
+    endpoint = lab.endpoint()
+    six = endpoint.socket(INET6)
+    six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+    four = endpoint.socket()
+    first, second = (
+        ((four, "127.0.0.1"), (six, "::1"))
+        if order == "four first"
+        else ((six, "::1"), (four, "127.0.0.1"))
+    )
+    first[0].bind((first[1], port))
+    port = first[0].getsockname()[1]
+    second[0].bind((second[1], port))
+    for sock, address, family in ((four, "127.0.0.1", INET), (six, "::1", INET6)):
+        sock.listen()
+        assert sock.getsockname()[:2] == (address, port)
+        opened = endpoint.connect(address, port, family=family)
+        accepted, peer = sock.accept()
+        assert peer == opened.getsockname()
+        assert peer[0] == address
+        assert accepted.getsockname()[:2] == (address, port)
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("v6only", [0, 1])
+def test_v6_loopback_and_overlay_address_on_one_port(lab, v6only):
+    endpoint = lab.endpoint()
+    far = endpoint.listen(80, endpoint.address)
+    six = endpoint.socket(INET6)
+    six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+    six.bind(("::1", 80))
+    six.listen()
+    opened = endpoint.connect(endpoint.address, 80)
+    _, peer = far.accept()
+    assert peer == opened.getsockname()
+    opened = endpoint.connect("::1", 80, family=INET6)
+    _, peer = six.accept()
+    assert peer == opened.getsockname()
+    with pytest.raises(ConnectionRefusedError):
+        endpoint.connect("127.0.0.1", 80)

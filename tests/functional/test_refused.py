@@ -238,6 +238,7 @@ def test_dns_to_the_outside(lab, how, family):
     assert (data, peer[:2]) == (b"answer", target)
     if how == "connect":
         assert sock.getpeername()[:2] == target
+        assert sock.getsockname()[0].removeprefix("::ffff:") == endpoint.address
     server.close()
 
 
@@ -248,6 +249,7 @@ def test_udp_bind_to_port_0_and_ask(lab):
     server.bind(("0.0.0.0", 53))
     sock = endpoint.socket(INET, DATAGRAM)
     sock.bind(("0.0.0.0", 0))
+    assert sock.getsockname()[0] == "0.0.0.0"
     sock.settimeout(5)
     sock.sendto(b"query", (lab.outside.address, 53))
     _, peer = server.recvfrom(100)
