@@ -117,8 +117,9 @@ class Cluster:
             guard = counter(self.store, "endpoint")
             endpoints = self.store.list(f"endpoints/{name}/")[0]
             if endpoints:
-                some = ", ".join(key.split("/", 2)[2] for key in list(endpoints)[:3])
-                raise InUse(f"network {name} has {len(endpoints)} endpoints ({some} ...)")
+                names = [key.split("/", 2)[2] for key in endpoints]
+                some = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+                raise InUse(f"network {name} still has endpoints: {some}")
             keys = [f"networks/{name}"]
             for kind in ("namespaces", "policies", "addresses"):
                 keys += self.store.list(f"{kind}/{name}/")[0]
