@@ -81,7 +81,7 @@ def test_wrong_network(cluster, store, prod, name, cidrs, vni, error, said):
 def test_removed_network_leaves_nothing_but_identities(cluster, store, prod):
     cluster.set_namespace("prod", "shop", {"tier": "a"})
     endpoint, _ = cluster.create_endpoint(spec("web"))
-    with pytest.raises(InUse, match="network prod has 1 endpoint.*default/web"):
+    with pytest.raises(InUse, match="network prod still has endpoints: default/web$"):
         cluster.remove_network("prod")
     cluster.remove_endpoint(endpoint)
     cluster.remove_network("prod")
