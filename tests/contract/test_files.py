@@ -78,6 +78,15 @@ def test_the_flake_parses():
     run(tool("nix-instantiate"), "--parse", "flake.nix", NIX_STATE_DIR="/tmp", NIX_STORE_DIR="/tmp")
 
 
+def test_the_flake_has_what_the_distribution_needs():
+    """The library's dependencies and the command line's, no more and no less."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
+    flake = (ROOT / "flake.nix").read_text()
+    listed = re.search(r"slimnet = .*?dependencies = with python; \[(.*?)\]", flake, re.DOTALL)
+    assert set(listed[1].split()) == {re.match(r"[\w-]+", each)[0] for each in needed}
+
+
 def test_the_vagrantfile_is_valid(tmp_path):
     """It cannot be brought up here: there is no box and no hypervisor."""
     run(
