@@ -346,7 +346,7 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 	if (flags & SLIM_SOCKET_BOUND) {
 		socket->bound_port = port;
 		socket->inner = slim_inner(loopback, local->index, port);
-		slim_map_v4(to, slim_inner_v4(state.control, socket->inner));
+		slim_map_v4(to, slim_inner_v4(socket->inner));
 		*to_port = bpf_htons(SLIM_INNER_PORT);
 	}
 	return 0;

@@ -60,7 +60,7 @@ slim_bound_keys(const struct slim_control *control, const struct slim_socket *so
 	__builtin_memset(out, 0, sizeof(*out));
 	__builtin_memset(in, 0, sizeof(*in));
 	slim_map_v4(out->source,
-		    slim_inner_v4(control, slim_inner(socket->flags & SLIM_SOCKET_LOOPBACK,
+		    slim_inner_v4(slim_inner(socket->flags & SLIM_SOCKET_LOOPBACK,
 						      socket->index, socket->bound_port)));
 	out->source_port = bpf_htons(SLIM_INNER_PORT);
 	slim_copy(out->destination, socket->underlay);
@@ -150,7 +150,7 @@ slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 	for (int i = 0; i < SLIM_BOUND_PORTS; i++) {
 		/* Every endpoint has a place of its own to start from. */
 		socket->underlay_port =
-			bpf_htons(control->wire_port + SLIM_WIRE_PORTS +
+			bpf_htons(slim_fixed.wire_port + SLIM_WIRE_PORTS +
 				  ((socket->index + i) & (SLIM_BOUND_PORTS - 1)));
 		slim_bound_keys(control, socket, &out, &in);
 		to_inner.address = out.source[3];
@@ -231,7 +231,7 @@ slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 e
 		return 0;
 	{
 		struct bpf_sock_tuple tuple = {
-			.ipv4.daddr = slim_inner_v4(control, inner),
+			.ipv4.daddr = slim_inner_v4(inner),
 			.ipv4.dport = bpf_htons(SLIM_INNER_PORT),
 		};
 
@@ -334,7 +334,7 @@ slim_dial_unbind(struct bpf_sock_addr *ctx, const struct slim_dial *dial)
 	struct bpf_sock *sk = dial->sk;
 
 	if (dial->socket && !sk->src_port &&
-	    slim_in_range_v4(dial->state.control, sk->src_ip4))
+	    slim_in_range_v4(sk->src_ip4))
 		slim_dial_source(ctx, dial, 0);
 }
 
@@ -392,7 +392,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	if (!v6only && !(dial->socket && dial->socket->flags &
 			 (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
 		if (slim_dial_source(ctx, dial,
-				     slim_inner_v4(control, slim_inner(false, dial->local->index,
+				     slim_inner_v4(slim_inner(false, dial->local->index,
 								       0))))
 			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EADDRNOTAVAIL);
 	}
@@ -411,7 +411,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 		dial->to[2] = 0;
 		dial->to[3] = bpf_htonl(inner);
 	} else {
-		slim_map_v4(dial->to, slim_inner_v4(control, inner));
+		slim_map_v4(dial->to, slim_inner_v4(inner));
 	}
 	dial->to_port = bpf_htons(SLIM_INNER_PORT);
 	dial->rewrite = 1;
@@ -431,7 +431,7 @@ static __always_inline __u16 slim_dial_wire_port(const struct slim_dial *dial)
 
 	if (usage)
 		turn += usage->connects++ / (dial->state.control->wire_turn ?: SLIM_WIRE_TURN);
-	return dial->state.control->wire_port + (turn & (SLIM_WIRE_PORTS - 1));
+	return slim_fixed.wire_port + (turn & (SLIM_WIRE_PORTS - 1));
 }
 
 /* To another host: through one of its wire ports. */
@@ -568,7 +568,7 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 		return slim_dial_refuse(dial, SLIM_REASON_NO_ENDPOINT,
 					stream ? EHOSTUNREACH : ENETUNREACH);
 	if (stream && cidr && cidr->flags & SLIM_CIDR_HOST &&
-	    slim_is_wire_port(dial->state.control, dial->call.port))
+	    slim_is_wire_port(dial->call.port))
 		return slim_dial_refuse(dial, SLIM_REASON_WIRE_PORT, EACCES);
 	error = slim_dial_decide(dial, me->identity, cidr ? cidr->identity : SLIM_IDENTITY_WORLD,
 				 cidr && cidr->flags & SLIM_CIDR_HOST, SLIM_EGRESS, false);

@@ -139,7 +139,7 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 	if (!control)
 		return 0;
 	struct bpf_sock_tuple tuple = {
-		.ipv4.daddr = slim_inner_v4(control, inner),
+		.ipv4.daddr = slim_inner_v4(inner),
 		.ipv4.dport = bpf_htons(SLIM_INNER_PORT),
 	};
 
@@ -320,7 +320,7 @@ static __noinline int slim_icmp_error(struct __sk_buff *skb)
 static __always_inline int slim_ingress(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct slim_syn syn = {};
+	struct slim_syn syn;
 	struct slim_state state;
 	struct tcphdr *tcp;
 	struct iphdr *ip;
@@ -348,10 +348,8 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 			return SLIM_TC_NEXT;
 	}
 	ip = data + ETH_HLEN;
-	if (!slim_state_get(&state))
-		return SLIM_TC_NEXT;
-	if (slim_in_range_v4(state.control, ip->daddr) ||
-	    slim_in_range_v4(state.control, ip->saddr)) {
+	if (slim_in_range_v4(ip->daddr) ||
+	    slim_in_range_v4(ip->saddr)) {
 		slim_count(SLIM_REASON_RESERVED_RANGE);
 		return TC_ACT_SHOT;
 	}
@@ -367,14 +365,14 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 		if (fragment & IP_FRAGMENT_OFFSET)
 			return SLIM_TC_NEXT;	/* nothing without its first fragment */
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4 + 2, &port, sizeof(port)) ||
-		    !slim_is_wire_port(state.control, port))
+		    !slim_is_wire_port(port))
 			return SLIM_TC_NEXT;
 		slim_count(SLIM_REASON_MALFORMED);
 		return TC_ACT_SHOT;
 	}
 
 	tcp = (void *)(ip + 1);
-	if (slim_is_bound_port(state.control, tcp->source)) {
+	if (slim_is_bound_port(tcp->source)) {
 		struct slim_bound *bound;
 
 		slim_map_v4(syn.tuple.source, ip->saddr);
@@ -386,7 +384,7 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 			return slim_rewrite(skb, false, ip->daddr, bound->address, tcp->dest,
 					    bound->port);
 	}
-	if (!slim_is_wire_port(state.control, tcp->dest))
+	if (!slim_is_wire_port(tcp->dest))
 		return SLIM_TC_NEXT;
 	if (tcp->doff < 5) {
 		slim_count(SLIM_REASON_MALFORMED);
@@ -401,6 +399,8 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 	syn.sequence = tcp->seq;
 	syn.options = SLIM_TCP_OFFSET + sizeof(*tcp);
 	syn.length = tcp->doff * 4 - sizeof(*tcp);
+	if (!slim_state_get(&state))
+		return TC_ACT_SHOT;
 	return slim_syn_admit(skb, &state, &syn);
 }
 
@@ -410,7 +410,6 @@ static __always_inline int slim_egress(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct slim_tuple key = {};
 	struct slim_bound *bound;
-	struct slim_state state;
 	struct tcphdr *tcp;
 	struct iphdr *ip;
 
@@ -419,7 +418,7 @@ static __always_inline int slim_egress(struct __sk_buff *skb)
 	if (data + SLIM_TCP_OFFSET > end)
 		return SLIM_TC_NEXT;
 	ip = data + ETH_HLEN;
-	if (!slim_state_get(&state) || !slim_in_range_v4(state.control, ip->saddr))
+	if (!slim_in_range_v4(ip->saddr))
 		return SLIM_TC_NEXT;
 	if (ip->protocol == IPPROTO_TCP && ip->ihl == 5) {
 		if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end) {
@@ -470,9 +469,9 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 		/* Our own look-up for the listener behind an inner address. */
 		if (!ctx->remote_ip4 && !ctx->remote_port)
 			return SK_PASS;
-		inner = slim_in_range_v4(state.control, ctx->local_ip4);
+		inner = slim_in_range_v4(ctx->local_ip4);
 		wire = ctx->local_ip4 == state.control->underlay[3] &&
-		       slim_is_wire_port(state.control, bpf_htons(port));
+		       slim_is_wire_port(bpf_htons(port));
 	} else {
 		inner = ctx->local_ip6[0] == state.control->range6[0] &&
 			ctx->local_ip6[1] == state.control->range6[1];

@@ -131,6 +131,10 @@ class EbpfBackend(Backend):
                     raise AbiMismatch(
                         f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
                     )
+                fixed = struct.pack(
+                    "=4sHxx", self._options.inner_range.network.packed, self._options.wire_ports
+                )
+                loaded.set_constant("slim_fixed", fixed)
                 loaded.load()
                 self._pins.store(loaded, version=ours.version, fingerprint=ours.fingerprint)
         except BaseException:

@@ -145,12 +145,27 @@ class Object:
         Raises:
             LookupError: it has none of that name.
         """
+        address, size = self._variable(name)
+        return ctypes.string_at(address, size)
+
+    def set_constant(self, name: str, value: bytes) -> None:
+        """Give a global variable another value, before it is loaded.
+
+        Raises:
+            LookupError: it has none of that name and size.
+        """
+        address, size = self._variable(name)
+        if size != len(value):
+            raise LookupError(f"{self.path.name}: {name} has {size} bytes, not {len(value)}")
+        ctypes.memmove(address, value, size)
+
+    def _variable(self, name: str) -> tuple[int, int]:
         for section, offset, size in self._variables(name):
             handle = library().bpf_object__find_map_by_name(self._object, section)
             room = ctypes.c_size_t()
             data = library().bpf_map__initial_value(handle, ctypes.byref(room)) if handle else None
             if data and offset + size <= room.value:
-                return ctypes.string_at(data + offset, size)
+                return data + offset, size
         raise LookupError(f"{self.path.name} has no variable {name}")
 
     def stamp(self) -> Stamp:
