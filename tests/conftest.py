@@ -3,9 +3,12 @@
 
 A skip says what is missing. Where the machine should have everything (CI), the
 environment variable ``SLIMNET_REQUIRE_ALL=1`` turns every skip into a failure.
+
+A run that is ended by SIGTERM removes what its tests made, as after Ctrl-C.
 """
 
 import os
+import signal
 
 import pytest
 
@@ -15,6 +18,11 @@ REQUIRE_ALL = os.environ.get("SLIMNET_REQUIRE_ALL", "") not in ("", "0")
 def pytest_configure(config):
     config.addinivalue_line("markers", "root: needs root; skipped without")
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
+    signal.signal(signal.SIGTERM, end)
+
+
+def end(_number, _frame):
+    raise KeyboardInterrupt
 
 
 def pytest_runtest_setup(item):

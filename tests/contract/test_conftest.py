@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where nothing may be missing, a skip is a failure."""
+"""Where nothing may be missing a skip is a failure; a run that is ended cleans up."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -56,3 +57,36 @@ def test_an_expected_failure_is_not_a_skip(tmp_path):
     code, output = outcome(tmp_path, body, "1")
     assert code == 0, output
     assert "1 xfailed" in output
+
+
+ENDED = """
+@pytest.fixture(scope="session")
+def outer(tmp_path_factory):
+    yield
+    print("outer is gone", flush=True)
+
+@pytest.fixture
+def inner(outer):
+    yield
+    print("inner is gone", flush=True)
+
+def test_it(inner):
+    import time
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_is_ended_removes_what_it_made(tmp_path):
+    """SIGTERM, as of ``timeout`` or of CI: every fixture ends as after Ctrl-C."""
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(f"import pytest\n{ENDED}")
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-s", tmp_path], stdout=subprocess.PIPE, text=True
+    ) as process:
+        said = iter(process.stdout)
+        assert any("begun" in line for line in said)
+        process.send_signal(signal.SIGTERM)
+        rest = "".join(said)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED
+    assert rest.index("inner is gone") < rest.index("outer is gone")
