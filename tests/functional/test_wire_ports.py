@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wire ports that the configuration chose, from the file to the packet."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from slimnet import contract, sandbox
+from slimnet.plugins import probe
+from slimnet.testbed import Testbed
+
+pytestmark = pytest.mark.root
+
+FIRST = 6000
+
+SERVER = """
+import socket
+listener = socket.create_server(("", 80))
+print("listening", flush=True)
+while True:
+    sock, _ = listener.accept()
+    sock.sendall(b"hello")
+"""
+CLIENT = """
+import socket, sys, time
+source = ("", int(sys.argv[2]))
+sock = socket.create_connection((sys.argv[1], 80), timeout=5, source_address=source)
+print(sock.recv(5).decode(), flush=True)
+time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def running(attached, program, *arguments):
+    """A Python program as an endpoint, once it has printed its first line."""
+    argv = [sys.executable, "-I", "-c", program, *map(str, arguments)]
+    with sandbox.spawn(attached, argv, stdout=subprocess.PIPE) as process:
+        try:
+            yield process.stdout.readline().decode().strip()
+        finally:
+            process.kill()
+
+
+def remote_ports(host):
+    """Of the established connections of a host, outside the inner range."""
+    listed = subprocess.run(
+        ["nsenter", f"--net={host.netns}", "ss", "-Htn", "state", "established"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(line.split()[-1].rpartition(":")[2]) for line in listed.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("source", "first", "count"),
+    [
+        (0, FIRST, contract.SLIM_WIRE_PORTS),
+        (5000, FIRST + contract.SLIM_WIRE_PORTS, contract.SLIM_BOUND_PORTS),
+    ],
+    ids=["unbound", "source-bound"],
+)
+def test_another_range_of_wire_ports(source, first, count):
+    answer = probe("ebpf")
+    if not answer:
+        pytest.skip(f"backend ebpf: {answer.reason}")
+    name = f"slt-w{os.getpid()}"
+    with (
+        Testbed(name, hosts=2, backend="ebpf", options={"wire_ports": FIRST}) as testbed,
+        testbed.hosts[0].node() as here,
+        testbed.hosts[1].node() as there,
+    ):
+        there.create_network("prod", "10.1.0.0/16")
+        with (
+            there.attach("prod", "web") as web,
+            here.attach("prod", "me") as me,
+            running(web, SERVER) as ready,
+            running(me, CLIENT, web.endpoint.address, source) as answer,
+        ):
+            assert (ready, answer) == ("listening", "hello")
+            ports = remote_ports(testbed.hosts[0])
+    assert len(ports) == 1
+    assert ports[0] in range(first, first + count)
