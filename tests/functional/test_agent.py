@@ -139,8 +139,11 @@ class Cluster:
         *self.clustered, self.outside = self.underlay.hosts
 
     def __enter__(self):
-        self.underlay.up()
-        self.hosts = [Host(self, where) for where in self.clustered]
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.underlay.down)
+            self.underlay.up()
+            self.hosts = [Host(self, where) for where in self.clustered]
+            undo.pop_all()
         return self
 
     def __exit__(self, *_):
