@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 import socket
@@ -459,6 +460,120 @@ def test_reuseport_is_among_one_endpoints_sockets(lab):
     host.close()
 
 
+@pytest.mark.container
+def test_a_port_reserved_with_reuseport(ends):
+    """Bind to port 0 with SO_REUSEPORT, then let the workers bind that port
+    (gRPC's own example of several processes)."""
+    client, server = ends
+    reserved = server.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind(("0.0.0.0", 0))
+    port = reserved.getsockname()[1]
+    workers = [server.listen(port, reuseport=True) for _ in range(2)]
+    for worker in workers:
+        worker.settimeout(0.01)
+    opened = [client.connect(server.address, port) for _ in range(20)]
+    assert sum(server.call(_drain, worker) for worker in workers) == len(opened)
+    assert opened[0].getpeername() == (server.address, port)
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("kind", ["explicit", "port 0"])
+def test_a_listener_that_stops_and_starts_again(ends, kind):
+    """shutdown(2) ends a blocked accept and the listening; listen(2) resumes it."""
+    client, server = ends
+    listener = bound(server, "0.0.0.0", 80 if kind == "explicit" else 0, reuse=True)
+    for _ in range(3):
+        listener.listen()
+        address, port = listener.getsockname()
+        assert address == "0.0.0.0"
+        assert (port == 80) == (kind == "explicit")  # the kernel keeps no other port
+        opened = client.connect(server.address, port)
+        accepted, peer = listener.accept()
+        assert peer == opened.getsockname()
+        accepted.close()
+        waiting = listener.start("accept")
+        time.sleep(0.05)
+        listener.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(OSError):
+            waiting.result(5)
+        with pytest.raises(ConnectionRefusedError):
+            client.connect(server.address, port)
+
+
+@pytest.mark.container
+def test_a_listener_without_bind_that_stops_and_starts_again(ends):
+    """It gets another port."""
+    client, server = ends
+    listener = server.socket()
+    for _ in range(3):
+        listener.listen()
+        port = listener.getsockname()[1]
+        opened = client.connect(server.address, port)
+        accepted, peer = listener.accept()
+        assert peer == opened.getsockname()
+        accepted.close()
+        listener.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(ConnectionRefusedError):
+            client.connect(server.address, port)
+
+
+@pytest.mark.container
+def test_a_bound_socket_connects_here_and_there(lab):
+    """One bound socket, one after the other to an endpoint of its own host, to
+    one of another, to itself, to loopback; then it listens."""
+    client, near, far = lab.endpoint(0), lab.endpoint(0), lab.endpoint(1)
+    listeners = {item.address: item.listen(80) for item in (near, far, client)}
+    port = next(SOURCE_PORTS)
+    sock = bound(client, "0.0.0.0", port, reuse=True)
+    for address in (near.address, far.address, client.address, "127.0.0.1", far.address):
+        listener = listeners.get(address, listeners[client.address])
+        sock.connect((address, 80))
+        accepted, peer = listener.accept()
+        own = "127.0.0.1" if address == "127.0.0.1" else client.address
+        assert peer == sock.getsockname() == (own, port)
+        accepted.close()
+        assert sock.recv(1) == b""
+        client.call(_unspec, sock)
+        assert sock.getsockname()[1] == port
+    sock.listen()
+    opened = far.connect(client.address, port)
+    _, peer = sock.accept()
+    assert peer == opened.getsockname()
+
+
+def _unspec(sock):
+    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):
+        raise OSError("connect(AF_UNSPEC)")
+
+
+@pytest.mark.container
+def test_an_accepted_socket_connects_elsewhere(lab, ends):
+    """AF_UNSPEC and connect on what accept(2) gave: it keeps the server's
+    identity, whatever its source port is."""
+    client, server = ends
+    third = lab.endpoint(1)
+    theirs = third.listen(81)
+    listener = server.listen(80)
+    opened = client.connect(server.address, 80)
+    accepted, _ = listener.accept()
+    opened.close()
+    assert accepted.recv(1) == b""
+    server.call(_unspec, accepted)
+    accepted.settimeout(5)
+    accepted.connect((third.address, 81))
+    arrived, peer = theirs.accept()
+    assert peer == accepted.getsockname()
+    assert peer[0] == server.address
+    assert accepted.getpeername() == (third.address, 81)
+    arrived.sendall(b"x")
+    assert accepted.recv(1) == b"x"
+    # The listener is not disturbed.
+    again = client.connect(server.address, 80)
+    _, peer = listener.accept()
+    assert peer == again.getsockname()
+
+
 # Limits
 
 
@@ -570,3 +685,74 @@ def _listen_on(ports):
         sock.listen(1)
         taken.append(sock)
     return len(taken)
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("address", ["own", "127.0.0.1", "0.0.0.0"])
+def test_bind_address_no_port(ends, address):
+    """IP_BIND_ADDRESS_NO_PORT: bind(2) takes the address, listen(2) the port."""
+    client, server = ends
+    wanted = server.address if address == "own" else address
+    sock = server.socket()
+    sock.setsockopt(socket.IPPROTO_IP, 24, 1)
+    sock.bind((wanted, 0))
+    assert sock.getsockname() == (wanted, 0)
+    sock.listen()
+    name, port = sock.getsockname()
+    assert name == wanted
+    assert port > 0
+    if address == "127.0.0.1":
+        with pytest.raises(ConnectionRefusedError):
+            client.connect(server.address, port)
+        opened = server.connect("127.0.0.1", port)
+    else:
+        opened = client.connect(server.address, port)
+    _, peer = sock.accept()
+    assert peer == opened.getsockname()
+
+
+@pytest.mark.container
+def test_loopback_stays_loopback_when_it_listens_again(ends):
+    """bind(127.0.0.1, 0), listen, stop, listen: the address is kept, the port not."""
+    client, server = ends
+    sock = server.socket()
+    sock.bind(("127.0.0.1", 0))
+    for _ in range(3):
+        sock.listen()
+        name, port = sock.getsockname()
+        assert name == "127.0.0.1"
+        with pytest.raises(ConnectionRefusedError):
+            client.connect(server.address, port)
+        opened = server.connect("127.0.0.1", port)
+        _, peer = sock.accept()
+        assert peer == opened.getsockname()
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("source", ["explicit", "port 0", "free"])
+def test_a_route_that_is_gone_for_a_moment(lab, source):
+    """connect(2) fails before any SYN; nothing is left behind that is in the way."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    server.serve(80)
+    port = next(SOURCE_PORTS) if source == "explicit" else 0
+    route = f"{server.host.address}/32"
+    client.host.netns.ip(f"route add unreachable {route}")
+    try:
+        for _ in range(40):
+            sock = client.socket()
+            if source != "free":
+                sock.bind((client.address, port))
+            assert refusal(sock.connect, (server.address, 80)) == errno.EHOSTUNREACH
+            sock.close()
+    finally:
+        client.host.netns.ip(f"route del unreachable {route}")
+    for _ in range(3):
+        sock = client.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if source != "free":
+            sock.bind((client.address, port))
+        sock.connect((server.address, 80))
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()

@@ -8,6 +8,7 @@ outlive their endpoint), test_run_sandbox (capabilities, mounts).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -131,10 +132,8 @@ def _link_local():
 def _dial6(address, port):
     scope = socket.if_nametoindex("eth0")
     datagram = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    try:
+    with contextlib.suppress(OSError):
         datagram.sendto(b"x", (address, port, 0, scope))
-    except OSError:
-        pass
     sock = socket.socket(socket.AF_INET6)
     sock.settimeout(2)
     return sock.connect_ex((address, port, 0, scope))
@@ -181,16 +180,18 @@ def _options(sock):
     """Everything that getsockopt gives of IP and TCP options, after asking for
     packet information."""
     six = sock.family == socket.AF_INET6
-    for level, name in ((socket.IPPROTO_IP, 8), (socket.IPPROTO_IPV6, 2), (socket.IPPROTO_IPV6, 49)):
-        try:
+    for level, name in (
+        (socket.IPPROTO_IP, 8),
+        (socket.IPPROTO_IPV6, 2),
+        (socket.IPPROTO_IPV6, 49),
+    ):
+        with contextlib.suppress(OSError):
             sock.setsockopt(level, name, 1)
-        except OSError:
-            pass
     found = {}
     levels = [socket.IPPROTO_IP, socket.SOL_SOCKET] + ([socket.IPPROTO_IPV6] if six else [])
     for level in levels:
         for name in range(1, 82):
-            if level == socket.SOL_SOCKET and name not in (28,):
+            if level == socket.SOL_SOCKET and name != 28:
                 continue
             try:
                 found[f"{level}/{name}"] = sock.getsockopt(level, name, 512)
@@ -252,11 +253,11 @@ def test_the_address_changes_while_the_kernel_reads_it(lab):
 
 def _racing(one, other, port, seconds):
     libc = ctypes.CDLL(None, use_errno=True)
-    name = ctypes.create_string_buffer(16)
     forms = [
         struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(item)
         for item in (one, other)
     ]
+    name = ctypes.create_string_buffer(forms[0], 16)
     stop = threading.Event()
 
     def rewrite():
@@ -322,10 +323,8 @@ def test_bind_and_connect_at_once(lab):
 
 def _bind_and_connect(sock, target):
     def bind():
-        try:
+        with contextlib.suppress(OSError):
             sock.bind(("0.0.0.0", 0))
-        except OSError:
-            pass
 
     threads = [
         threading.Thread(target=bind),
@@ -335,3 +334,180 @@ def _bind_and_connect(sock, target):
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize("source", ["explicit", "port 0", "none"])
+def test_no_listener_is_taken_over_by_connect_and_listen(lab, source):
+    """A socket that was connected to another endpoint's listener, or accepted
+    from it, and then listens, gets none of that endpoint's connections."""
+    thief, victim, client = lab.endpoint(0), lab.endpoint(0), lab.endpoint(1)
+    listener = victim.listen(80)
+    listener.settimeout(5)
+    sock = thief.socket()
+    if source != "none":
+        sock.bind(("0.0.0.0", 5555 if source == "explicit" else 0))
+    sock.connect((victim.address, 80))
+    listener.accept()
+    thief.call(_unspec, sock)
+    with contextlib.suppress(OSError):
+        sock.listen()
+    for _ in range(5):
+        opened = client.connect(victim.address, 80)
+        _, peer = listener.accept()
+        assert peer == opened.getsockname()
+        opened = thief.connect(victim.address, 80)
+        _, peer = listener.accept()
+        assert peer == opened.getsockname()
+    sock.setblocking(False)
+    with pytest.raises(OSError):
+        sock.accept()
+    if source == "explicit":
+        opened = client.connect(thief.address, 5555)
+        _, peer = sock.accept()
+        assert peer == opened.getsockname()
+
+
+def test_an_accepted_socket_that_listens(lab):
+    """It sits on a wire port of the host, or on the inner address: it hears nobody."""
+    for place in (0, 1):
+        client, server = lab.endpoint(0), lab.endpoint(place)
+        listener = server.listen(80)
+        opened = client.connect(server.address, 80)
+        accepted, _ = listener.accept()
+        opened.close()
+        assert accepted.recv(1) == b""
+        server.call(_unspec, accepted)
+        with contextlib.suppress(OSError):
+            accepted.listen()
+        for _ in range(3):
+            again = client.connect(server.address, 80)
+            _, peer = listener.accept()
+            assert peer == again.getsockname()
+        accepted.setblocking(False)
+        with pytest.raises(OSError):
+            accepted.accept()
+        other = lab.endpoint(place)
+        theirs = other.listen(80)
+        opened = client.connect(other.address, 80)
+        _, peer = theirs.accept()
+        assert peer == opened.getsockname()
+
+
+def test_a_listener_that_moves_stays_behind_the_shield(lab):
+    """Stopped and started again it has another port of the host."""
+    server = lab.endpoint(0)
+    sock = server.socket()
+    for _ in range(3):
+        sock.listen()
+        port = sock.getsockname()[1]
+        number = lab.outside.root.call(_knock, server.host.address, port)
+        assert number == errno.ECONNREFUSED
+        sock.shutdown(socket.SHUT_RDWR)
+    assert lab.outside.root.call(_knock, server.host.address, port) == errno.ECONNREFUSED
+
+
+def _knock(address, port):
+    sock = socket.socket()
+    sock.settimeout(2)
+    return sock.connect_ex((address, port))
+
+
+def _unspec(sock):
+    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):
+        raise OSError("connect(AF_UNSPEC)")
+
+
+# Ports of the host
+
+
+def test_a_port_that_an_endpoint_left_is_the_hosts(lab):
+    """bind(0), connect, AF_UNSPEC: the kernel let go of the port, though the
+    socket lives. A service of the host that gets it is reached."""
+    endpoint, server = lab.endpoint(0), lab.endpoint(1)
+    server.serve(80)
+    sock = endpoint.socket()
+    sock.bind(("0.0.0.0", 0))
+    port = sock.getsockname()[1]
+    sock.connect((server.address, 80))
+    endpoint.call(_unspec, sock)
+    listener = endpoint.host.root.listen(port)
+    opened = lab.outside.root.connect(endpoint.host.address, port)
+    _, peer = listener.accept()
+    assert peer == opened.getsockname()
+    listener.close()
+    endpoint.listen(port)
+    sock.connect((server.address, 80))
+
+
+def test_a_shared_port_does_not_silence_the_host(lab):
+    """SO_REUSEADDR lets an endpoint's bind(0) and a service of the host have one
+    port as long as the endpoint does not listen; the host's service is heard."""
+    endpoint = lab.endpoint()
+    sock = endpoint.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("0.0.0.0", 0))
+    port = sock.getsockname()[1]
+    listener = endpoint.host.root.listen(port)  # with SO_REUSEADDR, as services do
+    opened = lab.outside.root.connect(endpoint.host.address, port)
+    _, peer = listener.accept()
+    assert peer == opened.getsockname()
+    with pytest.raises(OSError) as caught:
+        sock.listen()
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize("bind", ["port 0", "explicit"])
+def test_a_host_user_joins_no_reuseport_group(lab, bind):
+    """Same user, same port, SO_REUSEPORT: an endpoint's connections are its own."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    server.call(_become, 65534)
+    listener = server.listen(0 if bind == "port 0" else 8080, reuseport=True)
+    port = listener.getsockname()[1]
+
+    for address in ("0.0.0.0", server.host.address):
+        try:
+            intruder = server.host.user.listen(port, address, reuseport=True)
+        except OSError:
+            continue
+        intruder.setblocking(False)
+        for _ in range(20):
+            client.connect(server.address, port)
+        listener.settimeout(0.2)
+        for _ in range(20):
+            _accepted, peer = listener.accept()
+            assert peer[0] == client.address
+
+        with pytest.raises(BlockingIOError):
+            intruder.accept()
+        intruder.close()
+
+
+def _become(uid):
+    os.seteuid(uid)
+
+
+def test_a_failed_bind_leaves_no_port(lab):
+    """bind(2) to a port that is taken fails; listen(2) then takes another, and
+    the first listener goes on to be reached."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    first = server.listen(80)
+    first.settimeout(5)
+    second = server.socket()
+    with pytest.raises(OSError) as caught:
+        second.bind(("0.0.0.0", 80))
+    assert caught.value.errno == errno.EADDRINUSE
+    second.listen()
+    port = second.getsockname()[1]
+    assert port != 80
+    for _ in range(3):
+        opened = client.connect(server.address, 80)
+        _, peer = first.accept()
+        assert peer == opened.getsockname()
+        opened = client.connect(server.address, port)
+        _, peer = second.accept()
+        assert peer == opened.getsockname()
+    third = server.socket()
+    with pytest.raises(OSError):
+        third.bind(("0.0.0.0", 80))
+    third.connect((client.address, client.serve(81).getsockname()[1]))
+    assert third.getsockname()[1] != 80
