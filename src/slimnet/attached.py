@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from attrs import field, frozen
 
-from slimnet.exceptions import InUse
+from slimnet.exceptions import AgentUnreachable, InUse
 from slimnet.model import Endpoint
 
 if TYPE_CHECKING:
     from slimnet.node import Node
 
 __all__ = ["AttachedEndpoint"]
+
+_log = logging.getLogger(__name__)
 
 
 @frozen
@@ -41,6 +44,7 @@ class AttachedEndpoint:
     hosts: Path
     created: bool
     _own_cgroup: bool = field(repr=False)
+    _ephemeral: bool = field(repr=False)
     _node: Node = field(repr=False, eq=False)
 
     def detach(self, *, kill: bool = False) -> None:
@@ -71,3 +75,8 @@ class AttachedEndpoint:
         except InUse:
             if error is None:
                 raise
+        except AgentUnreachable:
+            if error is None and not self._ephemeral:
+                raise
+            # The next agent removes it by itself; what ran has ended and been answered.
+            _log.warning("endpoint %s stays until the agent is back", self.endpoint.name)

@@ -177,6 +177,7 @@ class Node:
             hosts=Path(answer["hosts"]),
             created=answer["created"],
             own_cgroup=cgroup is None,
+            ephemeral=ephemeral,
             node=self,
         )
 
