@@ -248,8 +248,8 @@ def test_listener_closes_with_a_full_backlog(ends):
 @pytest.mark.container
 def test_10_000_concurrent_connections(lab, ends):
     """To one listener; each gets its own answer, and nearly each its own name:
-    the next wire port comes after some thousands of connects, and may then see
-    a source port that the one before it saw."""
+    the next wire port comes after a turn of a quarter of the source ports, 7,057
+    connects by default, and half of the others then meet a port that was seen."""
     client, server = ends
     listener = server.listen(80, backlog=4096)
     serving = server.start(serve_many, listener, 10_000)
@@ -258,7 +258,7 @@ def test_10_000_concurrent_connections(lab, ends):
     assert slowest < 3
     assert sorted(serving.result(30)) == sorted(names)
     assert {address for address, _ in names} == {client.address}
-    assert len(set(names)) >= (8_500 if lab.mode == "ebpf" else 10_000)
+    assert len(set(names)) >= (8_300 if lab.mode == "ebpf" else 10_000)
     client.call(release)
     server.call(forget)
 
