@@ -352,7 +352,8 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	__be32 local[4];
 	bool v6 = loopback && !slim_is_mapped(dial->address);
 
-	if (!loopback && dial->socket && dial->socket->flags & SLIM_SOCKET_LOOPBACK)
+	if (dial->call.peer != dial->local->endpoint && dial->socket &&
+	    dial->socket->flags & SLIM_SOCKET_LOOPBACK)
 		return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
 
 	/* Whoever dials ::1 does not reach an AF_INET listener, as everywhere. */
