@@ -101,8 +101,9 @@ def test_privileged_port_as_root(lab):
 
 
 @pytest.mark.container
-def test_two_endpoints_of_one_host_listen_on_one_port(lab):
-    one, other, client = lab.endpoint(0), lab.endpoint(0), lab.endpoint(1)
+def test_two_endpoints_of_one_host_listen_on_one_port(lab, place):
+    one, other = lab.endpoint(0), lab.endpoint(0)
+    client = lab.endpoint(0 if place == "one-host" else 1)
     listeners = [endpoint.listen(80) for endpoint in (one, other)]
     for endpoint, listener in zip((one, other), listeners, strict=True):
         for _ in range(5):
@@ -114,9 +115,9 @@ def test_two_endpoints_of_one_host_listen_on_one_port(lab):
 
 @pytest.mark.container
 @pytest.mark.parametrize("order", ["host first", "endpoint first"])
-def test_the_host_listens_on_the_endpoints_port(lab, order):
+def test_the_host_listens_on_the_endpoints_port(lab, ends, order):
     """Neither notices the other, whoever comes first."""
-    client, server = lab.endpoint(0), lab.endpoint(1)
+    client, server = ends
     host = server.host.root
     if order == "host first":
         of_host = host.listen(80)

@@ -22,6 +22,9 @@ from slimnet.model import Reason
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
 WIRE = 4790
+#: The first port of source-bound connections, and the number of all wire ports.
+BOUND = WIRE + contract.SLIM_WIRE_PORTS
+WIRES = contract.SLIM_WIRE_PORTS + contract.SLIM_BOUND_PORTS
 INNER = contract.SLIM_INNER_PORT
 
 
@@ -114,7 +117,7 @@ def test_host_processes_reach_no_listener(lab, listeners, who):
     ]
     targets += [
         (address, port)
-        for port in range(WIRE, WIRE + 72)
+        for port in range(WIRE, WIRE + WIRES)
         for address in (host.address, "127.0.0.1")
     ]
     assert hands.call(attempts, targets, deadline=60) == []
@@ -125,7 +128,7 @@ def test_host_processes_reach_no_listener(lab, listeners, who):
 def test_other_machines_reach_no_listener(lab, listeners):
     server, made = listeners
     ports = [listener.getsockname()[1] for listener in made]
-    targets = [(server.host.address, port) for port in (*ports, *range(WIRE, WIRE + 72))]
+    targets = [(server.host.address, port) for port in (*ports, *range(WIRE, WIRE + WIRES))]
     for hands in (lab.outside.root, lab.hosts[0].root):
         assert hands.call(attempts, targets, deadline=60) == []
     for listener in made:
@@ -181,7 +184,9 @@ def test_straight_to_an_inner_address_or_a_wire_port(lab, place, before_it):
     targets = [(inner(index, 80), INNER) for index in range(1, 12)]
     targets += [(inner(index, 80, loopback=True), INNER) for index in range(1, 4)]
     targets += [
-        (host.address, WIRE + number) for host in lab.hosts for number in (0, 7, 63, 64, 71)
+        (host.address, port)
+        for host in lab.hosts
+        for port in (WIRE, WIRE + 7, BOUND - 1, BOUND, WIRE + WIRES - 1)
     ]
     for target in targets:
         sock = client.socket()
@@ -394,7 +399,7 @@ def test_a_host_user_that_listens_on_a_wire_port(lab):
     """The wire ports belong to the data path, whoever listens there."""
     client, server = lab.endpoint(0), lab.endpoint(1)
     user = server.host.user
-    taken = user.call(_squat, [("0.0.0.0", WIRE + number) for number in range(72)])
+    taken = user.call(_squat, [("0.0.0.0", WIRE + number) for number in range(WIRES)])
     listener = server.listen(80)
     for _ in range(20):
         opened = client.connect(server.address, 80)
@@ -431,7 +436,7 @@ def test_the_legitimate_syn(lab, victim):
     assert packets.send(client.host.root, syn) == "syn-ack"
 
 
-@pytest.mark.parametrize("port", [WIRE, WIRE + 63, WIRE + 64, WIRE + 71])
+@pytest.mark.parametrize("port", [WIRE, BOUND - 1, BOUND, WIRE + WIRES - 1])
 def test_syn_without_an_option(lab, victim, port):
     _, server, listener = victim
     before = server.host.counters()
@@ -638,7 +643,7 @@ def test_replay_of_a_syn(lab, victim, when):
     """Bit for bit, with the source address of its host, from a machine that is
     not in the cluster: never a connection that is accepted."""
     client, server, listener = victim
-    sniffing = server.host.root.start(_sniff, "eth0", WIRE, WIRE + 71, 1)
+    sniffing = server.host.root.start(_sniff, "eth0", WIRE, WIRE + WIRES - 1, 1)
     time.sleep(0.2)
     opened = client.connect(server.address, 80)
     accepted, _ = listener.accept()
@@ -673,7 +678,7 @@ def test_the_tuple_of_a_live_connection(lab, victim):
     accepted.close()
     time.sleep(0.1)
     user = client.host.user
-    targets = [(server.host.address, WIRE + number) for number in range(64)]
+    targets = [(server.host.address, WIRE + number) for number in range(WIRES)]
     assert user.call(_from_port, port, targets, deadline=60) == []
     nobody_came(listener)
 
