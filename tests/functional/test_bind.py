@@ -15,7 +15,7 @@ from slimnet.model import Reason
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
 
-#: A source port per test: one may be used towards a host by eight endpoints a
+#: A source port per test: one may be used towards a host by 32 endpoints a
 #: minute (design 4.5), and tests follow one another fast.
 SOURCE_PORTS = itertools.count(5000)
 
