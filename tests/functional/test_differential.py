@@ -161,7 +161,7 @@ def program(chance):
             if number in vague:
                 continue
             forms = ["own", "any", "loopback"]
-            if family == INET6:  # and not ::ffff:0.0.0.0, which becomes :: by listen()
+            if family == INET6:
                 forms = ["own", "loopback", "any6", "loopback6"]
             form = chance.choice(forms)
             target = (owner, form, chance.choice((0, *PORTS)))

@@ -208,6 +208,8 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 static __always_inline void
 slim_sockops_wildcard(struct bpf_sock_ops *ctx, struct slim_socket *socket)
 {
+	if (slim_is_any(socket->local))
+		return;
 	if (ctx->family == AF_INET)
 		slim_map_v4(socket->local, 0);
 	else
