@@ -333,8 +333,7 @@ slim_dial_unbind(struct bpf_sock_addr *ctx, const struct slim_dial *dial)
 {
 	struct bpf_sock *sk = dial->sk;
 
-	if (dial->socket && !sk->src_port &&
-	    slim_in_range_v4(sk->src_ip4))
+	if (dial->socket && !sk->src_port && slim_in_range_v4(sk->src_ip4))
 		slim_dial_source(ctx, dial, 0);
 }
 
@@ -392,9 +391,9 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	/* No address of the IPv6 range can be bound: the kernel picks ::1, which serves as well. */
 	if (!v6only && !(dial->socket && dial->socket->flags &
 			 (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
-		if (slim_dial_source(ctx, dial,
-				     slim_inner_v4(slim_inner(false, dial->local->index,
-								       0))))
+		__be32 source = slim_inner_v4(slim_inner(false, dial->local->index, 0));
+
+		if (slim_dial_source(ctx, dial, source))
 			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EADDRNOTAVAIL);
 	}
 	socket = slim_dial_socket(dial, local);

@@ -29,11 +29,6 @@
 
 #define SLIM_OPTION_BUFFER 4096	/* what a sockopt program is given at the most */
 
-static __always_inline void slim_option_refused(__u32 reason)
-{
-	slim_count(reason);
-}
-
 /* TCP and UDP. Everything else is a way around (MPTCP, UDP-Lite, raw, ping, SCTP, ...). */
 static __always_inline int slim_create(struct bpf_sock *sk)
 {
@@ -41,7 +36,7 @@ static __always_inline int slim_create(struct bpf_sock *sk)
 		return SLIM_HOOK_ALLOW;
 	if (sk->type == SOCK_DGRAM && sk->protocol == IPPROTO_UDP)
 		return SLIM_HOOK_ALLOW;
-	slim_option_refused(SLIM_REASON_PROTOCOL);
+	slim_count(SLIM_REASON_PROTOCOL);
 	return slim_errno(EPROTONOSUPPORT);
 }
 
@@ -64,7 +59,7 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 {
 	if (slim_option_forbidden(ctx->level, ctx->optname)) {
-		slim_option_refused(SLIM_REASON_OPTION);
+		slim_count(SLIM_REASON_OPTION);
 		return slim_errno(EPERM);
 	}
 	/*
@@ -96,7 +91,7 @@ static __always_inline bool slim_option_reveals(__s32 level, __s32 name)
 static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
 {
 	if (slim_option_reveals(ctx->level, ctx->optname)) {
-		slim_option_refused(SLIM_REASON_OPTION);
+		slim_count(SLIM_REASON_OPTION);
 		return slim_errno(EPERM);
 	}
 	if (ctx->optlen > SLIM_OPTION_BUFFER)
