@@ -142,12 +142,13 @@ def test_the_host_binds_every_port_kind_beside_an_endpoint(lab):
     endpoint = lab.endpoint()
     # None that the host may have given to somebody: all below ip_local_port_range.
     held = [bound(endpoint, "0.0.0.0", port) for port in (22, 80, 443, 8080, 20000)]
+    # SO_REUSEADDR is for what earlier tests left in TIME_WAIT; the endpoint has it not.
     host = endpoint.host.root
     for port in (22, 80, 443, 8080, 20000):
-        bound(host, "0.0.0.0", port).close()
-        bound(host, endpoint.host.address, port).close()
-        bound(host, "127.0.0.1", port).close()
-        bound(endpoint.host.user, "0.0.0.0", max(port, 1024)).close()
+        bound(host, "0.0.0.0", port, reuse=True).close()
+        bound(host, endpoint.host.address, port, reuse=True).close()
+        bound(host, "127.0.0.1", port, reuse=True).close()
+        bound(endpoint.host.user, "0.0.0.0", max(port, 1024), reuse=True).close()
     assert len(held) == 5
 
 
