@@ -106,9 +106,7 @@ def test_redis_and_its_replica(lab, ends):
     until(lambda: "master_link_status:up" in replica.run(["redis-cli", "info", "replication"]))
     assert client.run(["redis-cli", "-h", replica.address, "get", "k"]).strip() == "value"
     online = f"ip={replica.address},port=6379,state=online"
-    until(
-        lambda: online in client.run(["redis-cli", "-h", master.address, "info", "replication"])
-    )
+    until(lambda: online in client.run(["redis-cli", "-h", master.address, "info", "replication"]))
     listed = client.run(["redis-cli", "-h", master.address, "client", "list"])
     assert f"addr={replica.address}:" in listed
     assert f"laddr={master.address}:6379" in listed
