@@ -208,9 +208,7 @@ slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 e
 		   struct slim_found *found)
 {
 	struct slim_listener_key key = { .inner = inner, .v6only = v6only };
-	struct slim_control *control;
 	struct bpf_sock *sk;
-	__u32 zero = 0;
 
 	if (!found)
 		return 0;
@@ -225,9 +223,6 @@ slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 e
 		return found->found;
 	}
 	if (v6only)
-		return 0;
-	control = bpf_map_lookup_elem(&slim_control, &zero);
-	if (!control)
 		return 0;
 	{
 		struct bpf_sock_tuple tuple = {

@@ -124,10 +124,8 @@ static __noinline int
 slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 {
 	struct slim_listener_key key = { .inner = inner };
-	struct slim_control *control;
 	struct slim_socket *socket;
 	struct bpf_sock *sk;
-	__u32 zero = 0;
 	int found = 0;
 
 	sk = bpf_map_lookup_elem(&slim_listener, &key);
@@ -135,9 +133,6 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 		bpf_sk_release(sk);
 		return 1;
 	}
-	control = bpf_map_lookup_elem(&slim_control, &zero);
-	if (!control)
-		return 0;
 	struct bpf_sock_tuple tuple = {
 		.ipv4.daddr = slim_inner_v4(inner),
 		.ipv4.dport = bpf_htons(SLIM_INNER_PORT),
