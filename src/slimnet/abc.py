@@ -17,10 +17,14 @@ from typing import Any, ClassVar, Self
 from attrs import field, frozen
 
 from slimnet.model import (
+    Account,
     Attachment,
     Connection,
+    Decision,
     Endpoint,
     Event,
+    Feature,
+    Flow,
     Host,
     Network,
     Probe,
@@ -77,6 +81,9 @@ class Backend(abc.ABC):
     enforcing: ClassVar[bool]
     #: What it can talk to other hosts with.
     wires: ClassVar[frozenset[Wire]]
+    #: What it can do besides. Tables with services, published ports or limits are
+    #: installed on any backend; one without the feature passes over them.
+    features: ClassVar[frozenset[Feature]] = frozenset()
     #: For ``backend = "auto"``: the highest whose probe says yes is taken.
     preference: ClassVar[int] = 0
 
@@ -118,6 +125,9 @@ class Backend(abc.ABC):
         ``change.base``; a backend that holds that generation may write only
         this much. Installing the generation in force changes nothing.
 
+        Live connections that the new tables forbid are closed when this
+        returns, with an ordinary error; those that they allow never notice.
+
         Raises:
             BackendError: the old tables stay in force.
         """
@@ -135,6 +145,17 @@ class Backend(abc.ABC):
         """The events since the last call; waits up to ``timeout`` seconds for
         the first. Events may be lost when nobody asks for long; the counters
         of :meth:`status` are never."""
+
+    def ask(self, flow: Flow, network: Network) -> Decision | None:
+        """What the data path itself answers to a flow, out of the tables in force;
+        ``None`` where it cannot be asked, or has none yet. Counts nothing."""
+        del flow, network
+        return None
+
+    def accounts(self) -> Iterable[Account]:
+        """What attached endpoints sent and received, by rule; nothing where the
+        data path does not count."""
+        return ()
 
     def observe(self, *, enabled: bool) -> None:
         """Whether opened and closed connections make events. Refusals always

@@ -12,32 +12,37 @@ from collections.abc import Mapping
 from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
-ABI_VERSION: Final[int] = 1
-FINGERPRINT: Final[int] = 0x38456C2EE7A92169
-FINGERPRINT_HEX: Final[str] = "38456c2ee7a92169"
+ABI_VERSION: Final[int] = 2
+FINGERPRINT: Final[int] = 0xAE1A700D733EFE2D
+FINGERPRINT_HEX: Final[str] = "ae1a700d733efe2d"
 
 # enum slim_abi
-SLIM_ABI_VERSION: Final[int] = 1
+SLIM_ABI_VERSION: Final[int] = 2
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
 SLIM_MAP_ACTIVE: Final[int] = 1
 SLIM_MAP_ADDRESS: Final[int] = 2
-SLIM_MAP_ENDPOINT: Final[int] = 3
-SLIM_MAP_CIDR: Final[int] = 4
-SLIM_MAP_POLICY: Final[int] = 5
-SLIM_MAP_CGROUP: Final[int] = 6
-SLIM_MAP_LOCAL: Final[int] = 7
-SLIM_MAP_SOCKET: Final[int] = 8
-SLIM_MAP_LISTENER: Final[int] = 9
-SLIM_MAP_FLOW: Final[int] = 10
-SLIM_MAP_BOUND: Final[int] = 11
-SLIM_MAP_HELD: Final[int] = 12
-SLIM_MAP_SHIELD: Final[int] = 13
-SLIM_MAP_OWN: Final[int] = 14
-SLIM_MAP_COUNTER: Final[int] = 15
-SLIM_MAP_EVENT: Final[int] = 16
-SLIM_MAP_COUNT: Final[int] = 17
+SLIM_MAP_SERVICE: Final[int] = 3
+SLIM_MAP_PUBLISH: Final[int] = 4
+SLIM_MAP_ENDPOINT: Final[int] = 5
+SLIM_MAP_CIDR: Final[int] = 6
+SLIM_MAP_POLICY: Final[int] = 7
+SLIM_MAP_CGROUP: Final[int] = 8
+SLIM_MAP_LOCAL: Final[int] = 9
+SLIM_MAP_LIMIT: Final[int] = 10
+SLIM_MAP_AFFINITY: Final[int] = 11
+SLIM_MAP_ACCOUNT: Final[int] = 12
+SLIM_MAP_SOCKET: Final[int] = 13
+SLIM_MAP_LISTENER: Final[int] = 14
+SLIM_MAP_FLOW: Final[int] = 15
+SLIM_MAP_BOUND: Final[int] = 16
+SLIM_MAP_HELD: Final[int] = 17
+SLIM_MAP_SHIELD: Final[int] = 18
+SLIM_MAP_OWN: Final[int] = 19
+SLIM_MAP_COUNTER: Final[int] = 20
+SLIM_MAP_EVENT: Final[int] = 21
+SLIM_MAP_COUNT: Final[int] = 22
 
 # enum slim_wire
 SLIM_OPTION_KIND: Final[int] = 253
@@ -57,6 +62,12 @@ SLIM_EGRESS: Final[int] = 1
 # enum slim_action
 SLIM_DENY: Final[int] = 0
 SLIM_ALLOW: Final[int] = 1
+
+# enum slim_address_owner
+SLIM_ADDRESS_SERVICE: Final[int] = 2147483647
+
+# enum slim_service_table
+SLIM_SERVICE_SLOTS: Final[int] = 1021
 
 # enum slim_identity
 SLIM_IDENTITY_ANY: Final[int] = 0
@@ -97,7 +108,11 @@ SLIM_REASON_FLOW_FULL: Final[int] = 28
 SLIM_REASON_GENERATION: Final[int] = 29
 SLIM_REASON_RESERVED_RANGE: Final[int] = 30
 SLIM_REASON_FAMILY: Final[int] = 31
-SLIM_REASON_COUNT: Final[int] = 32
+SLIM_REASON_NO_BACKEND: Final[int] = 32
+SLIM_REASON_NO_SERVICE_PORT: Final[int] = 33
+SLIM_REASON_REVOKED: Final[int] = 34
+SLIM_REASON_RATE: Final[int] = 35
+SLIM_REASON_COUNT: Final[int] = 36
 
 # enum slim_endpoint_flag
 SLIM_ENDPOINT_LOCAL: Final[int] = 1
@@ -125,6 +140,8 @@ SLIM_SOCKET_V6ONLY: Final[int] = 8192
 SLIM_SOCKET_REUSE_ADDRESS: Final[int] = 16384
 SLIM_SOCKET_REUSE_PORT: Final[int] = 32768
 SLIM_SOCKET_DUAL: Final[int] = 65536
+SLIM_SOCKET_SERVICE: Final[int] = 131072
+SLIM_SOCKET_PUBLISHED: Final[int] = 262144
 
 # enum slim_event_kind
 SLIM_EVENT_OPENED: Final[int] = 1
@@ -152,11 +169,16 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_CONTROL: "slim_control",
     SLIM_MAP_ACTIVE: "slim_active",
     SLIM_MAP_ADDRESS: "slim_address",
+    SLIM_MAP_SERVICE: "slim_service",
+    SLIM_MAP_PUBLISH: "slim_publish",
     SLIM_MAP_ENDPOINT: "slim_endpoint",
     SLIM_MAP_CIDR: "slim_cidr",
     SLIM_MAP_POLICY: "slim_policy",
     SLIM_MAP_CGROUP: "slim_cgroup",
     SLIM_MAP_LOCAL: "slim_local",
+    SLIM_MAP_LIMIT: "slim_limit",
+    SLIM_MAP_AFFINITY: "slim_affinity",
+    SLIM_MAP_ACCOUNT: "slim_account",
     SLIM_MAP_SOCKET: "slim_socket",
     SLIM_MAP_LISTENER: "slim_listener",
     SLIM_MAP_FLOW: "slim_flow",
@@ -173,13 +195,24 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
     "slim_control": frozenset({"range", "range6", "underlay"}),
     "slim_address_key": frozenset({"address"}),
     "slim_endpoint": frozenset({"address", "host"}),
+    "slim_service_key": frozenset({"address", "port"}),
+    "slim_backend": frozenset({"port"}),
+    "slim_service": frozenset(),
+    "slim_publish_key": frozenset({"address", "port"}),
+    "slim_publish": frozenset({"port"}),
     "slim_cidr_key": frozenset({"vni", "address"}),
     "slim_cidr": frozenset(),
     "slim_policy_key": frozenset({"subject", "peer", "port"}),
     "slim_policy": frozenset(),
     "slim_verdict": frozenset(),
+    "slim_question": frozenset({"source", "destination", "port", "target_port", "target", "host"}),
     "slim_local": frozenset({"address"}),
     "slim_usage": frozenset(),
+    "slim_limit": frozenset(),
+    "slim_affinity_key": frozenset(),
+    "slim_affinity": frozenset(),
+    "slim_account_key": frozenset(),
+    "slim_account": frozenset(),
     "slim_tuple": frozenset({"source", "destination", "source_port", "destination_port"}),
     "slim_flow": frozenset({"source", "destination", "source_port", "destination_port"}),
     "slim_listener_key": frozenset(),
@@ -194,6 +227,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
             "underlay",
             "underlay_port",
             "bound_port",
+            "target_port",
         }
     ),
     "slim_event": frozenset({"source", "destination", "source_port", "destination_port"}),
@@ -261,6 +295,86 @@ class slim_endpoint(ctypes.Structure):
         ("identity", ctypes.c_uint32),
         ("index", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
+    )
+
+
+class slim_service_key(ctypes.Structure):
+    """struct slim_service_key, 24 bytes."""
+
+    vni: int
+    address: ctypes.Array[ctypes.c_uint32]  # __be32
+    port: int  # __be16
+    protocol: int
+    pad: int
+
+    _fields_ = (
+        ("vni", ctypes.c_uint32),
+        ("address", ctypes.c_uint32 * 4),
+        ("port", ctypes.c_uint16),
+        ("protocol", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+    )
+
+
+class slim_backend(ctypes.Structure):
+    """struct slim_backend, 8 bytes."""
+
+    endpoint: int
+    port: int  # __be16
+    pad: int
+
+    _fields_ = (
+        ("endpoint", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
+    )
+
+
+class slim_service(ctypes.Structure):
+    """struct slim_service, 8184 bytes."""
+
+    id: int
+    affinity: int
+    size: int
+    pad: int
+    slots: ctypes.Array[slim_backend]
+
+    _fields_ = (
+        ("id", ctypes.c_uint32),
+        ("affinity", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("slots", slim_backend * 1021),
+    )
+
+
+class slim_publish_key(ctypes.Structure):
+    """struct slim_publish_key, 20 bytes."""
+
+    address: ctypes.Array[ctypes.c_uint32]  # __be32
+    port: int  # __be16
+    protocol: int
+    pad: int
+
+    _fields_ = (
+        ("address", ctypes.c_uint32 * 4),
+        ("port", ctypes.c_uint16),
+        ("protocol", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+    )
+
+
+class slim_publish(ctypes.Structure):
+    """struct slim_publish, 8 bytes."""
+
+    endpoint: int
+    port: int  # __be16
+    pad: int
+
+    _fields_ = (
+        ("endpoint", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
     )
 
 
@@ -340,6 +454,50 @@ class slim_verdict(ctypes.Structure):
     )
 
 
+class slim_question(ctypes.Structure):
+    """struct slim_question, 120 bytes."""
+
+    vni: int
+    direction: int
+    source: ctypes.Array[ctypes.c_uint32]  # __be32
+    destination: ctypes.Array[ctypes.c_uint32]  # __be32
+    port: int  # __be16
+    protocol: int
+    pad: int
+    random: int
+    verdict: slim_verdict
+    subject: int
+    peer: int
+    endpoint: int
+    service: int
+    target_port: int  # __be16
+    pad2: int
+    target: ctypes.Array[ctypes.c_uint32]  # __be32
+    host: ctypes.Array[ctypes.c_uint32]  # __be32
+    generation: int
+
+    _fields_ = (
+        ("vni", ctypes.c_uint32),
+        ("direction", ctypes.c_uint32),
+        ("source", ctypes.c_uint32 * 4),
+        ("destination", ctypes.c_uint32 * 4),
+        ("port", ctypes.c_uint16),
+        ("protocol", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+        ("random", ctypes.c_uint32),
+        ("verdict", slim_verdict),
+        ("subject", ctypes.c_uint32),
+        ("peer", ctypes.c_uint32),
+        ("endpoint", ctypes.c_uint32),
+        ("service", ctypes.c_uint32),
+        ("target_port", ctypes.c_uint16),
+        ("pad2", ctypes.c_uint16),
+        ("target", ctypes.c_uint32 * 4),
+        ("host", ctypes.c_uint32 * 4),
+        ("generation", ctypes.c_uint64),
+    )
+
+
 class slim_local(ctypes.Structure):
     """struct slim_local, 32 bytes."""
 
@@ -359,18 +517,88 @@ class slim_local(ctypes.Structure):
 
 
 class slim_usage(ctypes.Structure):
-    """struct slim_usage, 24 bytes."""
+    """struct slim_usage, 32 bytes."""
 
     epoch: int
     held: int
     waiting: ctypes.Array[ctypes.c_uint32]
     connects: int
+    next: int
 
     _fields_ = (
         ("epoch", ctypes.c_uint64),
         ("held", ctypes.c_uint32),
         ("waiting", ctypes.c_uint32 * 2),
         ("connects", ctypes.c_uint32),
+        ("next", ctypes.c_uint64),
+    )
+
+
+class slim_limit(ctypes.Structure):
+    """struct slim_limit, 16 bytes."""
+
+    rate: int
+    connection_rate: int
+
+    _fields_ = (
+        ("rate", ctypes.c_uint64),
+        ("connection_rate", ctypes.c_uint64),
+    )
+
+
+class slim_affinity_key(ctypes.Structure):
+    """struct slim_affinity_key, 8 bytes."""
+
+    service: int
+    client: int
+
+    _fields_ = (
+        ("service", ctypes.c_uint32),
+        ("client", ctypes.c_uint32),
+    )
+
+
+class slim_affinity(ctypes.Structure):
+    """struct slim_affinity, 16 bytes."""
+
+    time: int
+    endpoint: int
+    pad: int
+
+    _fields_ = (
+        ("time", ctypes.c_uint64),
+        ("endpoint", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class slim_account_key(ctypes.Structure):
+    """struct slim_account_key, 12 bytes."""
+
+    endpoint: int
+    rule: int
+    direction: int
+
+    _fields_ = (
+        ("endpoint", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("direction", ctypes.c_uint32),
+    )
+
+
+class slim_account(ctypes.Structure):
+    """struct slim_account, 32 bytes."""
+
+    connections: int
+    refused: int
+    sent: int
+    received: int
+
+    _fields_ = (
+        ("connections", ctypes.c_uint64),
+        ("refused", ctypes.c_uint64),
+        ("sent", ctypes.c_uint64),
+        ("received", ctypes.c_uint64),
     )
 
 
@@ -467,7 +695,7 @@ class slim_bound(ctypes.Structure):
 
 
 class slim_socket(ctypes.Structure):
-    """struct slim_socket, 104 bytes."""
+    """struct slim_socket, 112 bytes."""
 
     endpoint: int
     peer_endpoint: int
@@ -479,10 +707,13 @@ class slim_socket(ctypes.Structure):
     inner: int
     flags: int
     rule: int
+    peer_rule: int
     flow_flags: int
     underlay: ctypes.Array[ctypes.c_uint32]  # __be32
     underlay_port: int  # __be16
     bound_port: int  # __be16
+    target_port: int  # __be16
+    pad: int
     dialled: int
     generation: int
     opened: int
@@ -498,10 +729,13 @@ class slim_socket(ctypes.Structure):
         ("inner", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
         ("rule", ctypes.c_uint32),
+        ("peer_rule", ctypes.c_uint32),
         ("flow_flags", ctypes.c_uint32),
         ("underlay", ctypes.c_uint32 * 4),
         ("underlay_port", ctypes.c_uint16),
         ("bound_port", ctypes.c_uint16),
+        ("target_port", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
         ("dialled", ctypes.c_uint32),
         ("generation", ctypes.c_uint64),
         ("opened", ctypes.c_uint64),

@@ -24,13 +24,16 @@ from slimnet import contract
 from slimnet.exceptions import InvalidValue
 
 __all__ = [
+    "Account",
     "Answer",
     "Attachment",
     "Connection",
+    "Decision",
     "Direction",
     "Endpoint",
     "Event",
     "EventKind",
+    "Feature",
     "Flow",
     "Host",
     "Namespace",
@@ -75,6 +78,14 @@ class Wire(enum.StrEnum):
     SYN = "syn"
     ANNOUNCE = "announce"
     VXLAN = "vxlan"
+
+
+class Feature(enum.StrEnum):
+    """What a backend can do besides connecting endpoints and deciding policy."""
+
+    SERVICES = "services"
+    PUBLISHED_PORTS = "published-ports"
+    EGRESS_LIMITS = "egress-limits"
 
 
 class Answer(enum.StrEnum):
@@ -141,6 +152,12 @@ def _to_wires(value: Iterable[Wire | str]) -> frozenset[Wire]:
     return cast("frozenset[Wire]", value)
 
 
+def _to_features(value: Iterable[Feature | str]) -> frozenset[Feature]:
+    with contextlib.suppress(TypeError, ValueError):
+        return frozenset(Feature(item) for item in value)
+    return cast("frozenset[Feature]", value)
+
+
 def _to_protocol(value: Protocol | int) -> Protocol:
     with contextlib.suppress(ValueError):
         return Protocol(value)
@@ -199,6 +216,7 @@ _address = _check("an IP address", lambda value: isinstance(value, IPAddress))
 _labels = _check("a table of Kubernetes labels", _is_labels)
 _number = _check("a 32-bit number", lambda value: _is_number(value, 2**32 - 1))
 _port = _check("a port, 0 to 65535", lambda value: _is_number(value, 65535))
+_features = _check(f"some of {', '.join(Feature)}", lambda value: isinstance(value, frozenset))
 _wires = _check(f"some of {', '.join(Wire)}", lambda value: isinstance(value, frozenset))
 
 
@@ -253,6 +271,8 @@ class Host:
         wires: the wires that its backend speaks.
         backend: the name of the backend that it runs.
         labels: what cluster-wide rules select hosts by.
+        enforcing: whether policy holds there against a hostile process.
+        features: what its backend can do besides.
     """
 
     name: str = field(validator=_name)
@@ -261,6 +281,10 @@ class Host:
     backend: str = "noop"
     labels: Mapping[str, str] = field(
         factory=dict, converter=_to_mapping, validator=_labels, hash=False
+    )
+    enforcing: bool = False
+    features: frozenset[Feature] = field(
+        factory=frozenset, converter=_to_features, validator=_features
     )
 
 
@@ -323,6 +347,55 @@ class Verdict:
     allowed: bool
     reason: Reason
     rule: int = 0
+
+
+@frozen
+class Decision:
+    """What a data path answers to a flow, asked of the tables in force.
+
+    Attributes:
+        verdict: allowed or not, and why.
+        generation: of the tables that were asked.
+        subject: identity of the end whose policy was asked.
+        peer: identity of the other end.
+        endpoint: id of the destination's endpoint (egress), or of the source's
+            (ingress); 0 where it is none.
+        service: id of the service's port that the destination is; 0 where it is none.
+        target: overlay address and port of the destination, behind a service.
+        host: underlay address of the peer's host; ``None`` where it is no endpoint.
+    """
+
+    verdict: Verdict
+    generation: int
+    subject: int
+    peer: int
+    endpoint: int
+    service: int
+    target: tuple[IPAddress, int]
+    host: IPAddress | None
+
+
+@frozen
+class Account:
+    """What one endpoint sent and received by one rule, since it was attached.
+
+    Attributes:
+        endpoint: id of the local endpoint.
+        rule: the rule's id; 0: no rule was needed.
+        direction: EGRESS for what it opened, INGRESS for what it accepted.
+        connections: ended ones and live ones.
+        refused: connects that this rule, or the lack of one, refused.
+        sent: payload bytes that the endpoint sent.
+        received: payload bytes that the endpoint received.
+    """
+
+    endpoint: int
+    rule: int
+    direction: Direction
+    connections: int = 0
+    refused: int = 0
+    sent: int = 0
+    received: int = 0
 
 
 @frozen

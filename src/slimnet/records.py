@@ -19,6 +19,7 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet.exceptions import InvalidValue
 from slimnet.model import (
+    Account,
     Attachment,
     Connection,
     Direction,
@@ -33,6 +34,7 @@ from slimnet.model import (
 )
 
 __all__ = [
+    "account",
     "attachment",
     "connection",
     "dump",
@@ -143,6 +145,11 @@ def connection(record: Mapping[str, Any]) -> Connection:
             "wire": None if record["wire"] is None else Wire(record["wire"]),
         }
     )
+
+
+def account(record: Mapping[str, Any]) -> Account:
+    """An :class:`~slimnet.model.Account`."""
+    return Account(**{**record, "direction": Direction[record["direction"].upper()]})
 
 
 def event(record: Mapping[str, Any]) -> Event:

@@ -19,8 +19,13 @@ __all__ = [
     "Change",
     "CidrRecord",
     "EndpointRecord",
+    "LimitRecord",
     "PolicyKey",
     "PolicyRecord",
+    "PublishKey",
+    "PublishRecord",
+    "ServiceKey",
+    "ServiceRecord",
     "Tables",
 ]
 
@@ -77,16 +82,91 @@ class PolicyRecord:
 
 
 @frozen
+class ServiceKey:
+    """One port of a service (struct slim_service_key).
+
+    Attributes:
+        vni: the service's network.
+        address: its virtual address.
+        protocol: IP protocol number.
+        port: as it is dialled.
+    """
+
+    vni: int
+    address: IPAddress
+    protocol: int
+    port: int
+
+
+@frozen
+class ServiceRecord:
+    """Who serves it (struct slim_service).
+
+    Attributes:
+        id: of the service's port; the same on every host.
+        affinity: seconds that a client stays with its endpoint; 0: none.
+        slots: a Maglev table of SLIM_SERVICE_SLOTS (endpoint id, port); empty where
+            no endpoint is ready.
+        size: how many endpoints are in it.
+    """
+
+    id: int
+    affinity: int
+    slots: tuple[tuple[int, int], ...] = field(repr=False)
+    size: int
+
+
+@frozen
+class PublishKey:
+    """A port of this host (struct slim_publish_key).
+
+    Attributes:
+        address: of the host; ``None`` for all of them.
+        protocol: IP protocol number.
+        port: of the host.
+    """
+
+    address: IPAddress | None
+    protocol: int
+    port: int
+
+
+@frozen
+class PublishRecord:
+    """Whose it is (struct slim_publish): an endpoint of this host, and its port."""
+
+    endpoint: int
+    port: int
+
+
+@frozen
+class LimitRecord:
+    """What an endpoint may send, in bytes a second (struct slim_limit); 0: no limit.
+
+    Attributes:
+        rate: all its connections together.
+        connection_rate: each of them.
+    """
+
+    rate: int = 0
+    connection_rate: int = 0
+
+
+@frozen
 class Tables:
     """Everything that a host's data path decides by, at one generation.
 
     Attributes:
         generation: the store's revision that these were compiled from; at least 1.
-        addresses: (vni, overlay address) to endpoint id.
+        addresses: (vni, overlay address) to endpoint id, or for the address of a
+            service SLIM_ADDRESS_SERVICE.
         endpoints: endpoint id to record.
         cidrs: (vni, range) to record; the longest match is the answer.
         policy: key to record; the longest match is the answer.
         rules: rule id to the words that name it (``default/web-in ingress[0]``).
+        services: port of a service to its endpoints.
+        published: ports of this host that are endpoints'.
+        limits: endpoint id to what it may send; endpoints of this host that have a limit.
     """
 
     generation: int
@@ -95,6 +175,9 @@ class Tables:
     cidrs: Mapping[tuple[int, IPNetwork], CidrRecord] = field(factory=dict, hash=False)
     policy: Mapping[PolicyKey, PolicyRecord] = field(factory=dict, hash=False)
     rules: Mapping[int, str] = field(factory=dict, hash=False)
+    services: Mapping[ServiceKey, ServiceRecord] = field(factory=dict, hash=False)
+    published: Mapping[PublishKey, PublishRecord] = field(factory=dict, hash=False)
+    limits: Mapping[int, LimitRecord] = field(factory=dict, hash=False)
 
 
 @frozen
@@ -108,3 +191,6 @@ class Change:
     gone_endpoints: frozenset[int] = frozenset()
     gone_cidrs: frozenset[tuple[int, IPNetwork]] = frozenset()
     gone_policy: frozenset[PolicyKey] = frozenset()
+    gone_services: frozenset[ServiceKey] = frozenset()
+    gone_published: frozenset[PublishKey] = frozenset()
+    gone_limits: frozenset[int] = frozenset()

@@ -59,7 +59,7 @@ def test_a_comment_changes_nothing(tree):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (r"struct slim_verdict \{", "struct slim_verdict {\n\t__u32 more;"),
+        (r"struct slim_limit \{", "struct slim_limit {\n\t__u64 more;"),
         (r"SLIM_INNER_PORT = \d+", "SLIM_INNER_PORT = 474"),
         (r"__be32 vni;", "__u32 vni;"),
         (r"__u32 action;", "__u32 deed;"),

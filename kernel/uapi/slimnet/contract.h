@@ -24,7 +24,7 @@
 
 /* Raised whenever a layout or the meaning of a constant changes. */
 enum slim_abi {
-	SLIM_ABI_VERSION = 1,
+	SLIM_ABI_VERSION = 2,
 };
 
 /*
@@ -35,11 +35,16 @@ enum slim_map {
 	SLIM_MAP_CONTROL,	/* array[1]: struct slim_control */
 	SLIM_MAP_ACTIVE,	/* array[1]: __u64, generation << 1 | slot; 0: no tables yet */
 	SLIM_MAP_ADDRESS,	/* [2] of hash: struct slim_address_key -> __u32 endpoint */
+	SLIM_MAP_SERVICE,	/* [2] of hash: struct slim_service_key -> struct slim_service */
+	SLIM_MAP_PUBLISH,	/* [2] of hash: struct slim_publish_key -> struct slim_publish */
 	SLIM_MAP_ENDPOINT,	/* [2] of hash: __u32 endpoint -> struct slim_endpoint */
 	SLIM_MAP_CIDR,		/* [2] of lpm: struct slim_cidr_key -> struct slim_cidr */
 	SLIM_MAP_POLICY,	/* [2] of lpm: struct slim_policy_key -> struct slim_policy */
 	SLIM_MAP_CGROUP,	/* cgroup storage: struct slim_local */
 	SLIM_MAP_LOCAL,		/* array[SLIM_INDEX_MAX + 1]: struct slim_usage by index */
+	SLIM_MAP_LIMIT,		/* array[SLIM_INDEX_MAX + 1]: struct slim_limit by index */
+	SLIM_MAP_AFFINITY,	/* LRU hash: struct slim_affinity_key -> struct slim_affinity */
+	SLIM_MAP_ACCOUNT,	/* per-CPU hash: struct slim_account_key -> struct slim_account */
 	SLIM_MAP_SOCKET,	/* socket storage: struct slim_socket */
 	SLIM_MAP_LISTENER,	/* sockhash: struct slim_listener_key -> listening socket */
 	SLIM_MAP_FLOW,		/* hash: struct slim_tuple -> struct slim_flow */
@@ -73,6 +78,15 @@ enum slim_direction {
 enum slim_action {
 	SLIM_DENY = 0,
 	SLIM_ALLOW = 1,
+};
+
+/* In place of an endpoint's id, which the store gives out from 1 on. */
+enum slim_address_owner {
+	SLIM_ADDRESS_SERVICE = 0x7fffffff,	/* the address is a service's: ask SLIM_MAP_SERVICE */
+};
+
+enum slim_service_table {
+	SLIM_SERVICE_SLOTS = 1021,	/* a prime, as Maglev wants it */
 };
 
 /* Identities below SLIM_IDENTITY_FIRST have a fixed meaning. */
@@ -120,7 +134,11 @@ enum slim_reason {
 	SLIM_REASON_GENERATION = 29,		/* the newer generation forbids what the SYN's allowed */
 	SLIM_REASON_RESERVED_RANGE = 30,	/* packet to or from the inner range on the underlay */
 	SLIM_REASON_FAMILY = 31,		/* IPv6 destinations: not yet */
-	SLIM_REASON_COUNT = 32,
+	SLIM_REASON_NO_BACKEND = 32,		/* a service without a ready endpoint */
+	SLIM_REASON_NO_SERVICE_PORT = 33,	/* a service's address, but not one of its ports */
+	SLIM_REASON_REVOKED = 34,		/* live, and forbidden by new tables: closed */
+	SLIM_REASON_RATE = 35,			/* packet held back: over the endpoint's rate */
+	SLIM_REASON_COUNT = 36,
 };
 
 enum slim_endpoint_flag {
@@ -152,6 +170,8 @@ enum slim_socket_flag {
 	SLIM_SOCKET_REUSE_ADDRESS = 16384,
 	SLIM_SOCKET_REUSE_PORT = 32768,
 	SLIM_SOCKET_DUAL = 65536,	/* bound to ::, and IPv4 comes in as well */
+	SLIM_SOCKET_SERVICE = 131072,	/* dialled a service */
+	SLIM_SOCKET_PUBLISHED = 262144,	/* accepted through a published port */
 };
 
 enum slim_event_kind {
@@ -199,6 +219,47 @@ struct slim_endpoint {
 	__u32 flags;			/* enum slim_endpoint_flag */
 };
 
+struct slim_service_key {
+	__u32 vni;
+	__be32 address[4];
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct slim_backend {
+	__u32 endpoint;
+	__be16 port;
+	__u16 pad;
+};
+
+/*
+ * One port of a service. The slots are a Maglev table (Eisenbud et al., NSDI
+ * 2016, section 3.4) over its ready endpoints, by weight: each slot has one,
+ * or, where there is none (size 0), none has.
+ */
+struct slim_service {
+	__u32 id;
+	__u32 affinity;			/* seconds that a client stays where it was; 0: none */
+	__u32 size;			/* ready endpoints */
+	__u32 pad;
+	struct slim_backend slots[SLIM_SERVICE_SLOTS];
+};
+
+/* A port of this host that is an endpoint's. */
+struct slim_publish_key {
+	__be32 address[4];		/* of the host; zero: all of them */
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct slim_publish {
+	__u32 endpoint;
+	__be16 port;
+	__u16 pad;
+};
+
 struct slim_cidr_key {
 	__u32 prefixlen;		/* 32 for the vni + 0..128 */
 	__be32 vni;
@@ -244,6 +305,31 @@ struct slim_verdict {
 	__u32 rule;
 };
 
+/*
+ * A flow put to the data path itself (program slim_ask), and what it answers.
+ * The subject is the source for SLIM_EGRESS, the destination for SLIM_INGRESS.
+ */
+struct slim_question {
+	__u32 vni;
+	__u32 direction;		/* enum slim_direction */
+	__be32 source[4];
+	__be32 destination[4];
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+	__u32 random;			/* which backend of a service without affinity */
+	struct slim_verdict verdict;	/* from here on the answer */
+	__u32 subject;			/* identities */
+	__u32 peer;
+	__u32 endpoint;			/* the peer's, 0 where it is none */
+	__u32 service;			/* its id, 0 where the destination is none */
+	__be16 target_port;		/* as policy was asked */
+	__u16 pad2;
+	__be32 target[4];		/* the destination behind a service */
+	__be32 host[4];			/* underlay address of the peer's host, or zero */
+	__u64 generation;
+};
+
 /* State of one host's data path. */
 
 /* Written once, when the endpoint is attached to its cgroup. */
@@ -261,6 +347,38 @@ struct slim_usage {
 	__u32 held;			/* live sockets on bind(0) */
 	__u32 waiting[2];		/* such sockets that went into TIME_WAIT, by minute */
 	__u32 connects;			/* over the wire, from the first on */
+	__u64 next;			/* bpf_ktime_get_ns() at which the rate lets more through */
+};
+
+/* What an endpoint may send, in bytes a second; 0: as much as it likes. */
+struct slim_limit {
+	__u64 rate;			/* all its connections together */
+	__u64 connection_rate;		/* each of them */
+};
+
+struct slim_affinity_key {
+	__u32 service;
+	__u32 client;			/* endpoint */
+};
+
+struct slim_affinity {
+	__u64 time;			/* bpf_ktime_get_ns() of the last connect */
+	__u32 endpoint;
+	__u32 pad;
+};
+
+/* Who sent how much by which rule. A rule of 0: none was needed. */
+struct slim_account_key {
+	__u32 endpoint;			/* the local one */
+	__u32 rule;
+	__u32 direction;		/* enum slim_direction */
+};
+
+struct slim_account {
+	__u64 connections;		/* that ended */
+	__u64 refused;
+	__u64 sent;			/* bytes, of connections that ended */
+	__u64 received;
 };
 
 struct slim_tuple {
@@ -327,11 +445,14 @@ struct slim_socket {
 	__u32 index;
 	__u32 inner;			/* its own inner address, once it is bound */
 	__u32 flags;			/* enum slim_socket_flag */
-	__u32 rule;
+	__u32 rule;			/* of its own endpoint's policy */
+	__u32 peer_rule;		/* on this host: of the listener's */
 	__u32 flow_flags;		/* enum slim_flow_flag, for CONNECT_CB */
 	__be32 underlay[4];		/* destination as rewritten */
 	__be16 underlay_port;
 	__be16 bound_port;
+	__be16 target_port;		/* as policy was asked: behind a service another than dialled */
+	__u16 pad;
 	__u32 dialled;			/* the inner address that a connect on this host goes to */
 	__u64 generation;
 	__u64 opened;			/* bpf_ktime_get_ns(), 0 before */

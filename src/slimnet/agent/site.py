@@ -57,6 +57,8 @@ def survey(config: Config, backend: type[Backend]) -> Site:
             wires=backend.wires,
             backend=backend.name,
             labels=config.labels,
+            enforcing=backend.enforcing,
+            features=backend.features,
         ),
         interface=interface,
         cgroups=cgroup_mount() / "slimnet" / config.instance,

@@ -44,7 +44,7 @@ _NOBODY = contract.SLIM_IDENTITY_ANY
 _PORTS = 0xFFFF
 _PREFIX = {Direction.EGRESS: "e", Direction.INGRESS: "i"}
 # In a set's key, five fields are the most that nft 1.0 prints right.
-_RULE_BITS = 18
+_REASON_BITS, _RULE_BITS = 6, 17
 
 
 @frozen
@@ -58,7 +58,7 @@ class Refusal:
 
     @property
     def mark(self) -> int:
-        """As 32 bits: protocol 8, direction 1, reason 5, rule 18 (0 when it is larger)."""
+        """As 32 bits: protocol 8, direction 1, reason 6, rule 17 (0 when it is larger)."""
         rule = self.rule if self.rule < 1 << _RULE_BITS else 0
         return self.protocol << 24 | self.direction << 23 | self.reason << _RULE_BITS | rule
 
@@ -68,7 +68,7 @@ class Refusal:
         return cls(
             mark >> 24,
             Direction(mark >> 23 & 1),
-            Reason(mark >> _RULE_BITS & 31),
+            Reason(mark >> _RULE_BITS & (1 << _REASON_BITS) - 1),
             mark & (1 << _RULE_BITS) - 1,
         )
 

@@ -1,18 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two kinds of policy, as users wrote them."""
+"""What users write, as values: policies of both kinds, services, published ports, limits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from attrs import field, frozen
+from netaddr import IPAddress
 
-from slimnet.model import Direction
+from slimnet.exceptions import PolicyError
+from slimnet.model import Direction, Protocol
 from slimnet.policy.rule import Peer, Rule, Tier
 from slimnet.policy.selector import Selector
 
-__all__ = ["ClusterNetworkPolicy", "NetworkPolicy", "Policy", "Source"]
+__all__ = [
+    "ClusterNetworkPolicy",
+    "Document",
+    "EgressLimit",
+    "NetworkPolicy",
+    "Policy",
+    "PublishedPort",
+    "Service",
+    "ServicePort",
+    "Source",
+    "Weight",
+]
 
 
 @frozen
@@ -36,28 +49,18 @@ class Source:
 
 
 @frozen(kw_only=True)
-class Policy:
-    """What both kinds have.
+class Document:
+    """What all kinds have.
 
     Attributes:
-        name: unique in its namespace, or among the cluster's policies.
-        ingress: rules for flows to the subject; ``None`` where it says nothing of them.
-        egress: rules for flows from the subject; ``None`` where it says nothing of them.
-        mandatory: a backend that cannot hold it against a hostile process refuses it.
+        name: unique among those of its kind, in its namespace where it has one.
         manifest: the document, as plain JSON values.
         source: where it was written.
     """
 
     name: str
-    ingress: tuple[Rule, ...] | None = None
-    egress: tuple[Rule, ...] | None = None
-    mandatory: bool = False
     manifest: Mapping[str, Any] = field(factory=dict, eq=False, repr=False)
     source: Source = field(factory=Source, repr=False)
-
-    def rules(self, direction: Direction) -> tuple[Rule, ...] | None:
-        """The rules of one direction."""
-        return self.ingress if direction is Direction.INGRESS else self.egress
 
     @property
     def title(self) -> str:
@@ -73,15 +76,37 @@ class Policy:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Policy:
-        """What :meth:`to_json` gave.
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What :meth:`to_json` gave, if it is of this kind.
 
         Raises:
             PolicyError: it is not that.
         """
-        from slimnet.policy.manifest import restore  # noqa: PLC0415  # the parser builds policies
+        from slimnet.policy.manifest import restore  # noqa: PLC0415  # the parser builds documents
 
-        return restore(value)
+        found = restore(value)
+        if not isinstance(found, cls):
+            raise PolicyError("kind", f"a {cls.__name__}", type(found).__name__)
+        return found
+
+
+@frozen(kw_only=True)
+class Policy(Document):
+    """What both kinds of policy have.
+
+    Attributes:
+        ingress: rules for flows to the subject; ``None`` where it says nothing of them.
+        egress: rules for flows from the subject; ``None`` where it says nothing of them.
+        mandatory: a backend that cannot hold it against a hostile process refuses it.
+    """
+
+    ingress: tuple[Rule, ...] | None = None
+    egress: tuple[Rule, ...] | None = None
+    mandatory: bool = False
+
+    def rules(self, direction: Direction) -> tuple[Rule, ...] | None:
+        """The rules of one direction."""
+        return self.ingress if direction is Direction.INGRESS else self.egress
 
 
 @frozen(kw_only=True)
@@ -124,3 +149,114 @@ class ClusterNetworkPolicy(Policy):
     def title(self) -> str:
         """``cluster:name``."""
         return f"cluster:{self.name}"
+
+
+@frozen
+class ServicePort:
+    """One port of a service.
+
+    Attributes:
+        protocol: TCP, UDP or SCTP.
+        port: as it is dialled.
+        target: the endpoints' port, by number, or by the name that each declares.
+        name: empty where the service has one port only.
+    """
+
+    protocol: Protocol
+    port: int
+    target: int | str
+    name: str = ""
+
+
+@frozen
+class Weight:
+    """How much of a service's connections the endpoints of a selector get.
+
+    Attributes:
+        selector: by their labels; the first weight that matches counts.
+        weight: 0 to 100, beside 1 for whom none matches; 0: no new connections.
+    """
+
+    selector: Selector
+    weight: int
+
+
+@frozen(kw_only=True)
+class Service(Document):
+    """Kubernetes' Service (v1) of type ClusterIP: a virtual address for endpoints.
+
+    Attributes:
+        network: its network.
+        namespace: its namespace; its endpoints are of it.
+        address: its virtual address; ``None`` until the store has given one.
+        selector: its endpoints, by their labels.
+        ports: at least one.
+        affinity: seconds that a client stays with its endpoint after its last
+            connect; 0: every connect is chosen anew.
+        weights: in order.
+    """
+
+    network: str
+    namespace: str
+    address: IPAddress | None
+    selector: Selector
+    ports: tuple[ServicePort, ...]
+    affinity: int = 0
+    weights: tuple[Weight, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """``service:namespace/name``."""
+        return f"service:{self.namespace}/{self.name}"
+
+
+@frozen(kw_only=True)
+class PublishedPort(Document):
+    """A port of the host on which an endpoint lives, as that endpoint's.
+
+    Attributes:
+        network: the endpoint's network.
+        namespace: the endpoint's namespace.
+        endpoint: its name.
+        address: of the host; ``None`` for all of them.
+        protocol: TCP.
+        port: of the host.
+        target: the endpoint's, by number or by the name that it declares.
+    """
+
+    network: str
+    namespace: str
+    endpoint: str
+    address: IPAddress | None
+    protocol: Protocol
+    port: int
+    target: int | str
+
+    @property
+    def title(self) -> str:
+        """``port:namespace/name``."""
+        return f"port:{self.namespace}/{self.name}"
+
+
+@frozen(kw_only=True)
+class EgressLimit(Document):
+    """What endpoints may send.
+
+    Attributes:
+        network: their network.
+        namespace: their namespace.
+        subject: selects them; of several limits for one endpoint each lowest number counts.
+        rate: bytes a second of all connections of an endpoint; 0: no limit.
+        connection_rate: bytes a second of each connection; 0: no limit.
+    """
+
+    network: str
+    namespace: str
+    subject: Selector
+    rate: int = 0
+    connection_rate: int = 0
+
+    @property
+    def title(self) -> str:
+        """``limit:namespace/name``."""
+        return f"limit:{self.namespace}/{self.name}"

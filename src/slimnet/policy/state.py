@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from slimnet.model import Endpoint, Host, Namespace, Network
-from slimnet.policy.document import Policy
+from slimnet.policy.document import EgressLimit, Policy, PublishedPort, Service
 
 __all__ = ["State", "host_labels", "namespace_labels"]
 
@@ -34,6 +34,9 @@ class State:
         endpoints: every endpoint, with ``id`` and ``identity`` filled in.
         policies: every policy, of both kinds.
         revision: the store's; becomes the tables' generation.
+        services: every service.
+        published: every published port.
+        limits: every egress limit.
     """
 
     networks: tuple[Network, ...] = _many()
@@ -42,6 +45,9 @@ class State:
     endpoints: tuple[Endpoint, ...] = _many()
     policies: tuple[Policy, ...] = _many()
     revision: int = 1
+    services: tuple[Service, ...] = _many()
+    published: tuple[PublishedPort, ...] = _many()
+    limits: tuple[EgressLimit, ...] = _many()
 
 
 def namespace_labels(name: str, labels: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

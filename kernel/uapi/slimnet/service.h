@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * slim_service_pick(): which endpoint serves a connect to a service?
+ *
+ * Compiled unchanged into every data path, as decide.h. The including file
+ * supplies two look-ups, for its environment:
+ *
+ *   struct slim_affinity *slim_affinity_lookup(void *env,
+ *						const struct slim_affinity_key *key);
+ *   void slim_affinity_store(void *env, const struct slim_affinity_key *key,
+ *			      const struct slim_affinity *value);
+ *
+ * Without session affinity a random number chooses the slot, and so an
+ * endpoint by its weight. With it the client does: it comes back to the same
+ * endpoint from wherever it lives, and because the slots are Maglev's, a
+ * backend that joins or leaves moves few others. A client of the last
+ * `affinity` seconds is not moved at all while its endpoint is there.
+ */
+#ifndef SLIMNET_SERVICE_H
+#define SLIMNET_SERVICE_H
+
+#include "decide.h"
+
+#define SLIM_SECOND 1000000000ULL
+
+/* Every bit of the input moves every bit of the result (the finalizer of MurmurHash3). */
+static __always_inline __u32 slim_service_mix(__u32 x)
+{
+	x ^= x >> 16;
+	x *= 0x85ebca6b;
+	x ^= x >> 13;
+	x *= 0xc2b2ae35;
+	return x ^ x >> 16;
+}
+
+/* Scaled, not divided: the verifier knows the bounds of a product. */
+static __always_inline __u32 slim_service_slot(__u32 service, __u32 client, __u32 random)
+{
+	__u64 hash = slim_service_mix(slim_service_mix(service ^ random) + client);
+
+	return (hash * SLIM_SERVICE_SLOTS) >> 32;
+}
+
+static __always_inline const struct slim_backend *
+slim_service_find(const struct slim_service *service, __u32 endpoint)
+{
+	for (__u32 slot = 0; slot < SLIM_SERVICE_SLOTS; slot++)
+		if (service->slots[slot].endpoint == endpoint)
+			return &service->slots[slot];
+	return NULL;
+}
+
+/*
+ * The backend for a client (an endpoint's id) at `now`, in nanoseconds of a
+ * clock that never steps; NULL where no endpoint is ready.
+ */
+static __always_inline const struct slim_backend *
+slim_service_pick(void *env, const struct slim_service *service, __u32 client, __u64 now,
+		  __u32 random)
+{
+	const struct slim_affinity_key key = { .service = service->id, .client = client };
+	const struct slim_backend *backend, *last;
+	struct slim_affinity fresh = { .time = now };
+	const struct slim_affinity *held;
+
+	if (!service->size)
+		return NULL;
+	if (!service->affinity)
+		return &service->slots[slim_service_slot(service->id, client, random)];
+	backend = &service->slots[slim_service_slot(service->id, client, 0)];
+	held = slim_affinity_lookup(env, &key);
+	if (held && held->endpoint != backend->endpoint &&
+	    now - held->time <= service->affinity * SLIM_SECOND) {
+		last = slim_service_find(service, held->endpoint);
+		if (last)
+			backend = last;
+	}
+	fresh.endpoint = backend->endpoint;
+	slim_affinity_store(env, &key, &fresh);
+	return backend;
+}
+
+#endif /* SLIMNET_SERVICE_H */
