@@ -155,7 +155,8 @@ def test_one_change_touches_little():
 
 
 def test_from_everybody_is_one_entry():
-    """What allows every endpoint takes no entry for each of them; the world has its own."""
+    """What allows every endpoint takes no entry for each of them; the world and the
+    hosts have their own."""
     state = big(0, 300)
     policies = load(
         """
@@ -169,7 +170,8 @@ def test_from_everybody_is_one_entry():
     )
     tables = compile_tables(evolve(state, policies=policies), "h1")
     allowed = {key.peer: record.allow for key, record in tables.policy.items()}
-    assert allowed == {contract.SLIM_IDENTITY_ANY: True, contract.SLIM_IDENTITY_WORLD: False}
+    outside = (contract.SLIM_IDENTITY_WORLD, contract.SLIM_IDENTITY_HOST)
+    assert allowed == {contract.SLIM_IDENTITY_ANY: True, **dict.fromkeys(outside, False)}
 
 
 def test_address_of_no_range_is_left_out():

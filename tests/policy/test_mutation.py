@@ -11,8 +11,12 @@ from worlds import worlds
 
 MUTATIONS = {
     "an endpoint does not reach itself": ("if (query->self)", "if (0)"),
-    "a host is let in": ("if (query->host)", "if (0)"),
-    "everybody is a host": ("if (query->host)", "if (1)"),
+    "every host is reached": ("if (query->host &&", "if (0 &&"),
+    "everybody is a host": ("if (query->host &&", "if (1 &&"),
+    "hosts are guarded for ingress": (
+        "query->host && query->direction == SLIM_EGRESS",
+        "query->host",
+    ),
     "any peer is never asked": ("key.peer = SLIM_IDENTITY_ANY;", ";"),
     "ports are not compared": (
         ".prefixlen = SLIM_PREFIX_PORT",

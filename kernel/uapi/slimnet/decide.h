@@ -13,7 +13,7 @@
  * The order of the decision:
  *  1. An endpoint to itself is always allowed.
  *  2. The subject's entry for this very peer, longest port prefix first.
- *  3. A host of the cluster is denied unless step 2 named it.
+ *  3. Egress: a host of the cluster is denied unless step 2 named it.
  *  4. The subject's entry for any peer.
  *  5. No entry: no policy selects the subject for this direction; allowed.
  *
@@ -70,7 +70,7 @@ slim_decide(void *env, const struct slim_query *query)
 
 	entry = slim_policy_lookup(env, &key);
 	if (!entry) {
-		if (query->host)
+		if (query->host && query->direction == SLIM_EGRESS)
 			return (struct slim_verdict){ SLIM_DENY, SLIM_REASON_HOST_DENY, 0 };
 		key.peer = SLIM_IDENTITY_ANY;
 		entry = slim_policy_lookup(env, &key);

@@ -10,6 +10,7 @@
               ct mark := this generation, accept
 
     e_<identity>   the peer's own entry; host of the cluster: deny; any peer's entry; allow
+    i_<identity>   the same without hosts
                    (the order of slim_decide(), kernel/uapi/slimnet/decide.h)
 
 A connection's first packet costs four look-ups, whatever the number of rules;
@@ -200,8 +201,8 @@ def _subject(
     if named:
         script.table("map", f"{name}_named", "mark . inet_proto . inet_service : verdict", named)
         rules.append(f"meta mark . meta l4proto . th dport vmap @{name}_named")
-    side = "daddr" if direction is Direction.EGRESS else "saddr"
-    rules.append(f"ip {side} @host {script.deny(direction, Reason['HOST_DENY'])}")
+    if direction is Direction.EGRESS:
+        rules.append(f"ip daddr @host {script.deny(direction, Reason['HOST_DENY'])}")
     if anyone:
         script.table("map", f"{name}_any", "inet_proto . inet_service : verdict", anyone)
         rules.append(f"meta l4proto . th dport vmap @{name}_any")

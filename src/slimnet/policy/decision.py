@@ -69,7 +69,7 @@ class Answerer:
             return Verdict(True, Reason["SELF"])
         record = self._longest(subject.identity, peer.identity, direction, protocol, port)
         if record is None:
-            if peer.host:
+            if peer.host and direction is Direction.EGRESS:
                 return Verdict(False, Reason["HOST_DENY"])
             record = self._longest(
                 subject.identity, contract.SLIM_IDENTITY_ANY, direction, protocol, port

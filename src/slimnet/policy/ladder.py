@@ -54,7 +54,7 @@ def ladder(steps: Sequence[Step], *, isolated: bool, host: bool) -> Ladder:
     Args:
         steps: ordered by stage, then as they are asked.
         isolated: a NetworkPolicy selects the subject, so that its stage is final.
-        host: the peer is a host of the cluster: denied unless a step names it that
+        host: the peer is a host of the cluster that is dialled: denied unless a step names it that
             accepts it, or that passes it on as if it were any other address.
     """
     spans: dict[int, set[int]] = {}

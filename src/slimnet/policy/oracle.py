@@ -6,10 +6,10 @@ policy.networking.k8s.io/v1alpha2) and sharing no code with the compiler, so tha
 proves the other. The two things that slimnet adds:
 
 - An endpoint always reaches itself.
-- A host of the cluster is denied unless a rule allows it by name: one that selects
+- To a host of the cluster is denied unless a rule allows it by name: one that selects
   it as a node, or whose range is its one address. A range that it merely lies in
-  may deny it, but does not let it in. A rule that passes it on by name makes it an
-  address like any other for the tiers that follow.
+  may deny it, but does not allow it. A rule that passes it on by name makes it an
+  address like any other for the tiers that follow, as a host always is for ingress.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ class Oracle:
             host = next((item for item in self._state.hosts if item.address == there), None)
             if host is None and any(there in cidr for cidr in self._overlay(flow.network)):
                 return Judgement(False, Reason["NO_ENDPOINT"])
+        guarded = egress and host is not None
         question = _Question(
-            subject, there, peer, host, flow.direction, flow.protocol, flow.port, host is not None
+            subject, there, peer, host, flow.direction, flow.protocol, flow.port, guarded
         )
         return (
             self._ordered(question, Tier.ADMIN)

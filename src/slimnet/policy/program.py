@@ -52,6 +52,8 @@ class Program:
     ) -> None:
         self._lines = lines
         self._isolated = isolated
+        # Hosts of the cluster are guarded against what leaves the overlay.
+        self._guards = direction is Direction.EGRESS
         # A named port is the destination's: the subject's own or, outgoing, the peer's.
         self._names: tuple[str, ...] = ()
         self._declared = declared
@@ -95,7 +97,7 @@ class Program:
 
     def ask(self, party: Party) -> Ladder | None:
         """The records for one peer; ``None`` where those for any peer say the same."""
-        host = party.host
+        host = party.host and self._guards
         matched = []
         for index, line in enumerate(self._lines):
             if line.terms is None:
