@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import socket
+import threading
 import time
 
 import pytest

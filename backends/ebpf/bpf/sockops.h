@@ -167,23 +167,19 @@ static __noinline int slim_sockops_again(struct slim_state *state, struct slim_s
 	return 1;
 }
 
-#define SO_MAX_PACING_RATE 47
-
-/* The kernel paces each connection (tcp(7), SO_MAX_PACING_RATE); nothing of ours runs for that. */
+/*
+ * The kernel paces each connection (socket(7), SO_MAX_PACING_RATE); nothing of
+ * ours runs for that. What the application asked for stays, if it is less.
+ */
 static __always_inline void slim_sockops_pace(struct bpf_sock_ops *ctx, __u32 index)
 {
-	const struct slim_limit *limit = bpf_map_lookup_elem(&slim_limit, &index);
-	__u64 rate;
-	__u32 pace;
+	__u32 pace = slim_pace(index), own = 0;
 
-	if (!limit || !(limit->rate | limit->connection_rate))
+	if (!pace)
 		return;
-	rate = limit->connection_rate ?: limit->rate;
-	if (limit->rate && limit->rate < rate)
-		rate = limit->rate;
-	/* All ones would be no limit. */
-	pace = rate < 0xffffffff ? rate : 0xfffffffe;
-	bpf_setsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace));
+	bpf_getsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &own, sizeof(own));
+	if (own > pace)
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace));
 }
 
 /* A connection is there, at either end. */
