@@ -12,13 +12,26 @@ const struct slim_policy *slim_policy_lookup(void *env, const struct slim_policy
 
 #include "slimnet/decide.h"
 
+struct slim_affinity *slim_affinity_lookup(void *env, const struct slim_affinity_key *key);
+void slim_affinity_store(void *env, const struct slim_affinity_key *key,
+			 const struct slim_affinity *value);
+
+#include "slimnet/service.h"
+
 #include "slimnet/contract.h"
 #include "slimnet/decide.h"
 #include "slimnet/fingerprint.h"
+#include "slimnet/service.h"
 
 struct slim_verdict slim_lint(void *env, const struct slim_query *query);
+const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *service);
 
 struct slim_verdict slim_lint(void *env, const struct slim_query *query)
 {
 	return slim_decide(env, query);
+}
+
+const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *service)
+{
+	return slim_service_pick(env, service, 1, 2, 3);
 }

@@ -57,7 +57,12 @@ PROTOCOLS = ("TCP", "UDP", "SCTP")
 
 @frozen
 class World:
-    """A state and a seed from which its flows are taken."""
+    """A state and a seed from which its flows are taken.
+
+    Attributes:
+        state: what it is made of.
+        seed: for :meth:`flows`.
+    """
 
     state: State
     seed: int
@@ -71,7 +76,9 @@ class World:
         for _ in range(count):
             network, here = chance.choice(owned)
             others = [address for name, address in owned if name == network and address != here]
-            pool = chance.choices((others or outside, outside, [here]), (12, 6, 1))[0]
+            virtual = [IPAddress(text) for text in VIRTUAL] if self.state.services else outside
+            pools = (others or outside, outside, virtual, [here])
+            pool = chance.choices(pools, (12, 6, 6, 1))[0]
             there = chance.choice(pool)
             direction = chance.choice(tuple(Direction))
             source, destination = (here, there) if direction is Direction.EGRESS else (there, here)
