@@ -24,15 +24,14 @@ void slim_affinity_store(void *env, const struct slim_affinity_key *key,
 #include "slimnet/service.h"
 
 struct slim_verdict slim_lint(void *env, const struct slim_query *query);
+const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *service);
 
 struct slim_verdict slim_lint(void *env, const struct slim_query *query)
 {
 	return slim_decide(env, query);
 }
 
-const struct slim_backend *slim_lint_service(void *env, const struct slim_service *service);
-
-const struct slim_backend *slim_lint_service(void *env, const struct slim_service *service)
+const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *service)
 {
 	return slim_service_pick(env, service, 1, 2, 3);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * slim_decide() as a shared library, for tests: decide.h unchanged over a
- * look-up in user space that answers as the kernel's LPM trie does.
+ * slim_decide() and slim_service_pick() as a shared library, for tests:
+ * decide.h and service.h unchanged over look-ups in user space that answer as
+ * the kernel's LPM trie and its LRU hash do.
  *
  * cc -shared -fPIC -I../uapi -o libslimdecide.so decide.c
  */
@@ -16,6 +17,15 @@ slim_policy_lookup(void *env, const struct slim_policy_key *key);
 
 #include "slimnet/decide.h"
 
+static struct slim_affinity *
+slim_affinity_lookup(void *env, const struct slim_affinity_key *key);
+static void slim_affinity_store(void *env, const struct slim_affinity_key *key,
+				const struct slim_affinity *value);
+
+#include "slimnet/service.h"
+
+#define CLIENTS 1024
+
 #define KEY_BYTES (sizeof(struct slim_policy_key) - sizeof(__u32))
 #define KEY_BITS (KEY_BYTES * 8)
 
@@ -25,11 +35,21 @@ struct slot {
 	int used;
 };
 
-/* A hash of masked keys, and how many there are of each prefix length. */
+struct client {
+	struct slim_affinity_key key;
+	struct slim_affinity value;
+};
+
+/*
+ * A hash of masked keys, and how many there are of each prefix length; and the
+ * clients of services, of whom the first are forgotten first.
+ */
 struct slim_test {
 	size_t size, used;
 	size_t lengths[KEY_BITS + 1];
 	struct slot *slots;
+	size_t stored;
+	struct client clients[CLIENTS];
 };
 
 static void mask(struct slim_policy_key *key)
@@ -76,6 +96,30 @@ slim_policy_lookup(void *env, const struct slim_policy_key *key)
 			return &slot->value;
 	}
 	return NULL;
+}
+
+static struct slim_affinity *
+slim_affinity_lookup(void *env, const struct slim_affinity_key *key)
+{
+	struct slim_test *test = env;
+	size_t index;
+
+	for (index = 0; index < test->stored && index < CLIENTS; index++)
+		if (!memcmp(&test->clients[index].key, key, sizeof(*key)))
+			return &test->clients[index].value;
+	return NULL;
+}
+
+static void slim_affinity_store(void *env, const struct slim_affinity_key *key,
+				const struct slim_affinity *value)
+{
+	struct slim_affinity *known = slim_affinity_lookup(env, key);
+	struct slim_test *test = env;
+
+	if (known)
+		*known = *value;
+	else
+		test->clients[test->stored++ % CLIENTS] = (struct client){ *key, *value };
 }
 
 /* Room for this many entries; NULL where there is no memory. */
@@ -139,4 +183,15 @@ void slim_test_decide(struct slim_test *test, __u32 subject, __u32 peer, __u8 di
 	};
 
 	*verdict = slim_decide(test, &query);
+}
+
+/* 0: nobody serves it. */
+int slim_test_pick(struct slim_test *test, const struct slim_service *service, __u32 client,
+		   __u64 now, __u32 random, struct slim_backend *backend)
+{
+	const struct slim_backend *found = slim_service_pick(test, service, client, now, random);
+
+	if (found)
+		*backend = *found;
+	return found != NULL;
 }

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""slim_decide() itself, compiled by gcc, over tables of the compiler."""
+"""slim_decide() and slim_service_pick(), compiled by gcc, over tables of the compiler."""
 
 from __future__ import annotations
 
 import ctypes
+import socket
+import struct
 import subprocess
 from pathlib import Path
 
+from attrs import evolve
 from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.model import Direction, Flow, Protocol, Reason, Verdict
 from slimnet.policy.decision import Answerer, Site
-from slimnet.tables import Tables
+from slimnet.tables import ServiceKey, ServiceRecord, Tables
 
 KERNEL = Path(__file__).parents[2] / "kernel"
 
@@ -40,6 +43,11 @@ class Library:
         self.c.slim_test_decide.argtypes += [ctypes.c_uint8] * 2
         self.c.slim_test_decide.argtypes += [ctypes.POINTER(contract.slim_verdict)]
         self.c.slim_test_decide.restype = None
+        self.c.slim_test_pick.argtypes = [
+            *(ctypes.c_void_p, ctypes.POINTER(contract.slim_service)),
+            *(ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint32),
+            ctypes.POINTER(contract.slim_backend),
+        ]
 
 
 def prefix_length(protocol: int | None, port_bits: int) -> int:
@@ -49,6 +57,17 @@ def prefix_length(protocol: int | None, port_bits: int) -> int:
     return contract.SLIM_PREFIX_ANY_PORT + port_bits
 
 
+def service(record: ServiceRecord) -> contract.slim_service:
+    """The record as C has it."""
+    backends = {
+        item: struct.pack("=IHH", item[0], socket.htons(item[1]), 0) for item in set(record.slots)
+    }
+    found = contract.slim_service(id=record.id, affinity=record.affinity, size=record.size)
+    slots = b"".join(backends[item] for item in record.slots)
+    ctypes.memmove(found.slots, slots, len(slots))
+    return found
+
+
 class Decider:
     """One host's tables in the library: asks as that host's data path does."""
 
@@ -56,6 +75,7 @@ class Decider:
         self._c = library.c
         self.tables = tables
         self._answerers: dict[int, Answerer] = {}
+        self._services: dict[int, contract.slim_service] = {}
         self._env = self._c.slim_test_open(len(tables.policy))
         for key, record in tables.policy.items():
             failed = self._c.slim_test_set(
@@ -90,6 +110,42 @@ class Decider:
             ctypes.byref(verdict),
         )
         return Verdict(bool(verdict.action), Reason(verdict.reason), verdict.rule)
+
+    def pick(
+        self, record: ServiceRecord, client: int, now: float = 0, random: int = 0
+    ) -> tuple[int, int] | None:
+        """The C function's choice, as endpoint and port."""
+        if record.id not in self._services:
+            self._services[record.id] = service(record)
+        backend = contract.slim_backend()
+        found = self._c.slim_test_pick(
+            self._env,
+            ctypes.byref(self._services[record.id]),
+            client,
+            int(now * 1_000_000_000),
+            random,
+            ctypes.byref(backend),
+        )
+        return (backend.endpoint, socket.ntohs(backend.port)) if found else None
+
+    def change(self, record: ServiceRecord) -> None:
+        """From now on this record counts for its id."""
+        self._services[record.id] = service(record)
+
+    def resolve(self, vni: int, flow: Flow, random: int = 0) -> Flow | Reason:
+        """A flow with its destination behind a service, or why it is refused; a flow to
+        anybody else as it is."""
+        if self.tables.addresses.get((vni, flow.destination)) != contract.SLIM_ADDRESS_SERVICE:
+            return flow
+        key = ServiceKey(vni, flow.destination, flow.protocol, flow.port)
+        if key not in self.tables.services:
+            return Reason["NO_SERVICE_PORT"]
+        client = self.tables.addresses[vni, flow.source]
+        backend = self.pick(self.tables.services[key], client, random=random)
+        if backend is None:
+            return Reason["NO_BACKEND"]
+        address = self.tables.endpoints[backend[0]].address
+        return evolve(flow, destination=address, port=backend[1])
 
     def answerer(self, vni: int) -> Answerer:
         """The same tables, asked in Python."""

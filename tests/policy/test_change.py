@@ -19,7 +19,7 @@ def apply(tables, change):
     """What a backend does with a change."""
     assert change.base == tables.generation
     parts = {}
-    for name in ("addresses", "endpoints", "cidrs", "policy"):
+    for name in ("addresses", "endpoints", "cidrs", "policy", "services", "published", "limits"):
         gone = getattr(change, f"gone_{name}")
         old, new = dict(getattr(tables, name)), dict(getattr(change.set, name))
         assert gone <= old.keys(), f"{name}: what was not there cannot go"
@@ -40,12 +40,13 @@ def journeys(draw):
     identities, taken = worlds.Identities(), {}
     endpoints = {}
     policies = {}
+    documents = {worlds._services: {}, worlds._published: {}, worlds._limits: {}}
     namespaces = ()
     hosts = worlds.HOSTS
     states = []
     for revision in range(1, draw(st.integers(2, 12))):
         for _ in range(draw(st.integers(1, 3))):
-            what = draw(st.integers(0, 9))
+            what = draw(st.integers(0, 13))
             if what < 3 and len(endpoints) < 9:
                 endpoint = draw(worlds._endpoints(identities, taken))
                 endpoints[endpoint.id] = endpoint
@@ -70,6 +71,13 @@ def journeys(draw):
                 del policies[draw(st.sampled_from(sorted(policies)))]
             elif what == 7 and not draw(st.integers(0, 3)):
                 hosts = draw(st.sampled_from((worlds.HOSTS, worlds.HOSTS[:2], worlds.HOSTS[::2])))
+            elif what > 9:
+                kind = draw(st.sampled_from(list(documents)))
+                number = draw(st.integers(0, 3))
+                if number in documents[kind] and draw(st.booleans()):
+                    del documents[kind][number]
+                else:
+                    documents[kind][number] = worlds.named(draw, kind, number)
             else:
                 number = draw(st.integers(0, 5))
                 policies[number] = draw(worlds._policies(number))
@@ -81,6 +89,7 @@ def journeys(draw):
                 endpoints.values(),
                 policies.values(),
                 revision,
+                *(kind.values() for kind in documents.values()),
             )
         )
     return states

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small breaks of decide.h: each must be caught by the comparison with the oracle."""
+"""Small breaks of decide.h and service.h: each must be caught.
+
+Those of decide.h by the comparison with the oracle, those of service.h by that or by the
+checks of what it promises (test_pick.py).
+"""
 
 import shutil
 
@@ -7,6 +11,7 @@ import pytest
 from decide import KERNEL, Library
 from hypothesis import HealthCheck, Phase, given, settings
 from test_oracle import check_world
+from test_pick import CHECKS
 from worlds import worlds
 
 MUTATIONS = {
@@ -46,29 +51,74 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_broken_header_is_caught(mutation, tmp_path, library):
-    """A header that decides otherwise does not pass."""
-    before, after = MUTATIONS[mutation]
-    headers = tmp_path / "uapi"
+SERVICE_MUTATIONS = {
+    "chance does not choose": ("client, random)]", "client, 0)]"),
+    "clients do not choose": ("service ^ random) + client", "service ^ random)"),
+    "all services alike": ("slim_service_mix(service ^ random)", "slim_service_mix(random)"),
+    "half of the slots": (") >> 32;", ") >> 33;"),
+    "affinity is ignored": ("if (!service->affinity)", "if (1)"),
+    "affinity for everybody": ("if (!service->affinity)", "if (0)"),
+    "somebody where nobody is": ("if (!service->size)", "if (0)"),
+    "clients are forgotten": ("	slim_affinity_store(env, &key, &fresh);\n", ""),
+    "another endpoint is remembered": (
+        "fresh.endpoint = backend->endpoint",
+        "fresh.endpoint = service->slots[0].endpoint",
+    ),
+    "connects do not renew": (
+        "	slim_affinity_store(env, &key, &fresh);",
+        "	if (!held)\n		slim_affinity_store(env, &key, &fresh);",
+    ),
+    "clients stay for ever": ("SLIM_SECOND >= now", "SLIM_SECOND >= 0"),
+    "clients never stay": ("SLIM_SECOND >= now", "SLIM_SECOND < now"),
+    "the clock wraps": (
+        "held->time + service->affinity * SLIM_SECOND >= now",
+        "now - held->time <= service->affinity * SLIM_SECOND",
+    ),
+    "the second is short": ("1000000000ULL", "999999999ULL"),
+    "nobody is found again": ("if (last)", "if (0)"),
+    "services share clients": (".service = service->id, .client", ".service = 0, .client"),
+    "clients share a place": (".client = client }", ".client = 0 }"),
+}
+
+
+def broken_library(name, mutation, directory):
+    """The library with one header that says something else."""
+    before, after = mutation
+    headers = directory / "uapi"
     shutil.copytree(KERNEL / "uapi", headers)
-    header = headers / "slimnet" / "decide.h"
+    header = headers / "slimnet" / name
     text = header.read_text()
     assert text.count(before) == 1
     header.write_text(text.replace(before, after))
-    broken = Library(tmp_path, headers, "-Wno-error")
+    return Library(directory, headers, "-Wno-error")
 
-    @settings(
-        max_examples=400,
-        phases=[Phase.generate],
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(worlds())
-    def agree(world):
-        check_world(world, broken, broken=True)
 
+@settings(
+    max_examples=400,
+    phases=[Phase.generate],
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(worlds())
+def agree(library, world):
+    check_world(world, library, broken=True)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_broken_decision_is_caught(mutation, tmp_path):
+    """A header that decides otherwise does not pass."""
+    broken = broken_library("decide.h", MUTATIONS[mutation], tmp_path)
     with pytest.raises(AssertionError):
-        agree()
+        agree(broken)
+
+
+@pytest.mark.parametrize("mutation", SERVICE_MUTATIONS)
+def test_broken_choice_is_caught(mutation, tmp_path):
+    """A header that chooses otherwise does not pass."""
+    broken = broken_library("service.h", SERVICE_MUTATIONS[mutation], tmp_path)
+    with pytest.raises(AssertionError):
+        for check in CHECKS:
+            check(broken)
+        agree(broken)

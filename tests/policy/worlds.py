@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import random
 
-from attrs import frozen
+from attrs import evolve, frozen
 from hypothesis import strategies as st
 from netaddr import IPAddress
 
 from slimnet.model import Direction, Endpoint, Flow, Host, Namespace, Network, Protocol
-from slimnet.policy import Policy, State
+from slimnet.policy import Policy, Selector, State
+from slimnet.policy.document import EgressLimit, PublishedPort, Service, ServicePort, Weight
+from slimnet.policy.selector import Operator, Requirement
 
 KEYS = ("app", "tier", "kubernetes.io/metadata.name")
 VALUES = ("a", "b", "")
@@ -46,6 +48,8 @@ CIDRS = (
     "192.0.2.0/24",
     "192.0.2.2/32",
 )
+# A service may want an endpoint's address, or one outside of its network, and not get it.
+VIRTUAL = ("10.1.0.100", "10.1.0.100", "10.1.0.101", ADDRESSES[0], "10.7.0.1")
 PORTS = (1, 53, 79, 80, 81, 1024, 8080, 32767, 65535)
 PORT_NAMES = ("http", "dns")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
@@ -53,7 +57,12 @@ PROTOCOLS = ("TCP", "UDP", "SCTP")
 
 @frozen
 class World:
-    """A state and a seed from which its flows are taken."""
+    """A state and a seed from which its flows are taken.
+
+    Attributes:
+        state: what it is made of.
+        seed: for :meth:`flows`.
+    """
 
     state: State
     seed: int
@@ -67,7 +76,9 @@ class World:
         for _ in range(count):
             network, here = chance.choice(owned)
             others = [address for name, address in owned if name == network and address != here]
-            pool = chance.choices((others or outside, outside, [here]), (12, 6, 1))[0]
+            virtual = [IPAddress(text) for text in VIRTUAL] if self.state.services else outside
+            pools = (others or outside, outside, virtual, [here])
+            pool = chance.choices(pools, (12, 6, 6, 1))[0]
             there = chance.choice(pool)
             direction = chance.choice(tuple(Direction))
             source, destination = (here, there) if direction is Direction.EGRESS else (there, here)
@@ -296,10 +307,70 @@ def _namespaces(draw):
 
 
 @st.composite
+def _subjects(draw):
+    """Selectors as values: everything, or by one label."""
+    if not draw(st.integers(0, 2)):
+        return Selector()
+    key, value = draw(st.sampled_from(KEYS[:2])), draw(st.sampled_from((*VALUES, "nobody")))
+    return Selector((Requirement(key, Operator.IN, frozenset({value})),))
+
+
+_ports = st.builds(
+    ServicePort,
+    st.sampled_from((Protocol.TCP, Protocol.TCP, Protocol.UDP)),
+    st.sampled_from((80, 8080)),
+    st.sampled_from((*PORT_NAMES, 80, 8080)),
+)
+_weights = st.builds(Weight, _subjects(), st.sampled_from((0, 1, 3, 100)))
+_services = st.builds(
+    Service,
+    name=st.just(""),
+    network=st.sampled_from(("n1", "n1", "n1", "n2", "n3")),
+    namespace=st.sampled_from(NAMESPACES),
+    address=st.sampled_from((*VIRTUAL, None)).map(lambda text: text and IPAddress(text)),
+    selector=_subjects(),
+    ports=st.lists(_ports, min_size=1, max_size=3).map(tuple),
+    affinity=st.sampled_from((0, 0, 30, 10800)),
+    weights=st.lists(_weights, max_size=2).map(tuple),
+)
+_published = st.builds(
+    PublishedPort,
+    name=st.just(""),
+    network=st.sampled_from(("n1", "n1", "n2")),
+    namespace=st.sampled_from(NAMESPACES),
+    endpoint=st.integers(1, 8).map(lambda number: f"e{number}"),
+    address=st.sampled_from((None, IPAddress("192.0.2.1"), IPAddress("192.0.2.2"))),
+    protocol=st.just(Protocol.TCP),
+    port=st.sampled_from((80, 8080)),
+    target=st.sampled_from((*PORT_NAMES, 80, 8080)),
+)
+_limits = st.builds(
+    EgressLimit,
+    name=st.just(""),
+    network=st.sampled_from(("n1", "n1", "n2")),
+    namespace=st.sampled_from(NAMESPACES),
+    subject=_subjects(),
+    rate=st.sampled_from((0, 1000, 2000)),
+    connection_rate=st.sampled_from((0, 100, 200)),
+)
+
+
+def named(draw, strategy, number):
+    """A document of a kind, under a name of its own."""
+    return evolve(draw(strategy), name=f"d{number}")
+
+
+def many(draw, strategy, most):
+    """Up to so many documents of a kind."""
+    return [named(draw, strategy, number) for number in range(draw(st.integers(0, most)))]
+
+
+@st.composite
 def worlds(draw):
-    """A whole state with up to eight endpoints and up to nine policies."""
+    """A whole state with up to eight endpoints, nine policies and four services."""
     identities, taken = Identities(), {}
     endpoints = [draw(_endpoints(identities, taken)) for _ in range(draw(st.integers(4, 8)))]
     policies = [draw(_policies(number)) for number in range(draw(st.integers(1, 9)))]
-    state = State(NETWORKS, HOSTS, draw(_namespaces()), endpoints, policies, 1)
+    services = many(draw, _services, 4)
+    state = State(NETWORKS, HOSTS, draw(_namespaces()), endpoints, policies, 1, services)
     return World(state, draw(st.integers(0, 2**32)))

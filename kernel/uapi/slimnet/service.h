@@ -87,8 +87,9 @@ slim_service_pick(void *env, const struct slim_service *service, __u32 client, _
 		return &service->slots[slim_service_slot(service->id, client, random)];
 	backend = &service->slots[slim_service_slot(service->id, client, 0)];
 	held = slim_affinity_lookup(env, &key);
+	/* Another CPU may have stored a later time: no difference, it would wrap. */
 	if (held && held->endpoint != backend->endpoint &&
-	    now - held->time <= service->affinity * SLIM_SECOND) {
+	    held->time + service->affinity * SLIM_SECOND >= now) {
 		last = slim_service_find(service, held->endpoint);
 		if (last < SLIM_SERVICE_SLOTS)
 			backend = &service->slots[last];

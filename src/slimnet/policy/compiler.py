@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
 
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Direction, Endpoint, Host, Namespace, Network, Wire
-from slimnet.policy.difference import Touched, altered, difference
+from slimnet.policy.difference import Touched, altered, difference, keyed
 from slimnet.policy.document import NetworkPolicy, Policy
+from slimnet.policy.limits import Limits
 from slimnet.policy.number import Collision, Numbers
 from slimnet.policy.overlay import Overlay, PolicyName
 from slimnet.policy.placement import Placement, RuleIds
+from slimnet.policy.published import Published
+from slimnet.policy.roster import Roster
+from slimnet.policy.services import Services
 from slimnet.policy.state import State
 from slimnet.policy.table import Pairs, PolicyTable
 from slimnet.tables import Change, CidrRecord, EndpointRecord, Tables
@@ -24,9 +27,6 @@ __all__ = ["Compiler", "compile"]
 
 #: Identities that the compiler gives out begin here; the store's are below.
 IDENTITY_DERIVED = 2**24
-
-_Item = TypeVar("_Item")
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 def compile(state: State, host: str) -> Tables:  # noqa: A001  # the word that everybody uses
@@ -50,14 +50,25 @@ class Compiler:
 
     Args:
         host: the name of the host that the tables are for; ``None`` for one that
-            all endpoints would live on.
+            all endpoints would live on, and where no port is published.
+
+    Attributes:
+        roster: the endpoints that it took in.
+        services: the services, as it understood them.
+        published: the published ports, likewise.
+        limits: the egress limits, likewise.
     """
+
+    roster: Roster
+    services: Services
+    published: Published
+    limits: Limits
 
     def __init__(self, host: str | None) -> None:
         self._host = host
         self._tables: Tables | None = None
         self._touched = Touched()
-        self._begin({}, {})
+        self._begin({}, {}, Numbers(1))
 
     def update(self, state: State) -> tuple[Tables, Change | None]:
         """The tables of this state, and what differs from the last call's.
@@ -71,8 +82,8 @@ class Compiler:
                 starts from nothing.
         """
         before, self._tables = self._tables, None
-        hosts = _by(state.hosts, lambda item: item.name, "hosts")
-        networks = _by(state.networks, lambda item: item.name, "networks")
+        hosts = keyed(state.hosts, lambda item: item.name, "hosts")
+        networks = keyed(state.networks, lambda item: item.name, "networks")
         self._touched = Touched()
         touched: Touched | None = self._touched
         if before is None or (hosts, networks) != (self._hosts, self._networks):
@@ -93,6 +104,9 @@ class Compiler:
             self._cidrs,
             PolicyTable(self._subjects),
             self._rules,
+            self.services.records,
+            self.published.records,
+            self.limits.records,
         )
         change = None if before is None else difference(before, self._tables, touched)
         return self._tables, change
@@ -105,7 +119,9 @@ class Compiler:
             for name, placement in overlay.placements.items()
         ]
 
-    def _begin(self, hosts: Mapping[str, Host], networks: Mapping[str, Network]) -> None:
+    def _begin(
+        self, hosts: Mapping[str, Host], networks: Mapping[str, Network], ids: Numbers
+    ) -> None:
         self._hosts = hosts
         self._networks = networks
         self._overlays: dict[str, Overlay] = {}
@@ -113,6 +129,11 @@ class Compiler:
         self._endpoints: Mapping[int, Endpoint] = {}
         self._policies: Mapping[PolicyName, Policy] = {}
         self._rule_ids: dict[PolicyName, RuleIds] = {}
+        self.roster = Roster()
+        self.services = Services(networks, self.roster, ids)
+        self.published = Published(self._host, self.roster)
+        self.limits = Limits(self._host, self.roster)
+        self._followers = (self.services, self.published, self.limits)
         # What a generation's tables are made of: replaced where it changes, never edited.
         self._addresses: dict[tuple[int, IPAddress], int] = {}
         self._records: dict[int, EndpointRecord] = {}
@@ -127,8 +148,9 @@ class Compiler:
         if self._host is not None and self._host not in hosts:
             raise NotFound(f"the state has no host {self._host!r}")
         self._numbers, self._rule_numbers = Numbers(IDENTITY_DERIVED), Numbers(1)
+        numbers = (self._numbers, self._rule_numbers, Numbers(1))
         while True:
-            self._begin(hosts, networks)
+            self._begin(hosts, networks, numbers[-1])
             for network in networks.values():
                 self._overlays[network.name] = Overlay(
                     network, hosts.values(), self._host, self._numbers
@@ -137,7 +159,9 @@ class Compiler:
                 self._advance(state)
             except Collision as twins:
                 twins.numbers.separate(*twins.names)
-                (self._rule_numbers if twins.numbers is self._numbers else self._numbers).clear()
+                for other in numbers:
+                    if other is not twins.numbers:
+                        other.clear()
             else:
                 return
 
@@ -146,11 +170,14 @@ class Compiler:
         self._place_namespaces(state.namespaces)
         self._place_endpoints(state.endpoints)
         self._place_policies(state.policies)
+        self.services.place(state.services)
+        self.published.place(state.published)
+        self.limits.place(state.limits)
         self._settle()
 
     def _place_namespaces(self, namespaces: Iterable[Namespace]) -> None:
         old = self._namespaces
-        new = _by(namespaces, lambda item: (item.network, item.name), "namespaces")
+        new = keyed(namespaces, lambda item: (item.network, item.name), "namespaces")
         for key in altered(old, new):
             if key[0] in self._overlays:
                 self._overlays[key[0]].set_namespace(key[1], new.get(key))
@@ -160,7 +187,7 @@ class Compiler:
         """Endpoints of a host or network that is not (or no more) there, or with an address
         that is not the network's, are left out: nobody reaches them."""
         old = self._endpoints
-        new = _by(
+        new = keyed(
             (
                 item
                 for item in endpoints
@@ -178,6 +205,9 @@ class Compiler:
             endpoint = old[identifier]
             overlay = self._overlays[endpoint.network]
             overlay.drop_endpoint(identifier)
+            self.roster.drop(endpoint)
+            for part in self._followers:
+                part.drop_endpoint(endpoint)
             del self._addresses[overlay.network.vni, endpoint.address]
             del self._records[identifier]
             self._touched.addresses.add((overlay.network.vni, endpoint.address))
@@ -191,10 +221,7 @@ class Compiler:
             overlay = self._overlays[endpoint.network]
             if not any(endpoint.address in cidr for cidr in overlay.network.cidrs):
                 continue
-            key = (overlay.network.vni, endpoint.address)
             field = f"endpoints.{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
-            if key in self._addresses:
-                raise InvalidValue(f"{field}.address", "one that no other has", endpoint.address)
             if not contract.SLIM_IDENTITY_FIRST <= endpoint.identity < IDENTITY_DERIVED:
                 raise InvalidValue(
                     f"{field}.identity",
@@ -205,13 +232,17 @@ class Compiler:
                 raise InvalidValue(
                     f"{field}.identity", "one that no other network has", endpoint.identity
                 )
+            self.roster.add(endpoint)
             overlay.set_endpoint(endpoint)
+            for part in self._followers:
+                part.set_endpoint(endpoint)
+            key = (overlay.network.vni, endpoint.address)
             self._addresses[key] = identifier
             self._touched.addresses.add(key)
         self._endpoints = new
 
     def _place_policies(self, policies: Iterable[Policy]) -> None:
-        old, new = self._policies, _by(policies, policy_name, "policies")
+        old, new = self._policies, keyed(policies, policy_name, "policies")
         changed = altered(old, new)
         if changed:
             self._rules = dict(self._rules)
@@ -261,6 +292,18 @@ class Compiler:
                 else:
                     self._subjects.pop(subject, None)
             self._touched.subjects |= settled.subjects
+        self._touched.services = self.services.settle()
+        self._touched.published = self.published.settle()
+        self._touched.limits = self.limits.settle()
+        places = {(key.vni, key.address) for key in self._touched.services}
+        if places:
+            self._addresses = dict(self._addresses)
+            self._touched.addresses |= places
+        for place in places:
+            if place in self.services.addresses:
+                self._addresses[place] = contract.SLIM_ADDRESS_SERVICE
+            elif self._addresses.get(place) == contract.SLIM_ADDRESS_SERVICE:
+                del self._addresses[place]
 
     def _record(self, identifier: int, overlay: Overlay) -> EndpointRecord:
         endpoint = self._endpoints[identifier]
@@ -289,13 +332,3 @@ def rule_text(policy: Policy, direction: Direction, index: int) -> str:
     name = f" {rules[index].name!r}" if rules[index].name else ""
     where = policy.source.at(path)
     return f"{policy.title} {path}{name}" + (f" ({where})" if where else "")
-
-
-def _by(items: Iterable[_Item], key: Callable[[_Item], _Key], what: str) -> dict[_Key, _Item]:
-    found: dict[_Key, _Item] = {}
-    for item in items:
-        name = key(item)
-        if name in found:
-            raise InvalidValue(what, "each once", name)
-        found[name] = item
-    return found

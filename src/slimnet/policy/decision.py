@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.model import Direction, Reason, Verdict
-from slimnet.tables import PolicyKey, PolicyRecord, Tables
+from slimnet.tables import PolicyKey, PolicyRecord, ServiceKey, ServiceRecord, Tables
 
-__all__ = ["Answerer", "Site"]
+__all__ = ["Affinity", "Answerer", "Site", "pick"]
+
+#: (id of a service's port, client) to when it connected last, in seconds, and to whom.
+Affinity = MutableMapping[tuple[int, int], tuple[float, int]]
 
 
 @frozen
@@ -51,15 +56,29 @@ class Answerer:
 
     def site(self, address: IPAddress) -> Site:
         """What the tables know of an address: an endpoint's, or its longest range."""
-        endpoint = self._tables.addresses.get((self._vni, address))
-        if endpoint is not None:
-            return Site(self._tables.endpoints[endpoint].identity, endpoint)
+        endpoint = self._tables.addresses.get((self._vni, address), 0)
+        owner = self._tables.endpoints.get(endpoint)
+        if owner is not None:
+            return Site(owner.identity, endpoint)
         _, whole = _mapped(address.version, int(address), 32 if address.version == 4 else 128)
         for length in self._lengths:
             record = self._ranges.get((length, whole >> (128 - length) << (128 - length)))
             if record is not None:
                 return Site(record.identity, 0, record.overlay, record.host)
         return Site(contract.SLIM_IDENTITY_WORLD)
+
+    def service(
+        self, address: IPAddress, protocol: int, port: int
+    ) -> ServiceRecord | Verdict | None:
+        """The port of a service, or the refusal where it has no such port or nobody serves
+        it; ``None`` where the address is no service's."""
+        owner = self._tables.addresses.get((self._vni, address))
+        if owner != contract.SLIM_ADDRESS_SERVICE:
+            return None
+        record = self._tables.services.get(ServiceKey(self._vni, address, protocol, port))
+        if record is None:
+            return Verdict(False, Reason["NO_SERVICE_PORT"])
+        return record if record.size else Verdict(False, Reason["NO_BACKEND"])
 
     def verdict(
         self, subject: Site, peer: Site, direction: Direction, protocol: int, port: int
@@ -88,6 +107,30 @@ class Answerer:
             if record is not None:
                 return record
         return policy.get(PolicyKey(subject, peer, direction))
+
+
+def pick(
+    record: ServiceRecord, client: int, now: float, chance: int, affinity: Affinity
+) -> tuple[int, int]:
+    """Who serves a client, as endpoint id and port: any by weight, or with affinity the one
+    that served it last.
+
+    Not the slot that ``slim_service_pick()`` (service.h) would find, but one of the same.
+
+    Args:
+        record: with at least one endpoint.
+        client: the id of the endpoint that connects.
+        now: seconds of a clock that never steps.
+        chance: a random number.
+        affinity: who served whom; what is answered is added.
+    """
+    backend = record.slots[(client if record.affinity else chance) % len(record.slots)]
+    if record.affinity:
+        time, last = affinity.get((record.id, client), (now, backend[0]))
+        if time + record.affinity >= now:
+            backend = next((item for item in record.slots if item[0] == last), backend)
+        affinity[record.id, client] = (now, backend[0])
+    return backend
 
 
 def _mapped(version: int, first: int, length: int) -> tuple[int, int]:

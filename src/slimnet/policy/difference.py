@@ -3,20 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 from attrs import define, field
 from netaddr import IPAddress, IPNetwork
 
+from slimnet.exceptions import InvalidValue
 from slimnet.model import Direction
 from slimnet.policy.table import Pairs, PolicyTable
-from slimnet.tables import Change, PolicyKey, PolicyRecord, Tables
+from slimnet.tables import Change, PolicyKey, PolicyRecord, PublishKey, ServiceKey, Tables
 
-__all__ = ["Touched", "altered", "difference"]
+__all__ = ["Touched", "altered", "difference", "keyed"]
 
+_Item = TypeVar("_Item")
 _Key = TypeVar("_Key", bound=Hashable)
 _NOTHING: Pairs = {}
+
+
+def keyed(items: Iterable[_Item], key: Callable[[_Item], _Key], what: str) -> dict[_Key, _Item]:
+    """The items by what each has alone.
+
+    Raises:
+        InvalidValue: two have the same.
+    """
+    found: dict[_Key, _Item] = {}
+    for item in items:
+        name = key(item)
+        if name in found:
+            raise InvalidValue(what, "each once", name)
+        found[name] = item
+    return found
 
 
 def altered(old: Mapping[_Key, Any], new: Mapping[_Key, Any]) -> set[_Key]:
@@ -37,6 +54,9 @@ class Touched:
     endpoints: set[int] = field(factory=set)
     cidrs: set[tuple[int, IPNetwork]] = field(factory=set)
     rules: set[int] = field(factory=set)
+    services: set[ServiceKey] = field(factory=set)
+    published: set[PublishKey] = field(factory=set)
+    limits: set[int] = field(factory=set)
     subjects: set[int] = field(factory=set)
 
 
@@ -62,7 +82,7 @@ def difference(before: Tables, after: Tables, touched: Touched | None = None) ->
             gone.update(key for key in changed if key not in is_now)
     parts: dict[str, Any] = {}
     lost: dict[str, frozenset[Any]] = {}
-    for name in ("addresses", "endpoints", "cidrs", "rules"):
+    for name in ("addresses", "endpoints", "cidrs", "rules", "services", "published", "limits"):
         was, is_now = getattr(before, name), getattr(after, name)
         if touched is None:
             changed = altered(was, is_now)
@@ -70,14 +90,13 @@ def difference(before: Tables, after: Tables, touched: Touched | None = None) ->
             keys = getattr(touched, name)
             changed = {key for key in keys if was.get(key) != is_now.get(key)}
         parts[name] = {key: is_now[key] for key in changed if key in is_now}
-        lost[name] = frozenset(key for key in changed if key not in is_now)
+        lost[f"gone_{name}"] = frozenset(key for key in changed if key not in is_now)
+    del lost["gone_rules"]  # words without a rule harm nobody
     return Change(
         before.generation,
         Tables(after.generation, policy=records, **parts),
-        lost["addresses"],
-        lost["endpoints"],
-        lost["cidrs"],
-        frozenset(gone),
+        gone_policy=frozenset(gone),
+        **lost,
     )
 
 

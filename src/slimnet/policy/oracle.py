@@ -3,8 +3,10 @@
 
 Written from the specifications (networking/v1 NetworkPolicy, and ClusterNetworkPolicy of
 policy.networking.k8s.io/v1alpha2) and sharing no code with the compiler, so that each
-proves the other. The two things that slimnet adds:
+proves the other. What slimnet adds:
 
+- A service is its endpoints: a flow to its address is one to the endpoint that serves it,
+  at that endpoint's port, and is judged as such.
 - An endpoint always reaches itself.
 - To a host of the cluster is denied unless a rule allows it by name: one that selects
   it as a node, or whose range is its one address. A range that it merely lies in
@@ -15,17 +17,18 @@ proves the other. The two things that slimnet adds:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from netaddr import IPAddress, IPNetwork
 
 from slimnet.model import Direction, Endpoint, Flow, Host, Protocol, Reason
-from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy
+from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy, Service
 from slimnet.policy.rule import Action, Peer, Port, Rule, Tier
 from slimnet.policy.selector import Operator, Selector
 from slimnet.policy.state import State, host_labels, namespace_labels
 
-__all__ = ["Judgement", "Oracle"]
+__all__ = ["Backing", "Judgement", "Oracle"]
 
 
 @frozen
@@ -43,6 +46,23 @@ class Judgement:
     reason: Reason
     policy: Policy | None = None
     index: int = 0
+
+
+@frozen
+class Backing:
+    """Who serves a flow to a service's address.
+
+    Attributes:
+        reason: why it is refused, where nobody may serve it: no such port, or no
+            endpoint; else ``None``.
+        flows: the flow as it is to each endpoint that may serve it, with the share of
+            such flows that this endpoint gets.
+        service: whose port it is; ``None`` where it is none's.
+    """
+
+    reason: Reason | None
+    flows: Mapping[Flow, Fraction]
+    service: Service | None = None
 
 
 @define
@@ -76,6 +96,9 @@ class Oracle:
     def judge(self, flow: Flow) -> Judgement | None:
         """Whether the policy of the flow's one end (its ``direction`` says which) allows it.
 
+        A flow to a service's address must have been resolved by :meth:`backing`; as it is,
+        nobody has its destination.
+
         Returns:
             ``None`` where that end is no endpoint, so that nobody's policy is asked.
         """
@@ -101,6 +124,47 @@ class Oracle:
             or self._namespaced(question)
             or (self._ordered(question, Tier.BASELINE) or _default(question, isolated=False))
         )
+
+    def backing(self, flow: Flow) -> Backing | None:
+        """Who may serve a flow; ``None`` where its destination is no service's address."""
+        services = [
+            service
+            for service in self._state.services
+            if (service.network, service.address) == (flow.network, flow.destination)
+            and any(flow.destination in cidr for cidr in self._overlay(flow.network))
+        ]
+        if not services or self._endpoint(flow.network, flow.destination) is not None:
+            return None
+        for service in sorted(services, key=lambda item: (item.namespace, item.name)):
+            for port in service.ports:
+                if (port.protocol, port.port) == (flow.protocol, flow.port):
+                    flows = self._served(flow, service, port.target)
+                    reason = None if flows else Reason["NO_BACKEND"]
+                    return Backing(reason, flows, service)
+        return Backing(Reason["NO_SERVICE_PORT"], {})
+
+    def _served(self, flow: Flow, service: Service, target: int | str) -> dict[Flow, Fraction]:
+        weights: dict[Flow, int] = {}
+        for endpoint in self._state.endpoints:
+            if (endpoint.network, endpoint.namespace) != (service.network, service.namespace):
+                continue
+            if not _selects(service.selector, endpoint.labels):
+                continue
+            if self._endpoint(endpoint.network, endpoint.address) is not endpoint:
+                continue  # its host is gone, or its address is not the network's
+            if isinstance(target, int):
+                port = target
+            elif endpoint.ports.get(target, ("",))[0] == flow.protocol.name.lower():
+                port = endpoint.ports[target][1]
+            else:
+                continue
+            weight = 1
+            for rule in reversed(service.weights):
+                if _selects(rule.selector, endpoint.labels):
+                    weight = rule.weight
+            if weight:
+                weights[evolve(flow, destination=endpoint.address, port=port)] = weight
+        return {one: Fraction(weight, sum(weights.values())) for one, weight in weights.items()}
 
     # The three tiers
 
