@@ -255,15 +255,21 @@ class Lab:
     ) -> Endpoint:
         """A new endpoint with remote hands."""
         number = next(self._numbers)
-        where = self.hosts[host]
         record = model.Endpoint(
             id=1000 + number,
             network=network.name,
             name=name or f"e{number}",
             address=address or f"10.77.{number // 250}.{number % 250 + 1}",
-            host=where.name,
+            host=self.hosts[host].name,
             identity=contract.SLIM_IDENTITY_FIRST + number,
         )
+        endpoint = self.attach(self.hosts[host], record, network)
+        if install:
+            self.install()
+        return endpoint
+
+    def attach(self, where: Host, record: model.Endpoint, network: model.Network) -> Endpoint:
+        """An endpoint as its record says, on that host; no new tables."""
         if self.mode == "ebpf":
             attachment = where.backend.attach(record, network)
             endpoint = Endpoint(where, record, where.netns, attachment.cgroup)
@@ -272,8 +278,6 @@ class Lab:
             cgroup.mkdir()
             endpoint = Endpoint(where, record, self._container(record), cgroup)
         self.endpoints[record.id] = endpoint
-        if install:
-            self.install()
         return endpoint
 
     def _container(self, record: model.Endpoint) -> Namespace:
