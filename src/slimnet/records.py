@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values as JSON and back: what the store holds and what the agent answers.
 
-Addresses, ranges and paths are text; enums are their lower-case names; attrs
-values are objects with the names of their fields.
+Addresses, ranges and paths are text; enums are their values where those are text,
+else their lower-case names; attrs values are objects with the names of their fields.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from slimnet.model import (
     Account,
     Attachment,
     Connection,
+    Decision,
     Direction,
     Endpoint,
     Event,
     EventKind,
+    Flow,
     Host,
     Namespace,
     Network,
+    Protocol,
     Reason,
+    Verdict,
     Wire,
 )
 
@@ -37,10 +41,12 @@ __all__ = [
     "account",
     "attachment",
     "connection",
+    "decision",
     "dump",
     "encode",
     "endpoint",
     "event",
+    "flow",
     "host",
     "load",
     "namespace",
@@ -52,6 +58,8 @@ T = TypeVar("T")
 
 def encode(value: Any) -> Any:
     """``value`` as what :mod:`json` writes."""
+    if isinstance(value, enum.StrEnum):
+        return str(value)
     if isinstance(value, enum.Enum):
         return value.name.lower()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -76,7 +84,7 @@ def encode(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    return key.name.lower() if isinstance(key, enum.Enum) else str(key)
+    return str(encode(key)) if isinstance(key, enum.Enum) else str(key)
 
 
 def dump(value: Any) -> bytes:
@@ -162,5 +170,31 @@ def event(record: Mapping[str, Any]) -> Event:
             "destination": _end(record["destination"]),
             "direction": Direction[record["direction"].upper()],
             "reason": Reason[record["reason"].upper()],
+        }
+    )
+
+
+def flow(record: Mapping[str, Any]) -> Flow:
+    """A :class:`~slimnet.model.Flow`."""
+    return Flow(
+        **{
+            **record,
+            "protocol": Protocol[record["protocol"].upper()],
+            "direction": Direction[record["direction"].upper()],
+        }
+    )
+
+
+def decision(record: Mapping[str, Any]) -> Decision:
+    """A :class:`~slimnet.model.Decision`."""
+    verdict, host = record["verdict"], record["host"]
+    return Decision(
+        **{
+            **record,
+            "verdict": Verdict(
+                verdict["allowed"], Reason[verdict["reason"].upper()], verdict["rule"]
+            ),
+            "target": _end(record["target"]),
+            "host": None if host is None else IPAddress(host),
         }
     )

@@ -185,7 +185,7 @@ def cluster(running):
     for host in running.hosts:
         host.revive()
     for policy in node.policies():
-        node.remove_policy(policy.name, policy.network, policy.namespace)
+        node.remove_policy(policy)
     for host in running.hosts:
         for each in host.node().endpoints():
             if each.host == host.where.name:

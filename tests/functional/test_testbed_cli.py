@@ -65,7 +65,7 @@ def _nothing_remains(bed):
                 if endpoint.host == host.name:
                     node.detach(endpoint.network, endpoint.name, endpoint.namespace, kill=True)
             for policy in node.policies():
-                node.remove_policy(policy.name, policy.network, policy.namespace)
+                node.remove_policy(policy)
 
 
 def command(host, *argv):
