@@ -18,9 +18,9 @@ def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) ->
     """The address on which a socket of this host stands in the way of a published
     port; ``None`` where none does.
 
-    A socket on loopback is none, since nothing from outside reaches it. Nor is one of
-    an endpoint: the cgroup that created it is below the endpoint's
-    (INET_DIAG_CGROUP_ID, Linux 5.9), and a packet from outside does not reach it.
+    One on loopback does: a port that is published on all addresses is there too.
+    One of an endpoint does not: nothing from outside reaches it. Whose it is says the
+    cgroup that created it (INET_DIAG_CGROUP_ID, Linux 5.9).
 
     Args:
         address: of the host; ``None`` for all of them.
@@ -29,9 +29,7 @@ def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) ->
     """
     theirs = {each.stat().st_ino for top in endpoints if top.is_dir() for each in _below(top)}
     for found, cgroup in _listeners(port):
-        if cgroup in theirs or found.is_loopback():
-            continue
-        if address is None or found == address or not int(found):
+        if cgroup not in theirs and (address is None or found == address or not int(found)):
             return str(found)
     return None
 
