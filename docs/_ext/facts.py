@@ -179,10 +179,13 @@ class Manifest(Directive):
             "selector": (SELECTOR, ""),
         }
         schema, above = others[name] if name in others else (KINDS[name].schema, "spec")
-        for path, field in paths(schema, above, stop=SELECTOR):
+        told = {id(SELECTOR): "a selector"}
+        for path, field in paths(schema, above, told):
             meaning = f"refused: {field.meaning}" if field.refused else field.meaning
-            selector = " (a selector)" if field.below is SELECTOR else ""
-            yield f"``{path}``", meaning + selector
+            alike = told.get(id(field.below))
+            if alike is None and field.below is not None:
+                told[id(field.below)] = f"as ``{path}``"
+            yield f"``{path}``", f"{meaning} ({alike})" if alike else meaning
 
 
 class News(Directive):

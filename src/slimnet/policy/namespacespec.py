@@ -20,7 +20,7 @@ __all__ = ["SCHEMA", "read"]
 
 _BLOCK = {
     "cidr": Field("a range of addresses"),
-    "except": Field("parts of it that are meant not", many=True),
+    "except": Field("parts of it that are not meant", many=True),
 }
 _PEER = {
     "podSelector": Field(
@@ -40,12 +40,15 @@ _PORT = {
 
 def _rule_schema(peers: str, whom: str) -> dict[str, Field]:
     return {
-        peers: Field(f"{whom}; none: everybody", _PEER, many=True),
+        peers: Field(whom, _PEER, many=True),
         "ports": Field("to which ports; none: every protocol and port", _PORT, many=True),
     }
 
 
-_RULES = {"from": _rule_schema("from", "who may come in"), "to": _rule_schema("to", "where to")}
+_RULES = {
+    "from": _rule_schema("from", "who may come in; none: everybody"),
+    "to": _rule_schema("to", "where to; none: anywhere"),
+}
 SCHEMA = {
     "podSelector": Field("the endpoints that it selects; empty: all of the namespace", SELECTOR),
     "policyTypes": Field(

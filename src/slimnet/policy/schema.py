@@ -4,7 +4,7 @@ reference page is made from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from attrs import frozen
 
@@ -32,18 +32,19 @@ Schema = Mapping[str, Field]
 
 
 def paths(
-    schema: Schema, above: str = "", stop: Schema | None = None
+    schema: Schema, above: str = "", stop: Container[int] = ()
 ) -> Iterator[tuple[str, Field]]:
     """Every field with its path (``spec.ingress[].from[].ipBlock``), in order.
 
     Args:
         schema: of a table.
         above: the table's own path.
-        stop: a table that is described elsewhere; nothing in it is named.
+        stop: ids of tables that are told already; the caller may add to them on the way.
     """
     for name, item in schema.items():
         path = f"{above}.{name}" if above else name
         path += "[]" if item.many else ""
+        known = id(item.below) in stop
         yield path, item
-        if item.below is not None and item.below is not stop:
+        if item.below is not None and not known:
             yield from paths(item.below, path, stop)
