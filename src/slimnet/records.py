@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values as JSON and back: what the store holds and what the agent answers.
 
-Addresses, ranges and paths are text; enums are their values where those are text,
-else their lower-case names; attrs values are objects with the names of their fields.
+Addresses, ranges and paths are text; enums are their lower-case names; attrs
+values are objects with the names of their fields.
 """
 
 from __future__ import annotations
@@ -58,8 +58,6 @@ T = TypeVar("T")
 
 def encode(value: Any) -> Any:
     """``value`` as what :mod:`json` writes."""
-    if isinstance(value, enum.StrEnum):
-        return str(value)
     if isinstance(value, enum.Enum):
         return value.name.lower()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -84,7 +82,7 @@ def encode(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    return str(encode(key)) if isinstance(key, enum.Enum) else str(key)
+    return key.name.lower() if isinstance(key, enum.Enum) else str(key)
 
 
 def dump(value: Any) -> bytes:

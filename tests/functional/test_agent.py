@@ -633,13 +633,13 @@ def test_what_a_backend_cannot_do_is_refused(hosts, pair):
     """A limit or a published port for an endpoint on a host that has none, in one line;
     nothing of the file holds."""
     able = hosts[1].node().status()["features"]
-    for text, feature in ((LIMIT, "egress-limits"), (published(port=8080), "published-ports")):
+    for text, feature in ((LIMIT, "egress_limits"), (published(port=8080), "published_ports")):
         both = f"{SERVICE}\n---\n{text}"
         node = hosts[0].node()
         if feature in able:
             assert len(node.apply_policy(both)) == 2
             continue
-        words = feature.replace("-", " ")
+        words = feature.replace("_", " ")
         where = "endpoint prod/default/db lives on host h2, whose backend noop"
         with pytest.raises(CapabilityMissing, match=f"{where} has no {words}"):
             node.apply_policy(both)

@@ -80,7 +80,7 @@ def admit(state: State, documents: Iterable[Document], endpoints: Iterable[Endpo
                         "against a hostile process"
                     )
             elif feature not in host.features:
-                words = feature.replace("-", " ")
+                words = feature.replace("_", " ")
                 raise CapabilityMissing(f"{document.title}: {where} has no {words}")
             if isinstance(document, PublishedPort):
                 _check_apart(document, host, state)
