@@ -84,8 +84,8 @@ class Feature(enum.StrEnum):
     """What a backend can do besides connecting endpoints and deciding policy."""
 
     SERVICES = "services"
-    PUBLISHED_PORTS = "published-ports"
-    EGRESS_LIMITS = "egress-limits"
+    PUBLISHED_PORTS = "published_ports"
+    EGRESS_LIMITS = "egress_limits"
 
 
 class Answer(enum.StrEnum):

@@ -9,11 +9,20 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
 from slimnet.model import Direction, Reason
-from slimnet.tables import CidrRecord, EndpointRecord, PolicyKey, PolicyRecord
+from slimnet.tables import (
+    CidrRecord,
+    EndpointRecord,
+    PolicyKey,
+    PolicyRecord,
+    PublishKey,
+    PublishRecord,
+    ServiceKey,
+    ServiceRecord,
+)
 from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
 from slimnet_ebpf.records import kinds
 
-ADDRESS, ENDPOINT, CIDR, POLICY = kinds({5: 77})
+ADDRESS, ENDPOINT, CIDR, POLICY, SERVICE, PUBLISH = kinds({5: 77})
 
 
 @pytest.mark.parametrize("name", contract.BIG_ENDIAN)
@@ -24,7 +33,7 @@ def test_bytes_are_those_of_ctypes(name):
     fields = Layout(structure).unpack(data)
     for field, kind in structure._fields_:
         expected = getattr(record, field)
-        if issubclass(kind, ctypes.Array):
+        if issubclass(kind, (ctypes.Array, ctypes.Structure)):
             assert bytes(expected) == fields[field]
         elif field in contract.BIG_ENDIAN[name]:
             assert bytes(kind(expected)) == fields[field].to_bytes(ctypes.sizeof(kind), "big")
@@ -92,3 +101,34 @@ def test_policy_record():
     data = POLICY.value(None, PolicyRecord(True, Reason.RULE_ALLOW, 9))
     record = contract.slim_policy.from_buffer_copy(data)
     assert (record.action, record.reason, record.rule) == (contract.SLIM_ALLOW, 1, 9)
+
+
+def test_service():
+    key = SERVICE.key(ServiceKey(7, IPAddress("10.1.0.9"), 6, 5432))
+    record = contract.slim_service_key.from_buffer_copy(key)
+    assert (record.vni, record.protocol) == (7, 6)
+    assert bytes(ctypes.c_uint16(record.port)) == (5432).to_bytes(2, "big")
+    slots = tuple((5 + number % 2, 80) for number in range(contract.SLIM_SERVICE_SLOTS))
+    value = contract.slim_service.from_buffer_copy(
+        SERVICE.value(None, ServiceRecord(44, 3600, slots, 2))
+    )
+    assert (value.id, value.affinity, value.size) == (44, 3600, 2)
+    assert [slot.endpoint for slot in value.slots] == [endpoint for endpoint, _ in slots]
+    assert bytes(ctypes.c_uint16(value.slots[0].port)) == b"\0\x50"
+    nobody = contract.slim_service.from_buffer_copy(
+        SERVICE.value(None, ServiceRecord(44, 0, (), 0))
+    )
+    assert not nobody.size
+    assert not any(slot.endpoint for slot in nobody.slots)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"), [(None, bytes(16)), (IPAddress("192.0.2.1"), None)]
+)
+def test_published_port(address, expected):
+    key = PUBLISH.key(PublishKey(address, 6, 8080))
+    record = contract.slim_publish_key.from_buffer_copy(key)
+    assert bytes(record.address) == (expected or to_bytes16(address))
+    assert bytes(ctypes.c_uint16(record.port)) == (8080).to_bytes(2, "big")
+    value = contract.slim_publish.from_buffer_copy(PUBLISH.value(None, PublishRecord(5, 80)))
+    assert (value.endpoint, bytes(ctypes.c_uint16(value.port))) == (5, b"\0\x50")

@@ -155,19 +155,6 @@ def test_an_endpoint_always_reaches_itself(lab):
     endpoint.connect("127.0.0.1", 80)
 
 
-def test_policy_by_the_creator_of_a_socket(lab, ends):
-    """A socket made by a denied endpoint stays denied in another's hands (see
-    also test_styles: identity)."""
-    client, server = ends
-    server.serve(80)
-    lab.isolate(client, EGRESS)
-    lab.install()
-    other = lab.endpoint(0)
-    other.connect(server.address, 80)
-    with pytest.raises(PermissionError):
-        client.connect(server.address, 80)
-
-
 def test_addresses_that_nobody_has(lab):
     endpoint = lab.endpoint()
     before = endpoint.host.counters().get(Reason.NO_ENDPOINT, 0)

@@ -365,6 +365,20 @@ def test_what_leads_out_is_refused(home):
     assert python(home, code) == {name: number for name, (_, number) in REFUSED.items()}
 
 
+@pytest.mark.parametrize(
+    ("family", "kind", "protocol"), [(17, 3, 0x300), (17, 2, 0x300), (2, 3, 1), (10, 3, 58)]
+)
+def test_no_raw_or_packet_socket_through_io_uring(home, built, family, kind, protocol):
+    """A ring passes by seccomp; the capability is missing all the same. No hook of a
+    data path ever sees a packet socket."""
+    ring = [str(word) for word in built("ring")]
+    words = [str(word) for word in ("socket", family, kind, protocol)]
+    by_the_host = subprocess.run([*ring, *words], capture_output=True, text=True)
+    assert by_the_host.stdout == "done\n", "the test proves nothing"
+    assert output(home, *ring, *words) == f"errno {errno.EPERM}\n"
+    assert output(home, *ring, "socket", "2", "1", "0") == "done\n"
+
+
 def test_what_programs_need_is_there(home):
     """Threads, processes, every ordinary socket, FIFOs, shared memory, terminals."""
     code = """

@@ -10,7 +10,6 @@ import shutil
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -250,71 +249,6 @@ def dup(target):
     copy.sendall(b"x")
     assert copy.recv(1) == b"x"
     return copy.connect_ex(target)
-
-
-# Handing sockets over
-
-
-def send_socket(path, sock):
-    with socket.socket(socket.AF_UNIX) as channel:
-        channel.connect(path)
-        socket.send_fds(channel, [b"x"], [sock.fileno()])
-        channel.recv(1)
-    sock.close()
-
-
-def receive_socket(path):
-    import pathlib
-
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(path)
-        door.listen()
-        pathlib.Path(path + ".ready").touch()
-        door.settimeout(10)
-        channel, _ = door.accept()
-        with channel:
-            _, fds, _, _ = socket.recv_fds(channel, 1, 1)
-            channel.sendall(b"x")
-    return socket.socket(fileno=fds[0])
-
-
-def hand_over(lab, giver, taker, sock):
-    """Pass a socket over SCM_RIGHTS; the taker's."""
-    path = tempfile.mktemp(dir=lab.directory)
-    taking = taker.start(receive_socket, path)
-    until = time.monotonic() + 10
-    while not Path(path + ".ready").exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    giver.call(send_socket, path, sock)
-    return taking.result(10)
-
-
-def test_fd_passing_keeps_the_identity(lab, ends):
-    """A new, a listening and a connected socket, in the hands of another
-    endpoint, are still the endpoint's that made them."""
-    client, server = ends
-    other = lab.endpoint(0)
-    listener = server.listen(80)
-
-    new = hand_over(lab, client, other, client.socket())
-    new.connect((server.address, 80))
-    accepted, peer = listener.accept()
-    assert peer == new.getsockname()
-    assert peer[0] == client.address
-    accepted.sendall(b"hello")
-    assert new.recv(10) == b"hello"
-
-    passed = hand_over(lab, other, client, new)
-    assert passed.getpeername() == (server.address, 80)
-    assert passed.getsockname() == peer
-
-    listening = hand_over(lab, client, other, client.listen(81))
-    opened = server.connect(client.address, 81)
-    _, peer = listening.accept()
-    assert peer == opened.getsockname()
-    with pytest.raises(ConnectionRefusedError):
-        server.connect(other.address, 81)
 
 
 # Details of TCP

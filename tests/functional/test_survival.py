@@ -7,8 +7,6 @@ import contextlib
 import errno
 import os
 import signal
-import socket
-import tempfile
 import time
 from pathlib import Path
 
@@ -138,12 +136,7 @@ def test_a_socket_that_outlives_its_endpoint(own):
     and takes nothing from whoever gets the index next."""
     lab = own
     client, server, keeper = lab.endpoint(0), lab.endpoint(1), lab.endpoint(1)
-    path = tempfile.mktemp(dir=lab.directory)
-    taking = keeper.start(_receive, path)
-    while not Path(path + ".ready").exists():
-        time.sleep(0.01)
-    server.call(_send, path, server.listen(80))
-    kept = taking.result(10)
+    kept = server.give(server.listen(80), keeper)
     client.connect(server.address, 80)
     lab.remove(server)
     heir = lab.endpoint(1)
@@ -155,26 +148,6 @@ def test_a_socket_that_outlives_its_endpoint(own):
         _, peer = listener.accept()
         assert peer == opened.getsockname()
     del kept
-
-
-def _send(path, sock):
-    with socket.socket(socket.AF_UNIX) as channel:
-        channel.connect(path)
-        socket.send_fds(channel, [b"x"], [sock.fileno()])
-        channel.recv(1)
-    sock.close()
-
-
-def _receive(path):
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(path)
-        door.listen()
-        Path(path + ".ready").touch()
-        channel, _ = door.accept()
-        with channel:
-            _, fds, _, _ = socket.recv_fds(channel, 1, 1)
-            channel.sendall(b"x")
-    return socket.socket(fileno=fds[0])
 
 
 def test_nothing_is_left(own):

@@ -3,8 +3,10 @@
 
 from unittest import mock
 
+import pytest
 import worlds
 from attrs import evolve
+from cases import CLUSTER, KUBERNETES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds_big import big
@@ -132,6 +134,14 @@ def test_twins(states):
 
     with mock.patch.object(Numbers, "_hash", narrow):
         check_journey(states)
+
+
+@pytest.mark.parametrize("suite", [KUBERNETES, CLUSTER], ids=["kubernetes", "cluster"])
+def test_cases_one_after_another(suite):
+    """All steps of the public suites as one journey: each replaces all policies at once,
+    where one often takes up what another lets go of (a named port, a selector)."""
+    steps = [(case.world, step) for case in suite for step in case.steps]
+    check_journey([world.state(step, number) for number, (world, step) in enumerate(steps, 1)])
 
 
 def test_one_change_touches_little():

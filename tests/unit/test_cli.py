@@ -245,6 +245,16 @@ def test_check_warns_without_landlock(monkeypatch):
     assert "not enforced" in found.reason
 
 
+def test_check_warns_of_packet_sockets():
+    """No hook sees them: what stops them is that run takes the capability away."""
+    from slimnet.cli import machine
+
+    found = next(each for each in machine.findings() if "packet" in each.subject)
+    assert found.answer == "warning"
+    assert "`slimnet run` takes CAP_NET_RAW away; not enforced" in found.reason
+    assert found.remedy == "drop CAP_NET_RAW in the container runtime"
+
+
 def on_terminal(*argv, **environment):
     """Standard output of the command when that is a terminal."""
     master, slave = pty.openpty()

@@ -18,11 +18,13 @@ from slimnet.exceptions import (
     SlimnetError,
 )
 from slimnet.model import (
+    Account,
     Connection,
     Direction,
     Endpoint,
     Event,
     EventKind,
+    Feature,
     Host,
     Namespace,
     Network,
@@ -41,6 +43,8 @@ OTHER = (IPAddress("10.1.0.2"), 40000)
         (records.network, Network("prod", 7, ["10.1.0.0/16", "10.3.0.0/16"])),
         (records.namespace, Namespace("prod", "shop", {"tier": "a"})),
         (records.host, Host("h1", "192.0.2.1", {Wire.SYN, Wire.VXLAN}, "ebpf", {"zone": "a"})),
+        (records.host, Host("h1", "192.0.2.1", enforcing=True, features=set(Feature))),
+        (records.account, Account(7, 9, Direction.INGRESS, 3, 1, 1000, 50)),
         (
             records.endpoint,
             Endpoint(

@@ -191,6 +191,22 @@ static __always_inline void slim_unhold(struct slim_socket *socket)
 #define SOL_SOCKET 1
 #define SO_REUSEADDR 2
 #define SO_REUSEPORT 15
+#define SO_MAX_PACING_RATE 47
+
+/* What the kernel is to pace each connection of an endpoint at, in bytes a second; 0: nothing. */
+static __always_inline __u32 slim_pace(__u32 index)
+{
+	const struct slim_limit *limit = bpf_map_lookup_elem(&slim_limit, &index);
+	__u64 rate;
+
+	if (!limit)
+		return 0;
+	rate = limit->connection_rate ?: limit->rate;
+	if (limit->rate && limit->rate < rate)
+		rate = limit->rate;
+	/* All ones would be no limit. */
+	return rate < 0xffffffff ? rate : 0xfffffffe;
+}
 
 static __always_inline __u32 slim_reuse_flags(struct bpf_sock_addr *ctx)
 {

@@ -6,9 +6,9 @@
  *  1. Forget what an earlier connect on this socket decided.
  *  2. Refuse inner addresses and wire ports as destinations.
  *  3. Loopback in all its forms is the endpoint's own.
- *  4. An overlay address: find the endpoint, decide egress; on this host decide
- *     ingress too and go straight to the listener's inner address; else draw a
- *     wire port of its host.
+ *  4. An overlay address: find the endpoint, behind a service too, and decide
+ *     egress; on this host decide ingress as well and go straight to the
+ *     listener's inner address; else draw a wire port of its host.
  *  5. Any other IPv4 address leaves through the host, if egress policy allows it.
  *
  * The SYN's option and the flow record are made only from what this hook left
@@ -18,12 +18,13 @@
 #define SLIMNET_CONNECT_H
 
 #include "bind.h"
+#include "target.h"
 
 #define SLIM_BOUND_LINGER (SLIM_LINGER_SECONDS * 1000000000ULL)
 
 #define SLIM_CONNECT_FLAGS						\
 	(SLIM_SOCKET_WIRE | SLIM_SOCKET_SAME_HOST | SLIM_SOCKET_SOURCE_BOUND |	\
-	 SLIM_SOCKET_OUTSIDE | SLIM_SOCKET_ESTABLISHED)
+	 SLIM_SOCKET_OUTSIDE | SLIM_SOCKET_ESTABLISHED | SLIM_SOCKET_SERVICE)
 
 /* One connect, from the question to the rewritten destination. */
 struct slim_dial {
@@ -33,6 +34,8 @@ struct slim_dial {
 	struct slim_socket *socket;	/* NULL: none yet */
 	__be32 address[4];		/* as dialled */
 	struct slim_call call;	/* peer, protocol and port are set in any case */
+	struct slim_target target;
+	__u32 peer_rule;		/* of the listener's own policy, on this host */
 	__u32 v6;			/* an AF_INET6 socket */
 	__be32 to[4];			/* as rewritten */
 	__be16 to_port;
@@ -245,27 +248,43 @@ static __always_inline int slim_dial_refuse(struct slim_dial *dial, __u32 reason
 	return error;
 }
 
-static __always_inline int slim_dial_decide(struct slim_dial *dial, __u32 subject, __u32 peer,
-					    bool host, __u8 direction, bool self)
+static __always_inline int slim_dial_verdict(struct slim_dial *dial,
+					     const struct slim_verdict *verdict, __u8 direction)
 {
-	struct slim_query query = {
-		.subject = subject,
-		.peer = peer,
-		.direction = direction,
-		.protocol = dial->call.protocol,
-		.port = dial->call.port,
-		.self = self,
-		.host = host,
-	};
-	struct slim_verdict verdict = slim_decide(&dial->state, &query);
+	if (verdict->action != SLIM_ALLOW) {
+		dial->call.rule = verdict->rule;
+		dial->call.direction = direction;
+		return slim_dial_refuse(dial, verdict->reason,
+					direction == SLIM_EGRESS ? EACCES : ECONNREFUSED);
+	}
+	slim_count(verdict->reason);
+	return 0;
+}
+
+static __always_inline int slim_dial_egress(struct slim_dial *dial, const struct slim_endpoint *me)
+{
+	struct slim_verdict verdict =
+		slim_target_decide(&dial->state, dial->local->endpoint, me->identity,
+				   &dial->target, SLIM_EGRESS, dial->call.protocol);
 
 	dial->call.rule = verdict.rule;
-	dial->call.direction = direction;
-	if (verdict.action != SLIM_ALLOW)
-		return slim_dial_refuse(dial, verdict.reason,
-					direction == SLIM_EGRESS ? EACCES : ECONNREFUSED);
-	slim_count(verdict.reason);
-	return 0;
+	return slim_dial_verdict(dial, &verdict, SLIM_EGRESS);
+}
+
+/* The policy of a listener on this host. */
+static __always_inline int slim_dial_ingress(struct slim_dial *dial, const struct slim_endpoint *me)
+{
+	struct slim_target opener = {
+		.endpoint = dial->local->endpoint,
+		.identity = me->identity,
+		.port = dial->target.port,
+	};
+	struct slim_verdict verdict =
+		slim_target_decide(&dial->state, dial->target.endpoint, dial->target.identity,
+				   &opener, SLIM_INGRESS, dial->call.protocol);
+
+	dial->peer_rule = verdict.rule;
+	return slim_dial_verdict(dial, &verdict, SLIM_INGRESS);
 }
 
 /* The socket's storage, as this connect wants it. */
@@ -287,8 +306,12 @@ slim_dial_socket(struct slim_dial *dial, const __be32 *local)
 		slim_copy(socket->local, local);
 	slim_copy(socket->peer, dial->address);
 	socket->peer_port = dial->call.port;
+	socket->target_port = dial->target.port;
 	socket->peer_endpoint = dial->call.peer;
 	socket->rule = dial->call.rule;
+	socket->peer_rule = dial->peer_rule;
+	if (dial->target.service)
+		socket->flags |= SLIM_SOCKET_SERVICE;
 	socket->generation = dial->state.active >> 1;
 	return socket;
 }
@@ -338,7 +361,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 		    bool loopback)
 {
 	struct slim_control *control = dial->state.control;
-	__u32 inner = slim_inner(false, index, dial->call.port);
+	__u32 inner = slim_inner(false, index, dial->target.port);
 	__u32 own_loopback = inner | SLIM_INNER_LOOPBACK;
 	struct slim_socket *socket;
 	struct slim_found found;
@@ -422,7 +445,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 static __always_inline __u16 slim_dial_wire_port(const struct slim_dial *dial)
 {
 	struct slim_usage *usage = slim_usage_get(dial->local->index);
-	__u32 turn = dial->call.peer + bpf_ntohs(dial->call.port);
+	__u32 turn = dial->call.peer + bpf_ntohs(dial->target.port);
 
 	if (usage)
 		turn += usage->connects++ / (dial->state.control->wire_turn ?: SLIM_WIRE_TURN);
@@ -509,8 +532,10 @@ static __always_inline int
 slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects)
 {
 	bool stream = connects && dial->call.protocol == IPPROTO_TCP;
-	const struct slim_endpoint *me, *peer;
-	const struct slim_cidr *cidr;
+	const struct slim_endpoint *me;
+	struct slim_target *target = &dial->target;
+	struct slim_aim aim;
+	__u32 reason;
 	int error;
 
 	if (!slim_state_get(&dial->state) || !dial->local->endpoint)
@@ -527,6 +552,7 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 		if (!stream)
 			return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
 		dial->call.peer = dial->local->endpoint;
+		target->port = dial->call.port;
 		slim_count(SLIM_REASON_SELF);
 		return slim_dial_same_host(ctx, dial, dial->local->index, true);
 	}
@@ -538,35 +564,38 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 	if (!stream && slim_is_multicast(dial->address))
 		return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
 
-	dial->call.peer = slim_address_get(&dial->state, dial->local->vni, dial->address);
-	if (dial->call.peer) {
-		peer = slim_endpoint_get(&dial->state, dial->call.peer);
-		if (!peer)
-			return slim_dial_refuse(dial, SLIM_REASON_NO_ENDPOINT, EHOSTUNREACH);
+	aim = (struct slim_aim){
+		.vni = dial->local->vni,
+		.client = dial->local->endpoint,
+		.port = dial->call.port,
+		.protocol = dial->call.protocol,
+		.random = bpf_get_prandom_u32(),
+	};
+	slim_copy(aim.address, dial->address);
+	reason = slim_target_find(&dial->state, &aim, target);
+	dial->call.peer = target->endpoint;
+	if (reason == SLIM_REASON_NO_BACKEND || reason == SLIM_REASON_NO_SERVICE_PORT)
+		return slim_dial_refuse(dial, stream ? reason : SLIM_REASON_DATAGRAM,
+					stream ? ECONNREFUSED : ENETUNREACH);
+	if (reason)
+		return slim_dial_refuse(dial, reason, stream ? EHOSTUNREACH : ENETUNREACH);
+	if (target->peer) {
 		if (!stream)
 			return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
-		error = slim_dial_decide(dial, me->identity, peer->identity, false, SLIM_EGRESS,
-					 dial->call.peer == dial->local->endpoint);
+		error = slim_dial_egress(dial, me);
 		if (error)
 			return error;
-		if (!(peer->flags & SLIM_ENDPOINT_LOCAL))
-			return slim_dial_wire(ctx, dial, peer);
-		error = slim_dial_decide(dial, peer->identity, me->identity, false, SLIM_INGRESS,
-					 dial->call.peer == dial->local->endpoint);
+		if (!(target->peer->flags & SLIM_ENDPOINT_LOCAL))
+			return slim_dial_wire(ctx, dial, target->peer);
+		error = slim_dial_ingress(dial, me);
 		if (error)
 			return error;
-		return slim_dial_same_host(ctx, dial, peer->index, false);
+		return slim_dial_same_host(ctx, dial, target->peer->index, false);
 	}
 
-	cidr = slim_cidr_get(&dial->state, dial->local->vni, dial->address);
-	if (cidr && cidr->flags & SLIM_CIDR_OVERLAY)
-		return slim_dial_refuse(dial, SLIM_REASON_NO_ENDPOINT,
-					stream ? EHOSTUNREACH : ENETUNREACH);
-	if (stream && cidr && cidr->flags & SLIM_CIDR_HOST &&
-	    slim_is_wire_port(dial->call.port))
+	if (stream && target->flags & SLIM_CIDR_HOST && slim_is_wire_port(dial->call.port))
 		return slim_dial_refuse(dial, SLIM_REASON_WIRE_PORT, EACCES);
-	error = slim_dial_decide(dial, me->identity, cidr ? cidr->identity : SLIM_IDENTITY_WORLD,
-				 cidr && cidr->flags & SLIM_CIDR_HOST, SLIM_EGRESS, false);
+	error = slim_dial_egress(dial, me);
 	if (error)
 		return error;
 	return stream ? slim_dial_outside(ctx, dial) : 0;

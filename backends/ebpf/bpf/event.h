@@ -34,22 +34,28 @@ struct slim_call {
 	__be16 port;
 };
 
-/* Counts a refusal and tells it. */
+/* Counts a refusal, in general and for whose policy it was, and tells it. */
 static __noinline int
 slim_refuse(const struct slim_local *local, const __be32 *destination,
 	    const struct slim_call *call)
 {
+	const struct slim_account one = { .refused = 1 };
 	struct slim_event *event;
+	__u32 endpoint, peer;
 
 	if (!local || !destination || !call)
 		return 0;
+	endpoint = call->direction == SLIM_EGRESS ? local->endpoint : call->peer;
+	peer = call->direction == SLIM_EGRESS ? call->peer : local->endpoint;
 	slim_count(call->reason);
+	if (slim_is_policy(call->reason))
+		slim_account_add(endpoint, call->rule, call->direction, &one);
 	event = slim_event_start(SLIM_EVENT_REFUSED, call->reason, call->rule,
 				 call->direction, call->protocol);
 	if (!event)
 		return 0;
-	event->endpoint = call->direction == SLIM_EGRESS ? local->endpoint : call->peer;
-	event->peer_endpoint = call->direction == SLIM_EGRESS ? call->peer : local->endpoint;
+	event->endpoint = endpoint;
+	event->peer_endpoint = peer;
 	slim_copy(event->source, local->address);
 	slim_copy(event->destination, destination);
 	event->destination_port = call->port;
@@ -62,17 +68,19 @@ slim_refuse(const struct slim_local *local, const __be32 *destination,
  * an aborted connection still had under way is not known.
  */
 static __always_inline void
-slim_event_bytes(struct bpf_sock_ops *ctx, struct slim_event *event, __u32 state)
+slim_event_bytes(struct bpf_sock_ops *ctx, __u32 direction, __u32 state, __u64 *sent,
+		 __u64 *received)
 {
-	__u64 sent = ctx->bytes_acked, received = ctx->bytes_received;
-	__u64 flags = event->direction == SLIM_EGRESS;
+	__u64 flags = direction == SLIM_EGRESS;
 
 	if (state == BPF_TCP_FIN_WAIT2 || state == BPF_TCP_CLOSING || state == BPF_TCP_LAST_ACK)
 		flags++;
-	event->sent = sent > flags ? sent - flags : 0;
+	*sent = ctx->bytes_acked;
+	*sent = *sent > flags ? *sent - flags : 0;
 	flags = state == BPF_TCP_FIN_WAIT2 || state == BPF_TCP_CLOSING ||
 		state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE_WAIT;
-	event->received = received > flags ? received - flags : 0;
+	*received = ctx->bytes_received;
+	*received = *received > flags ? *received - flags : 0;
 }
 
 /* Opened and closed connections, for whoever observes. */
@@ -102,7 +110,7 @@ slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __
 		event->destination_port = port;
 	}
 	if (kind == SLIM_EVENT_CLOSED) {
-		slim_event_bytes(ctx, event, ctx->args[0]);
+		slim_event_bytes(ctx, direction, ctx->args[0], &event->sent, &event->received);
 		event->duration = event->time - socket->opened;
 	}
 	bpf_ringbuf_submit(event, 0);

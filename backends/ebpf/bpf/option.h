@@ -56,12 +56,32 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 	return false;
 }
 
+/* No application lifts what its endpoint is held to. */
+static __always_inline void slim_option_pace(struct bpf_sockopt *ctx)
+{
+	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
+	__u32 pace = slim_pace(local->index);
+	void *value = ctx->optval, *end = ctx->optval_end;
+
+	if (!pace)
+		return;
+	if (value + sizeof(__u64) <= end) {
+		if (*(__u64 *)value > pace)
+			*(__u64 *)value = pace;
+	} else if (value + sizeof(__u32) <= end) {
+		if (*(__u32 *)value > pace)
+			*(__u32 *)value = pace;
+	}
+}
+
 static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 {
 	if (slim_option_forbidden(ctx->level, ctx->optname)) {
 		slim_count(SLIM_REASON_OPTION);
 		return slim_errno(EPERM);
 	}
+	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
+		slim_option_pace(ctx);
 	/*
 	 * Fast Open is swallowed: a cached cookie would leave no room for our
 	 * option in the client's SYN. -1: the kernel does nothing.

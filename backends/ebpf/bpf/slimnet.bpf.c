@@ -7,7 +7,10 @@
  *  name.h     getsockname(2), getpeername(2), accept(2)
  *  option.h   socket(2), setsockopt(2), getsockopt(2): what is refused
  *  sockops.h  the SYN's option, the listener's entry, the child's name
- *  steer.h    tc and sk_lookup: from a SYN to its listener; the shield
+ *  steer.h    tc and sk_lookup: from a SYN to its listener; the shield; published ports
+ *  target.h   who is at an address: an endpoint, behind a service too, or a range
+ *  limit.h    what an endpoint may send
+ *  ask.h      what would be decided
  */
 #include "state.h"
 #include "bind.h"
@@ -16,6 +19,8 @@
 #include "option.h"
 #include "sockops.h"
 #include "steer.h"
+#include "limit.h"
+#include "ask.h"
 
 #include <slimnet/fingerprint.h>
 
@@ -143,6 +148,18 @@ SEC("tc")
 int slim_tc_egress(struct __sk_buff *skb)
 {
 	return slim_egress(skb);
+}
+
+SEC("cgroup_skb/egress")
+int slim_rate(struct __sk_buff *skb)
+{
+	return slim_limit_run(skb);
+}
+
+SEC("tc")
+int slim_ask(struct __sk_buff *skb)
+{
+	return slim_ask_run(skb);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

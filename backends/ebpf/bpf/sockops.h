@@ -51,23 +51,12 @@ static __always_inline void slim_sockops_flags(struct bpf_sock_ops *ctx, int fla
 	bpf_sock_ops_cb_flags_set(ctx, flags);
 }
 
-/* Whether anything is left to do for this socket once it is established. */
-static __always_inline int
-slim_sockops_follow(const struct slim_control *control, const struct slim_socket *socket)
-{
-	if (control->observe & SLIM_OBSERVE_CLOSED ||
-	    socket->flags & (SLIM_SOCKET_SOURCE_BOUND | SLIM_SOCKET_SAME_HOST |
-			     SLIM_SOCKET_ANY_PORT))
-		return BPF_SOCK_OPS_STATE_CB_FLAG;
-	return 0;
-}
-
 /* Right before the SYN: the source port is known now. */
 static __always_inline void
 slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		     struct slim_socket *socket)
 {
-	int follow = slim_sockops_follow(state->control, socket);
+	int follow = BPF_SOCK_OPS_STATE_CB_FLAG;
 
 	if (socket->flags & SLIM_SOCKET_SAME_HOST) {
 		struct slim_tuple tuple = {};
@@ -78,20 +67,26 @@ slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		flow.generation = socket->generation;
 		slim_copy(flow.source, socket->local);
 		slim_copy(flow.destination, socket->peer);
+		if (socket->flags & SLIM_SOCKET_SERVICE) {
+			struct slim_endpoint *peer =
+				slim_endpoint_get(state, socket->peer_endpoint);
+
+			if (peer)
+				slim_copy(flow.destination, peer->address);
+		}
 		flow.source_port = socket->local_port ?: tuple.source_port;
-		flow.destination_port = socket->peer_port;
+		flow.destination_port = socket->target_port;
 		flow.source_endpoint = socket->endpoint;
 		flow.destination_endpoint = socket->peer_endpoint;
 		flow.inner = socket->dialled;
-		flow.rule = socket->rule;
+		flow.rule = socket->peer_rule;
 		flow.flags = socket->flow_flags;
 		if (bpf_map_update_elem(&slim_flow, &tuple, &flow, BPF_ANY))
 			slim_count(SLIM_REASON_FLOW_FULL);
 	} else if (socket->flags & SLIM_SOCKET_WIRE) {
 		follow |= BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
 	}
-	if (follow)
-		slim_sockops_flags(ctx, follow);
+	slim_sockops_flags(ctx, follow);
 }
 
 static __always_inline void
@@ -102,7 +97,7 @@ slim_sockops_write(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	struct slim_option option = {
 		.kind = SLIM_OPTION_KIND,
 		.length = SLIM_OPTION_LENGTH,
-		.port = socket->peer_port,
+		.port = socket->target_port,
 		.destination = bpf_htonl(socket->peer_endpoint),
 		.source = bpf_htonl(socket->endpoint),
 	};
@@ -122,17 +117,6 @@ slim_sockops_write(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	bpf_store_hdr_opt(ctx, &option, sizeof(option), 0);
 }
 
-static __always_inline void
-slim_sockops_active(struct bpf_sock_ops *ctx, const struct slim_state *state,
-		    struct slim_socket *socket)
-{
-	slim_sockops_flags(ctx, slim_sockops_follow(state->control, socket));
-	socket->flags |= SLIM_SOCKET_ESTABLISHED;
-	socket->opened = bpf_ktime_get_ns();
-	if (state->control->observe & SLIM_OBSERVE_OPENED)
-		slim_event_socket(ctx, socket, SLIM_EVENT_OPENED, SLIM_REASON_NONE);
-}
-
 /* A socket that may not be: the agent destroys it. */
 static __always_inline void
 slim_sockops_destroy(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 reason)
@@ -141,13 +125,113 @@ slim_sockops_destroy(struct bpf_sock_ops *ctx, const struct slim_socket *socket,
 	slim_event_socket(ctx, socket, SLIM_EVENT_DESTROY, reason);
 }
 
+/*
+ * Tables that came during the handshake are asked again, by each end for its
+ * own policy. Answers whether the connection may be.
+ */
+static __noinline int slim_sockops_again(struct slim_state *state, struct slim_socket *socket)
+{
+	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
+	struct slim_target peer = {};
+	struct slim_endpoint *me;
+	struct slim_verdict verdict;
+	__u8 direction;
+
+	if (!state || !socket)
+		return 0;
+	direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS : SLIM_EGRESS;
+	me = slim_endpoint_get(state, socket->endpoint);
+	if (!me)
+		return 0;
+	peer.endpoint = socket->peer_endpoint;
+	peer.port = socket->target_port;
+	if (peer.endpoint) {
+		peer.peer = slim_endpoint_get(state, peer.endpoint);
+		if (!peer.peer)
+			return 0;
+		peer.identity = peer.peer->identity;
+	} else {
+		struct slim_cidr *cidr = slim_cidr_get(state, local->vni, socket->peer);
+
+		peer.identity = cidr ? cidr->identity : SLIM_IDENTITY_WORLD;
+		peer.flags = cidr ? cidr->flags : 0;
+		if (peer.flags & SLIM_CIDR_OVERLAY)
+			return 0;
+	}
+	verdict = slim_target_decide(state, socket->endpoint, me->identity, &peer, direction,
+				     IPPROTO_TCP);
+	if (verdict.action != SLIM_ALLOW)
+		return 0;
+	socket->rule = verdict.rule;
+	socket->generation = state->active >> 1;
+	return 1;
+}
+
+/*
+ * The kernel paces each connection (socket(7), SO_MAX_PACING_RATE); nothing of
+ * ours runs for that. What the application asked for stays, if it is less.
+ */
+static __always_inline void slim_sockops_pace(struct bpf_sock_ops *ctx, __u32 index)
+{
+	__u32 pace = slim_pace(index), own = 0;
+
+	if (!pace)
+		return;
+	bpf_getsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &own, sizeof(own));
+	if (own > pace)
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace));
+}
+
+/* A connection is there, at either end. */
+static __always_inline void
+slim_sockops_open(struct bpf_sock_ops *ctx, struct slim_state *state, struct slim_socket *socket)
+{
+	slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	socket->opened = bpf_ktime_get_ns();
+	socket->flags |= SLIM_SOCKET_ESTABLISHED;
+	if (socket->generation != state->active >> 1 && !slim_sockops_again(state, socket)) {
+		slim_sockops_destroy(ctx, socket, SLIM_REASON_GENERATION);
+		return;
+	}
+	slim_sockops_pace(ctx, socket->index);
+	if (state->control->observe & SLIM_OBSERVE_OPENED)
+		slim_event_socket(ctx, socket, SLIM_EVENT_OPENED, SLIM_REASON_NONE);
+}
+
+/*
+ * A child of a published port: no flow record, since whoever may fill the table
+ * of those must have a tag. Its own addresses say whose it is.
+ */
+static __always_inline bool
+slim_sockops_published(struct slim_state *state, const struct slim_tuple *tuple,
+		       const struct slim_local *local, struct slim_socket *socket)
+{
+	struct slim_publish *published;
+	struct slim_endpoint *me;
+
+	published = slim_publish_get(state, tuple->destination[3], tuple->destination_port);
+	if (!published || published->endpoint != local->endpoint)
+		return false;
+	me = slim_endpoint_get(state, published->endpoint);
+	if (!me)
+		return false;
+	socket->flags |= SLIM_SOCKET_PUBLISHED;
+	slim_copy(socket->local, me->address);
+	slim_copy(socket->peer, tuple->source);
+	socket->local_port = published->port;
+	socket->target_port = published->port;
+	socket->peer_port = tuple->source_port;
+	socket->endpoint = published->endpoint;
+	/* No generation: asked again in any case, and that names the rule. */
+	return true;
+}
+
 static __always_inline void
 slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct bpf_sock *sk)
 {
-	const struct slim_endpoint *subject, *peer;
+	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
 	struct slim_tuple tuple = {};
 	struct slim_socket *socket;
-	struct slim_verdict verdict;
 	struct slim_flow *flow;
 
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
@@ -157,52 +241,27 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 	}
 	slim_sockops_tuple(ctx, state->control, false, &tuple);
 	flow = bpf_map_lookup_elem(&slim_flow, &tuple);
-	socket->flags = SLIM_SOCKET_ACCEPTED | SLIM_SOCKET_ESTABLISHED;
-	socket->opened = bpf_ktime_get_ns();
-	if (!flow) {
+	socket->flags = SLIM_SOCKET_ACCEPTED;
+	socket->index = local->index;
+	if (flow) {
+		slim_copy(socket->local, flow->destination);
+		slim_copy(socket->peer, flow->source);
+		socket->local_port = flow->destination_port;
+		socket->target_port = flow->destination_port;
+		socket->peer_port = flow->source_port;
+		socket->endpoint = flow->destination_endpoint;
+		socket->peer_endpoint = flow->source_endpoint;
+		socket->rule = flow->rule;
+		socket->generation = flow->generation;
+		socket->flow_flags = flow->flags;
+		bpf_map_delete_elem(&slim_flow, &tuple);
+	} else if (!slim_sockops_published(state, &tuple, local, socket)) {
+		socket->flags |= SLIM_SOCKET_ESTABLISHED;
+		socket->opened = bpf_ktime_get_ns();
 		slim_sockops_destroy(ctx, socket, SLIM_REASON_NO_FLOW);
 		return;
 	}
-	slim_copy(socket->local, flow->destination);
-	slim_copy(socket->peer, flow->source);
-	socket->local_port = flow->destination_port;
-	socket->peer_port = flow->source_port;
-	socket->endpoint = flow->destination_endpoint;
-	socket->peer_endpoint = flow->source_endpoint;
-	socket->rule = flow->rule;
-	socket->generation = flow->generation;
-	socket->flow_flags = flow->flags;
-	bpf_map_delete_elem(&slim_flow, &tuple);
-
-	/* Tables that came during the handshake are asked again. */
-	if (socket->generation != state->active >> 1) {
-		subject = slim_endpoint_get(state, socket->endpoint);
-		peer = slim_endpoint_get(state, socket->peer_endpoint);
-		if (!subject || !peer) {
-			slim_sockops_destroy(ctx, socket, SLIM_REASON_GENERATION);
-			return;
-		}
-		struct slim_query query = {
-			.subject = subject->identity,
-			.peer = peer->identity,
-			.direction = SLIM_INGRESS,
-			.protocol = IPPROTO_TCP,
-			.port = socket->local_port,
-			.self = socket->endpoint == socket->peer_endpoint,
-		};
-
-		verdict = slim_decide(state, &query);
-		if (verdict.action != SLIM_ALLOW) {
-			slim_sockops_destroy(ctx, socket, SLIM_REASON_GENERATION);
-			return;
-		}
-		socket->rule = verdict.rule;
-		socket->generation = state->active >> 1;
-	}
-	if (state->control->observe & SLIM_OBSERVE_CLOSED)
-		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
-	if (state->control->observe & SLIM_OBSERVE_OPENED)
-		slim_event_socket(ctx, socket, SLIM_EVENT_OPENED, SLIM_REASON_NONE);
+	slim_sockops_open(ctx, state, socket);
 }
 
 static __always_inline void
@@ -267,13 +326,21 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 }
 
 static __always_inline void
+slim_sockops_account(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 state)
+{
+	__u32 direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS : SLIM_EGRESS;
+	struct slim_account one = { .connections = 1 };
+
+	slim_event_bytes(ctx, direction, state, &one.sent, &one.received);
+	slim_account_add(socket->endpoint, socket->rule, direction, &one);
+}
+
+static __always_inline void
 slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		   struct slim_socket *socket)
 {
-	__u32 old = ctx->args[0], new = ctx->args[1];
+	__u32 old = ctx->args[0];
 
-	if (new != BPF_TCP_CLOSE)
-		return;
 	if (socket->flags & SLIM_SOCKET_SAME_HOST) {
 		/* No capability outlives the connect that it was made for. */
 		struct slim_tuple tuple = {};
@@ -305,8 +372,10 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	/* The kernel takes a port back that it chose itself. */
 	if (socket->flags & SLIM_SOCKET_ANY_PORT && socket->flags & SLIM_SOCKET_HELD)
 		slim_unhold(socket);
-	if (state->control->observe & SLIM_OBSERVE_CLOSED &&
-	    socket->flags & SLIM_SOCKET_ESTABLISHED)
+	if (!(socket->flags & SLIM_SOCKET_ESTABLISHED))
+		return;
+	slim_sockops_account(ctx, socket, old);
+	if (state->control->observe & SLIM_OBSERVE_CLOSED)
 		slim_event_socket(ctx, socket, SLIM_EVENT_CLOSED, SLIM_REASON_NONE);
 }
 
@@ -326,7 +395,10 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		break;
 	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] != BPF_TCP_CLOSE)
+			return 1;
 		break;
 	default:
 		return 1;
@@ -354,7 +426,7 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 		slim_sockops_write(ctx, &state, socket);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		slim_sockops_active(ctx, &state, socket);
+		slim_sockops_open(ctx, &state, socket);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		slim_sockops_state(ctx, &state, socket);

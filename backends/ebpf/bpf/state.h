@@ -50,6 +50,10 @@
 
 PAIR_OF(BPF_MAP_TYPE_HASH, slim_address, struct slim_address_key, __u32, BPF_F_NO_PREALLOC);
 PAIR_OF(BPF_MAP_TYPE_HASH, slim_endpoint, __u32, struct slim_endpoint, BPF_F_NO_PREALLOC);
+PAIR_OF(BPF_MAP_TYPE_HASH, slim_service, struct slim_service_key, struct slim_service,
+	BPF_F_NO_PREALLOC);
+PAIR_OF(BPF_MAP_TYPE_HASH, slim_publish, struct slim_publish_key, struct slim_publish,
+	BPF_F_NO_PREALLOC);
 PAIR_OF(BPF_MAP_TYPE_LPM_TRIE, slim_cidr, struct slim_cidr_key, struct slim_cidr,
 	BPF_F_NO_PREALLOC);
 PAIR_OF(BPF_MAP_TYPE_LPM_TRIE, slim_policy, struct slim_policy_key, struct slim_policy,
@@ -81,6 +85,29 @@ struct {
 	__type(key, __u32);
 	__type(value, struct slim_usage);
 } slim_local SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLIM_INDEX_MAX + 1);
+	__type(key, __u32);
+	__type(value, struct slim_limit);
+} slim_limit SEC(".maps");
+
+/* A client that is forgotten here may be moved to another endpoint, no more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct slim_affinity_key);
+	__type(value, struct slim_affinity);
+} slim_affinity SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct slim_account_key);
+	__type(value, struct slim_account);
+} slim_account SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -175,6 +202,7 @@ struct slim_state {
 	struct slim_control *control;
 	__u64 active;
 	__u32 slot;
+	__u32 asking;		/* a question only: nothing is to be kept of it */
 };
 
 static __always_inline bool slim_state_get(struct slim_state *state)
@@ -187,6 +215,7 @@ static __always_inline bool slim_state_get(struct slim_state *state)
 		return false;
 	state->active = *(volatile __u64 *)active;
 	state->slot = state->active & 1;
+	state->asking = 0;
 	return true;
 }
 
@@ -199,7 +228,7 @@ slim_endpoint_get(const struct slim_state *state, __u32 id)
 	return table ? bpf_map_lookup_elem(table, &id) : NULL;
 }
 
-/* Whose overlay address is this? 0: nobody's. */
+/* Whose overlay address is this? 0: nobody's; SLIM_ADDRESS_SERVICE: a service's. */
 static __always_inline __u32
 slim_address_get(const struct slim_state *state, __u32 vni, const __be32 *address)
 {
@@ -242,7 +271,45 @@ slim_policy_lookup(void *env, const struct slim_policy_key *key)
 	return table ? bpf_map_lookup_elem(table, key) : NULL;
 }
 
-#include <slimnet/decide.h>
+static __always_inline struct slim_affinity *
+slim_affinity_lookup(void *env, const struct slim_affinity_key *key)
+{
+	return bpf_map_lookup_elem(&slim_affinity, key);
+}
+
+static __always_inline void
+slim_affinity_store(void *env, const struct slim_affinity_key *key,
+		    const struct slim_affinity *value)
+{
+	const struct slim_state *state = env;
+
+	if (!state->asking)
+		bpf_map_update_elem(&slim_affinity, key, value, BPF_ANY);
+}
+
+#define slim_service_outline __noinline
+#include <slimnet/service.h>
+
+/* Whose is this port of the host? */
+static __always_inline struct slim_publish *
+slim_publish_get(const struct slim_state *state, __be32 address, __be16 port)
+{
+	struct slim_publish_key key = { .port = port, .protocol = IPPROTO_TCP };
+	__u32 slot = state->slot;
+	void *table = bpf_map_lookup_elem(&slim_publish, &slot);
+	struct slim_publish *found;
+
+	if (!table)
+		return NULL;
+	key.address[2] = bpf_htonl(0xffff);
+	key.address[3] = address;
+	found = bpf_map_lookup_elem(table, &key);
+	if (found)
+		return found;
+	key.address[2] = 0;
+	key.address[3] = 0;
+	return bpf_map_lookup_elem(table, &key);
+}
 
 static __always_inline void slim_count(__u32 reason)
 {
@@ -250,6 +317,38 @@ static __always_inline void slim_count(__u32 reason)
 
 	if (counter)
 		(*counter)++;
+}
+
+/* Whether it was policy that refused: then the rule has it on its account. */
+static __always_inline bool slim_is_policy(__u32 reason)
+{
+	return reason == SLIM_REASON_RULE_DENY || reason == SLIM_REASON_DEFAULT_DENY ||
+	       reason == SLIM_REASON_HOST_DENY;
+}
+
+/* Adds to what an endpoint did by one rule. */
+static __always_inline void
+slim_account_add(__u32 endpoint, __u32 rule, __u32 direction, const struct slim_account *more)
+{
+	struct slim_account_key key = {
+		.endpoint = endpoint,
+		.rule = rule,
+		.direction = direction,
+	};
+	struct slim_account *account = bpf_map_lookup_elem(&slim_account, &key);
+
+	if (!account) {
+		struct slim_account none = {};
+
+		bpf_map_update_elem(&slim_account, &key, &none, BPF_NOEXIST);
+		account = bpf_map_lookup_elem(&slim_account, &key);
+		if (!account)
+			return;
+	}
+	__sync_fetch_and_add(&account->connections, more->connections);
+	__sync_fetch_and_add(&account->refused, more->refused);
+	__sync_fetch_and_add(&account->sent, more->sent);
+	__sync_fetch_and_add(&account->received, more->received);
 }
 
 /*

@@ -2,7 +2,8 @@
 /*
  * From a SYN to a listener: tc ingress checks the option and writes the flow
  * record, sk_lookup reads it and assigns the listener. And the shield: without
- * a flow record nothing reaches a socket of an endpoint.
+ * a flow record nothing reaches a socket of an endpoint, but through a port of
+ * the host that is published as its own.
  *
  * tc never assigns (bpf_sk_assign would skip the kernel's TIME_WAIT handling),
  * and lets nothing through to a wire port that it did not parse.
@@ -12,6 +13,7 @@
 
 #include "event.h"
 #include "siphash.h"
+#include "target.h"
 
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
@@ -100,9 +102,12 @@ slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option,
 		 const struct slim_endpoint *source, const struct slim_endpoint *destination,
 		 __u32 reason, __u32 rule)
 {
+	const struct slim_account one = { .refused = 1 };
 	struct slim_event *event;
 
 	slim_count(reason);
+	if (option && slim_is_policy(reason))
+		slim_account_add(bpf_ntohl(option->destination), rule, SLIM_INGRESS, &one);
 	event = slim_event_start(SLIM_EVENT_REFUSED, reason, rule, SLIM_INGRESS, IPPROTO_TCP);
 	if (!event)
 		return;
@@ -192,15 +197,14 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		reason = SLIM_REASON_SYN_SOURCE;
 		goto refuse;
 	}
-	struct slim_query query = {
-		.subject = destination->identity,
-		.peer = source->identity,
-		.direction = SLIM_INGRESS,
-		.protocol = IPPROTO_TCP,
+	struct slim_target opener = {
+		.endpoint = bpf_ntohl(option.source),
+		.identity = source->identity,
 		.port = option.port,
 	};
 
-	verdict = slim_decide(state, &query);
+	verdict = slim_target_decide(state, bpf_ntohl(option.destination), destination->identity,
+				     &opener, SLIM_INGRESS, IPPROTO_TCP);
 	rule = verdict.rule;
 	if (verdict.action != SLIM_ALLOW) {
 		reason = verdict.reason;
@@ -231,6 +235,28 @@ refuse:
 	bpf_map_delete_elem(&slim_flow, &syn->tuple);
 	/* What an option without a valid tag says is nobody's word. */
 	slim_syn_refused(syn, source ? &option : NULL, source, destination, reason, rule);
+	return SLIM_TC_NEXT;
+}
+
+/*
+ * A SYN to any other port. If that is a published one, only here can its
+ * listener be put back into the SOCKHASH.
+ */
+static __noinline int
+slim_syn_published(struct __sk_buff *skb, struct slim_state *state, __be32 address, __be16 port)
+{
+	struct slim_publish *published;
+	struct slim_endpoint *endpoint;
+
+	if (!state)
+		return SLIM_TC_NEXT;
+	published = slim_publish_get(state, address, port);
+	if (!published)
+		return SLIM_TC_NEXT;
+	endpoint = slim_endpoint_get(state, published->endpoint);
+	if (endpoint)
+		slim_listener_repair(skb, slim_inner(false, endpoint->index, published->port),
+				     published->endpoint);
 	return SLIM_TC_NEXT;
 }
 
@@ -379,8 +405,11 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 			return slim_rewrite(skb, false, ip->daddr, bound->address, tcp->dest,
 					    bound->port);
 	}
-	if (!slim_is_wire_port(tcp->dest))
-		return SLIM_TC_NEXT;
+	if (!slim_is_wire_port(tcp->dest)) {
+		if (!tcp->syn || tcp->ack || !slim_state_get(&state))
+			return SLIM_TC_NEXT;
+		return slim_syn_published(skb, &state, ip->daddr, tcp->dest);
+	}
 	if (tcp->doff < 5) {
 		slim_count(SLIM_REASON_MALFORMED);
 		return TC_ACT_SHOT;
@@ -446,6 +475,59 @@ slim_steer_shielded(void)
 	return SK_DROP;
 }
 
+/*
+ * To a published port, from anywhere: its endpoint's listener, if that one's
+ * policy lets the client in. Nothing is written down for the handshake, so that
+ * a flood of SYNs fills no table of ours.
+ */
+static __always_inline int
+slim_steer_published(struct bpf_sk_lookup *ctx, struct slim_state *state,
+		     const struct slim_publish *published)
+{
+	struct slim_target client = { .port = published->port };
+	struct slim_listener_key key = {};
+	struct slim_verdict verdict;
+	struct slim_endpoint *endpoint;
+	struct slim_call call = {
+		.protocol = IPPROTO_TCP,
+		.direction = SLIM_INGRESS,
+		.port = published->port,
+		.peer = published->endpoint,
+	};
+	struct slim_local outside = {};
+	struct slim_cidr *cidr;
+	__be32 address[4];
+	struct bpf_sock *sk;
+	int error;
+
+	endpoint = slim_endpoint_get(state, published->endpoint);
+	if (!endpoint || !endpoint->index)
+		return slim_steer_shielded();
+	slim_map_v4(address, SLIM_CTX(ctx, remote_ip4));
+	slim_copy(outside.address, address);
+	cidr = slim_cidr_get(state, endpoint->vni, address);
+	client.identity = cidr ? cidr->identity : SLIM_IDENTITY_WORLD;
+	client.flags = cidr ? cidr->flags : 0;
+	verdict = slim_target_decide(state, published->endpoint, endpoint->identity, &client,
+				     SLIM_INGRESS, IPPROTO_TCP);
+	call.reason = verdict.reason;
+	call.rule = verdict.rule;
+	if (verdict.action == SLIM_ALLOW) {
+		key.inner = slim_inner(false, endpoint->index, published->port);
+		sk = bpf_map_lookup_elem(&slim_listener, &key);
+		if (sk) {
+			slim_count(verdict.reason);
+			error = bpf_sk_assign(ctx, sk, sk->src_port == SLIM_INNER_PORT ?
+						       0 : BPF_SK_LOOKUP_F_NO_REUSEPORT);
+			bpf_sk_release(sk);
+			return error ? slim_steer_shielded() : SK_PASS;
+		}
+		call.reason = SLIM_REASON_SYN_NO_LISTENER;
+	}
+	slim_refuse(&outside, endpoint->address, &call);
+	return SK_DROP;
+}
+
 /* Asked by the kernel at every look-up of a listener in the underlay namespace. */
 static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 {
@@ -475,6 +557,12 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 	if (ctx->protocol != IPPROTO_TCP)
 		return inner ? slim_steer_shielded() : SK_PASS;
 	if (!inner && !wire) {
+		struct slim_publish *published =
+			ctx->family == AF_INET ?
+			slim_publish_get(&state, SLIM_CTX(ctx, local_ip4), bpf_htons(port)) : NULL;
+
+		if (published)
+			return slim_steer_published(ctx, &state, published);
 		shield = bpf_map_lookup_elem(&slim_shield, &port);
 		return shield && *shield ? slim_steer_shielded() : SK_PASS;
 	}

@@ -44,7 +44,7 @@ enum slim_map {
 	SLIM_MAP_LOCAL,		/* array[SLIM_INDEX_MAX + 1]: struct slim_usage by index */
 	SLIM_MAP_LIMIT,		/* array[SLIM_INDEX_MAX + 1]: struct slim_limit by index */
 	SLIM_MAP_AFFINITY,	/* LRU hash: struct slim_affinity_key -> struct slim_affinity */
-	SLIM_MAP_ACCOUNT,	/* per-CPU hash: struct slim_account_key -> struct slim_account */
+	SLIM_MAP_ACCOUNT,	/* hash: struct slim_account_key -> struct slim_account */
 	SLIM_MAP_SOCKET,	/* socket storage: struct slim_socket */
 	SLIM_MAP_LISTENER,	/* sockhash: struct slim_listener_key -> listening socket */
 	SLIM_MAP_FLOW,		/* hash: struct slim_tuple -> struct slim_flow */

@@ -23,6 +23,10 @@
 
 #define SLIM_SECOND 1000000000ULL
 
+#ifndef slim_service_outline
+#define slim_service_outline static inline
+#endif
+
 /* Every bit of the input moves every bit of the result (the finalizer of MurmurHash3). */
 static __always_inline __u32 slim_service_mix(__u32 x)
 {
@@ -33,21 +37,34 @@ static __always_inline __u32 slim_service_mix(__u32 x)
 	return x ^ x >> 16;
 }
 
-/* Scaled, not divided: the verifier knows the bounds of a product. */
+/*
+ * Scaled, not divided: the BPF verifier knows the bounds of a product. The empty
+ * asm keeps the compiler from shifting only once, for the offset, which would
+ * hide from the verifier that it is a whole slot's.
+ */
 static __always_inline __u32 slim_service_slot(__u32 service, __u32 client, __u32 random)
 {
-	__u64 hash = slim_service_mix(slim_service_mix(service ^ random) + client);
+	__u64 slot = slim_service_mix(slim_service_mix(service ^ random) + client);
 
-	return (hash * SLIM_SERVICE_SLOTS) >> 32;
+	slot = (slot * SLIM_SERVICE_SLOTS) >> 32;
+	__asm__("" : "+r"(slot));
+	return slot;
 }
 
-static __always_inline const struct slim_backend *
+/*
+ * The slot of an endpoint; SLIM_SERVICE_SLOTS if it has none. In BPF a function
+ * that the verifier goes through once, not at each call.
+ */
+slim_service_outline __u32
 slim_service_find(const struct slim_service *service, __u32 endpoint)
 {
-	for (__u32 slot = 0; slot < SLIM_SERVICE_SLOTS; slot++)
-		if (service->slots[slot].endpoint == endpoint)
-			return &service->slots[slot];
-	return NULL;
+	__u32 slot = SLIM_SERVICE_SLOTS;
+
+	if (service)
+		for (slot = 0; slot < SLIM_SERVICE_SLOTS; slot++)
+			if (service->slots[slot].endpoint == endpoint)
+				break;
+	return slot;
 }
 
 /*
@@ -59,9 +76,10 @@ slim_service_pick(void *env, const struct slim_service *service, __u32 client, _
 		  __u32 random)
 {
 	const struct slim_affinity_key key = { .service = service->id, .client = client };
-	const struct slim_backend *backend, *last;
+	const struct slim_backend *backend;
 	struct slim_affinity fresh = { .time = now };
 	const struct slim_affinity *held;
+	__u32 last;
 
 	if (!service->size)
 		return NULL;
@@ -73,8 +91,8 @@ slim_service_pick(void *env, const struct slim_service *service, __u32 client, _
 	if (held && held->endpoint != backend->endpoint &&
 	    held->time + service->affinity * SLIM_SECOND >= now) {
 		last = slim_service_find(service, held->endpoint);
-		if (last)
-			backend = last;
+		if (last < SLIM_SERVICE_SLOTS)
+			backend = &service->slots[last];
 	}
 	fresh.endpoint = backend->endpoint;
 	slim_affinity_store(env, &key, &fresh);

@@ -70,6 +70,7 @@ class Overlay:
         self._population = Population()
         self._terms: dict[Question, Term] = {}
         self._names: dict[str, Term] = {}
+        self._unused: set[Term] = set()
         self.placements: dict[PolicyName, Placement] = {}
         self._endpoints: dict[int, Endpoint] = {}
         self._by_address: dict[tuple[int, int], int] = {}
@@ -141,6 +142,7 @@ class Overlay:
     def settle(self) -> Settled:
         """Take the changes in."""
         settled = Settled()
+        self._drop_unused()
         moved, touched = self._ranges.settle()
         self._dirty |= {self._by_address[place] for place in touched}
         self._settle_endpoints()
@@ -182,8 +184,17 @@ class Overlay:
 
     def _release(self, term: Term) -> None:
         term.references -= 1
-        if term.references:
-            return
+        if not term.references:
+            self._unused.add(term)
+
+    def _drop_unused(self) -> None:
+        """Terms that one policy let go of and another took up meanwhile stay as they are."""
+        for term in self._unused:
+            if not term.references:
+                self._drop(term)
+        self._unused = set()
+
+    def _drop(self, term: Term) -> None:
         question = term.question
         del self._terms[question]
         if question.port:

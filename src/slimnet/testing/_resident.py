@@ -108,6 +108,10 @@ class Resident:
         """
         return bool(self._ask("talk", name=name))
 
+    def send(self, address: str, port: int, count: int) -> float:
+        """Send this many bytes and get them back; how many seconds that took."""
+        return float(self._ask("send", to=(address, port), count=count))
+
     def loop(self, name: str, address: str, port: int, every: float = 0.005) -> None:
         """Begin to connect again and again."""
         self._ask("loop", name=name, to=(address, port), every=every)

@@ -108,11 +108,24 @@ class Resident:
     def hold(self, name: str, to: list[Any]) -> None:
         self.held[name] = socket.create_connection((to[0], to[1]), 3)
         self.held[name].makefile().readline()
+        self.held[name].settimeout(3)
 
     def talk(self, name: str) -> bool:
         connection = self.held[name]
         connection.sendall(b"x")
         return connection.recv(1) == b"x"
+
+    def send(self, to: list[Any], count: int) -> float:
+        started = time.monotonic()
+        with socket.create_connection((to[0], to[1]), 3) as connection:
+            stream = connection.makefile("rb")
+            stream.readline()
+            sender = threading.Thread(target=connection.sendall, args=(bytes(count),))
+            connection.settimeout(30)
+            sender.start()
+            stream.read(count)
+            sender.join()
+        return time.monotonic() - started
 
     def loop(self, name: str, to: list[Any], every: float) -> None:
         self.loops[name] = Loop(to, every)

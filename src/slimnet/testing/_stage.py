@@ -8,6 +8,7 @@
 
     server and neighbour:  from client to port 8080; nothing else comes in
     stranger:              not to client
+    service 10.99.0.250:   port 80 is port 8080 of whoever is behind it
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,16 +31,28 @@ from slimnet.abc import Backend, Context
 from slimnet.exceptions import CapabilityMissing, SlimnetError
 from slimnet.fallback import netns
 from slimnet.model import Attachment, Direction, Endpoint, Host, Network, Reason, Wire
-from slimnet.tables import CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
+from slimnet.tables import (
+    CidrRecord,
+    EndpointRecord,
+    LimitRecord,
+    PolicyKey,
+    PolicyRecord,
+    PublishKey,
+    PublishRecord,
+    ServiceKey,
+    ServiceRecord,
+    Tables,
+)
 from slimnet.testing._resident import Reached, Resident
 from slimnet.testing._snapshot import snapshot
 from slimnet.testing._underlay import Underlay
 
-__all__ = ["ALLOWED", "CAST", "FORBIDDEN", "NETWORK", "Reach", "Stage"]
+__all__ = ["ALLOWED", "CAST", "FORBIDDEN", "NETWORK", "SERVICE", "Reach", "Stage"]
 
 NETWORK = Network("check", 99, "10.99.0.0/16")
 #: Ports of server and neighbour: the first is client's by policy, the second nobody's.
 ALLOWED, FORBIDDEN = 8080, 8081
+SERVICE = NETWORK.cidrs[0][250]
 _CLIENT, _SERVER, _STRANGER = range(contract.SLIM_IDENTITY_FIRST, contract.SLIM_IDENTITY_FIRST + 3)
 _TCP = 6
 
@@ -84,7 +97,7 @@ class _Placed:
         def call(*arguments: object, **options: object) -> object:
             with contextlib.nullcontext() if self._where is None else netns.enter(self._where):
                 answer = value(*arguments, **options)
-                return list(answer) if name == "connections" else answer
+                return list(answer) if name in {"accounts", "connections"} else answer
 
         return call
 
@@ -208,13 +221,25 @@ class Stage:
     def _host(name: str) -> int:
         return int(CAST[name].host.removeprefix("h")) - 1
 
-    def tables(self, host: int, generation: int, *, both: bool = False) -> Tables:
+    def tables(
+        self,
+        host: int,
+        generation: int,
+        *,
+        both: bool = False,
+        service: Sequence[str] | None = None,
+        published: Mapping[PublishKey, PublishRecord] | None = None,
+        limits: Mapping[int, LimitRecord] | None = None,
+    ) -> Tables:
         """What a host's agent would install.
 
         Args:
             host: by index.
             generation: of the tables.
             both: the forbidden port is allowed as well.
+            service: the endpoints behind the service; ``None``: there is none.
+            published: for endpoints of the first host.
+            limits: likewise.
         """
         everyone = contract.SLIM_IDENTITY_ANY
         ingress, egress = Direction.INGRESS, Direction.EGRESS
@@ -237,9 +262,20 @@ class Stage:
         for member in (0, 1):
             network = IPNetwork(f"{self.address(member)}/32")
             cidrs[vni, network] = CidrRecord(contract.SLIM_IDENTITY_HOST, host=True)
+        addresses = {(vni, endpoint.address): endpoint.id for endpoint in CAST.values()}
+        services = {}
+        if service is not None:
+            addresses[vni, SERVICE] = contract.SLIM_ADDRESS_SERVICE
+            slots = [(CAST[name].id, ALLOWED) for name in service]
+            services[ServiceKey(vni, SERVICE, _TCP, 80)] = ServiceRecord(
+                id=1,
+                affinity=0,
+                slots=tuple(itertools.islice(itertools.cycle(slots), contract.SLIM_SERVICE_SLOTS)),
+                size=len(slots),
+            )
         return Tables(
             generation=generation,
-            addresses={(vni, endpoint.address): endpoint.id for endpoint in CAST.values()},
+            addresses=addresses,
             endpoints={
                 endpoint.id: EndpointRecord(
                     address=endpoint.address,
@@ -254,12 +290,15 @@ class Stage:
             cidrs=cidrs,
             policy=policy,
             rules={1: "check[0]", 2: "check[1]", 3: "check[2]"},
+            services=services,
+            published=published or {} if host == 0 else {},
+            limits=limits or {} if host == 0 else {},
         )
 
-    def install(self, generation: int, *, both: bool = False) -> None:
+    def install(self, generation: int, **content: Any) -> None:
         """Put tables in force on every open host."""
         for host, backend in self.backends.items():
-            backend.install(self.tables(host, generation, both=both))
+            backend.install(self.tables(host, generation, **content))
 
     # Processes
 

@@ -15,7 +15,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,18 @@ from lab.hands import Hands
 from lab.wires import Namespace, Underlay
 from slimnet import contract, model
 from slimnet.abc import Context
-from slimnet.tables import CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
+from slimnet.tables import (
+    CidrRecord,
+    EndpointRecord,
+    LimitRecord,
+    PolicyKey,
+    PolicyRecord,
+    PublishKey,
+    PublishRecord,
+    ServiceKey,
+    ServiceRecord,
+    Tables,
+)
 
 __all__ = ["KEY", "NETWORK", "TENANT", "Endpoint", "Host", "Lab"]
 
@@ -205,6 +216,9 @@ class Lab:
         self._generation = 0
         self.endpoints: dict[int, Endpoint] = {}
         self.policy: dict[PolicyKey, PolicyRecord] = {}
+        self.services: dict[ServiceKey, ServiceRecord] = {}
+        self.published: dict[PublishKey, PublishRecord] = {}
+        self.limits: dict[int, LimitRecord] = {}
         self.hosts: list[Host] = []
         try:
             self.cgroup.mkdir()
@@ -241,15 +255,21 @@ class Lab:
     ) -> Endpoint:
         """A new endpoint with remote hands."""
         number = next(self._numbers)
-        where = self.hosts[host]
         record = model.Endpoint(
             id=1000 + number,
             network=network.name,
             name=name or f"e{number}",
             address=address or f"10.77.{number // 250}.{number % 250 + 1}",
-            host=where.name,
+            host=self.hosts[host].name,
             identity=contract.SLIM_IDENTITY_FIRST + number,
         )
+        endpoint = self.attach(self.hosts[host], record, network)
+        if install:
+            self.install()
+        return endpoint
+
+    def attach(self, where: Host, record: model.Endpoint, network: model.Network) -> Endpoint:
+        """An endpoint as its record says, on that host; no new tables."""
         if self.mode == "ebpf":
             attachment = where.backend.attach(record, network)
             endpoint = Endpoint(where, record, where.netns, attachment.cgroup)
@@ -258,8 +278,6 @@ class Lab:
             cgroup.mkdir()
             endpoint = Endpoint(where, record, self._container(record), cgroup)
         self.endpoints[record.id] = endpoint
-        if install:
-            self.install()
         return endpoint
 
     def _container(self, record: model.Endpoint) -> Namespace:
@@ -288,14 +306,17 @@ class Lab:
         try:
             yield self
         finally:
+            written = (self.policy, self.services, self.published, self.limits)
+            changed = any(written)
+            for table in written:
+                table.clear()
             for endpoint in list(self.endpoints.values()):
                 self.remove(endpoint)
             for host in (*self.hosts, self.outside):
                 host.rest()
                 if host.backend is not None:
                     host.backend.observe(enabled=False)
-            if self.policy:
-                self.policy.clear()
+            if changed:
                 self.install()
 
     # Policy
@@ -330,6 +351,37 @@ class Lab:
             reason=model.Reason.DEFAULT_DENY,  # type: ignore[attr-defined]
         )
 
+    def service(
+        self,
+        port: int,
+        backends: Sequence[tuple[Endpoint, int]],
+        *,
+        address: str = "10.77.255.1",
+        affinity: int = 0,
+    ) -> str:
+        """A service with these (endpoint, port) behind it; its address.
+        :meth:`install` puts it in force."""
+        slots = tuple((endpoint.id, number) for endpoint, number in backends)
+        size = contract.SLIM_SERVICE_SLOTS
+        self.services[ServiceKey(NETWORK.vni, IPAddress(address), 6, port)] = ServiceRecord(
+            id=900 + port,
+            affinity=affinity,
+            slots=(slots * size)[:size],
+            size=len(slots),
+        )
+        return address
+
+    def publish(
+        self, endpoint: Endpoint, port: int, target: int, address: str | None = None
+    ) -> None:
+        """A port of the endpoint's host as that endpoint's own."""
+        key = PublishKey(None if address is None else IPAddress(address), 6, port)
+        self.published[key] = PublishRecord(endpoint.id, target)
+
+    def limit(self, endpoint: Endpoint, *, rate: int = 0, connection_rate: int = 0) -> None:
+        """What an endpoint may send, in bytes a second."""
+        self.limits[endpoint.id] = LimitRecord(rate, connection_rate)
+
     def tables(self, host: Host, *, without: Endpoint | None = None) -> Tables:
         """What the compiler would make of the lab for this host; ``without``
         an endpoint that it does not know of yet, a generation later."""
@@ -356,7 +408,8 @@ class Lab:
             generation=self._generation,
             addresses={
                 (vnis[record.network], record.address): number for number, record in records.items()
-            },
+            }
+            | {(key.vni, key.address): contract.SLIM_ADDRESS_SERVICE for key in self.services},
             endpoints={
                 number: EndpointRecord(
                     address=record.address,
@@ -370,6 +423,17 @@ class Lab:
             },
             cidrs=cidrs,
             policy=dict(self.policy),
+            services=dict(self.services),
+            published={
+                key: record
+                for key, record in self.published.items()
+                if self.endpoints[record.endpoint].host is host
+            },
+            limits={
+                number: record
+                for number, record in self.limits.items()
+                if self.endpoints[number].host is host
+            },
         )
 
     def install(self) -> None:

@@ -209,6 +209,13 @@ class Hands:
             raise RuntimeError(f"{self.name}: {argv} gave {status}: {output}")
         return str(output)
 
+    def give(self, sock: Any, taker: Hands) -> Any:
+        """Pass a socket over SCM_RIGHTS and close it here; the taker's."""
+        door, path = taker.call(_open_door)
+        taking = taker.start(_take, door)
+        self.call(_give, path, sock)
+        return taking.result(DEADLINE)
+
     def close(self) -> None:
         """End the process and everything that it started in its cgroup."""
         self.process.kill()
@@ -306,6 +313,33 @@ def _echo(listener: socket.socket) -> None:
             threading.Thread(target=talk, args=(sock,), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
+
+
+def _open_door() -> tuple[socket.socket, str]:
+    import tempfile
+
+    path = tempfile.mktemp(prefix="slt-")
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(path)
+    door.listen()
+    return door, path
+
+
+def _take(door: socket.socket) -> socket.socket:
+    channel, _ = door.accept()
+    with door, channel:
+        _, (descriptor,), _, _ = socket.recv_fds(channel, 1, 1)
+        channel.sendall(b"x")
+    return socket.socket(fileno=descriptor)
+
+
+def _give(path: str, sock: socket.socket) -> None:
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(path)
+        os.unlink(path)
+        socket.send_fds(channel, [b"x"], [sock.fileno()])
+        channel.recv(1)
+    sock.close()
 
 
 def _spawn(argv: list[str], environment: dict[str, str]) -> tuple[Any, str]:

@@ -10,7 +10,6 @@ over the channel as numbers.
 
 from __future__ import annotations
 
-import copyreg
 import ctypes
 import io
 import itertools
@@ -22,12 +21,9 @@ import subprocess
 import sys
 import threading
 import traceback
-from types import MappingProxyType
 from typing import Any
 
 CLONE_NEWNET = 0x40000000
-
-copyreg.pickle(MappingProxyType, lambda mapping: (MappingProxyType, (dict(mapping),)))
 
 
 class Reference:

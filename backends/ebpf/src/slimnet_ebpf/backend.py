@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -16,10 +18,15 @@ from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
 from slimnet.model import (
+    Account,
     Attachment,
     Connection,
+    Decision,
     Endpoint,
     Event,
+    EventKind,
+    Feature,
+    Flow,
     Network,
     Probe,
     Reason,
@@ -28,17 +35,22 @@ from slimnet.model import (
 )
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import links, requirements
+from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.endpoints import Endpoints
 from slimnet_ebpf.events import Events
 from slimnet_ebpf.layout import Layout, to_bytes16
+from slimnet_ebpf.libbpf import possible_cpus
+from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.netns import Netns
 from slimnet_ebpf.objects import Object, Program, Stamp
 from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
+from slimnet_ebpf.question import Question, ask
 from slimnet_ebpf.records import u32
+from slimnet_ebpf.revocation import Revoked, may_forbid, revoked
 from slimnet_ebpf.sockets import Diagnosis
 from slimnet_ebpf.underlay import Underlay
 from slimnet_ebpf.writer import Writer
@@ -48,6 +60,8 @@ __all__ = ["EbpfBackend"]
 _CONTROL = Layout(contract.slim_control)
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOOKUP = "slim_lookup"
+_RATE = "slim_rate"
+_ASK = "slim_ask"
 
 
 class EbpfBackend(Backend):
@@ -65,6 +79,7 @@ class EbpfBackend(Backend):
     name: ClassVar[str] = "ebpf"
     enforcing: ClassVar[bool] = True
     wires: ClassVar[frozenset[Wire]] = frozenset({Wire.SYN})
+    features: ClassVar[frozenset[Feature]] = frozenset(Feature)
     preference: ClassVar[int] = 100
     #: The compiled data path.
     object_path: ClassVar[Path] = requirements.OBJECT
@@ -191,6 +206,7 @@ class EbpfBackend(Backend):
             self._held.callback(os.close, program.fd)
         by_name = {program.name: program for program in programs}
         self._lookup: Program = by_name[_LOOKUP]
+        self._ask: Program = by_name[_ASK]
         self._underlay = Underlay(self._pins, by_name, self._options.inner_range)
         self._sockets = self._held.enter_context(
             contextlib.closing(Diagnosis(self._maps[contract.SLIM_MAP_SOCKET].fd))
@@ -202,8 +218,10 @@ class EbpfBackend(Backend):
             self._maps,
             self.context.cgroup,
             self._sockets,
+            Limits(self._maps[contract.SLIM_MAP_LIMIT], by_name[_RATE]),
             self._writer.set_index,
         )
+        self._tables: Tables | None = None
         self._events = self._held.enter_context(
             contextlib.closing(Events(self._maps, self._sockets, self._keep_house))
         )
@@ -272,7 +290,34 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.install`."""
         with self._locked():
             self._follow_host()
-            self._writer.install(tables, change, self._endpoints.indexes())
+            news = self._writer.install(tables, change, self._endpoints.indexes())
+            self._endpoints.limit(tables.limits)
+            if news and may_forbid(self._tables, change):
+                self._revoke(tables)
+            self._tables = tables
+
+    def _revoke(self, tables: Tables) -> None:
+        """Close the live connections that the tables forbid. A handshake that ends
+        from now on is decided again by itself (sockops.h)."""
+        self._writer.settle()  # of programs that still saw the generation before
+        every = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+        found = list(
+            revoked(
+                every,
+                tables.endpoints,
+                self._endpoints.owners(),
+                lambda question: ask(self._ask.fd, question),
+            )
+        )
+        if not found:
+            return
+        self._sockets.destroy(one.socket for one in found)
+        counter: Map = self._maps[contract.SLIM_MAP_COUNTER]
+        # Of the CPUs' counts the first is ours: no program counts this reason.
+        key = u32(contract.SLIM_REASON_REVOKED)
+        first, *rest = struct.unpack(f"={possible_cpus()}Q", counter.get(key) or b"")
+        counter.set(key, struct.pack(f"={possible_cpus()}Q", first + len(found), *rest))
+        self._events.tell([_to_event(one) for one in found])
 
     def status(self) -> Status:
         """See :meth:`slimnet.abc.Backend.status`."""
@@ -297,6 +342,26 @@ class EbpfBackend(Backend):
                     "indexes": indexes,
                 },
             )
+
+    def ask(self, flow: Flow, network: Network) -> Decision | None:
+        """See :meth:`slimnet.abc.Backend.ask`."""
+        with self._open():
+            if not self._writer.generation:
+                return None
+            question = Question(
+                network.vni,
+                flow.direction,
+                flow.source,
+                flow.destination,
+                flow.protocol,
+                flow.port,
+            )
+            return ask(self._ask.fd, question)
+
+    def accounts(self) -> Iterable[Account]:
+        """See :meth:`slimnet.abc.Backend.accounts`."""
+        with self._open():
+            return list(accounts(self._maps[contract.SLIM_MAP_ACCOUNT], self._sockets))
 
     def connections(self) -> Iterable[Connection]:
         """See :meth:`slimnet.abc.Backend.connections`."""
@@ -371,6 +436,22 @@ class EbpfBackend(Backend):
     def _locked(self) -> Iterator[None]:
         with self._open(), self._pins.lock():
             yield
+
+
+def _to_event(one: Revoked) -> Event:
+    source, destination = one.ports
+    return Event(
+        kind=EventKind.REFUSED,
+        time=time.time(),
+        endpoint=one.endpoint,
+        peer_endpoint=one.peer,
+        source=(one.question.source, source),
+        destination=(one.question.destination, destination),
+        protocol=one.question.protocol,
+        direction=one.question.direction,
+        reason=Reason["REVOKED"],
+        rule=one.rule,
+    )
 
 
 def _stamp() -> Stamp:

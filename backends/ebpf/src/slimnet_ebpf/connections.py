@@ -31,7 +31,9 @@ def connections(sockets: Diagnosis) -> Iterator[Connection]:
         accepted = bool(flags & contract.SLIM_SOCKET_ACCEPTED)
         near = contract.SLIM_FLOW_SAME_HOST | contract.SLIM_FLOW_LOOPBACK
         over_wire = flags & contract.SLIM_SOCKET_WIRE or (
-            accepted and not record["flow_flags"] & near
+            accepted
+            and not record["flow_flags"] & near
+            and not flags & contract.SLIM_SOCKET_PUBLISHED
         )
         yield Connection(
             endpoint=record["endpoint"],

@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -17,8 +17,11 @@ from attrs import evolve, frozen
 from slimnet import contract
 from slimnet.exceptions import BackendError, InUse, InvalidValue
 from slimnet.model import Attachment, Endpoint, Network
+from slimnet.policy.difference import altered
+from slimnet.tables import LimitRecord
 from slimnet_ebpf import cgroups, links
 from slimnet_ebpf.layout import Layout, to_bytes16
+from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program
 from slimnet_ebpf.pins import INDEX_ENTRY, Pins
@@ -29,6 +32,7 @@ __all__ = ["Endpoints"]
 
 _LOCAL = Layout(contract.slim_local)
 _USAGE = Layout(contract.slim_usage)
+_ACCOUNT_KEY = Layout(contract.slim_account_key)
 _LISTENER_KEY = Layout(contract.slim_listener_key)
 _SOCKET = Layout(contract.slim_socket)
 _ENTRY = struct.Struct(INDEX_ENTRY)
@@ -71,6 +75,7 @@ class Endpoints:
         maps: the contract's maps by number.
         below: the directory in which endpoints' cgroups are made.
         sockets: to find and destroy what a detached endpoint leaves.
+        limits: what each may send.
         on_index: called with (endpoint, index) when one gets or loses its index.
     """
 
@@ -81,6 +86,7 @@ class Endpoints:
         maps: dict[int, Map],
         below: Path,
         sockets: Diagnosis,
+        limits: Limits,
         on_index: Callable[[int, int], None],
     ) -> None:
         self._pins = pins
@@ -88,6 +94,7 @@ class Endpoints:
         self._maps = maps
         self._below = below
         self._sockets = sockets
+        self._limits = limits
         self._on_index = on_index
         self._indexes = pins.open_map("index")
         self._mount = cgroups.find_mount()
@@ -99,6 +106,34 @@ class Endpoints:
             for index, entry in self._entries().items()
             if entry.flags & _READY
         }
+
+    def owners(self) -> dict[int, int]:
+        """Cgroup id, of those below an endpoint's too, to the endpoint's id."""
+        found = {}
+        for entry in self._entries().values():
+            path = self._path(entry) if entry.endpoint else None
+            if path is not None:
+                found[entry.cgroup] = entry.endpoint
+                found |= dict.fromkeys(
+                    map(cgroups.number, cgroups.descendants(path)), entry.endpoint
+                )
+        return found
+
+    def limit(self, wanted: Mapping[int, LimitRecord]) -> None:
+        """Put limits in force, for those that are attached and those to come.
+
+        Args:
+            wanted: endpoint id to its limit.
+        """
+        before, self._limits.wanted = self._limits.wanted, wanted
+        # At first nobody knows what those that were adopted are held to.
+        changed = None if before is None else altered(before, wanted)
+        for index, entry in self._entries().items() if changed != set() else ():
+            path = None
+            if entry.endpoint and (changed is None or entry.endpoint in changed):
+                path = self._path(entry)
+            if path is not None and entry.flags & _READY:
+                self._limits.apply(entry.endpoint, index, path, self._links(entry.endpoint))
 
     def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
         """See :meth:`slimnet.abc.Backend.attach`."""
@@ -238,7 +273,7 @@ class Endpoints:
         self._on_index(endpoint.id, index)
 
     def _put_in_force(self, endpoint: Endpoint, network: Network, index: int, path: Path) -> None:
-        directory = self._pins.links / str(endpoint.id)
+        directory = self._links(endpoint.id)
         directory.mkdir(exist_ok=True)
         self._maps[contract.SLIM_MAP_LOCAL].set(u32(index), _USAGE.pack(waiting=b""))
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -249,6 +284,7 @@ class Endpoints:
                     links.attach(program.fd, fd, program.attach_type, pin)
         finally:
             os.close(fd)
+        self._limits.apply(endpoint.id, index, path, directory)
         # Last: until the cgroup knows who it is, everything is refused.
         self._maps[contract.SLIM_MAP_CGROUP].set(
             cgroups.number(path).to_bytes(8, sys.byteorder),
@@ -262,7 +298,7 @@ class Endpoints:
 
     def _let_go(self, index: int, entry: _Entry) -> None:
         """Take the programs off and give the index back."""
-        directory = self._pins.links / str(entry.endpoint)
+        directory = self._links(entry.endpoint)
         with contextlib.suppress(FileNotFoundError):
             for pin in directory.iterdir():
                 pin.unlink()
@@ -273,8 +309,17 @@ class Endpoints:
             for key, _ in held.items()
             if _LISTENER_KEY.unpack(key)["inner"] >> 16 & 0x7FF == index
         )
+        accounts = self._maps[contract.SLIM_MAP_ACCOUNT]
+        accounts.remove(
+            key
+            for key, _ in accounts.items()
+            if _ACCOUNT_KEY.unpack(key)["endpoint"] == entry.endpoint
+        )
         self._on_index(entry.endpoint, 0)
         self._write(index, _Entry(freed=time.monotonic_ns()))
+
+    def _links(self, endpoint: int) -> Path:
+        return self._pins.links / str(endpoint)
 
     def _destroy_sockets(self, endpoint: int, cgroup_ids: set[int]) -> None:
         """The endpoint's sockets, wherever their descriptors have gone."""

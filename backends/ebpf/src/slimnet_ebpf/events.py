@@ -59,6 +59,7 @@ class Events:
         self._kept = time.monotonic()
         self._reading = threading.Lock()
         self._raw: list[bytes] = []
+        self._told: list[Event] = []
         self._sample = SampleFunction(self._take)  # must live as long as the ring
         ring = library().ring_buffer__new(
             maps[contract.SLIM_MAP_EVENT].fd, self._sample, None, None
@@ -89,7 +90,13 @@ class Events:
                     return found
                 self._poll.poll(min(left, _HOUSEKEEPING))
                 if self._woken():
-                    return []
+                    return self._drain()
+
+    def tell(self, events: list[Event]) -> None:
+        """What did not come from the data path, to whoever reads next."""
+        self._told += events
+        if events and self._ring is not None:
+            os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Ends a :meth:`read` in another thread. Closing twice is no error."""
@@ -125,7 +132,8 @@ class Events:
         if doomed:
             self._destroy(doomed)
         epoch = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        return [_to_event(record, epoch) for record in records if record["kind"] in _KINDS]
+        told, self._told = self._told, []
+        return told + [_to_event(record, epoch) for record in records if record["kind"] in _KINDS]
 
     def _destroy(self, cookies: set[int]) -> None:
         try:

@@ -37,7 +37,8 @@ class Layout:
     """The bytes of one struct of the contract.
 
     Fields are keyword arguments, absent ones are 0. Arrays in network order
-    (addresses) are ``bytes``; scalars in network order are plain integers.
+    (addresses) and structs within are ``bytes``; scalars in network order are
+    plain integers.
     """
 
     def __init__(self, structure: type[ctypes.Structure]) -> None:
@@ -46,7 +47,7 @@ class Layout:
         form = "="
         for name, kind in structure._fields_:  # type: ignore[misc]
             size = ctypes.sizeof(kind)
-            if issubclass(kind, ctypes.Array):
+            if issubclass(kind, (ctypes.Array, ctypes.Structure)):
                 role = "bytes" if name in big_endian else "array"
                 form += f"{size}s"
             elif name in big_endian:

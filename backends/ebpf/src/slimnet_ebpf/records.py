@@ -11,7 +11,18 @@ from attrs import frozen
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
-from slimnet.tables import Change, CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
+from slimnet.tables import (
+    Change,
+    CidrRecord,
+    EndpointRecord,
+    PolicyKey,
+    PolicyRecord,
+    PublishKey,
+    PublishRecord,
+    ServiceKey,
+    ServiceRecord,
+    Tables,
+)
 from slimnet_ebpf.layout import Layout, to_bytes16
 
 __all__ = ["ENDPOINT", "Kind", "kinds", "u32"]
@@ -22,6 +33,12 @@ _CIDR_KEY = Layout(contract.slim_cidr_key)
 _CIDR = Layout(contract.slim_cidr)
 _POLICY_KEY = Layout(contract.slim_policy_key)
 _POLICY = Layout(contract.slim_policy)
+_SERVICE_KEY = Layout(contract.slim_service_key)
+_SERVICE = Layout(contract.slim_service)
+_BACKEND = Layout(contract.slim_backend)
+_PUBLISH_KEY = Layout(contract.slim_publish_key)
+_PUBLISH = Layout(contract.slim_publish)
+_EVERY_ADDRESS = bytes(16)
 
 
 def u32(number: int) -> bytes:
@@ -65,9 +82,37 @@ def _policy(record: PolicyRecord) -> bytes:
     return _POLICY.pack(action=action, reason=int(record.reason), rule=record.rule)
 
 
+def _service_key(key: ServiceKey) -> bytes:
+    return _SERVICE_KEY.pack(
+        vni=key.vni, address=to_bytes16(key.address), port=key.port, protocol=key.protocol
+    )
+
+
+def _service(record: ServiceRecord) -> bytes:
+    backends = {
+        (endpoint, port): _BACKEND.pack(endpoint=endpoint, port=port)
+        for endpoint, port in set(record.slots)
+    }
+    return _SERVICE.pack(
+        id=record.id,
+        affinity=record.affinity,
+        size=record.size,
+        slots=b"".join(backends[slot] for slot in record.slots),
+    )
+
+
+def _publish_key(key: PublishKey) -> bytes:
+    address = _EVERY_ADDRESS if key.address is None else to_bytes16(key.address)
+    return _PUBLISH_KEY.pack(address=address, port=key.port, protocol=key.protocol)
+
+
+def _publish(record: PublishRecord) -> bytes:
+    return _PUBLISH.pack(endpoint=record.endpoint, port=record.port)
+
+
 @frozen
 class Kind:
-    """One of the four tables.
+    """One of the tables.
 
     Attributes:
         map: the number of its pair of maps in the contract.
@@ -85,7 +130,7 @@ class Kind:
 
 
 def kinds(indexes: Mapping[int, int]) -> tuple[Kind, ...]:
-    """The four tables.
+    """The tables that are swapped together.
 
     Args:
         indexes: the inner index of every attached endpoint.
@@ -131,5 +176,19 @@ def kinds(indexes: Mapping[int, int]) -> tuple[Kind, ...]:
             lambda change: change.gone_policy,
             _policy_key,
             lambda _, record: _policy(record),
+        ),
+        Kind(
+            contract.SLIM_MAP_SERVICE,
+            lambda tables: tables.services,
+            lambda change: change.gone_services,
+            _service_key,
+            lambda _, record: _service(record),
+        ),
+        Kind(
+            contract.SLIM_MAP_PUBLISH,
+            lambda tables: tables.published,
+            lambda change: change.gone_published,
+            _publish_key,
+            lambda _, record: _publish(record),
         ),
     )

@@ -4,7 +4,7 @@
 One dump gives each socket's addresses, state, cookie, cgroup, and what the
 data path keeps in its storage (INET_DIAG_SK_BPF_STORAGES, Linux 5.6).
 
-Source: ``uapi/linux/inet_diag.h``, ``sock_diag.h``.
+Source: ``uapi/linux/inet_diag.h``, ``sock_diag.h``, ``tcp.h`` (struct tcp_info).
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
 _REQ_STORAGES = 2
 _REQ_STORAGE_MAP = 1
+_INFO = 2
 _STORAGES = 20
 _CGROUP = 21
 _STORAGE_VALUE = 3
 _NESTED = 0x8000
+# tcpi_bytes_acked and tcpi_bytes_received of struct tcp_info (Linux 4.1)
+_TRAFFIC = struct.Struct("=QQ")
+_TRAFFIC_OFFSET = 120
 
 #: TCP states by the kernel's number, as ``ss`` prints them.
 STATES = (
@@ -64,6 +68,8 @@ class Socket:
         id: struct inet_diag_sockid: ports, addresses, interface, cookie.
         cgroup: id of the cgroup it was created in; 0 where unknown.
         storage: what the data path keeps for it; empty where it is no endpoint's.
+        traffic: bytes that the peer acknowledged and bytes received, where they
+            were asked for; SYN and FIN count.
     """
 
     family: int
@@ -72,6 +78,7 @@ class Socket:
     id: bytes
     cgroup: int
     storage: bytes
+    traffic: tuple[int, int] = (0, 0)
 
     @property
     def cookie(self) -> int:
@@ -106,7 +113,7 @@ class Diagnosis:
         self._sequence = 0
         self._lock = threading.Lock()
 
-    def sockets(self, *protocols: int) -> list[Socket]:
+    def sockets(self, *protocols: int, traffic: bool = False) -> list[Socket]:
         """All sockets of these protocols (TCP if none is named)."""
         found: list[Socket] = []
         attribute = _attribute(
@@ -115,7 +122,9 @@ class Diagnosis:
         )
         for protocol in protocols or (socket.IPPROTO_TCP,):
             for family in (socket.AF_INET, socket.AF_INET6):
-                request = struct.pack("=BBBBI48x", family, protocol, 0, 0, 0xFFFFFFFF) + attribute
+                more = 1 << (_INFO - 1) if traffic else 0
+                request = struct.pack("=BBBBI48x", family, protocol, more, 0, 0xFFFFFFFF)
+                request += attribute
                 found += [_parse(one, protocol) for one in self._talk(_BY_FAMILY, _DUMP, request)]
         return found
 
@@ -191,12 +200,14 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _parse(payload: bytes, protocol: int) -> Socket:
     family, state = payload[0], payload[1]
-    cgroup, storage = 0, b""
+    cgroup, storage, traffic = 0, b"", (0, 0)
     for kind, value in _attributes(payload[72:]):
         if kind == _CGROUP:
             cgroup = struct.unpack("=Q", value)[0]
+        elif kind == _INFO and len(value) >= _TRAFFIC_OFFSET + _TRAFFIC.size:
+            traffic = _TRAFFIC.unpack_from(value, _TRAFFIC_OFFSET)
         elif kind == _STORAGES:
             for _, entry in _attributes(value):
                 with contextlib.suppress(KeyError):
                     storage = dict(_attributes(entry))[_STORAGE_VALUE]
-    return Socket(family, protocol, state, payload[4:52], cgroup, storage)
+    return Socket(family, protocol, state, payload[4:52], cgroup, storage, traffic)

@@ -25,7 +25,7 @@ _MARGIN = 2
 
 
 class Writer:
-    """Writes the four pairs of tables of one instance.
+    """Writes the pairs of tables of one instance.
 
     Args:
         maps: the contract's maps by number.
@@ -43,8 +43,8 @@ class Writer:
         """Of the tables in force; 0 before the first."""
         return self._active() >> 1
 
-    def install(self, tables: Tables, change: Change | None, indexes: Mapping[int, int]) -> None:
-        """See :meth:`slimnet.abc.Backend.install`.
+    def install(self, tables: Tables, change: Change | None, indexes: Mapping[int, int]) -> bool:
+        """See :meth:`slimnet.abc.Backend.install`; whether that generation was not in force.
 
         Args:
             tables: all of them.
@@ -53,7 +53,7 @@ class Writer:
         """
         active = self._active()
         if active and active >> 1 == tables.generation:
-            return
+            return False
         slot = (active & 1) ^ 1
         differ = self._differ if active == self._known else None
         every = kinds(indexes)
@@ -61,7 +61,7 @@ class Writer:
         changed = _changed(every, change) if change is not None and follows else None
         # Until the last write, nobody can say what the inactive slot holds.
         self._differ = None
-        self._wait()
+        self.settle()
         for kind in every:
             if changed is None or differ is None:
                 self._write_whole(kind, slot, kind.of(tables))
@@ -71,6 +71,7 @@ class Writer:
         self._known = tables.generation << 1 | slot
         self._maps[contract.SLIM_MAP_ACTIVE].set(_ACTIVE, self._known.to_bytes(8, sys.byteorder))
         self._differ = changed
+        return True
 
     def set_index(self, endpoint: int, index: int) -> None:
         """Set the inner index of a local endpoint in both slots. An update of
@@ -95,8 +96,8 @@ class Writer:
             raise BackendError(f"{contract.MAPS[number]}: no table in slot {slot}")
         return inner
 
-    def _wait(self) -> None:
-        """Until every program that began with the inactive slot has ended."""
+    def settle(self) -> None:
+        """Wait until every program that began with the inactive slot has ended."""
         self._maps[contract.SLIM_MAP_ADDRESS].set_inner(
             0, self._inner(contract.SLIM_MAP_ADDRESS, 0)
         )

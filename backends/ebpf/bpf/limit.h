@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What all connections of an endpoint may send together. This program is
+ * attached only to the cgroups of endpoints that have such a limit; for all
+ * others not one instruction runs per packet.
+ *
+ * A packet is let through while the endpoint is less than SLIM_LIMIT_AHEAD
+ * ahead of its rate (the generic cell rate algorithm, ITU-T I.371). One that
+ * is not is held back, not lost: TCP hears of a full queue (NET_XMIT_CN of
+ * the kernel's include/linux/bpf-cgroup.h), slows down and sends it again.
+ */
+#ifndef SLIMNET_LIMIT_H
+#define SLIMNET_LIMIT_H
+
+#include "bind.h"
+
+#define SLIM_LIMIT_AHEAD 20000000ULL	/* ns */
+
+/* What a cgroup_skb/egress program answers. */
+#define SLIM_SEND 1
+#define SLIM_HOLD_BACK 2
+#define SLIM_SEND_SLOWER 3
+
+static __always_inline int slim_limit_run(struct __sk_buff *skb)
+{
+	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
+	__u32 index = local->index;
+	const struct slim_limit *limit = bpf_map_lookup_elem(&slim_limit, &index);
+	struct slim_usage *usage = slim_usage_get(index);
+	__u64 now, next;
+
+	if (!limit || !limit->rate || !usage)
+		return SLIM_SEND;
+	now = bpf_ktime_get_ns();
+	next = *(volatile __u64 *)&usage->next;
+	if (next > now + SLIM_LIMIT_AHEAD) {
+		slim_count(SLIM_REASON_RATE);
+		return SLIM_HOLD_BACK;
+	}
+	if (next < now)
+		__sync_val_compare_and_swap(&usage->next, next, now);
+	__sync_fetch_and_add(&usage->next, skb->len * SLIM_SECOND / limit->rate);
+	return next > now + SLIM_LIMIT_AHEAD / 2 ? SLIM_SEND_SLOWER : SLIM_SEND;
+}
+
+#endif /* SLIMNET_LIMIT_H */

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who sent how much by which rule: what the data path wrote down of connections
+that ended, and the kernel's own counts of those that live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from slimnet import contract
+from slimnet.model import Account, Direction
+from slimnet_ebpf.layout import Layout
+from slimnet_ebpf.maps import Map
+from slimnet_ebpf.sockets import Diagnosis
+
+__all__ = ["accounts"]
+
+_KEY = Layout(contract.slim_account_key)
+_ACCOUNT = Layout(contract.slim_account)
+_SOCKET = Layout(contract.slim_socket)
+_COUNTS = ("connections", "refused", "sent", "received")
+
+
+def accounts(table: Map, sockets: Diagnosis) -> Iterator[Account]:
+    """See :meth:`slimnet.abc.Backend.accounts`."""
+    # Live ones first: one that ends meanwhile is counted once, or twice for a moment.
+    found: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for one in sockets.sockets(traffic=True):
+        record = _SOCKET.unpack(one.storage) if one.storage else {}
+        if not record.get("flags", 0) & contract.SLIM_SOCKET_ESTABLISHED:
+            continue
+        accepted = record["flags"] & contract.SLIM_SOCKET_ACCEPTED
+        direction = contract.SLIM_INGRESS if accepted else contract.SLIM_EGRESS
+        entry = found.setdefault(
+            (record["endpoint"], record["rule"], direction), dict.fromkeys(_COUNTS, 0)
+        )
+        sent, received = one.traffic
+        entry["connections"] += 1
+        entry["sent"] += max(0, sent - (0 if accepted else 1))  # the SYN counts as a byte
+        entry["received"] += received
+    for key, value in table.items():
+        place = tuple(_KEY.unpack(key).values())
+        entry = found.setdefault((place[0], place[1], place[2]), dict.fromkeys(_COUNTS, 0))
+        for name, number in _ACCOUNT.unpack(value).items():
+            entry[name] += number
+    for (endpoint, rule, direction), entry in sorted(found.items()):
+        yield Account(endpoint, rule, Direction(direction), **entry)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking the data path itself: the program ``slim_ask``, over the tables in force.
+
+Source: the kernel's ``Documentation/bpf/bpf_prog_run.rst``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+
+from attrs import frozen
+from netaddr import IPAddress
+
+from slimnet import contract
+from slimnet.model import Decision, Direction, Reason, Verdict
+from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
+from slimnet_ebpf.libbpf import TestRunOptions, check, library
+
+__all__ = ["Question", "ask"]
+
+_QUESTION = Layout(contract.slim_question)
+_VERDICT = Layout(contract.slim_verdict)
+_NOBODY = bytes(16)
+
+
+@frozen
+class Question:
+    """A flow, with what a data path knows of it (struct slim_question).
+
+    Attributes:
+        vni: the network that both addresses are seen from.
+        direction: whose policy is asked: EGRESS the source's, INGRESS the destination's.
+        source: overlay or outside address.
+        destination: likewise, or a service's.
+        protocol: IP protocol number.
+        port: destination port.
+    """
+
+    vni: int
+    direction: Direction
+    source: IPAddress
+    destination: IPAddress
+    protocol: int
+    port: int
+
+
+def ask(program: int, question: Question) -> Decision:
+    """What the data path would do with a flow now. Counts and keeps nothing.
+
+    Args:
+        program: descriptor of the loaded ``slim_ask``.
+        question: the flow.
+    """
+    data = _QUESTION.pack(
+        vni=question.vni,
+        direction=int(question.direction),
+        source=to_bytes16(question.source),
+        destination=to_bytes16(question.destination),
+        port=question.port,
+        protocol=question.protocol,
+        random=random.getrandbits(32),  # which backend of a service, as at connect()
+        verdict=b"",
+    )
+    answer = ctypes.create_string_buffer(_QUESTION.size)
+    options = TestRunOptions(
+        sz=ctypes.sizeof(TestRunOptions),
+        data_in=data,
+        data_out=ctypes.addressof(answer),
+        data_size_in=len(data),
+        data_size_out=len(answer),
+        repeat=1,
+    )
+    check(library().bpf_prog_test_run_opts(program, ctypes.byref(options)), "ask the data path")
+    found = _QUESTION.unpack(answer.raw)
+    verdict = _VERDICT.unpack(found["verdict"])
+    return Decision(
+        verdict=Verdict(
+            verdict["action"] == contract.SLIM_ALLOW, Reason(verdict["reason"]), verdict["rule"]
+        ),
+        generation=found["generation"],
+        subject=found["subject"],
+        peer=found["peer"],
+        endpoint=found["endpoint"],
+        service=found["service"],
+        target=(from_bytes16(found["target"]), found["target_port"]),
+        host=from_bytes16(found["host"]) if found["host"] != _NOBODY else None,
+    )

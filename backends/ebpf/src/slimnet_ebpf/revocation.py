@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live connections that new tables forbid: found, and closed.
+
+Each connection is put to the data path itself, once for each flow however many
+connections it has. Only what policy denies is closed: a peer that the tables do
+not know any more (its host's lease ran out, say) is no reason.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from attrs import frozen
+from netaddr import IPAddress
+
+from slimnet import contract
+from slimnet.model import Decision, Direction, Reason
+from slimnet.tables import Change, EndpointRecord, Tables
+from slimnet_ebpf.layout import Layout, from_bytes16
+from slimnet_ebpf.question import Question
+from slimnet_ebpf.sockets import STATES, Socket
+
+__all__ = ["Revoked", "may_forbid", "revoked"]
+
+_SOCKET = Layout(contract.slim_socket)
+_DENIALS = frozenset({Reason["RULE_DENY"], Reason["DEFAULT_DENY"], Reason["HOST_DENY"]})
+_OVER = frozenset({"LISTEN", "UNCONN", "TIME-WAIT"})
+
+
+@frozen
+class Revoked:
+    """A connection that must not be any more.
+
+    Attributes:
+        socket: this end of it.
+        endpoint: id of the endpoint whose policy forbids it.
+        peer: id of the other endpoint, or 0.
+        question: the flow, as policy was asked.
+        rule: what forbids it; 0 where it is the lack of a rule.
+        ports: of its opener and as it was dialled.
+    """
+
+    socket: Socket
+    endpoint: int
+    peer: int
+    question: Question
+    rule: int
+    ports: tuple[int, int]
+
+
+def may_forbid(before: Tables | None, change: Change | None) -> bool:
+    """Whether a change of these tables can deny anything that they allowed."""
+    if before is None or change is None:
+        return True
+    new = change.set
+    if new.policy or change.gone_policy or new.cidrs or change.gone_cidrs:
+        return True
+    identities = (
+        (before.endpoints[number].identity, record.identity)
+        for number, record in new.endpoints.items()
+        if number in before.endpoints
+    )
+    return any(old != now for old, now in identities)
+
+
+def revoked(
+    sockets: Iterable[Socket],
+    endpoints: Mapping[int, EndpointRecord],
+    owners: Mapping[int, int],
+    ask: Callable[[Question], Decision],
+) -> Iterator[Revoked]:
+    """The connections that policy denies now.
+
+    Args:
+        sockets: TCP and UDP sockets of this host.
+        endpoints: the tables' records.
+        owners: cgroup id to endpoint id; UDP sockets keep nothing in storage.
+        ask: puts a question to the data path.
+    """
+    answers: dict[Question, Decision] = {}
+    for one in sockets:
+        found = _udp(one, endpoints, owners) if one.protocol == socket.IPPROTO_UDP else None
+        if one.storage and STATES[min(one.state, len(STATES) - 1)] not in _OVER:
+            found = _tcp(one, endpoints)
+        if found is None:
+            continue
+        endpoint, peer, question, ports = found
+        if question not in answers:
+            answers[question] = ask(question)
+        verdict = answers[question].verdict
+        if not verdict.allowed and verdict.reason in _DENIALS:
+            yield Revoked(one, endpoint, peer, question, verdict.rule, ports)
+
+
+_Found = tuple[int, int, Question, tuple[int, int]]
+
+
+def _tcp(one: Socket, endpoints: Mapping[int, EndpointRecord]) -> _Found | None:
+    record: dict[str, Any] = _SOCKET.unpack(one.storage)
+    own = endpoints.get(record["endpoint"])
+    peer = endpoints.get(record["peer_endpoint"])
+    connected = record["peer_port"] and record["endpoint"] != record["peer_endpoint"]
+    if own is None or not connected or (record["peer_endpoint"] and peer is None):
+        return None
+    other: IPAddress = from_bytes16(record["peer"]) if peer is None else peer.address
+    local_port = record["local_port"] or one.ports[0]
+    accepted = record["flags"] & contract.SLIM_SOCKET_ACCEPTED
+    question = Question(
+        own.vni,
+        Direction.INGRESS if accepted else Direction.EGRESS,
+        other if accepted else own.address,
+        own.address if accepted else other,
+        socket.IPPROTO_TCP,
+        record["target_port"],
+    )
+    ports = (record["peer_port"], local_port) if accepted else (local_port, record["peer_port"])
+    return record["endpoint"], record["peer_endpoint"], question, ports
+
+
+def _udp(
+    one: Socket, endpoints: Mapping[int, EndpointRecord], owners: Mapping[int, int]
+) -> _Found | None:
+    """Connected to the outside: sendto(2) is asked each time, send(2) is not."""
+    endpoint = owners.get(one.cgroup, 0)
+    own = endpoints.get(endpoint)
+    local, remote = one.ports
+    if own is None or not remote:
+        return None
+    raw = one.addresses[1]
+    other = from_bytes16(raw) if len(raw) == 16 else IPAddress(int.from_bytes(raw, "big"), 4)
+    question = Question(own.vni, Direction.EGRESS, own.address, other, socket.IPPROTO_UDP, remote)
+    return endpoint, 0, question, (local, remote)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lab that follows a desired state, with tables of the compiler's making."""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from lab.cluster import Endpoint, Host, Lab
+from slimnet.model import Wire
+from slimnet.policy import Compiler, State
+
+__all__ = ["Compiled"]
+
+
+class Compiled(Lab):
+    """The hosts and the endpoints of a state.
+
+    Every :meth:`follow` compiles and installs as an agent does: one compiler for
+    each host, and with the tables what differs from the ones before.
+
+    Args:
+        state: the lab's hosts stand for its hosts, in their order, and have
+            underlay addresses of their own.
+    """
+
+    def __init__(self, state: State) -> None:
+        super().__init__("ebpf", hosts=len(state.hosts), tables=False)
+        self.state = state
+        try:
+            self._compilers = {
+                host.name: (Compiler(host.name), own)
+                for host, own in zip(state.hosts, self.hosts, strict=True)
+            }
+            networks = {network.name: network for network in state.networks}
+            for record in state.endpoints:
+                self.attach(self.host(record.host), record, networks[record.network])
+            self.follow(state)
+        except BaseException:
+            self.close()
+            raise
+
+    def host(self, name: str) -> Host:
+        """The lab's host that stands for that of the state."""
+        return self._compilers[name][1]
+
+    def follow(self, state: State) -> None:
+        """Put another state in force on all hosts."""
+        self._generation += 1
+        hosts = [
+            evolve(host, address=self.host(host.name).address, wires={Wire.SYN})
+            for host in state.hosts
+        ]
+        self.state = evolve(state, hosts=hosts, revision=self._generation)
+        for compiler, host in self._compilers.values():
+            host.backend.install(*compiler.update(self.state))
+
+    def install(self) -> None:
+        """Without the endpoints that were removed."""
+        left = [item for item in self.state.endpoints if item.id in self.endpoints]
+        self.follow(evolve(self.state, endpoints=left))
+
+    def called(self, namespace: str, name: str) -> Endpoint:
+        """The endpoint of that name."""
+        (endpoint,) = (
+            item
+            for item in self.endpoints.values()
+            if (item.record.namespace, item.record.name) == (namespace, name)
+        )
+        return endpoint

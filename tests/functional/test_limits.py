@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an endpoint may send, measured by who receives it; and what is on its account.
+
+Rates are asked with a wide margin above and below: these are tests of what is
+held back, not of how precisely.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+from slimnet.model import Direction, Reason
+
+MEGABYTE = 1 << 20
+
+
+def _receive(listener: socket.socket, connections: int, seconds: float) -> float:
+    """Bytes a second that arrive on this many connections together, after a start."""
+    children = [listener.accept()[0] for _ in range(connections)]
+    counts = [0] * connections
+    begin = time.monotonic() + 0.3
+    end = begin + seconds
+
+    def read(number: int) -> None:
+        children[number].settimeout(seconds + 2)
+        while (now := time.monotonic()) < end:
+            size = len(children[number].recv(1 << 18))
+            if now > begin:
+                counts[number] += size
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for child in children:
+        child.close()
+    return sum(counts) / seconds
+
+
+def _send(address: str, port: int, connections: int) -> None:
+    """As much as goes, until the other end closes."""
+
+    def pump(sock: socket.socket) -> None:
+        try:
+            while True:
+                sock.sendall(bytes(1 << 16))
+        except OSError:
+            sock.close()
+
+    for _ in range(connections):
+        sock = socket.create_connection((address, port))
+        threading.Thread(target=pump, args=(sock,), daemon=True).start()
+
+
+def rate(client, server, connections, seconds=1.5):
+    """What goes from one to the other, in bytes a second."""
+    listener = server.listen(7000)
+    receiving = server.start(_receive, listener, connections, seconds)
+    client.call(_send, server.address, 7000, connections)
+    result = receiving.result(30)
+    listener.close()
+    return result
+
+
+def test_each_connection(lab, ends):
+    """The kernel paces each; two have twice as much."""
+    client, server = ends
+    lab.limit(client, connection_rate=4 * MEGABYTE)
+    lab.install()
+    assert 0.6 < rate(client, server, 1) / (4 * MEGABYTE) < 1.15
+    assert 0.6 < rate(client, server, 2) / (8 * MEGABYTE) < 1.15
+
+
+def test_what_it_accepted_is_paced_as_well(lab, ends):
+    """Egress is what an endpoint sends, whoever opened the connection."""
+    server, client = ends
+    lab.limit(server, connection_rate=4 * MEGABYTE)
+    lab.install()
+    listener = server.listen(7000)
+    sock = client.connect(server.address, 7000)
+    child, _ = listener.accept()
+    server.start(_pump, child)
+    assert 0.6 < client.call(_count, sock, 1.5) / (4 * MEGABYTE) < 1.15
+
+
+def _pump(sock: socket.socket) -> None:
+    try:
+        while True:
+            sock.sendall(bytes(1 << 16))
+    except OSError:
+        sock.close()
+
+
+def _count(sock: socket.socket, seconds: float) -> float:
+    begin = time.monotonic() + 0.3
+    end = begin + seconds
+    count = 0
+    while (now := time.monotonic()) < end:
+        size = len(sock.recv(1 << 18))
+        count += size if now > begin else 0
+    sock.close()
+    return count / seconds
+
+
+@pytest.mark.parametrize("connections", [1, 6])
+def test_all_of_an_endpoint_together(lab, ends, connections):
+    client, server = ends
+    lab.limit(client, rate=8 * MEGABYTE)
+    lab.install()
+    assert 0.6 < rate(client, server, connections) / (8 * MEGABYTE) < 1.15
+
+
+def test_another_endpoint_is_not_held_back(lab, ends):
+    client, server = ends
+    other = lab.endpoint(0)
+    lab.limit(client, rate=MEGABYTE)
+    lab.install()
+    assert rate(other, server, 1, 0.5) > 20 * MEGABYTE
+    assert Reason.RATE not in other.host.counters() or client.host is other.host
+
+
+def test_it_ends_with_the_limit(lab, ends):
+    """For connections from then on."""
+    client, server = ends
+    lab.limit(client, rate=MEGABYTE)
+    lab.install()
+    assert rate(client, server, 1, 1) < 2 * MEGABYTE
+    lab.limits.clear()
+    lab.install()
+    assert rate(client, server, 1, 0.5) > 20 * MEGABYTE
+
+
+def test_an_application_does_not_lift_it(lab, ends):
+    """SO_MAX_PACING_RATE is the endpoint's own affair only below the limit."""
+    client, server = ends
+    lab.limit(client, connection_rate=2 * MEGABYTE)
+    lab.install()
+    listener = server.listen(7000)
+    sock = client.connect(server.address, 7000)
+    child, _ = listener.accept()
+    sock.setsockopt(socket.SOL_SOCKET, 47, 0xFFFFFFFF - 2**32)
+    client.start(_pump, sock)
+    assert server.call(_count, child, 1.5) < 3 * MEGABYTE
+
+
+def test_no_program_runs_where_there_is_no_limit(lab):
+    """Not one instruction per packet: nothing is attached to the cgroup for that."""
+    free, held = lab.endpoint(0), lab.endpoint(0)
+    lab.limit(held, rate=MEGABYTE)
+    lab.install()
+    pins = [free.host.driver.call(_pins, free.host.backend, each.id) for each in (free, held)]
+    assert [("slim_rate" in names) for names in pins] == [False, True]
+    lab.limits.clear()
+    lab.install()
+    assert "slim_rate" not in held.host.driver.call(_pins, held.host.backend, held.id)
+
+
+def _pins(backend, endpoint: int) -> list[str]:
+    return [path.name for path in (backend._pins.links / str(endpoint)).iterdir()]
+
+
+def accounts(endpoint):
+    return [each for each in endpoint.host.backend.accounts() if each.endpoint == endpoint.id]
+
+
+def test_accounts_by_rule(lab, ends):
+    """Connections and payload bytes, at both ends, live ones and ended ones."""
+    client, server = ends
+    lab.rule(client, Direction.EGRESS, peer=server, port=80, allow=True)
+    lab.rule(server, Direction.INGRESS, peer=client, port=80, allow=True)
+    lab.isolate(client, Direction.EGRESS)
+    lab.install()
+    listener = server.listen(80)
+    for _ in range(3):
+        sock = client.connect(server.address, 80)
+        child, _ = listener.accept()
+        sock.sendall(bytes(1000))
+        assert child.recv(1000, socket.MSG_WAITALL) == bytes(1000)
+        child.sendall(bytes(50))
+        assert sock.recv(50, socket.MSG_WAITALL) == bytes(50)
+        sock.close()
+        assert child.recv(1) == b""
+        child.close()
+    sock = client.connect(server.address, 80)
+    child, _ = listener.accept()
+    sock.sendall(bytes(7))
+    assert child.recv(7, socket.MSG_WAITALL) == bytes(7)
+    with pytest.raises(PermissionError):
+        client.connect(server.address, 81)
+
+    def written():
+        return [
+            {
+                (each.rule, each.direction): (
+                    each.connections,
+                    each.refused,
+                    each.sent,
+                    each.received,
+                )
+                for each in accounts(end)
+            }
+            for end in ends
+        ]
+
+    expected = [
+        {
+            (1, Direction.EGRESS): (4, 0, 3007, 150),
+            (0, Direction.EGRESS): (0, 1, 0, 0),
+        },
+        {(2, Direction.INGRESS): (4, 0, 150, 3007)},
+    ]
+    until = time.monotonic() + 5
+    while written() != expected:  # the last ACKs are on their way
+        assert time.monotonic() < until, written()
+        time.sleep(0.02)
+
+
+def test_an_account_goes_with_its_endpoint(lab, ends):
+    client, server = ends
+    server.serve(80)
+    client.connect(server.address, 80).close()
+    until = time.monotonic() + 5
+    while not accounts(client):
+        assert time.monotonic() < until
+    lab.remove(client)
+    assert not accounts(client)

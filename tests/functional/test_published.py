@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A port of the host that is an endpoint's: by its policy, with the client's real address."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+import pytest
+from netaddr import IPNetwork
+
+from slimnet import contract
+from slimnet.model import Direction, EventKind, Reason
+from slimnet.tables import CidrRecord
+
+INGRESS = Direction.INGRESS
+
+
+def grew(host, before, reason):
+    return host.counters().get(reason, 0) - before.get(reason, 0)
+
+
+def closed(hands, address, port):
+    """A connect that must be refused at once."""
+    started = time.monotonic()
+    with pytest.raises(ConnectionRefusedError):
+        hands.connect(address, port)
+    assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize("where", ["every address", "one address"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "dual-stack"])
+def test_a_client_from_outside(lab, where, family):
+    """The server sees the client's own address, and itself as it always does."""
+    server = lab.endpoint(0)
+    listener = server.listen(80, family=family)
+    lab.publish(server, 8080, 80, None if where == "every address" else server.host.address)
+    lab.install()
+    sock = lab.outside.root.connect(server.host.address, 8080)
+    child, peer = listener.accept()
+    prefix = "::ffff:" if family == socket.AF_INET6 else ""
+    name = (prefix + lab.outside.address, sock.getsockname()[1])
+    assert peer[:2] == name == child.getpeername()[:2]
+    assert child.getsockname()[:2] == (prefix + server.address, 80)
+    sock.sendall(b"from outside")
+    assert child.recv(12) == b"from outside"
+    child.sendall(b"back")
+    assert sock.recv(4) == b"back"
+    (mine,) = server.host.backend.connections()
+    assert (mine.endpoint, mine.peer_endpoint, mine.wire) == (server.id, 0, None)
+    assert str(mine.peer[0]) == lab.outside.address
+
+
+def test_from_the_hosts_themselves(lab):
+    """The endpoint's own host by any of its addresses, and another host of the cluster."""
+    server = lab.endpoint(0)
+    server.serve(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    for hands, address in (
+        (server.host.root, "127.0.0.1"),
+        (server.host.user, server.host.address),
+        (lab.hosts[1].root, server.host.address),
+    ):
+        sock = hands.connect(address, 8080)
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+
+
+def test_only_on_its_address(lab):
+    server = lab.endpoint(0)
+    server.serve(80)
+    lab.publish(server, 8080, 80, "127.0.0.1")
+    lab.install()
+    assert server.host.root.connect("127.0.0.1", 8080).getpeername() == ("127.0.0.1", 8080)
+    closed(lab.outside.root, server.host.address, 8080)
+
+
+def test_an_endpoint_may_dial_it_if_policy_names_the_host(lab):
+    """As any other port of a host."""
+    server, client = lab.endpoint(0), lab.endpoint(1)
+    server.serve(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    with pytest.raises(PermissionError):
+        client.connect(server.host.address, 8080)
+    lab.rule(client, Direction.EGRESS, peer=contract.SLIM_IDENTITY_HOST, allow=True)
+    lab.install()
+    client.connect(server.host.address, 8080)
+
+
+def test_nobody_listens(lab):
+    server = lab.endpoint(0)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    before = server.host.counters()
+    closed(lab.outside.root, server.host.address, 8080)
+    assert grew(server.host, before, Reason.SYN_NO_LISTENER) == 1
+
+
+def test_a_listener_on_the_endpoints_loopback_is_not_reached(lab):
+    server = lab.endpoint(0)
+    server.serve(80, "127.0.0.1")
+    lab.publish(server, 8080, 80)
+    lab.install()
+    closed(lab.outside.root, server.host.address, 8080)
+
+
+@contextlib.contextmanager
+def range_of_outside(lab, identity):
+    """Policy knows the outside machine's address by an identity of its own."""
+    tables = lab.tables
+
+    def with_range(host, **more):
+        made = tables(host, **more)
+        made.cidrs[77, IPNetwork(f"{lab.outside.address}/32")] = CidrRecord(identity)
+        return made
+
+    lab.tables = with_range
+    try:
+        yield
+    finally:
+        lab.tables = tables
+
+
+def test_ingress_policy_decides(lab):
+    """By the client's address; the refusal is at once, counted, on account and told."""
+    server = lab.endpoint(0)
+    listener = server.listen(80)
+    lab.publish(server, 8080, 80)
+    lab.isolate(server, INGRESS)
+    with range_of_outside(lab, 5000):
+        lab.install()
+        server.host.observe()
+        before = server.host.counters()
+        closed(lab.outside.root, server.host.address, 8080)
+        assert grew(server.host, before, Reason.DEFAULT_DENY) == 1
+        (event,) = server.host.events(1)
+        assert (event.kind, event.direction) == (EventKind.REFUSED, INGRESS)
+        assert (event.endpoint, event.peer_endpoint) == (server.id, 0)
+        assert str(event.source[0]) == lab.outside.address
+        assert event.destination == (server.record.address, 80)
+        (account,) = server.host.backend.accounts()
+        assert (account.endpoint, account.refused, account.direction) == (server.id, 1, INGRESS)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        lab.rule(server, INGRESS, peer=5000, port=80, allow=True)
+        lab.install()
+        lab.outside.root.connect(server.host.address, 8080)
+
+
+def test_taken_back(lab):
+    """No new connection; the port is the host's again."""
+    server = lab.endpoint(0)
+    server.serve(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    lab.outside.root.connect(server.host.address, 8080)
+    lab.published.clear()
+    lab.install()
+    closed(lab.outside.root, server.host.address, 8080)
+    listener = server.host.root.listen(8080)
+    lab.outside.root.connect(server.host.address, 8080)
+    listener.accept()
+
+
+def test_a_reuseport_group_that_lost_a_member(lab):
+    """The listener that is left is found again, by tc."""
+    server = lab.endpoint(0)
+    first = server.listen(80, reuseport=True)
+    second = server.listen(80, reuseport=True)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    second.close()
+    lab.outside.root.connect(server.host.address, 8080)
+    _, peer = first.accept()
+    assert peer[0] == lab.outside.address
+
+
+def test_syn_cookies(lab):
+    """The last ACK of a handshake that the kernel kept nothing of."""
+    server = lab.endpoint(0)
+    with server.host.sysctl("net.ipv4.tcp_syncookies", 2):
+        listener = server.listen(80)
+        lab.publish(server, 8080, 80)
+        lab.install()
+        sock = lab.outside.root.connect(server.host.address, 8080)
+        child, peer = listener.accept()
+        assert peer == sock.getsockname()
+        assert child.getsockname() == (server.address, 80)
+
+
+def test_a_flood_leaves_no_flow_records(lab):
+    """Refused or not, nothing is written down before a handshake is over."""
+    server = lab.endpoint(0)
+    server.serve(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    for _ in range(20):
+        lab.outside.root.connect(server.host.address, 8080)
+    assert server.host.driver.call(_flows, server.host.backend) == 0
+
+
+def _flows(backend) -> int:
+    from slimnet import contract
+
+    return len(list(backend._maps[contract.SLIM_MAP_FLOW].items()))

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New tables that forbid what lives: closed at both ends; what they allow never notices."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+
+import pytest
+
+from slimnet.model import Direction, EventKind, Reason
+from slimnet.tables import Change, Tables
+
+EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
+
+
+def pair(client, server, port=80, dialled=None):
+    """A connection: (client's socket, server's)."""
+    listener = server.listen(port)
+    sock = client.connect(*(dialled or (server.address, port)))
+    child, _ = listener.accept()
+    return sock, child
+
+
+def ends_within(sock, seconds):
+    """How a socket that waits for data ends: the errno, or 0 for an orderly end."""
+    sock.settimeout(seconds)
+    try:
+        data = sock.recv(1)
+    except TimeoutError:
+        pytest.fail("it lives")
+    except OSError as error:
+        return error.errno
+    assert data == b""
+    return 0
+
+
+#: What tcp(7) knows; EBADF is not among them.
+ORDINARY = {errno.ECONNABORTED, errno.ECONNRESET, errno.EPIPE}
+
+
+def alive(sock, child):
+    sock.sendall(b"ping")
+    assert child.recv(4) == b"ping"
+    child.sendall(b"pong")
+    assert sock.recv(4) == b"pong"
+
+
+@pytest.mark.parametrize("direction", [EGRESS, INGRESS], ids=["egress", "ingress"])
+def test_both_ends_are_closed_within_a_second(lab, ends, direction):
+    """By whichever end's policy; blocked in recv, with an ordinary error."""
+    client, server = ends
+    sock, child = pair(client, server)
+    alive(sock, child)
+    lab.isolate(client if direction is EGRESS else server, direction)
+    waiting = [client.start(_receive, sock), server.start(_receive, child)]
+    before = [host.counters() for host in (client.host, server.host)]
+    started = time.monotonic()
+    lab.install()
+    for future in waiting:
+        assert future.result(5) in ORDINARY
+    assert time.monotonic() - started < 1
+    where = client.host if direction is EGRESS else server.host
+    grown = where.counters().get(Reason.REVOKED, 0)
+    assert grown - before[0 if direction is EGRESS else 1].get(Reason.REVOKED, 0) == 1
+
+
+def _receive(sock: socket.socket) -> int:
+    try:
+        sock.settimeout(10)
+        return 0 if sock.recv(1) == b"" else -1
+    except OSError as error:
+        return error.errno or -2
+
+
+def test_those_that_remain_allowed_never_notice(lab, ends):
+    """Another port, another peer, and a transfer under way."""
+    client, server = ends
+    other = lab.endpoint(1)
+    doomed = pair(client, server, 80)
+    stays = pair(client, server, 81)
+    beside = pair(client, other, 80)
+    lab.rule(server, INGRESS, peer=client, port=81, allow=True)
+    lab.isolate(server, INGRESS)
+    pump = client.start(_pump, stays[0], 200)
+    drain = server.start(_drain, stays[1], 200)
+    lab.install()
+    assert ends_within(doomed[0], 2) in ORDINARY
+    assert pump.result(20) == drain.result(20) == 200 * 65536
+    alive(*beside)
+
+
+def _pump(sock: socket.socket, blocks: int) -> int:
+    for _ in range(blocks):
+        sock.sendall(bytes(65536))
+    return blocks * 65536
+
+
+def _drain(sock: socket.socket, blocks: int) -> int:
+    count = 0
+    while count < blocks * 65536:
+        count += len(sock.recv(65536))
+    return count
+
+
+def test_through_a_service(lab, ends):
+    """Policy is asked for the endpoint behind it, as at connect."""
+    client, server = ends
+    vip = lab.service(80, [(server, 8080)])
+    lab.install()
+    sock, child = pair(client, server, 8080, (vip, 80))
+    lab.rule(client, EGRESS, peer=server, port=8080, allow=True)
+    lab.isolate(client, EGRESS)
+    lab.install()
+    alive(sock, child)
+    lab.policy.clear()
+    lab.rule(client, EGRESS, peer=server, port=80, allow=True)
+    lab.isolate(client, EGRESS)
+    lab.install()
+    assert ends_within(sock, 2) in ORDINARY
+    assert ends_within(child, 2) in ORDINARY
+
+
+def test_from_a_published_port(lab):
+    server = lab.endpoint(0)
+    listener = server.listen(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    sock = lab.outside.root.connect(server.host.address, 8080)
+    child, _ = listener.accept()
+    alive(sock, child)
+    lab.isolate(server, INGRESS)
+    lab.install()
+    assert ends_within(sock, 2) in ORDINARY
+    assert ends_within(child, 2) in ORDINARY
+
+
+@pytest.mark.parametrize("protocol", [6, 17], ids=["tcp", "connected udp"])
+def test_to_the_outside(lab, protocol):
+    """A connected UDP socket asks no hook when it sends: it is closed too."""
+    client = lab.endpoint(0)
+    if protocol == 6:
+        listener = lab.outside.root.listen(9000)
+        sock = client.connect(lab.outside.address, 9000)
+        listener.accept()
+    else:
+        there = lab.outside.root.socket(kind=socket.SOCK_DGRAM)
+        there.bind(("0.0.0.0", 9000))
+        sock = client.socket(kind=socket.SOCK_DGRAM)
+        sock.connect((lab.outside.address, 9000))
+        sock.send(b"allowed")
+        assert there.recv(100) == b"allowed"
+    lab.isolate(client, EGRESS)
+    lab.install()
+    if protocol == 6:
+        assert ends_within(sock, 2) in ORDINARY
+    else:
+        with pytest.raises(OSError, match="abort|not connected|address required") as caught:
+            sock.send(b"denied")
+            sock.send(b"denied")
+        assert caught.value.errno != errno.EBADF
+        there.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            there.recv(100)
+
+
+def test_a_peer_that_the_tables_lost_is_no_reason(lab, ends):
+    """Its host's lease ran out, say: that is no policy."""
+    client, server = ends
+    sock, child = pair(client, server)
+    client.host.backend.install(lab.tables(client.host, without=server))
+    alive(sock, child)
+    lab.install()
+    alive(sock, child)
+
+
+def test_itself_stays(lab):
+    """An endpoint to itself is always allowed, by loopback and by its address."""
+    endpoint = lab.endpoint(0)
+    listener = endpoint.listen(80)
+    pairs = []
+    for address in ("127.0.0.1", endpoint.address):
+        sock = endpoint.connect(address, 80)
+        pairs.append((sock, listener.accept()[0]))
+    for direction in Direction:
+        lab.isolate(endpoint, direction)
+    lab.install()
+    for sock, child in pairs:
+        alive(sock, child)
+
+
+def test_it_is_told(lab, ends):
+    """An event with the reason and the rule that forbids it."""
+    client, server = ends
+    sock, _ = pair(client, server)
+    client.host.observe()
+    lab.rule(client, EGRESS, peer=server, port=80, allow=False)
+    lab.install()
+    assert ends_within(sock, 2) in ORDINARY
+    told = [each for each in client.host.events(2) if each.kind is EventKind.REFUSED]
+    assert [(each.reason, each.rule, each.direction) for each in told] == [
+        (Reason.REVOKED, 1, EGRESS)
+    ]
+    assert told[0].endpoint == client.id
+    assert told[0].destination == (server.record.address, 80)
+
+
+def test_a_change_that_denies_nothing_does_not_look(lab, ends):
+    """Work in proportion to the change: no socket is listed for a new endpoint."""
+    client, server = ends
+    sock, child = pair(client, server)
+    host = client.host
+    generation = host.backend.status().generation
+    tables = lab.tables(host)
+    newer = Tables(
+        generation + 10,
+        tables.addresses,
+        tables.endpoints,
+        tables.cidrs,
+        tables.policy,
+    )
+    calls = host.driver.call(
+        _install_counting, host.backend, newer, Change(generation, Tables(newer.generation))
+    )
+    assert calls == 0
+    alive(sock, child)
+    lab._generation = newer.generation
+
+
+def _install_counting(backend, tables, change) -> int:
+    calls = 0
+    dump = backend._sockets.sockets
+
+    def counting(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        return dump(*arguments, **options)
+
+    backend._sockets.sockets = counting
+    try:
+        backend.install(tables, change)
+    finally:
+        del backend._sockets.sockets
+    return calls
+
+
+@pytest.mark.parametrize("direction", [EGRESS, INGRESS], ids=["egress", "ingress"])
+def test_a_handshake_under_newer_tables_is_decided_again(lab, direction):
+    """The SYN goes out under one generation, its answer comes under another."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    listener = server.listen(80)
+    # The SYN is dropped as long as the server's host does not know the client.
+    lab.hosts[1].backend.install(lab.tables(lab.hosts[1], without=client))
+    connecting = client.start(_connect, server.address)
+    until = time.monotonic() + 5
+    while not lab.hosts[1].counters().get(Reason.SYN_UNKNOWN):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    lab.isolate(client if direction is EGRESS else server, direction)
+    lab.install()
+    assert connecting.result(10) in {errno.ECONNREFUSED, *ORDINARY}
+    listener.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        child, _ = listener.accept()
+        # Accepted in the moment before its client was gone.
+        assert ends_within(child, 1) in ORDINARY
+        raise TimeoutError
+
+
+def _connect(address: str) -> int:
+    sock = socket.socket()
+    sock.settimeout(10)
+    try:
+        sock.connect((address, 80))
+        return 0 if sock.recv(1) == b"" else -1
+    except OSError as error:
+        return error.errno or -2
