@@ -60,7 +60,7 @@ __all__ = ["EbpfBackend"]
 _CONTROL = Layout(contract.slim_control)
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOOKUP = "slim_lookup"
-_RATE = "slim_rate"
+_RATE, _REPACE = "slim_rate", "slim_repace"
 _ASK = "slim_ask"
 
 
@@ -218,7 +218,7 @@ class EbpfBackend(Backend):
             self._maps,
             self.context.cgroup,
             self._sockets,
-            Limits(self._maps[contract.SLIM_MAP_LIMIT], by_name[_RATE]),
+            Limits(self._maps[contract.SLIM_MAP_LIMIT], by_name[_RATE], by_name[_REPACE]),
             self._writer.set_index,
         )
         self._tables: Tables | None = None
@@ -291,7 +291,8 @@ class EbpfBackend(Backend):
         with self._locked():
             self._follow_host()
             news = self._writer.install(tables, change, self._endpoints.indexes())
-            self._endpoints.limit(tables.limits)
+            with self._netns.entered():
+                self._endpoints.limit(tables.limits)
             if news and may_forbid(self._tables, change):
                 self._revoke(tables)
             self._tables = tables
