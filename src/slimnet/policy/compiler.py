@@ -86,6 +86,7 @@ class Compiler:
         before, self._tables = self._tables, None
         hosts = keyed(state.hosts, lambda item: item.name, "hosts")
         networks = keyed(state.networks, lambda item: item.name, "networks")
+        keyed(state.networks, lambda item: item.vni, "vni of networks")
         self._touched = Touched()
         touched: Touched | None = self._touched
         if before is None or (hosts, networks) != (self._hosts, self.networks):
