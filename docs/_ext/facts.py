@@ -4,6 +4,8 @@
 ``reason``        one reason of the contract: its number and meaning come from the header
 ``reason-table``  all of them
 ``confkey``       one key of the configuration: its default comes from the code
+``manifest``      the fields of one kind of manifest, from the schema that the parser checks
+                  against; without an argument, all kinds
 ``news``          the news fragments
 ``fact``          (role) a constant of the contract
 
@@ -33,6 +35,9 @@ from sphinx.util import logging
 from slimnet import contract
 from slimnet.config import Config, _Check
 from slimnet.model import Reason
+from slimnet.policy.manifest import KINDS, METADATA
+from slimnet.policy.schema import Schema, paths
+from slimnet.policy.selectorspec import SELECTOR
 
 _LOG = logging.getLogger(__name__)
 _ROOT = Path(__file__).parents[2]
@@ -146,6 +151,41 @@ class ReasonTable(Directive):
         holder = nodes.container()
         self.state.nested_parse(StringList([*lines, ""], source=str(_HEADER)), 0, holder)
         return holder.children
+
+
+class Manifest(Directive):
+    """The fields of a kind, of ``metadata``, or of a ``selector``; or what kinds there are."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        if not self.arguments:
+            head, rows = ("``kind``", "``apiVersion``"), [
+                (f"``{name}``", f"``{kind.version}``") for name, kind in KINDS.items()
+            ]  # fmt: skip
+        else:
+            head, rows = ("Field", "Meaning"), list(self._fields(self.arguments[0]))
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 42 58", ""]
+        for one, other in (head, *rows):
+            lines += [f"   * - {one}", f"     - {other}"]
+        holder = nodes.container()
+        self.state.nested_parse(StringList([*lines, ""], source="slimnet.policy"), 0, holder)
+        return holder.children
+
+    @staticmethod
+    def _fields(name: str) -> Iterator[tuple[str, str]]:
+        others: dict[str, tuple[Schema, str]] = {
+            "metadata": (METADATA, "metadata"),
+            "selector": (SELECTOR, ""),
+        }
+        schema, above = others[name] if name in others else (KINDS[name].schema, "spec")
+        told = {id(SELECTOR): "a selector"}
+        for path, field in paths(schema, above, told):
+            meaning = f"refused: {field.meaning}" if field.refused else field.meaning
+            alike = told.get(id(field.below))
+            if alike is None and field.below is not None:
+                told[id(field.below)] = f"as ``{path}``"
+            yield f"``{path}``", f"{meaning} ({alike})" if alike else meaning
 
 
 class News(Directive):
@@ -270,6 +310,10 @@ def _attributes(
 def _complete(_app: Sphinx, env: BuildEnvironment) -> None:
     """Nothing that users meet is without an entry."""
     there = {(kind, name) for kind, name in env.domains["std"].objects}
+    page = (Path(env.srcdir) / "reference" / "policy.rst").read_text()
+    for kind in KINDS:
+        if f".. manifest:: {kind}\n" not in page:
+            _LOG.warning("kind %s has no table (docs/reference/policy.rst)", kind)
     for reason in Reason:
         if ("reason", reason.name.lower()) not in there:
             _LOG.warning("reason %s has no entry (docs/troubleshooting.rst)", reason.name.lower())
@@ -292,6 +336,7 @@ def setup(app: Sphinx) -> dict[str, object]:
         app.add_object_type(name, name, indextemplate=f"pair: %s; {name}", objname=name)
         app.add_directive_to_domain("std", name, kind, override=True)
     app.add_directive("reason-table", ReasonTable)
+    app.add_directive("manifest", Manifest)
     app.add_directive("news", News)
     app.add_role("fact", _fact_role)
     app.connect("missing-reference", _alias)

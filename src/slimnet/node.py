@@ -13,10 +13,14 @@ from slimnet import records
 from slimnet.agent.client import Client
 from slimnet.attached import AttachedEndpoint
 from slimnet.config import Config, load_config
-from slimnet.model import Connection, Endpoint, Event, Host, Namespace, Network
+from slimnet.exceptions import InvalidValue
+from slimnet.model import Account, Connection, Endpoint, Event, Host, Namespace, Network
 
 if TYPE_CHECKING:
-    from slimnet.policy import Policy
+    from slimnet.policy import Document, PolicyWarning
+
+    #: A file's path, or a text, or several of them.
+    Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 __all__ = ["Node", "open_node"]
 
@@ -88,7 +92,7 @@ class Node:
         return [records.network(each) for each in self._client.request("GET", "networks")]
 
     def remove_network(self, name: str) -> None:
-        """Remove a network, its namespaces and its policies.
+        """Remove a network, its namespaces and what was written for them.
 
         Raises:
             NotFound: there is none of that name.
@@ -112,7 +116,7 @@ class Node:
         return [each for each in found if network in (None, each.network)]
 
     def remove_namespace(self, network: str, name: str) -> None:
-        """Remove a namespace and its policies.
+        """Remove a namespace and what was written for it.
 
         Raises:
             NotFound: there is none of that name.
@@ -156,6 +160,8 @@ class Node:
             NotFound: no such network.
             InvalidValue: an argument is wrong.
             AlreadyExists: its name or address is taken.
+            CannotEnforce: a mandatory policy selects it, and this host cannot hold it.
+            CapabilityMissing: it has a published port or a limit, and this host cannot.
             BackendError: the data path refused; nothing was changed.
         """
         answer = self._client.request(
@@ -214,50 +220,107 @@ class Node:
         with self.attach(network, name, ephemeral=True, **options) as attached:
             return sandbox.run(attached, argv, hidden=sandbox.secrets(self))
 
-    # Policies
+    # Policies, services, published ports, limits
 
-    def apply_policy(
-        self, source: str | os.PathLike[str], network: str | None = None
-    ) -> list[Policy]:
-        """Put the policies of a file, or of a text, in force: all or none.
+    def apply_policy(self, source: Sources, network: str | None = None) -> list[Document]:
+        """Put the documents of files, or of texts, in force: all or none.
 
         Args:
-            source: a path, or YAML as Kubernetes has it.
+            source: a path, or YAML as Kubernetes has it, or several of them.
             network: of those that do not name theirs; the only network there is
                 by default, else ``default``.
+
+        Returns:
+            The documents, with the addresses that services were given.
 
         Raises:
             PolicyError: says which field of which line.
             NotFound: no such network.
+            AlreadyExists: a service's address is taken.
             CannotEnforce: a mandatory policy, and a backend that cannot hold it.
+            CapabilityMissing: a published port or a limit, and a backend without.
+            InUse: a host itself listens on a port to be published.
         """
-        from slimnet.policy import load  # noqa: PLC0415  # YAML and a compiler
+        from slimnet.policy import Document  # noqa: PLC0415  # YAML and a compiler
+
+        documents = [each.to_json() for each in self._load(source, network)]
+        answer = self._client.request("POST", "policies", policies=documents)
+        return [Document.from_json(each) for each in answer["policies"]]
+
+    def check_policy(self, source: Sources, network: str | None = None) -> list[PolicyWarning]:
+        """What in these documents was surely not meant, were they applied to what is
+        there: a selector that selects nothing, a rule that never decides.
+
+        Args:
+            source: as of :meth:`apply_policy`.
+            network: likewise.
+
+        Raises:
+            PolicyError: says which field of which line.
+        """
+        from slimnet.policy import PolicyWarning  # noqa: PLC0415
+
+        documents = [each.to_json() for each in self._load(source, network)]
+        answer = self._client.request("POST", "check", policies=documents)
+        return [PolicyWarning(**each) for each in answer]
+
+    def _load(self, source: Sources, network: str | None) -> list[Document]:
+        from slimnet.policy import load  # noqa: PLC0415
 
         if network is None:
-            names = [each.name for each in self.networks()]
-            network = names[0] if len(names) == 1 else "default"
-        policies = load(source, network=network)
-        self._client.request("POST", "policies", policies=[each.to_json() for each in policies])
-        return policies
+            network = self._network()
+        sources = [source] if isinstance(source, (str, os.PathLike)) else source
+        return [document for each in sources for document in load(each, network=network)]
 
-    def policies(self) -> list[Policy]:
-        """All policies, of both kinds."""
-        from slimnet.policy import Policy  # noqa: PLC0415
+    def policies(self) -> list[Document]:
+        """All policies, services, published ports and limits."""
+        from slimnet.policy import Document  # noqa: PLC0415
 
-        return [Policy.from_json(each) for each in self._client.request("GET", "policies")]
+        return [Document.from_json(each) for each in self._client.request("GET", "policies")]
 
     def remove_policy(
-        self, name: str, network: str | None = None, namespace: str = "default"
+        self,
+        name: str | Document,
+        network: str | None = None,
+        namespace: str = "default",
+        kind: str | None = None,
     ) -> None:
-        """Remove a policy; without ``network`` a cluster-wide one.
+        """Remove a policy, a service, a published port or a limit.
+
+        Args:
+            name: its name; or the document itself, which says the rest.
+            network: its network; the only one there is by default.
+            namespace: its namespace.
+            kind: as in its manifest, in any case; by default NetworkPolicy, or
+                ClusterNetworkPolicy where no network is named.
 
         Raises:
             NotFound: there is none of that name.
+            InvalidValue: there is no such kind.
         """
-        if network is None:
-            self._client.request("DELETE", "clusterpolicies", name)
-        else:
-            self._client.request("DELETE", "policies", network, namespace, name)
+        from slimnet.cluster.documents import PREFIXES  # noqa: PLC0415
+        from slimnet.policy import ClusterNetworkPolicy, Document  # noqa: PLC0415
+
+        if isinstance(name, Document):
+            kind = type(name).__name__
+            network = getattr(name, "network", None)
+            namespace = getattr(name, "namespace", namespace)
+            name = name.name
+        elif kind is None:
+            kind = "NetworkPolicy" if network else "ClusterNetworkPolicy"
+        made = next((each for each in PREFIXES if each.__name__.lower() == kind.lower()), None)
+        if made is None:
+            raise InvalidValue(
+                "kind", f"one of {', '.join(each.__name__ for each in PREFIXES)}", kind
+            )
+        wide = made is ClusterNetworkPolicy
+        place = () if wide else (network or self._network(), namespace)
+        self._client.request("DELETE", PREFIXES[made], *place, name)
+
+    def _network(self) -> str:
+        """The only network there is, else ``default``."""
+        names = [each.name for each in self.networks()]
+        return names[0] if len(names) == 1 else "default"
 
     def explain(
         self, network: str, source: str, destination: str, port: int, protocol: str = "tcp"
@@ -287,6 +350,16 @@ class Node:
     def connections(self) -> list[Connection]:
         """The live connections of this host's endpoints."""
         return [records.connection(each) for each in self._client.request("GET", "connections")]
+
+    def accounts(self) -> list[Account]:
+        """What the endpoints of this host sent and received, by rule; nothing where
+        the backend does not count."""
+        return [records.account(each) for each in self._client.request("GET", "accounts")]
+
+    def rules(self) -> dict[int, str]:
+        """Rule id to its words (``default/web ingress[0] (web.yaml:7)``), of the
+        tables in force on this host."""
+        return {int(key): text for key, text in self._client.request("GET", "rules").items()}
 
     def events(self) -> Iterator[Event]:
         """Connections opened, refused and closed on this host, as they happen, from

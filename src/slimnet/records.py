@@ -22,14 +22,18 @@ from slimnet.model import (
     Account,
     Attachment,
     Connection,
+    Decision,
     Direction,
     Endpoint,
     Event,
     EventKind,
+    Flow,
     Host,
     Namespace,
     Network,
+    Protocol,
     Reason,
+    Verdict,
     Wire,
 )
 
@@ -37,10 +41,12 @@ __all__ = [
     "account",
     "attachment",
     "connection",
+    "decision",
     "dump",
     "encode",
     "endpoint",
     "event",
+    "flow",
     "host",
     "load",
     "namespace",
@@ -162,5 +168,31 @@ def event(record: Mapping[str, Any]) -> Event:
             "destination": _end(record["destination"]),
             "direction": Direction[record["direction"].upper()],
             "reason": Reason[record["reason"].upper()],
+        }
+    )
+
+
+def flow(record: Mapping[str, Any]) -> Flow:
+    """A :class:`~slimnet.model.Flow`."""
+    return Flow(
+        **{
+            **record,
+            "protocol": Protocol[record["protocol"].upper()],
+            "direction": Direction[record["direction"].upper()],
+        }
+    )
+
+
+def decision(record: Mapping[str, Any]) -> Decision:
+    """A :class:`~slimnet.model.Decision`."""
+    verdict, host = record["verdict"], record["host"]
+    return Decision(
+        **{
+            **record,
+            "verdict": Verdict(
+                verdict["allowed"], Reason[verdict["reason"].upper()], verdict["rule"]
+            ),
+            "target": _end(record["target"]),
+            "host": None if host is None else IPAddress(host),
         }
     )

@@ -185,7 +185,7 @@ def cluster(running):
     for host in running.hosts:
         host.revive()
     for policy in node.policies():
-        node.remove_policy(policy.name, policy.network, policy.namespace)
+        node.remove_policy(policy)
     for host in running.hosts:
         for each in host.node().endpoints():
             if each.host == host.where.name:
@@ -581,6 +581,140 @@ def test_hosts_file_is_live(hosts):
     assert web.hosts.stat().st_ino == inode
 
 
+# Services, published ports, limits
+
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: shop}
+spec: {selector: {app: db}, ports: [{port: 80, targetPort: 7000}]}
+"""
+
+
+def published(**spec):
+    document = {"apiVersion": "slimnet.io/v1alpha1", "kind": "PublishedPort"}
+    return json.dumps({**document, "metadata": {"name": "db"}, "spec": {"endpoint": "db", **spec}})
+
+
+LIMIT = """
+apiVersion: slimnet.io/v1alpha1
+kind: EgressLimit
+metadata: {name: slow}
+spec: {podSelector: {matchLabels: {app: db}}, rate: 100M}
+"""
+
+
+def test_service_has_an_address_and_a_name(hosts):
+    """From one host to every hosts file, and away again."""
+    node = hosts[1].node()
+    web = hosts[0].node().attach("prod", "web")
+    (made,) = node.apply_policy(SERVICE)
+    assert made.title == "service:default/shop"
+    assert str(made.address) == "10.77.0.2"
+    node.wait()
+    assert "10.77.0.2 shop shop.default.prod shop.default\n" in web.hosts.read_text()
+    assert hosts[0].node().policies() == [made]
+    with pytest.raises(AlreadyExists, match="is that of service prod/default/shop"):
+        node.attach("prod", "db", address="10.77.0.2")
+    (again,) = node.apply_policy(SERVICE.replace("port: 80,", "port: 81,"))
+    assert (again.address, again.ports[0].port) == (made.address, 81)
+    with pytest.raises(NotFound, match="PublishedPort 'shop'"):
+        node.remove_policy("shop", "prod", kind="PublishedPort")
+    with pytest.raises(InvalidValue, match="kind: wanted one of"):
+        node.remove_policy("shop", "prod", kind="Pod")
+    node.remove_policy("shop", "prod", kind="service")
+    node.wait()
+    assert "shop" not in web.hosts.read_text()
+    assert str(node.attach("prod", "db").endpoint.address) == "10.77.0.2"
+
+
+def test_what_a_backend_cannot_do_is_refused(hosts, pair):
+    """A limit or a published port for an endpoint on a host that has none, in one line;
+    nothing of the file holds."""
+    able = hosts[1].node().status()["features"]
+    for text, feature in ((LIMIT, "egress_limits"), (published(port=8080), "published_ports")):
+        both = f"{SERVICE}\n---\n{text}"
+        node = hosts[0].node()
+        if feature in able:
+            assert len(node.apply_policy(both)) == 2
+            continue
+        words = feature.replace("_", " ")
+        where = "endpoint prod/default/db lives on host h2, whose backend noop"
+        with pytest.raises(CapabilityMissing, match=f"{where} has no {words}"):
+            node.apply_policy(both)
+        assert node.policies() == []
+        # Without the endpoint it may be written; then the endpoint may not come.
+        hosts[1].node().detach("prod", "db", kill=True)
+        node.apply_policy(text)
+        node.wait()
+        with pytest.raises(CapabilityMissing, match=f"{where} has no {words}"):
+            hosts[1].node().attach("prod", "db", labels={"app": "db"})
+        assert [each.name for each in node.endpoints()] == ["web"]
+        node.remove_policy(node.policies()[0])
+        hosts[1].node().attach("prod", "db", labels={"app": "db"})
+
+
+@pytest.mark.parametrize("running", ["ebpf"], indirect=True)
+def test_port_that_the_host_listens_on(hosts, pair, cgroup):
+    """Refused from whichever host it is asked, and when the endpoint comes later."""
+    taken = "port:default/db: host h2 itself listens on .*:8080"
+    with Resident(cgroup, hosts[1].where.netns) as squatter:
+        squatter.serve(8080)
+        for host in hosts:
+            with pytest.raises(InUse, match=taken):
+                host.node().apply_policy(published(port=8080))
+            assert host.node().policies() == []
+        hosts[0].node().apply_policy(published(port=8081, targetPort=7000))
+        hosts[0].node().remove_policy("db", "prod", kind="PublishedPort")
+        hosts[1].node().detach("prod", "db", kill=True)
+        hosts[0].node().apply_policy(published(port=8080))
+        hosts[0].node().wait()
+        with pytest.raises(InUse, match=taken):
+            hosts[1].node().attach("prod", "db")
+        assert [each.name for each in hosts[0].node().endpoints()] == ["web"]
+    hosts[1].node().attach("prod", "db")
+    hosts[0].node().apply_policy(published(port=8080))
+
+
+@pytest.mark.parametrize("running", ["ebpf"], indirect=True)
+def test_host_that_does_not_answer(hosts, pair):
+    """Nobody knows whether it listens there: an error that names it, and nothing changed."""
+    hosts[1].agent.send_signal(signal.SIGSTOP)
+    with pytest.raises(AgentUnreachable, match="the agent of host h2 did not answer in 2 s"):
+        hosts[0].node().apply_policy(published(port=8080))
+    hosts[1].agent.send_signal(signal.SIGCONT)
+    assert hosts[0].node().policies() == []
+    until(lambda: "h2" in {each.name for each in hosts[0].node().hosts()})
+    hosts[0].node().apply_policy(published(port=8080))
+
+
+def test_accounts(hosts, pair):
+    """What both ends of a connection sent and received is in their accounts."""
+    web, db, client, _ = pair
+    connects(client, db)
+    if hosts[0].config.backend == "noop":
+        assert hosts[0].node().accounts() == []
+        return
+    sent = [each for each in hosts[0].node().accounts() if each.endpoint == web.endpoint.id]
+    received = [each for each in hosts[1].node().accounts() if each.endpoint == db.endpoint.id]
+    assert [each.direction for each in sent] == [Direction.EGRESS]
+    assert [each.direction for each in received] == [Direction.INGRESS]
+    assert sent[0].connections >= 2
+    assert received[0].sent > 0
+    assert hosts[0].node().rules() == {}
+
+
+def test_warnings_of_documents(hosts, pair):
+    node = hosts[0].node()
+    (warning,) = node.check_policy(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: x},"
+        "\nspec: {podSelector: {matchLabels: {app: nobody}}}}"
+    )
+    assert (warning.policy, warning.text) == ("default/x", "its subject selects no endpoint")
+    assert node.policies() == []
+
+
 def test_events(hosts, pair):
     web, db, client, _ = pair
     events = hosts[1].node().events()
@@ -591,7 +725,8 @@ def test_events(hosts, pair):
         " spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}}"
     )
     assert not client.connect(str(db.endpoint.address), 7000, 1)
-    event = next(each for each in events if each.kind is EventKind.REFUSED)
+    refusals = (each for each in events if each.kind is EventKind.REFUSED)
+    event = next(each for each in refusals if each.reason is not Reason.REVOKED)
     events.close()
     assert event.direction is Direction.INGRESS
     assert event.reason is Reason.DEFAULT_DENY

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def _nothing_remains(bed):
                 if endpoint.host == host.name:
                     node.detach(endpoint.network, endpoint.name, endpoint.namespace, kill=True)
             for policy in node.policies():
-                node.remove_policy(policy.name, policy.network, policy.namespace)
+                node.remove_policy(policy)
 
 
 def command(host, *argv):
@@ -317,6 +318,107 @@ def test_policy(bed, web, tmp_path):
     slimnet(host, "policy", "rm", "web")
     slimnet(host, "status", "--wait")
     assert answer(host, "ping", "web:80", "--from", "stranger")["error"] is None
+
+
+SHOP = """
+apiVersion: v1
+kind: Service
+metadata: {name: shop}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+"""
+LIMIT = """
+apiVersion: slimnet.io/v1alpha1
+kind: EgressLimit
+metadata: {name: slow}
+spec: {podSelector: {matchLabels: {app: nobody}}, rate: 100M, connectionRate: 10M}
+"""
+
+
+def test_documents_of_other_kinds(bed, web, tmp_path):
+    """Several files at once; listed, and removed by kind."""
+    host = bed.hosts[0]
+    shop, limit = tmp_path / "shop.yaml", tmp_path / "limit.yaml"
+    shop.write_text(SHOP)
+    limit.write_text(LIMIT)
+    said = slimnet(host, "policy", "apply", str(shop), str(limit))
+    address = answer(host, "policy", "ls")[0]["manifest"]["spec"]["clusterIP"]
+    assert said == f"in force: service:default/shop ({address}), limit:default/slow\n"
+    listed = slimnet(host, "policy", "ls").splitlines()
+    assert [re.split(r"  +", line) for line in listed] == [
+        ["KIND", "NETWORK", "NAMESPACE", "NAME", "WHAT", "SOURCE"],
+        ["Service", "prod", "default", "shop", f"{address}:80", "shop.yaml:2"],
+        ["EgressLimit", "prod", "default", "slow", "100M bit/s, 10M bit/s each connection",
+         "limit.yaml:2"],
+    ]  # fmt: skip
+    assert "NetworkPolicy 'shop'" in refused(host, "policy", "rm", "shop")
+    assert "kind: wanted one of" in refused(host, "policy", "rm", "shop", "--kind", "pod")
+    assert slimnet(host, "policy", "rm", "shop", "--kind", "service") == "service shop removed\n"
+    assert answer(host, "policy", "rm", "slow", "--kind", "EgressLimit")["removed"] == "slow"
+    assert answer(host, "policy", "ls") == []
+    shop.write_text(SHOP + "---\n" + LIMIT)
+    assert "each document once" in refused(host, "policy", "apply", str(shop), str(limit))
+    assert answer(host, "policy", "ls") == []
+
+
+def test_warnings(bed, web, tmp_path):
+    """What was surely not meant is said on standard error, and counts with --strict."""
+    host = bed.hosts[0]
+    file = tmp_path / "idle.yaml"
+    file.write_text(POLICY.replace("matchLabels: {app: web}", "matchLabels: {app: wbe}"))
+
+    def run(*argv):
+        argv = command(host, "policy", *argv, str(file))
+        return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    warning = "warning: idle.yaml:2: default/web: its subject selects no endpoint\n"
+    checked = run("check", "-o", "json")
+    assert (checked.returncode, checked.stderr) == (0, warning)
+    assert json.loads(checked.stdout)[0]["warnings"] == [warning.strip().removeprefix("warning: ")]
+    assert run("check", "--strict").returncode == 1
+    assert answer(host, "policy", "ls") == []
+    applied = run("apply")
+    assert (applied.returncode, applied.stderr) == (0, warning)
+    file.write_text(POLICY.replace("friend", "web"))
+    assert run("check", "--strict").returncode == 0
+
+
+def test_check_without_an_agent(bed, tmp_path):
+    file = tmp_path / "web.yaml"
+    file.write_text(POLICY)
+    program = [sys.executable, "-m", "slimnet.cli", "--agent", "/no/agent", "policy", "check"]
+    done = subprocess.run([*program, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "only the files were looked at, not endpoints: no agent on /no/agent" in done.stderr
+    done = subprocess.run([*program, "--strict", str(file)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+def test_usage(bed, web, tmp_path):
+    """Who sent how much by which rule; a backend that does not count has nothing to say."""
+    host, other = bed.hosts
+    file = tmp_path / "web.yaml"
+    file.write_text(POLICY)
+    slimnet(host, "policy", "apply", str(file))
+    slimnet(host, "status", "--wait")
+    run = ["run", "-n", "prod", "--name", "me", "-l", "app=friend", "--"]
+    slimnet(host, *run, sys.executable, "-c", CLIENT, "web", "80")
+    accounts = answer(other, "usage")
+    header, *lines = slimnet(other, "usage").splitlines()
+    assert header.split() == [
+        "ENDPOINT", "DIRECTION", "CONNECTIONS", "REFUSED", "SENT", "RECEIVED", "RULE",
+    ]  # fmt: skip
+    if bed.backend == "noop":
+        assert accounts == lines == []
+        return
+    (account,) = (each for each in accounts if each["rule"])
+    assert account["direction"] == "ingress"
+    assert (account["connections"], account["refused"], account["received"]) == (1, 0, 0)
+    assert account["sent"] > 0
+    assert account["words"].startswith("default/web ingress[0]")
+    (line,) = (line for line in lines if "default/web" in line)
+    assert line.split()[:2] == ["prod/web", "ingress"]
+    assert answer(other, "usage", "--endpoint", "nobody") == []
 
 
 def test_a_wrong_policy_changes_nothing(bed, tmp_path):

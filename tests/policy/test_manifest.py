@@ -12,7 +12,10 @@ from worlds import worlds
 
 from slimnet.exceptions import PolicyError
 from slimnet.model import Direction, Protocol
-from slimnet.policy import Action, Policy, Port, Tier, load
+from slimnet.policy import Action, Document, Policy, Port, Tier, load, schema
+from slimnet.policy.manifest import KINDS
+from slimnet.policy.node import Node
+from slimnet.policy.selectorspec import SELECTOR
 
 WEB = """\
 # In front of the document.
@@ -71,6 +74,50 @@ spec:
   - action: Deny
     to: [{namespaces: {}}]
 """
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {name: shop, namespace: front}
+spec:
+  type: ClusterIP
+  selector: {app: web}
+  clusterIP: 10.1.0.9
+  clusterIPs: [10.1.0.9]
+  ipFamilies: [IPv4]
+  ipFamilyPolicy: SingleStack
+  internalTrafficPolicy: Cluster
+  publishNotReadyAddresses: false
+  sessionAffinity: ClientIP
+  sessionAffinityConfig:
+    clientIP: {timeoutSeconds: 60}
+  ports:
+  - {name: http, port: 80, targetPort: web, appProtocol: http}
+  - {name: dns, port: 53, protocol: UDP}
+  weights:
+  - selector: {matchLabels: {release: canary}}
+    weight: 5
+"""
+PUBLISHED = """\
+apiVersion: slimnet.io/v1alpha1
+kind: PublishedPort
+metadata: {name: web}
+spec:
+  endpoint: web-1
+  port: 8080
+  targetPort: 80
+  protocol: TCP
+  address: 192.0.2.1
+"""
+LIMIT = """\
+apiVersion: slimnet.io/v1alpha1
+kind: EgressLimit
+metadata: {name: batch}
+spec:
+  podSelector: {matchLabels: {app: batch}}
+  rate: 100M
+  connectionRate: 8k
+"""
+EVERY = (WEB, CLUSTER, SERVICE, PUBLISHED, LIMIT)
 
 
 def test_network_policy():
@@ -104,13 +151,105 @@ def test_cluster_network_policy():
     assert first.ports == (Port(Protocol.TCP, 53, 53), Port(Protocol.UDP, 50, 60))
 
 
-@pytest.mark.parametrize("text", [WEB, CLUSTER])
+def test_service():
+    (service,) = load(SERVICE, network="prod")
+    assert (service.network, service.title) == ("prod", "service:front/shop")
+    assert (str(service.address), str(service.selector)) == ("10.1.0.9", "app in (web)")
+    assert [(each.name, each.protocol, each.port, each.target) for each in service.ports] == [
+        ("http", Protocol.TCP, 80, "web"),
+        ("dns", Protocol.UDP, 53, 53),
+    ]
+    assert service.affinity == 60
+    assert [(str(each.selector), each.weight) for each in service.weights] == [
+        ("release in (canary)", 5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "affinity", "address"),
+    [
+        ({}, 0, None),
+        ({"clusterIP": ""}, 0, None),
+        ({"clusterIPs": ["10.1.0.9"], "sessionAffinity": "None"}, 0, "10.1.0.9"),
+        ({"sessionAffinity": "ClientIP"}, 10800, None),
+        ({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {}}}, 10800, None),
+    ],
+)
+def test_what_a_service_leaves_open(fields, affinity, address):
+    spec = {"selector": {"app": "web"}, "ports": [{"port": 80}], **fields}
+    document = {**yaml.safe_load(SERVICE), "spec": spec}
+    (service,) = load(json.dumps(document))
+    assert service.affinity == affinity
+    assert (service.address and str(service.address)) == address
+    assert (service.ports[0].target, service.ports[0].name) == (80, "")
+
+
+def test_published_port():
+    (port,) = load(PUBLISHED, network="prod")
+    assert (port.network, port.title, port.endpoint) == ("prod", "port:default/web", "web-1")
+    assert (port.port, port.target, str(port.address)) == (8080, 80, "192.0.2.1")
+    (port,) = load(
+        PUBLISHED.replace("  targetPort: 80\n  protocol: TCP\n  address: 192.0.2.1\n", "")
+    )
+    assert (port.protocol, port.target, port.address) == (Protocol.TCP, 8080, None)
+
+
+def test_egress_limit():
+    (limit,) = load(LIMIT, network="prod")
+    assert (limit.network, limit.title) == ("prod", "limit:default/batch")
+    assert str(limit.subject) == "app in (batch)"
+    assert (limit.rate, limit.connection_rate) == (12_500_000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "bytes_a_second"),
+    [
+        ("1k", 125),
+        ("100M", 12_500_000),
+        ("1.5G", 187_500_000),
+        ("8Ki", 1024),
+        ("8Mi", 2**20),
+        ("8Gi", 2**30),
+        ("1P", 125_000_000_000_000),
+        ("8e6", 1_000_000),
+        ("8E+6", 1_000_000),
+        (8000, 1000),
+        (8000.0, 1000),
+        ("1001", 125),
+    ],
+)
+def test_quantities(quantity, bytes_a_second):
+    """As the annotation kubernetes.io/egress-bandwidth takes them."""
+    document = yaml.safe_load(LIMIT)
+    document["spec"] = {"rate": quantity}
+    assert load(json.dumps(document))[0].rate == bytes_a_second
+
+
+@pytest.mark.parametrize(
+    "quantity",
+    ["100m", "999", "1.1P", "1E99", "-5M", "M", "", "5 M", "5Kb", "5MB", 0, True, [5], None],
+)
+def test_quantities_that_are_none(quantity):
+    document = yaml.safe_load(LIMIT)
+    document["spec"] = {"rate": quantity, "connectionRate": None}
+    with pytest.raises(PolicyError, match=r"spec\.rate: wanted bits a second|spec: wanted rate"):
+        load(json.dumps(document))
+
+
+@pytest.mark.parametrize("text", EVERY)
 def test_store_round_trip(text):
-    """What the store gives back is the same policy, with its places."""
-    (policy,) = load(text, network="prod")
-    again = Policy.from_json(json.loads(json.dumps(policy.to_json())))
-    assert again == policy
-    assert again.source.lines == policy.source.lines
+    """What the store gives back is the same document, with its places."""
+    (document,) = load(text, network="prod")
+    again = Document.from_json(json.loads(json.dumps(document.to_json())))
+    assert again == document
+    assert again.source.lines == document.source.lines
+    assert type(document).from_json(document.to_json()) == document
+
+
+def test_one_kind_is_not_another():
+    (service,) = load(SERVICE)
+    with pytest.raises(PolicyError, match="kind: wanted a Policy, got 'Service'"):
+        Policy.from_json(service.to_json())
 
 
 def test_file_and_network_of_the_manifest(tmp_path):
@@ -129,7 +268,9 @@ def test_several_documents_lists_and_json():
     other["metadata"]["name"] = "other"
     both = {"apiVersion": "v1", "kind": "List", "items": [document, other]}
     assert [item.name for item in load(json.dumps(both))] == ["web-in", "other"]
-    assert len(load(f"---\n{WEB}---\n# nothing\n---\n{CLUSTER}")) == 2
+    every = load("---\n# nothing\n---\n" + "---\n".join(EVERY))
+    assert [type(each).__name__ for each in every] == list(KINDS)
+    assert len({type(each) for each in every}) == 5
     assert load("# nothing\n") == []
 
 
@@ -147,6 +288,19 @@ def test_toml(tmp_path):
     (policy,) = load(file)
     assert policy.ingress[0].ports == (Port(Protocol.TCP, 80, 80),)
     assert policy.mandatory
+    file.write_text(
+        """
+        [[document]]
+        apiVersion = "slimnet.io/v1alpha1"
+        kind = "PublishedPort"
+        metadata = {name = "web"}
+        spec = {endpoint = "web", port = 80}
+        """
+    )
+    assert [each.title for each in load(file)] == ["port:default/web"]
+    file.write_text(f"{file.read_text()}[oops]\n")
+    with pytest.raises(PolicyError, match=r"p\.toml: wanted nothing beside .* got 'oops'"):
+        load(file)
     file.write_text("kind = ")
     with pytest.raises(PolicyError, match=r"p\.toml: wanted TOML"):
         load(file)
@@ -294,6 +448,125 @@ def test_wrong_cluster_manifest(old, new, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "old", "new", "message"),
+    [
+        (
+            SERVICE,
+            "type: ClusterIP",
+            "type: NodePort",
+            "line 5: spec.type: wanted one of ClusterIP",
+        ),
+        (SERVICE, "clusterIP: 10.1.0.9", "clusterIP: None", "names are not resolved to endpoints"),
+        (SERVICE, "clusterIP: 10.1.0.9", "clusterIP: fd00::1", "clusterIP: wanted an IPv4 address"),
+        (SERVICE, "clusterIP: 10.1.0.9", "clusterIP: 10.1.0.999", "clusterIP: wanted an IPv4"),
+        (SERVICE, "[10.1.0.9]", "[10.1.0.8]", "clusterIPs[0]: wanted clusterIP, 10.1.0.9"),
+        (SERVICE, "[10.1.0.9]", "[10.1.0.9, 10.1.0.9]", "clusterIPs: wanted a list of at most 1"),
+        (SERVICE, "[IPv4]", "[IPv6]", "ipFamilies[0]: wanted one of IPv4"),
+        (SERVICE, "SingleStack", "RequireDualStack", "ipFamilyPolicy: wanted one of SingleStack"),
+        (
+            SERVICE,
+            "Policy: Cluster",
+            "Policy: Local",
+            "internalTrafficPolicy: wanted one of Cluster",
+        ),
+        (SERVICE, "selector: {app: web}", "selector: {}", "spec.selector: wanted labels of its"),
+        (SERVICE, "  selector: {app: web}\n", "", "spec.selector: wanted labels of its endpoints"),
+        (SERVICE, "selector: {app: web}", "selector: {app: [1]}", "selector.app: wanted a label's"),
+        (SERVICE, "port: 80,", "port: 80, nodePort: 30080,", "no such field: use a PublishedPort"),
+        (SERVICE, "port: 80,", "prot: 80,", "ports[0].prot: wanted one of the fields appProtocol"),
+        (SERVICE, "name: http, ", "", "ports[0].name: wanted a name of lower-case letters"),
+        (SERVICE, "name: dns, port: 53", "name: http, port: 53", "ports[1].name: wanted each name"),
+        (SERVICE, "53, protocol: UDP", "80", "ports[1].port: wanted each port of a protocol once"),
+        (SERVICE, "targetPort: web", "targetPort: 0", "targetPort: wanted a port's number or name"),
+        (SERVICE, "Affinity: ClientIP", "Affinity: Client", "(did you mean 'ClientIP'?)"),
+        (SERVICE, "Affinity: ClientIP", "Affinity: None", "sessionAffinityConfig: wanted nothing"),
+        (SERVICE, "Seconds: 60", "Seconds: 86401", "timeoutSeconds: wanted seconds, 1 to 86400"),
+        (SERVICE, "weight: 5", "weight: 101", "weights[0].weight: wanted a weight, 0 to 100"),
+        (
+            SERVICE,
+            "  type:",
+            "  externalName: a.org\n  type:",
+            "an address, not an alias of a name",
+        ),
+        (SERVICE, "  type:", "  trafficDistribution: x\n  type:", "chosen by weight only"),
+        (SERVICE, "  type:", "  tipe:", "(did you mean 'type'?)"),
+        (SERVICE, "name: shop", "name: shop.a", "metadata.name: wanted lower-case letters, digits"),
+        (SERVICE, "apiVersion: v1", "apiVersion: v2", "apiVersion: wanted one of v1"),
+        (PUBLISHED, "protocol: TCP", "protocol: UDP", "no other protocol is carried from outside"),
+        (PUBLISHED, "port: 8080", "port: 0", "spec.port: wanted a port's number, 1 to 65535"),
+        (PUBLISHED, "port: 8080", "port: http", "spec.port: wanted a port's number, 1 to 65535"),
+        (PUBLISHED, "  endpoint: web-1\n", "", "spec.endpoint: wanted a value"),
+        (PUBLISHED, "endpoint: web-1", "endpoint: a/b", "spec.endpoint: wanted an endpoint's name"),
+        (PUBLISHED, "192.0.2.1", "0x7f.1", "spec.address: wanted an IPv4 address"),
+        (LIMIT, "rate: 100M\n  connectionRate: 8k", "rate:", "spec: wanted rate, connectionRate"),
+        (LIMIT, "rate: 100M", "rate: 100m", "spec.rate: wanted bits a second, 1k to 1P"),
+        (LIMIT, "connectionRate", "connectionrate", "(did you mean 'connectionRate'?)"),
+    ],
+)
+def test_wrong_service_port_or_limit(text, old, new, message):
+    assert text.count(old) == 1
+    with pytest.raises(PolicyError) as caught:
+        load(text.replace(old, new))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+NETWORK_RULES = {"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}} | {
+    direction: [
+        {
+            peers: [{"podSelector": {}, "namespaceSelector": {}}, {"ipBlock": {"cidr": "::/0"}}],
+            "ports": [{"port": 80}],
+        }
+    ]
+    for direction, peers in (("ingress", "from"), ("egress", "to"))
+}
+CLUSTER_PORTS = [
+    {protocol: {"destinationPort": {"range": {"start": 1, "end": 2}}}}
+    for protocol in ("tcp", "udp", "sctp")
+]
+CLUSTER_PEERS = [{"namespaces": {}}, {"pods": {"namespaceSelector": {}, "podSelector": {}}}]
+CLUSTER_RULES = {
+    "tier": "Admin",
+    "priority": 1,
+    "subject": {"pods": {"namespaceSelector": {}, "podSelector": {}}},
+    "ingress": [{"action": "Deny", "from": CLUSTER_PEERS, "protocols": CLUSTER_PORTS}],
+    "egress": [
+        {"action": "Deny", "to": [*CLUSTER_PEERS, {"nodes": {}}], "protocols": CLUSTER_PORTS}
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "specs"),
+    [
+        (WEB, [NETWORK_RULES]),
+        (CLUSTER, [CLUSTER_RULES, {**CLUSTER_RULES, "subject": {"namespaces": {}}}]),
+        (SERVICE, [{}]),
+        (PUBLISHED, [{}]),
+        (LIMIT, [{}]),
+    ],
+)
+def test_the_schema_is_what_the_parser_takes(monkeypatch, text, specs):
+    """Every table of the schema is one that the parser checks, as a whole and at its
+    place: what the reference says of fields is made from it."""
+    checked = {}
+    fields = Node.fields
+
+    def spy(node, known):
+        checked[re.sub(r"\[\d+\]", "[]", node.path)] = known
+        return fields(node, known)
+
+    monkeypatch.setattr(Node, "fields", spy)
+    document = yaml.safe_load(text)
+    for spec in specs:
+        load(json.dumps({**document, "spec": document["spec"] | spec}))
+    known = schema.paths(KINDS[document["kind"]].schema, "spec", {id(SELECTOR)})
+    tables = {path: item.below for path, item in known if item.below is not None}
+    assert {path: checked.get(path) for path in tables} == tables
+    assert all(checked[path] is below for path, below in tables.items())
+
+
 def test_one_wrong_document_refuses_the_file(tmp_path):
     file = tmp_path / "two.yaml"
     file.write_text(f"{WEB}---\n{CLUSTER.replace('Admin', 'Adnim')}")
@@ -320,11 +593,11 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_same_policy_twice():
-    with pytest.raises(PolicyError, match="each policy once in a file"):
+    with pytest.raises(PolicyError, match="each document once in a file"):
         load(f"{WEB}---\n{WEB}")
 
 
-FIELDS = re.findall(r"\w+(?=:)", WEB + CLUSTER)
+FIELDS = re.findall(r"\w+(?=:)", "".join(EVERY))
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -351,23 +624,23 @@ def paths(value, here=()):
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_any_document_is_taken_or_refused(data):
-    """A manifest with anything anywhere: a policy, or PolicyError, and nothing else."""
-    document = yaml.safe_load(data.draw(st.sampled_from((WEB, CLUSTER))))
+    """A manifest with anything anywhere: a document, or PolicyError, and nothing else."""
+    document = yaml.safe_load(data.draw(st.sampled_from(EVERY)))
     *above, last = data.draw(st.sampled_from([path for path in paths(document) if path]))
     inner = document
     for key in above:
         inner = inner[key]
     inner[last] = data.draw(ANYTHING)
     try:
-        (policy,) = load(json.dumps(document))
+        (read,) = load(json.dumps(document))
     except PolicyError as error:
         assert str(error).isprintable()
     else:
-        assert Policy.from_json(policy.to_json()) == policy
+        assert Document.from_json(read.to_json()) == read
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.text(max_size=40) | st.sampled_from((WEB, CLUSTER)), st.data())
+@given(st.text(max_size=40) | st.sampled_from(EVERY), st.data())
 def test_any_text_is_taken_or_refused(text, data):
     """Text with any part cut out or put in."""
     start = data.draw(st.integers(0, len(text)))

@@ -19,7 +19,7 @@ from slimnet.agent.site import Site
 from slimnet.cluster import Cluster
 from slimnet.exceptions import AlreadyExists, BackendError, InUse, InvalidValue, NotFound
 from slimnet.model import Direction, Endpoint, Flow, Host, Namespace, Protocol, Verdict
-from slimnet.policy import load
+from slimnet.policy import NetworkPolicy, load
 from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import MemoryBackend
 
@@ -168,7 +168,7 @@ def test_policy_is_in_force(agent):
     other = agent.attach("other")
     addresses = [each.endpoint.address for each in (web, db, other)]
     assert agent.allows(addresses[2], addresses[1])
-    agent.cluster.set_policies(
+    agent.cluster.documents.apply(
         load(
             """
             apiVersion: networking.k8s.io/v1
@@ -184,7 +184,7 @@ def test_policy_is_in_force(agent):
     agent.sync()
     assert agent.allows(addresses[0], addresses[1])
     assert not agent.allows(addresses[2], addresses[1])
-    agent.cluster.remove_policy("db", "prod")
+    agent.cluster.documents.remove(NetworkPolicy, "db", "prod")
     agent.sync()
     assert agent.allows(addresses[2], addresses[1])
 
@@ -554,6 +554,32 @@ def test_hosts_files(tmp_path):
     assert default.stat().st_mode & 0o777 == 0o644
 
 
+def test_hosts_files_name_services(tmp_path):
+    """As endpoints, which go before them; one without an address yet is not named."""
+    services = load(
+        "\n---\n".join(
+            f"{{kind: Service, apiVersion: v1, metadata: {{name: {name}, namespace: {namespace}}},"
+            f" spec: {{clusterIP: {address!r}, selector: {{app: x}}, ports: [{{port: 80}}]}}}}"
+            for name, namespace, address in (
+                ("api", "default", "10.1.0.8"),
+                ("web", "default", "10.1.0.9"),
+                ("later", "default", ""),
+                ("api", "shop", "10.1.0.10"),
+            )
+        ),
+        network="prod",
+    )
+    web = Endpoint("prod", "web", "10.1.0.1", "h1")
+    names.write(tmp_path, [], [web], services)
+    default, shop = (names.path(tmp_path, "prod", name) for name in ("default", "shop"))
+    assert default.read_text().splitlines()[2:] == [
+        "10.1.0.8 api api.default.prod api.default",
+        "10.1.0.1 web web.default.prod web.default",
+        "10.1.0.10 api.shop.prod api.shop",
+    ]
+    assert shop.read_text().splitlines()[-1] == "10.1.0.10 api api.shop.prod api.shop"
+
+
 # Events
 
 
@@ -564,7 +590,7 @@ def test_events_reach_every_reader_and_are_asked_for_only_then(agent, monkeypatc
     feed.start()
     try:
         web = agent.attach("web").endpoint.address
-        agent.cluster.set_policies(
+        agent.cluster.documents.apply(
             load(
                 """
                 apiVersion: networking.k8s.io/v1

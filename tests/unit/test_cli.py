@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from slimnet.cli import slimnet
 from slimnet.cli.node import age, find_endpoint, labels_of, ports_of, title
 from slimnet.cli.output import show, show_one
+from slimnet.cli.usage import size
 from slimnet.exceptions import InvalidValue
 from slimnet.model import Endpoint, Network
 
@@ -345,6 +346,14 @@ def test_titles():
 )
 def test_age(seconds, text):
     assert age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_300_000, "1.2 MiB"), (2**63, "8.0 EiB")],
+)
+def test_sizes(number, text):
+    assert size(number) == text
 
 
 def test_a_table_is_aligned(capsys):

@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words of a cluster over a real store."""
 
+import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
 from netaddr import IPAddress
 
 from slimnet.cluster import Cluster
-from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
+from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, PolicyError
 from slimnet.model import Host
-from slimnet.policy import load
+from slimnet.policy import (
+    ClusterNetworkPolicy,
+    EgressLimit,
+    NetworkPolicy,
+    PublishedPort,
+    Service,
+    load,
+)
 from slimnet.store.sqlite import SqliteStore
 
 
@@ -159,7 +168,7 @@ def test_wrong_endpoint(cluster, store, prod, more, error, said):
 def test_full_network(cluster, prod):
     for number in range(6):
         cluster.create_endpoint(spec(f"e{number}"))
-    with pytest.raises(InvalidValue, match="room in network prod, got '6 endpoints"):
+    with pytest.raises(InvalidValue, match="room in network prod, got '6 addresses"):
         cluster.create_endpoint(spec("one-too-many"))
 
 
@@ -279,18 +288,18 @@ spec:
 
 def test_policies_are_all_or_nothing(cluster, store, prod):
     policies = load(POLICIES, network="prod")
-    cluster.set_policies(policies)
-    assert {each.title for each in cluster.policies()} == {each.title for each in policies}
-    assert sorted(map(str, cluster.policies())) == sorted(map(str, policies))
+    cluster.documents.apply(policies)
+    assert {each.title for each in cluster.documents.all()} == {each.title for each in policies}
+    assert sorted(map(str, cluster.documents.all())) == sorted(map(str, policies))
     before = everything(store)
     with pytest.raises(NotFound, match="network 'none'"):
-        cluster.set_policies([*policies, *load(POLICIES, network="none")])
+        cluster.documents.apply([*policies, *load(POLICIES, network="none")])
     assert everything(store) == before
-    cluster.remove_policy("web-in", "prod")
-    cluster.remove_policy("nobody")
-    assert cluster.policies() == []
-    with pytest.raises(NotFound, match="policy 'web-in'"):
-        cluster.remove_policy("web-in", "prod")
+    cluster.documents.remove(NetworkPolicy, "web-in", "prod")
+    cluster.documents.remove(ClusterNetworkPolicy, "nobody")
+    assert cluster.documents.all() == []
+    with pytest.raises(NotFound, match="NetworkPolicy 'web-in'"):
+        cluster.documents.remove(NetworkPolicy, "web-in", "prod")
 
 
 def test_an_unreadable_record_hides_no_other(cluster, store, prod, caplog):
@@ -299,3 +308,162 @@ def test_an_unreadable_record_hides_no_other(cluster, store, prod, caplog):
     assert [each.name for each in cluster.endpoints()] == ["web"]
     assert [each.name for each in cluster.networks()] == ["prod"]
     assert "endpoints/prod/default/bad" in caplog.text
+
+
+# Services, published ports, limits
+
+
+def service(name="shop", **spec):
+    (made,) = load(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": name},
+                "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}], **spec},
+            }
+        ),
+        network="prod",
+    )
+    return made
+
+
+OTHERS = """\
+kind: PublishedPort
+apiVersion: slimnet.io/v1alpha1
+metadata: {name: web}
+spec: {endpoint: web, port: 80}
+---
+kind: EgressLimit
+apiVersion: slimnet.io/v1alpha1
+metadata: {name: web}
+spec: {rate: 1M}
+"""
+
+
+def addresses(cluster, *documents):
+    return [str(each.address) for each in cluster.documents.apply(documents)[0]]
+
+
+def test_a_service_gets_an_address_and_keeps_it(cluster, store, prod):
+    cluster.create_endpoint(spec("web"))
+    assert addresses(cluster, service()) == ["10.1.0.2"]
+    (held,) = cluster.documents.all()
+    assert str(held.address) == held.manifest["spec"]["clusterIP"] == "10.1.0.2"
+    assert cluster.create_endpoint(spec("db"))[0].address == IPAddress("10.1.0.3")
+    assert addresses(cluster, service(sessionAffinity="ClientIP")) == ["10.1.0.2"]
+    assert cluster.documents.all()[0].affinity == 10800
+    assert addresses(cluster, service(clusterIP="10.1.0.2")) == ["10.1.0.2"]
+    cluster.documents.remove(Service, "shop", "prod")
+    assert cluster.create_endpoint(spec("again"))[0].address == IPAddress("10.1.0.2")
+    assert sorted(store.list("addresses/")[0]) == [
+        f"addresses/prod/10.1.0.{number}" for number in (1, 2, 3)
+    ]
+
+
+def test_a_service_moves(cluster, store, prod):
+    """Another address in the manifest: it has that one, and the old one is free."""
+    assert addresses(cluster, service()) == ["10.1.0.1"]
+    assert addresses(cluster, service(clusterIP="10.1.0.5")) == ["10.1.0.5"]
+    assert list(store.list("addresses/")[0]) == ["addresses/prod/10.1.0.5"]
+    assert json.loads(store.get("addresses/prod/10.1.0.5")[0]) == "services/prod/default/shop"
+
+
+def test_several_services_at_once(cluster, prod):
+    """One that asks for the first free address gets it, whatever stands before it."""
+    several = [service("a"), service("b", clusterIP="10.1.0.1"), service("c")]
+    assert addresses(cluster, *several) == ["10.1.0.2", "10.1.0.1", "10.1.0.3"]
+    assert [each.name for each in cluster.documents.apply(several)[0]] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "said"),
+    [
+        ("10.1.0.1", AlreadyExists, "address 10.1.0.1 is that of prod/default/web"),
+        ("10.1.0.2", AlreadyExists, "address 10.1.0.2 is that of service prod/default/shop"),
+        ("10.2.0.1", InvalidValue, "service:default/x: spec.clusterIP: wanted an address in"),
+        ("10.1.0.7", InvalidValue, "spec.clusterIP: wanted neither network nor broadcast"),
+    ],
+)
+def test_wrong_address_of_a_service(cluster, store, prod, address, error, said):
+    cluster.create_endpoint(spec("web"))
+    cluster.documents.apply([service()])
+    before = everything(store)
+    with pytest.raises(error, match=said):
+        cluster.documents.apply([*load(OTHERS, network="prod"), service("x", clusterIP=address)])
+    assert everything(store) == before
+    with pytest.raises(AlreadyExists, match=r"10\.1\.0\.2 is that of service prod/default/shop"):
+        cluster.create_endpoint(spec("y", address="10.1.0.2"))
+
+
+def test_services_fill_a_network(cluster, prod):
+    cluster.documents.apply([service(f"s{number}") for number in range(6)])
+    with pytest.raises(InvalidValue, match=r"service:default/one: spec\.clusterIP: wanted room in"):
+        cluster.documents.apply([service("one")])
+    with pytest.raises(InvalidValue, match=r"endpoint\.address: wanted room in"):
+        cluster.create_endpoint(spec("web"))
+
+
+def test_one_document_twice(cluster, store, prod):
+    before = everything(store)
+    with pytest.raises(PolicyError, match="each document once, got 'service:default/shop'"):
+        cluster.documents.apply([service(), service()])
+    assert everything(store) == before
+
+
+def test_documents_of_every_kind(cluster, store, prod):
+    every = [*load(OTHERS, network="prod"), service(), *load(POLICIES, network="prod")]
+    cluster.documents.apply(every)
+    assert {each.title for each in cluster.documents.all()} == {each.title for each in every}
+    for each in every:
+        cluster.documents.remove(
+            type(each), each.name, getattr(each, "network", None), getattr(each, "namespace", "")
+        )
+    assert cluster.documents.all() == []
+    assert store.list("addresses/")[0] == {}
+    for kind in (Service, PublishedPort, EgressLimit):
+        with pytest.raises(NotFound, match=f"{kind.__name__} 'x': there is none"):
+            cluster.documents.remove(kind, "x", "prod")
+
+
+@pytest.mark.parametrize("remove", ["namespace", "network"])
+def test_documents_go_with_where_they_live(cluster, store, prod, remove):
+    cluster.create_network("other", "10.2.0.0/24")
+    cluster.set_namespace("prod", "default")
+    cluster.documents.apply([*load(OTHERS, network="prod"), service()])
+    if remove == "namespace":
+        cluster.remove_namespace("prod", "default")
+    else:
+        cluster.remove_network("prod")
+    assert cluster.documents.all() == []
+    assert store.list("addresses/")[0] == {}
+
+
+def test_admission_sees_what_comes_meanwhile(cluster, prod):
+    """Between what is looked at and what is written nothing slips in: the one that
+    is second looks again."""
+    seen = []
+
+    def late(endpoint):
+        if not seen:
+            cluster.documents.apply([service()])
+        seen.append([each.title for each in cluster.documents.all()])
+
+    cluster.create_endpoint(spec("web"), late)
+    assert seen == [["service:default/shop"], ["service:default/shop"]]
+    names = []
+
+    def early(documents):
+        if not names:
+            cluster.create_endpoint(spec("db"))
+        names.append(len(cluster.endpoints()))
+
+    cluster.documents.apply(load(OTHERS, network="prod"), early)
+    assert names == [2, 2]
+
+
+def test_services_from_many_sides(cluster, store, prod):
+    """Six threads, six addresses, none twice."""
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda number: cluster.documents.apply([service(f"s{number}")]), range(6)))
+    assert len({each.address for each in cluster.documents.all()}) == 6

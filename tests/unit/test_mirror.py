@@ -14,6 +14,13 @@ from slimnet.store.sqlite import SqliteStore
 
 HERE = Host("h1", "192.0.2.1")
 
+
+def document(version, kind, network="prod", **spec):
+    annotations = {"slimnet.io/network": network}
+    metadata = {"name": "web", "namespace": "default", "annotations": annotations}
+    return {"manifest": {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}}
+
+
 RECORDS = {
     "networks/prod": [Network("prod", 1000, "10.1.0.0/24"), Network("prod", 7, "10.2.0.0/24")],
     "hosts/h1": [HERE, attrs.evolve(HERE, labels={"zone": "a"})],
@@ -25,6 +32,17 @@ RECORDS = {
     "endpoints/prod/default/db": [Endpoint("prod", "db", "10.1.0.2", "h2", id=2, identity=257)],
     "endpoints/gone/default/x": [Endpoint("gone", "x", "10.1.0.2", "h2", id=3, identity=258)],
     "policies/prod/default/p": [{"manifest": 3}],
+    "services/prod/default/shop": [
+        document("v1", "Service", selector={"app": app}, ports=[{"port": 80}]) for app in "xy"
+    ],
+    "services/gone/default/shop": [
+        document("v1", "Service", "gone", selector={"app": "x"}, ports=[{"port": 80}])
+    ],
+    "publishedports/prod/default/web": [
+        document("slimnet.io/v1alpha1", "PublishedPort", endpoint="web", port=port)
+        for port in (80, 81)
+    ],
+    "egresslimits/prod/default/web": [document("slimnet.io/v1alpha1", "EgressLimit", rate="1M")],
     "installed/h1": [{"revision": 3}],
     "counters/endpoint": [3],
 }
@@ -74,3 +92,28 @@ def test_following_equals_reading(batches):
             assert view(follower) == view(reader)
             assert follower.revision == reader.revision
             assert changed or view(follower) == before
+
+
+def test_a_document_of_another_kind_is_none(tmp_path):
+    """What stands under services is a service; the rest is left out, and said."""
+    (limit,) = RECORDS["egresslimits/prod/default/web"]
+    (port, _) = RECORDS["publishedports/prod/default/web"]
+    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
+        store.transact(
+            put={
+                "networks/prod": records.dump(RECORDS["networks/prod"][0]),
+                "services/prod/default/web": records.dump(limit),
+                "egresslimits/prod/default/web": records.dump(limit),
+                "publishedports/prod/default/web": records.dump(port),
+            }
+        )
+        mirror = Mirror(store)
+        mirror.catch_up()
+        state = mirror.state(HERE)
+        assert state.services == ()
+        assert [each.title for each in (*state.published, *state.limits)] == [
+            "port:default/web",
+            "limit:default/web",
+        ]
+        assert "a Service" in mirror.problems["services/prod/default/web"]
+        assert mirror.binding == []

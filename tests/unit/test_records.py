@@ -20,21 +20,28 @@ from slimnet.exceptions import (
 from slimnet.model import (
     Account,
     Connection,
+    Decision,
     Direction,
     Endpoint,
     Event,
     EventKind,
     Feature,
+    Flow,
     Host,
     Namespace,
     Network,
+    Protocol,
     Reason,
     Status,
+    Verdict,
     Wire,
 )
 
 END = (IPAddress("10.1.0.1"), 80)
 OTHER = (IPAddress("10.1.0.2"), 40000)
+FLOW = (END[0], OTHER[0])
+DENIED = Verdict(False, Reason.DEFAULT_DENY)
+ALLOWED = Verdict(True, Reason.RULE_ALLOW, 7)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,12 @@ OTHER = (IPAddress("10.1.0.2"), 40000)
             Connection(1, 2, END, OTHER, Direction.INGRESS, Wire.SYN, "ESTAB", 12.5, 99),
         ),
         (records.connection, Connection(1, 0, END, OTHER, Direction.EGRESS, None, "ESTAB", 1.0)),
+        (records.flow, Flow("prod", *FLOW, Protocol.TCP, 80, Direction.EGRESS)),
+        (records.decision, Decision(DENIED, 12, 256, 0, 0, 0, END, None)),
+        (
+            records.decision,
+            Decision(ALLOWED, 12, 256, 257, 3, 9, OTHER, IPAddress("192.0.2.1")),
+        ),
         (
             records.event,
             Event(

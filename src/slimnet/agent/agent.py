@@ -17,14 +17,18 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from netaddr import IPAddress
+
 from slimnet import records
 from slimnet.abc import Backend, Store
+from slimnet.agent.admission import admit, check_free, publishers, with_documents
 from slimnet.agent.endpoints import Endpoints
 from slimnet.agent.feed import Feed
+from slimnet.agent.inquiry import Inquiries
 from slimnet.agent.installer import Installer
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.notify import notify, watchdog_interval
@@ -33,14 +37,14 @@ from slimnet.cluster import Cluster
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendError,
-    CannotEnforce,
     Conflict,
     NotFound,
     SlimnetError,
     StoreUnreachable,
 )
 from slimnet.plugins import choose_backend, open_store
-from slimnet.policy import Policy
+from slimnet.policy import Document, PolicyWarning, State
+from slimnet.policy import check as policy_check
 
 __all__ = ["Agent"]
 
@@ -69,6 +73,9 @@ class Agent:
         self.store: Store = open_store(config.store)
         self.cluster = Cluster(self.store)
         self.mirror = Mirror(self.store)
+        self.inquiries = Inquiries(
+            self.store, config.host, {"ask": self._decide, "listens": self._listens}
+        )
         self.since = time.time()
         self._reported = 0
         self._lock = threading.RLock()
@@ -147,6 +154,7 @@ class Agent:
             if self.mirror.catch_up() or self.installer.trouble:
                 self.installer.apply(self.mirror)
             self._report()
+            self.inquiries.answer(self.mirror.inquiries)
             return self.installer.trouble
 
     def sync_strictly(self) -> None:
@@ -159,21 +167,34 @@ class Agent:
         if hindrance:
             raise BackendError(f"host {self.config.host}: {hindrance}")
 
-    def set_policies(self, policies: Sequence[Policy]) -> int:
-        """Put policies in force, all at once; on this host when this returns.
+    def apply(self, documents: Sequence[Document]) -> tuple[list[Document], int]:
+        """Put documents in force, all at once; on this host when this returns.
+
+        Returns:
+            The documents, with the addresses of services, and the store's revision.
 
         Raises:
-            CannotEnforce: one is mandatory, and this host's backend is cooperative.
+            CannotEnforce: a policy is mandatory, and a host of an endpoint that it
+                selects has a backend that is cooperative.
+            CapabilityMissing: the host of a port's or a limit's endpoint has none.
+            InUse: the host itself listens on a port to be published.
+            AgentUnreachable: a host that has to be asked did not answer.
         """
-        for policy in policies:
-            if policy.mandatory and not self.backend.enforcing:
-                raise CannotEnforce(
-                    f"policy {policy.title} is mandatory; backend {self.backend.name} "
-                    "cannot enforce it against a hostile process"
-                )
-        revision = self.cluster.set_policies(policies)
+        state = self._admit(documents)
+        for port, host in publishers(state, documents, state.endpoints):
+            address = None if port.address is None else str(port.address)
+            there = self.inquiries.ask(host, "listens", address=address, port=port.port)
+            check_free(port, host, there)
+        made, revision = self.cluster.documents.apply(documents, self._admit)
         self.sync_strictly()
-        return revision
+        return made, revision
+
+    def check(self, documents: Sequence[Document]) -> list[PolicyWarning]:
+        """What is surely not meant in these, were they applied; nothing is changed."""
+        self.sync()
+        titles = {each.title for each in documents}
+        state = with_documents(self.mirror.state(self.site.host), documents)
+        return [each for each in policy_check(state) if each.policy in titles]
 
     def status(self) -> dict[str, Any]:
         """What is in force here, and what stands in its way."""
@@ -189,6 +210,7 @@ class Agent:
             "backend": self.backend.name,
             "why": self.why,
             "enforcing": self.backend.enforcing,
+            "features": records.encode(self.backend.features),
             "wires": records.encode(self.site.host.wires),
             "store": self.config.store,
             "key_file": str(self.config.key_file),
@@ -225,6 +247,27 @@ class Agent:
                 late = ", ".join(f"{name} at {installed[name]}" for name in behind)
                 raise SlimnetError(f"not everywhere at revision {revision}: {late}")
             time.sleep(0.02)
+
+    def _admit(self, documents: Sequence[Document]) -> State:
+        """Refuse what cannot hold; the state that it becomes otherwise."""
+        self.sync()
+        state = with_documents(self.mirror.state(self.site.host), documents)
+        admit(state, documents, state.endpoints)
+        return state
+
+    def _decide(self, flow: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What the data path here answers to a flow; ``None`` where it cannot."""
+        asked = records.flow(flow)
+        network = next(
+            (each for each in self.mirror.networks() if each.name == asked.network), None
+        )
+        decision = None if network is None else self.backend.ask(asked, network)
+        answer: dict[str, Any] | None = records.encode(decision)
+        return answer
+
+    def _listens(self, address: str | None, port: int) -> str | None:
+        """Where this host itself listens."""
+        return self.endpoints.listener(None if address is None else IPAddress(address), port)
 
     def _await_change(self) -> None:
         with suppress(Conflict):  # the mirror reads everything then

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet.abc import Backend
 from slimnet.agent import cgroup, names
+from slimnet.agent.admission import admit, check_free, publishers
 from slimnet.agent.holder import Holders
+from slimnet.agent.listening import listener
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.site import Site
 from slimnet.cluster import Cluster
@@ -99,6 +102,8 @@ class Endpoints:
 
         Raises:
             AlreadyExists: it is there and is not what was asked for, or lives.
+            CannotEnforce, CapabilityMissing, InUse: what is written for it cannot
+                hold on this host.
         """
         asked = dict(asked)
         for needed in ("network", "name"):
@@ -113,7 +118,7 @@ class Endpoints:
             spec = {**asked, "host": self._site.host.name, "cgroup": str(self._place(asked))}
             if "ports" in asked:
                 spec["ports"] = {key: _port(value) for key, value in asked["ports"].items()}
-            endpoint, _ = self._cluster.create_endpoint(spec)
+            endpoint, _ = self._cluster.create_endpoint(spec, self._admit)
             try:
                 if holder is not None:
                     self._holders.put(endpoint.id, holder)
@@ -125,6 +130,10 @@ class Endpoints:
                 self._undo(endpoint)
                 raise
             return self.placed(endpoint, created=True)
+
+    def listener(self, address: IPAddress | None, port: int) -> str | None:
+        """Where this host itself listens, no endpoint of it, on a TCP port."""
+        return listener(address, port, [each.cgroup for each in list(self.attached.values())])
 
     def detach(self, network: str, namespace: str, name: str, *, kill: bool) -> None:
         """Detach an endpoint and remove it; of a lost host, only remove it.
@@ -224,6 +233,16 @@ class Endpoints:
         if not place.is_dir():
             return True
         return self._holders.lives(endpoint.id) is False and not cgroup.populated(place)
+
+    def _admit(self, endpoint: Endpoint) -> None:
+        """Refuse what could not be held to what is written for it."""
+        self._sync()
+        state = self._mirror.state(self._site.host)
+        state = attrs.evolve(state, endpoints=(*state.endpoints, endpoint))
+        documents = (*state.policies, *state.published, *state.limits)
+        admit(state, documents, [endpoint])
+        for document, host in publishers(state, documents, [endpoint]):
+            check_free(document, host, self.listener(document.address, document.port))
 
     def _held(self, asked: Mapping[str, Any]) -> Endpoint | None:
         """The endpoint that has the name, when it is what was asked for; an

@@ -58,7 +58,7 @@ class Installer:
             self._hinder(f"cannot install: {type(error).__name__}: {error}")
             return
         try:
-            names.write(self._run, state.namespaces, state.endpoints)
+            names.write(self._run, state.namespaces, state.endpoints, state.services)
         except OSError as error:
             self._hinder(f"cannot write the hosts files: {error}")
             return
@@ -88,15 +88,9 @@ class Installer:
 
 
 def _is_empty(change: Change) -> bool:
-    new = change.set
+    gone = (each.name for each in attrs.fields(Change) if each.name not in ("base", "set"))
+    new = (each.name for each in attrs.fields(Tables) if each.name != "generation")
     return not (
-        new.addresses
-        or new.endpoints
-        or new.cidrs
-        or new.policy
-        or new.rules
-        or change.gone_addresses
-        or change.gone_endpoints
-        or change.gone_cidrs
-        or change.gone_policy
+        any(getattr(change, name) for name in gone)
+        or any(getattr(change.set, name) for name in new)
     )

@@ -12,7 +12,7 @@ from slimnet import records
 from slimnet.abc import Store
 from slimnet.exceptions import Conflict, InvalidValue
 from slimnet.model import Endpoint, Host, Network
-from slimnet.policy.document import Policy
+from slimnet.policy.document import EgressLimit, Policy, PublishedPort, Service
 from slimnet.policy.state import State
 
 __all__ = ["Mirror"]
@@ -26,6 +26,9 @@ _DECODE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "endpoints": records.endpoint,
     "policies": Policy.from_json,
     "clusterpolicies": Policy.from_json,
+    "services": Service.from_json,
+    "publishedports": PublishedPort.from_json,
+    "egresslimits": EgressLimit.from_json,
 }
 #: Without one of these a policy would be weaker than it was written.
 _BINDING = frozenset({"namespaces", "policies", "clusterpolicies"})
@@ -35,8 +38,9 @@ class Mirror:
     """Every record of the store, decoded.
 
     A record that cannot be read is left out and noted in :attr:`problems`.
-    For an endpoint, a host or a network that is safe: what is not there is
-    refused. For a policy it is not: then :attr:`binding` says so.
+    For an endpoint, a host, a network, a service or a published port that is
+    safe: what is not there is refused. For a policy it is not: then
+    :attr:`binding` says so. A limit is not binding: nobody is let in without one.
     """
 
     def __init__(self, store: Store) -> None:
@@ -49,6 +53,8 @@ class Mirror:
         self.changed = 0
         #: Key to what is wrong with its record.
         self.problems: dict[str, str] = {}
+        #: Key to question of one host to another, for :class:`.Inquiries` to take.
+        self.inquiries: dict[str, bytes] = {}
         self._kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _DECODE}
         self._lock = threading.RLock()
 
@@ -79,6 +85,11 @@ class Mirror:
         with self._lock:
             hosts = {each.name: each for each in self.hosts()} | {host.name: host}
             networks = {each.name: each for each in self.networks()}
+
+            def of_networks(kind: str) -> tuple[Any, ...]:
+                every = self._kinds[kind].values()
+                return tuple(each for each in every if each.network in networks)
+
             return State(
                 networks=tuple(networks.values()),
                 hosts=tuple(hosts.values()),
@@ -93,6 +104,9 @@ class Mirror:
                     *self._kinds["policies"].values(),
                 ),
                 revision=self.revision,
+                services=of_networks("services"),
+                published=of_networks("publishedports"),
+                limits=of_networks("egresslimits"),
             )
 
     def networks(self) -> list[Network]:
@@ -123,6 +137,7 @@ class Mirror:
     def _read(self) -> None:
         pairs, revision = self.store.list("")
         self.problems.clear()
+        self.inquiries.clear()
         self.changed = 0
         self._kinds = {kind: {} for kind in _DECODE}
         for key, (value, changed) in pairs.items():
@@ -133,6 +148,10 @@ class Mirror:
 
     def _take(self, key: str, value: bytes | None) -> bool:
         kind = key.partition("/")[0]
+        if kind == "inquiries":
+            self.inquiries.pop(key, None)
+            if value is not None:
+                self.inquiries[key] = value
         if kind not in _DECODE:
             return False
         mended = self.problems.pop(key, None) is not None

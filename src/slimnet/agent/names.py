@@ -2,8 +2,9 @@
 """The hosts files (hosts(5)) of endpoints: names to overlay addresses, live.
 
 One per namespace, ``<run>/hosts/<network>/<namespace>``, so that a bare name is
-that of one's own namespace. Rewritten in place: whoever bind-mounts one sees
-every change.
+that of one's own namespace. A name that an endpoint and a service of a namespace
+share is the endpoint's. Rewritten in place: whoever bind-mounts one sees every
+change.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from netaddr import IPAddress
+
 from slimnet.model import Endpoint, Namespace
+from slimnet.policy.document import Service
 
 __all__ = ["path", "write"]
 
@@ -27,28 +31,36 @@ def path(run: Path, network: str, namespace: str) -> Path:
     return run / "hosts" / network / namespace
 
 
-def write(run: Path, namespaces: Iterable[Namespace], endpoints: Iterable[Endpoint]) -> None:
+def write(
+    run: Path,
+    namespaces: Iterable[Namespace],
+    endpoints: Iterable[Endpoint],
+    services: Iterable[Service] = (),
+) -> None:
     """Make the files say what these say; those of other namespaces go."""
-    networks: dict[str, list[Endpoint]] = {}
-    for endpoint in endpoints:
-        networks.setdefault(endpoint.network, []).append(endpoint)
+    networks: dict[str, dict[tuple[str, str], IPAddress]] = {}
+    named: list[Service | Endpoint] = [*services, *endpoints]
+    for each in named:
+        if each.address is not None:
+            networks.setdefault(each.network, {})[each.namespace, each.name] = each.address
     groups = {(each.network, each.name) for each in namespaces}
-    groups |= {(each.network, each.namespace) for those in networks.values() for each in those}
+    groups |= {(network, group) for network, those in networks.items() for group, _ in those}
     for network, namespace in groups:
-        _rewrite(path(run, network, namespace), _text(namespace, networks.get(network, [])))
+        text = _text(network, namespace, networks.get(network, {}))
+        _rewrite(path(run, network, namespace), text)
     wanted = {path(run, *group) for group in groups}
     for file in (run / "hosts").glob("*/*"):
         if file not in wanted:
             file.unlink(missing_ok=True)
 
 
-def _text(namespace: str, endpoints: list[Endpoint]) -> str:
+def _text(network: str, namespace: str, addresses: dict[tuple[str, str], IPAddress]) -> str:
     lines = []
-    for each in sorted(endpoints, key=lambda each: (each.namespace, each.name)):
-        names = [f"{each.name}.{each.namespace}.{each.network}", f"{each.name}.{each.namespace}"]
-        if each.namespace == namespace:
-            names.insert(0, each.name)
-        lines.append(f"{each.address} {' '.join(names)}\n")
+    for (group, name), address in sorted(addresses.items(), key=lambda item: item[0]):
+        names = [f"{name}.{group}.{network}", f"{name}.{group}"]
+        if group == namespace:
+            names.insert(0, name)
+        lines.append(f"{address} {' '.join(names)}\n")
     return _HEAD + "".join(lines)
 
 

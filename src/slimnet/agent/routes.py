@@ -14,15 +14,21 @@ DELETE   /v1/namespaces/<network>/<name>
 GET      /v1/endpoints                     all endpoints
 POST     /v1/endpoints                     attach one here: ``network``, ``name``, ...
 DELETE   /v1/endpoints/<net>/<ns>/<name>   detach it: ``kill``
-GET      /v1/policies                      all policies
+GET      /v1/policies                      all documents, of every kind
 POST     /v1/policies                      ``policies``: all of them or none
 DELETE   /v1/policies/<net>/<ns>/<name>
 DELETE   /v1/clusterpolicies/<name>
+DELETE   /v1/services/<net>/<ns>/<name>
+DELETE   /v1/publishedports/<...>          the same
+DELETE   /v1/egresslimits/<...>            the same
+POST     /v1/check                         ``policies``: warnings, were they applied
 GET      /v1/tables                        the tables in force, for bug reports
 POST     /v1/explain                       ``network``, ``source``, ``destination``, ...
 POST     /v1/ping                          ``target``, ``source``, ``port``, ``timeout``
 POST     /v1/wait                          ``revision``, ``timeout``
 GET      /v1/connections                   of this host's endpoints
+GET      /v1/accounts                      what they sent and received, by rule
+GET      /v1/rules                         rule id to its words, of the tables in force
 GET      /v1/refusals                      the last ones on this host
 GET      /v1/events                        lines of JSON, for as long as it is read
 =======  ================================  ==========================================
@@ -31,7 +37,7 @@ GET      /v1/events                        lines of JSON, for as long as it is r
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from slimnet import records
@@ -39,8 +45,9 @@ from slimnet.agent.agent import Agent
 from slimnet.agent.fields import check
 from slimnet.agent.ping import explain, ping
 from slimnet.agent.server import Peer, Reply, Stream
+from slimnet.cluster.documents import PREFIXES
 from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.policy import Policy
+from slimnet.policy import Document
 
 __all__ = ["Routes"]
 
@@ -100,7 +107,7 @@ class Routes:
         return records.encode(self._cluster.endpoints())
 
     def get_policies(self) -> Reply:
-        return [each.to_json() for each in self._cluster.policies()]
+        return [each.to_json() for each in self._cluster.documents.all()]
 
     def get_tables(self) -> Reply:
         tables = self.agent.installer.tables
@@ -114,14 +121,22 @@ class Routes:
                 [vni, str(cidr), records.encode(value)]
                 for (vni, cidr), value in tables.cidrs.items()
             ],
-            "policy": [
-                [records.encode(key), records.encode(value)] for key, value in tables.policy.items()
-            ],
+            "policy": _pairs(tables.policy),
             "rules": records.encode(tables.rules),
+            "services": _pairs(tables.services),
+            "published": _pairs(tables.published),
+            "limits": records.encode(tables.limits),
         }
 
     def get_connections(self) -> Reply:
         return records.encode(list(self.agent.backend.connections()))
+
+    def get_accounts(self) -> Reply:
+        return records.encode(list(self.agent.backend.accounts()))
+
+    def get_rules(self) -> Reply:
+        tables = self.agent.installer.tables
+        return records.encode({} if tables is None else tables.rules)
 
     def get_refusals(self) -> Reply:
         return records.encode(list(self.agent.feed.refusals))
@@ -176,20 +191,35 @@ class Routes:
         return {}
 
     def post_policies(self, policies: list[dict[str, Any]]) -> Reply:
-        revision = self.agent.set_policies([Policy.from_json(each) for each in policies])
-        return {"revision": revision}
+        made, revision = self.agent.apply([Document.from_json(each) for each in policies])
+        return {"policies": [each.to_json() for each in made], "revision": revision}
 
     def delete_policies(self, network: str, namespace: str, name: str) -> Reply:
-        revision = self._cluster.remove_policy(name, network, namespace)
-        self.agent.sync_strictly()
-        return {"revision": revision}
+        return self._remove("policies", name, network, namespace)
 
     def delete_clusterpolicies(self, name: str) -> Reply:
-        revision = self._cluster.remove_policy(name)
+        return self._remove("clusterpolicies", name)
+
+    def delete_services(self, network: str, namespace: str, name: str) -> Reply:
+        return self._remove("services", name, network, namespace)
+
+    def delete_publishedports(self, network: str, namespace: str, name: str) -> Reply:
+        return self._remove("publishedports", name, network, namespace)
+
+    def delete_egresslimits(self, network: str, namespace: str, name: str) -> Reply:
+        return self._remove("egresslimits", name, network, namespace)
+
+    def _remove(self, prefix: str, name: str, *place: str) -> Reply:
+        kind = next(each for each, known in PREFIXES.items() if known == prefix)
+        revision = self._cluster.documents.remove(kind, name, *place)
         self.agent.sync_strictly()
         return {"revision": revision}
 
     # Asking
+
+    def post_check(self, policies: list[dict[str, Any]]) -> Reply:
+        documents = [Document.from_json(each) for each in policies]
+        return records.encode(self.agent.check(documents))
 
     def post_explain(self, **question: Any) -> Reply:
         return explain(self.agent, **question)
@@ -199,3 +229,7 @@ class Routes:
 
     def post_wait(self, revision: int | None = None, timeout: float = 10.0) -> Reply:
         return {"installed": self.agent.wait(revision, timeout)}
+
+
+def _pairs(table: Mapping[Any, Any]) -> Reply:
+    return [[records.encode(key), records.encode(value)] for key, value in table.items()]

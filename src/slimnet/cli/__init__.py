@@ -32,6 +32,7 @@ _COMMANDS = {
     "run": "slimnet.cli.run:run",
     "status": "slimnet.cli.status:status",
     "testbed": "slimnet.cli.testbed:testbed",
+    "usage": "slimnet.cli.usage:usage",
 }
 
 
@@ -50,8 +51,8 @@ First steps, as root, on one machine:
   slimnet testbed down
 
 \b
-Exit status: 0 done; 1 the answer is no (ping, check, policy explain); 2 an
-error, said in one line. `slimnet run` exits with its command's status.""",
+Exit status: 0 done; 1 the answer is no (ping, check, policy explain, policy
+check --strict); 2 an error, said in one line. `slimnet run` exits with its command's status.""",
 )
 @click.option(
     "--agent",

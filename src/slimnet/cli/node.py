@@ -74,6 +74,7 @@ complete_network = _complete(lambda node: [each.name for each in node.networks()
 complete_endpoint = _complete(lambda node: [each.name for each in node.endpoints()])
 complete_namespace = _complete(lambda node: [each.name for each in node.namespaces()])
 complete_policy = _complete(lambda node: [each.name for each in node.policies()])
+complete_kind = _complete(lambda node: sorted({type(each).__name__ for each in node.policies()}))
 
 
 def network_option(function: _F) -> _F:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from slimnet.cli.node import (
     agent_option,
     complete_endpoint,
+    complete_kind,
     complete_policy,
     find_endpoint,
     namespace_option,
@@ -21,7 +22,7 @@ from slimnet.cli.node import (
 from slimnet.cli.output import Columns, line, output_option, show, show_one
 
 if TYPE_CHECKING:
-    from slimnet.policy import Policy
+    from slimnet.policy import Document, PolicyWarning
 
 __all__ = ["policy"]
 
@@ -39,9 +40,10 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 @click.group()
 def policy() -> None:
-    """Say who may connect to whom.
+    """Say who may connect to whom, and to what.
 
-    Policies are Kubernetes NetworkPolicy and ClusterNetworkPolicy documents.
+    Documents are Kubernetes NetworkPolicy, ClusterNetworkPolicy and Service, and slimnet's
+    PublishedPort and EgressLimit.
     """
 
 
@@ -55,71 +57,119 @@ Example: only endpoints with app=web reach those with app=db, on port 5432
     podSelector: {matchLabels: {app: db}}
     ingress:
     - from: [{podSelector: {matchLabels: {app: web}}}]
-      ports: [{port: 5432}]""",
+      ports: [{port: 5432}]
+
+\b
+Example: `web` is one address for all endpoints with app=web
+  kind: Service
+  apiVersion: v1
+  metadata: {name: web}
+  spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}""",
 )
-@click.argument("file", type=_FILE)
+@click.argument("files", metavar="FILE...", type=_FILE, nargs=-1, required=True)
 @network_option
 @output_option
 @agent_option
-def apply(file: str, network: str | None, output: str) -> None:
-    """Put the policies of FILE in force.
+def apply(files: tuple[str, ...], network: str | None, output: str) -> None:
+    """Put the documents of FILEs in force.
 
-    All of them, or none where one is wrong.
+    All of them, or none where one is wrong. What was surely not meant in them is said.
     """
     with open_agent() as node:
-        policies = node.apply_policy(file, network)
-    names = ", ".join(each.title for each in policies) or "no policies in the file"
-    line(f"in force: {names}", [each.to_json() for each in policies], output)
+        documents = node.apply_policy(files, network)
+        warnings = node.check_policy(files, network)
+    names = ", ".join(map(_title, documents)) or f"no documents in {', '.join(files)}"
+    line(f"in force: {names}", [each.to_json() for each in documents], output)
+    _warn(warnings)
+
+
+def _title(document: Document) -> str:
+    address = getattr(document, "address", None)
+    return f"{document.title} ({address})" if address is not None else document.title
+
+
+def _warn(warnings: Sequence[PolicyWarning]) -> None:
+    for each in warnings:
+        click.echo(f"{click.style('warning:', fg='yellow')} {each}", err=True)
 
 
 @policy.command()
 @output_option
 @agent_option
 def ls(output: str) -> None:
-    """List the policies."""
+    """List policies, services, published ports and limits."""
     with open_agent() as node:
-        policies = node.policies()
-    _show(policies, output)
+        documents = node.policies()
+    show(map(_row, documents), _COLUMNS, output)
 
 
-def _show(policies: Sequence[Policy], output: str) -> None:
-    rows = [
-        {
-            "kind": type(each).__name__,
-            "network": getattr(each, "network", None),
-            "namespace": getattr(each, "namespace", None),
-            "name": each.name,
-            "mandatory": each.mandatory,
-            "source": each.source.at(""),
-            "manifest": each.manifest,
-        }
-        for each in policies
-    ]
-    columns = {
-        "KIND": "kind",
-        "NETWORK": "network",
-        "NAMESPACE": "namespace",
-        "NAME": "name",
-        "SOURCE": "source",
+_COLUMNS: Columns = {
+    "KIND": "kind",
+    "NETWORK": "network",
+    "NAMESPACE": "namespace",
+    "NAME": "name",
+    "WHAT": lambda row: _what(row["kind"], row["manifest"]["spec"]),
+    "SOURCE": "source",
+}
+
+
+def _row(document: Document) -> dict[str, Any]:
+    return {
+        "kind": type(document).__name__,
+        "network": getattr(document, "network", None),
+        "namespace": getattr(document, "namespace", None),
+        "name": document.name,
+        "mandatory": getattr(document, "mandatory", False),
+        "source": document.source.at(""),
+        "manifest": document.manifest,
     }
-    show(rows, columns, output)
 
 
-@policy.command()
+def _what(kind: str, spec: Mapping[str, Any]) -> str:
+    """What there is to know at a glance, in the words of the manifest."""
+    if kind == "Service":
+        ports = ",".join(str(each["port"]) for each in spec["ports"])
+        return f"{spec.get('clusterIP') or 'any address'}:{ports}"
+    if kind == "PublishedPort":
+        target = spec.get("targetPort") or spec["port"]
+        return f"{spec.get('address') or '*'}:{spec['port']} to {spec['endpoint']}:{target}"
+    if kind == "EgressLimit":
+        rates = (("", spec.get("rate")), (" each connection", spec.get("connectionRate")))
+        return ", ".join(f"{rate} bit/s{whose}" for whose, rate in rates if rate is not None)
+    return "mandatory" if spec.get("mandatory") else ""
+
+
+@policy.command(
+    epilog="""\b
+Examples:
+  slimnet policy rm web-in
+  slimnet policy rm guard --cluster
+  slimnet policy rm web --kind service""",
+)
 @click.argument("name", shell_complete=complete_policy)
 @network_option
 @namespace_option
-@click.option("--cluster", is_flag=True, help="A cluster-wide one.")
+@click.option(
+    "--kind", metavar="KIND", shell_complete=complete_kind,
+    help="As `policy ls` says it, in any case.  [default: NetworkPolicy]",
+)  # fmt: skip
+@click.option("--cluster", is_flag=True, help="A cluster-wide policy.")
 @output_option
 @agent_option
-def rm(name: str, network: str | None, namespace: str, cluster: bool, output: str) -> None:  # noqa: FBT001
-    """Remove a policy."""
+def rm(
+    name: str,
+    network: str | None,
+    namespace: str,
+    kind: str | None,
+    cluster: bool,  # noqa: FBT001
+    output: str,
+) -> None:
+    """Remove a policy, service, published port or limit."""
+    kind = "ClusterNetworkPolicy" if cluster else kind or "NetworkPolicy"
     with open_agent() as node:
-        if cluster:
-            node.remove_policy(name)
-        else:
-            node.remove_policy(name, network_of(node, network), namespace)
-    line(f"policy {name} removed", {"removed": name}, output)
+        wide = kind.lower() == "clusternetworkpolicy"
+        node.remove_policy(name, None if wide else network_of(node, network), namespace, kind)
+    line(f"{kind} {name} removed", {"kind": kind, "removed": name}, output)
 
 
 @policy.command(
@@ -169,20 +219,50 @@ def explain(source: str, target: str, protocol: str, network: str | None, output
     return 0 if answer["allowed"] else 1
 
 
-@policy.command()
+@policy.command(
+    epilog="""\b
+Examples:
+  slimnet policy check *.yaml              read them, and say what was surely not meant
+  slimnet policy check --strict *.yaml     for a pipeline
+
+\b
+Exit status: 0; 1 with --strict, where there is a warning; 2 where a file is wrong.""",
+)
 @click.argument("files", metavar="FILE...", type=_FILE, nargs=-1, required=True)
+@click.option("--strict", is_flag=True, help="A warning makes the exit status 1.")
 @network_option
 @output_option
 @agent_option
-def check(files: tuple[str, ...], network: str | None, output: str) -> None:
-    """Say what is wrong with policy files.
+def check(
+    files: tuple[str, ...],
+    strict: bool,  # noqa: FBT001
+    network: str | None,
+    output: str,
+) -> int:
+    """Say what is wrong with documents.
 
-    Nothing is changed.
+    They are read, and looked at together with what the agent knows. Nothing is changed. Without an
+    agent nobody can say whether a selector selects anything.
     """
+    from slimnet.exceptions import AgentUnreachable  # noqa: PLC0415
     from slimnet.policy import load  # noqa: PLC0415  # YAML and the compiler
 
-    policies = [each for file in files for each in load(file, network=network or "default")]
-    _show(policies, output)
+    documents = [each for file in files for each in load(file, network=network or "default")]
+    warnings: list[PolicyWarning] = []
+    try:
+        with open_agent() as node:
+            warnings = node.check_policy(files, network)
+    except AgentUnreachable as error:
+        if strict:
+            raise
+        click.echo(f"slimnet: only the files were looked at, not endpoints: {error}", err=True)
+    rows = [
+        {**_row(each), "warnings": [str(said) for said in warnings if said.policy == each.title]}
+        for each in documents
+    ]
+    show(rows, _COLUMNS, output)
+    _warn(warnings)
+    return 1 if strict and warnings else 0
 
 
 def _split(target: str) -> tuple[str, int]:

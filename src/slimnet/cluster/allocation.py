@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an endpoint is given: its identity and its address."""
+"""What endpoints and services are given: identities and addresses."""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netaddr import IPAddress
@@ -51,31 +51,45 @@ def identity(store: Store, endpoint: Endpoint) -> tuple[int, Guard]:
     return number, Guard(number, {key: None, **fresh.expect}, {key: b"%d" % number, **fresh.put})
 
 
-def address(store: Store, network: Network, wanted: Any) -> IPAddress:
-    """An address for an endpoint: the wanted one, or the first that is free.
+def address(
+    store: Store,
+    network: Network,
+    wanted: Any,
+    field: str = "endpoint.address",
+    meanwhile: Iterable[str] = (),
+) -> IPAddress:
+    """An address for an endpoint or a service: the wanted one, or the first that is free.
+
+    Args:
+        store: where those in use are.
+        network: whose it will be.
+        wanted: ``None`` for any.
+        field: what errors call it.
+        meanwhile: addresses that are not free although the store has them not yet.
 
     Raises:
         InvalidValue: the wanted one is not of the network, or the network is full.
         AlreadyExists: the wanted one is taken.
     """
     prefix = f"addresses/{network.name}/"
-    used = {key.removeprefix(prefix) for key in store.list(prefix)[0]}
+    used = {key.removeprefix(prefix) for key in store.list(prefix)[0]}.union(meanwhile)
     if wanted is not None:
         asked = IPAddress(str(wanted))
         cidr = next((each for each in network.cidrs if asked in each), None)
         if cidr is None:
             ranges = ", ".join(map(str, network.cidrs))
-            raise InvalidValue("endpoint.address", f"an address in {ranges}", str(wanted))
+            raise InvalidValue(field, f"an address in {ranges}", str(wanted))
         if cidr.prefixlen < 31 and asked in (cidr.network, cidr.broadcast):
             raise InvalidValue(
-                "endpoint.address",
+                field,
                 f"neither network nor broadcast address of {cidr}",
                 str(wanted),
             )
         if str(asked) in used:
             holder = store.get(prefix + str(asked))
-            who = json.loads(holder[0]).partition("/")[2] if holder else "another endpoint"
-            raise AlreadyExists(f"address {asked} is that of {who}")
+            kind, _, who = json.loads(holder[0]).partition("/") if holder else ("", "", "another")
+            service = "service " if kind == "services" else ""
+            raise AlreadyExists(f"address {asked} is that of {service}{who}")
         return asked
     for cidr in network.cidrs:
         edge = 1 if cidr.prefixlen < 31 else 0
@@ -84,6 +98,4 @@ def address(store: Store, network: Network, wanted: Any) -> IPAddress:
             text = socket.inet_ntoa(number.to_bytes(4, "big"))
             if text not in used:
                 return IPAddress(text)
-    raise InvalidValue(
-        "endpoint.address", f"room in network {network.name}", f"{len(used)} endpoints in it"
-    )
+    raise InvalidValue(field, f"room in network {network.name}", f"{len(used)} addresses in use")

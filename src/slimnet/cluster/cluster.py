@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of a cluster over a store: networks, hosts, namespaces, endpoints
-and policies, each change checked first and then made whole or not at all.
+"""The words of a cluster over a store: networks, hosts, namespaces, endpoints and
+what users write about them, each change checked first and then made whole or not at all.
 
 ========================================  ===================================
 key                                       value
@@ -10,9 +10,14 @@ key                                       value
 ``installed/<host>``                      what that host has in force; leased
 ``namespaces/<network>/<name>``           :class:`~slimnet.model.Namespace`
 ``endpoints/<network>/<ns>/<name>``       :class:`~slimnet.model.Endpoint`
-``addresses/<network>/<address>``         the key of the endpoint that has it
-``policies/<network>/<ns>/<name>``        :meth:`slimnet.policy.Policy.to_json`
+``addresses/<network>/<address>``         the key of the endpoint or service that has it
+``policies/<network>/<ns>/<name>``        :meth:`slimnet.policy.Document.to_json`
+``services/<network>/<ns>/<name>``        the same
+``publishedports/<network>/<ns>/<name>``  the same
+``egresslimits/<network>/<ns>/<name>``    the same
 ``clusterpolicies/<name>``                the same
+``inquiries/<host>/<id>``                 a question to a host (:mod:`slimnet.agent.inquiry`)
+``answers/<id>``                          what it answered
 ``identities/<network>/<ns>/<labels>``    a number, for ever
 ``counters/<what>``                       the last number given out
 ========================================  ===================================
@@ -29,11 +34,13 @@ from netaddr import IPNetwork
 
 from slimnet import records
 from slimnet.abc import Revision, Store
-from slimnet.cluster import allocation, ranges
+from slimnet.cluster import allocation, lookup, ranges
 from slimnet.cluster.change import counter, retry
+from slimnet.cluster.documents import PREFIXES, Documents
+from slimnet.contract import SLIM_ADDRESS_SERVICE
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
 from slimnet.model import VNI_MAX, Endpoint, Host, Namespace, Network
-from slimnet.policy.document import NetworkPolicy, Policy
+from slimnet.policy.document import ClusterNetworkPolicy, Service
 
 __all__ = ["Cluster"]
 
@@ -42,7 +49,8 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FIRST_VNI = 1000
-_ATTEMPTS = 100
+#: What goes with the namespace that it belongs to.
+_NAMESPACED = [prefix for kind, prefix in PREFIXES.items() if kind is not ClusterNetworkPolicy]
 
 
 class Cluster:
@@ -54,6 +62,7 @@ class Cluster:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.documents = Documents(store)
 
     # Networks
 
@@ -98,13 +107,10 @@ class Cluster:
         Raises:
             NotFound: there is none; says which there are.
         """
-        found = self.store.get(f"networks/{name}")
-        if found is None:
-            raise NotFound(_none("network", name, [each.name for each in self.networks()]))
-        return records.load(f"networks/{name}", found[0], records.network)
+        return lookup.network(self.store, name)[0]
 
     def remove_network(self, name: str) -> Revision:
-        """Remove a network with its namespaces and policies.
+        """Remove a network with its namespaces and what was written for them.
 
         Raises:
             NotFound: there is none.
@@ -121,7 +127,7 @@ class Cluster:
                 some = ", ".join(names[:3]) + (", ..." if names[3:] else "")
                 raise InUse(f"network {name} still has endpoints: {some}")
             keys = [f"networks/{name}"]
-            for kind in ("namespaces", "policies", "addresses"):
+            for kind in ("namespaces", "addresses", *_NAMESPACED):
                 keys += self.store.list(f"{kind}/{name}/")[0]
             return self.store.transact(expect=guard.expect, put=guard.put, delete=keys)
 
@@ -143,7 +149,7 @@ class Cluster:
         return self._all(_below("namespaces", network), records.namespace)
 
     def remove_namespace(self, network: str, name: str) -> Revision:
-        """Remove a namespace and its policies.
+        """Remove a namespace and what was written for it.
 
         Raises:
             NotFound: there is none.
@@ -155,11 +161,15 @@ class Cluster:
             key = f"namespaces/{network}/{name}"
             if self.store.get(key) is None:
                 names = [each.name for each in self.namespaces(network)]
-                raise NotFound(_none(f"namespace of network {network}", name, names))
+                raise lookup.missing(f"namespace of network {network}", name, names)
             endpoints = self.store.list(f"endpoints/{network}/{name}/")[0]
             if endpoints:
                 raise InUse(f"namespace {network}/{name} has {len(endpoints)} endpoints")
-            keys = [key, *self.store.list(f"policies/{network}/{name}/")[0]]
+            keys = [key]
+            for kind in _NAMESPACED:
+                keys += self.store.list(f"{kind}/{network}/{name}/")[0]
+            services = self._all(f"services/{network}/{name}/", Service.from_json)
+            keys += [f"addresses/{network}/{each.address}" for each in services]
             return self.store.transact(expect=guard.expect, put=guard.put, delete=keys)
 
         return retry(change)
@@ -227,10 +237,19 @@ class Cluster:
 
     # Endpoints
 
-    def create_endpoint(self, asked: Endpoint | Mapping[str, Any]) -> tuple[Endpoint, Revision]:
+    def create_endpoint(
+        self,
+        asked: Endpoint | Mapping[str, Any],
+        admit: Callable[[Endpoint], None] | None = None,
+    ) -> tuple[Endpoint, Revision]:
         """A new endpoint. Its ``id`` and ``identity`` are given, and without
         ``address`` the first free one of its network. Its namespace is made
         when it is new.
+
+        Args:
+            asked: the endpoint, or its fields.
+            admit: raises where it cannot be. Until it is written no document
+                comes that it has not seen.
 
         Raises:
             NotFound: no such network.
@@ -255,6 +274,10 @@ class Cluster:
             if held is not None:
                 at = records.load(key, held[0], records.endpoint)
                 raise AlreadyExists(f"endpoint {_title(at)} is there, on host {at.host}")
+            if endpoint.id >= SLIM_ADDRESS_SERVICE:
+                raise InUse(f"no endpoint ids are left below {SLIM_ADDRESS_SERVICE}")
+            if admit is not None:
+                admit(endpoint)
             identity, given = allocation.identity(self.store, endpoint)
             endpoint = attrs.evolve(endpoint, identity=identity)
             place = f"addresses/{network.name}/{address}"
@@ -289,7 +312,7 @@ class Cluster:
         if found is None:
             self.network(network)
             names = [_title(each) for each in self.endpoints(network)]
-            raise NotFound(_none("endpoint", f"{network}/{namespace}/{name}", names))
+            raise lookup.missing("endpoint", f"{network}/{namespace}/{name}", names)
         return found
 
     def remove_endpoint(self, endpoint: Endpoint) -> Revision:
@@ -305,52 +328,10 @@ class Cluster:
 
         return retry(change)
 
-    # Policies
-
-    def set_policies(self, policies: Iterable[Policy]) -> Revision:
-        """Put policies in force, all at once; those of the same name are replaced.
-
-        Raises:
-            NotFound: one is for a network that is not there.
-        """
-        put = {}
-        for policy in policies:
-            if isinstance(policy, NetworkPolicy):
-                self.network(policy.network)
-            put[_policy_key(policy)] = records.dump(policy.to_json())
-        return self.store.transact(put=put)
-
-    def policies(self) -> list[Policy]:
-        """All policies, of both kinds."""
-        return [
-            *self._all("clusterpolicies/", Policy.from_json),
-            *self._all("policies/", Policy.from_json),
-        ]
-
-    def remove_policy(
-        self, name: str, network: str | None = None, namespace: str = "default"
-    ) -> Revision:
-        """Remove a policy; without ``network`` one of the cluster's.
-
-        Raises:
-            NotFound: there is none.
-        """
-        below = f"policies/{network}/{namespace}/" if network else "clusterpolicies/"
-        if self.store.get(below + name) is None:
-            names = [key.removeprefix(below) for key in self.store.list(below)[0]]
-            raise NotFound(_none("policy", name, names))
-        return self.store.transact(delete=[below + name])
-
     # What they share
 
     def _all(self, prefix: str, decode: Callable[[Mapping[str, Any]], T]) -> list[T]:
-        found = []
-        for key, (data, _) in self.store.list(prefix)[0].items():
-            try:
-                found.append(records.load(key, data, decode))
-            except InvalidValue as error:
-                _log.warning("%s", error)
-        return found
+        return lookup.everything(self.store, prefix, decode)
 
 
 def _below(kind: str, network: str | None) -> str:
@@ -361,16 +342,5 @@ def _endpoint_key(network: str, namespace: str, name: str) -> str:
     return f"endpoints/{network}/{namespace}/{name}"
 
 
-def _policy_key(policy: Policy) -> str:
-    if isinstance(policy, NetworkPolicy):
-        return f"policies/{policy.network}/{policy.namespace}/{policy.name}"
-    return f"clusterpolicies/{policy.name}"
-
-
 def _title(endpoint: Endpoint) -> str:
     return f"{endpoint.network}/{endpoint.namespace}/{endpoint.name}"
-
-
-def _none(kind: str, name: str, names: list[str]) -> str:
-    there = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    return f"{kind} {name!r}: there is none; there are: {there or 'none at all'}"

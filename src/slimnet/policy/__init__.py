@@ -2,8 +2,8 @@
 """The policy engine: what users write, and the tables that it becomes.
 
 ====================  ==================================================================
-:func:`load`          policies from Kubernetes manifests (:mod:`slimnet.policy.manifest`)
-:class:`Policy`       and its parts (``document``, ``rule``, ``selector``)
+:func:`load`          documents from manifests (:mod:`slimnet.policy.manifest`)
+:class:`Document`     policies, services, ports, limits (``document``, ``rule``, ``selector``)
 :class:`State`        everything that tables are compiled from (``state``)
 :func:`compile`       the tables of one host (``compiler``; :class:`Compiler` for changes)
 :func:`explain`       why a flow is allowed or denied (``explanation``)
@@ -13,7 +13,18 @@
 """
 
 from slimnet.policy.compiler import Compiler, compile  # noqa: A004
-from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy, Source
+from slimnet.policy.document import (
+    ClusterNetworkPolicy,
+    Document,
+    EgressLimit,
+    NetworkPolicy,
+    Policy,
+    PublishedPort,
+    Service,
+    ServicePort,
+    Source,
+    Weight,
+)
 from slimnet.policy.explanation import Explanation, Stage, explain
 from slimnet.policy.manifest import load
 from slimnet.policy.oracle import Judgement, Oracle
@@ -27,6 +38,8 @@ __all__ = [
     "Block",
     "ClusterNetworkPolicy",
     "Compiler",
+    "Document",
+    "EgressLimit",
     "Explanation",
     "Judgement",
     "NetworkPolicy",
@@ -36,13 +49,17 @@ __all__ = [
     "Policy",
     "PolicyWarning",
     "Port",
+    "PublishedPort",
     "Requirement",
     "Rule",
     "Selector",
+    "Service",
+    "ServicePort",
     "Source",
     "Stage",
     "State",
     "Tier",
+    "Weight",
     "check",
     "compile",
     "explain",

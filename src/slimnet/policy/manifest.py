@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading policies: Kubernetes' manifests, unchanged.
+"""Reading what users write: Kubernetes' manifests, unchanged, and slimnet's own kinds.
 
 A file is taken whole or refused whole. The extensions to Kubernetes' schema are the
-annotation ``slimnet.io/network``, which names a NetworkPolicy's network, and ``spec.mandatory``.
+annotation ``slimnet.io/network``, which names the network of what lives in one,
+``spec.mandatory`` of policies, and ``spec.weights`` of services.
 """
 
 from __future__ import annotations
@@ -10,36 +11,105 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slimnet.exceptions import PolicyError
-from slimnet.policy import clusterspec, namespacespec
-from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy, Source
-from slimnet.policy.node import Node, documents
+from attrs import frozen
 
-__all__ = ["load", "restore"]
+from slimnet.exceptions import PolicyError
+from slimnet.policy import clusterspec, limitspec, namespacespec, publishedspec, servicespec
+from slimnet.policy.document import (
+    ClusterNetworkPolicy,
+    Document,
+    EgressLimit,
+    NetworkPolicy,
+    PublishedPort,
+    Service,
+    Source,
+)
+from slimnet.policy.node import Node, documents
+from slimnet.policy.schema import Field, Schema
+
+__all__ = ["KINDS", "METADATA", "Kind", "load", "restore"]
 
 NETWORK_ANNOTATION = "slimnet.io/network"
 
-_KINDS = {
-    "NetworkPolicy": "networking.k8s.io/v1",
-    "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2",
-}
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
-def load(source: str | os.PathLike[str], *, network: str = "default") -> list[Policy]:
-    """The policies of a file or a text.
+@frozen
+class Kind:
+    """One kind of document.
+
+    Attributes:
+        version: its ``apiVersion``.
+        make: what it becomes.
+        schema: the fields of its ``spec``.
+        read: reads them.
+    """
+
+    version: str
+    make: type[Document]
+    schema: Schema
+    read: Callable[[Node], dict[str, Any]]
+
+    @property
+    def namespaced(self) -> bool:
+        """Whether it belongs to a namespace of a network; else to the cluster."""
+        return self.make is not ClusterNetworkPolicy
+
+
+#: Every kind, by what its manifests call it.
+KINDS: Mapping[str, Kind] = {
+    "NetworkPolicy": Kind(
+        "networking.k8s.io/v1", NetworkPolicy, namespacespec.SCHEMA, namespacespec.read
+    ),
+    "ClusterNetworkPolicy": Kind(
+        "policy.networking.k8s.io/v1alpha2",
+        ClusterNetworkPolicy,
+        clusterspec.SCHEMA,
+        clusterspec.read,
+    ),
+    "Service": Kind("v1", Service, servicespec.SCHEMA, servicespec.read),
+    "PublishedPort": Kind(
+        "slimnet.io/v1alpha1", PublishedPort, publishedspec.SCHEMA, publishedspec.read
+    ),
+    "EgressLimit": Kind("slimnet.io/v1alpha1", EgressLimit, limitspec.SCHEMA, limitspec.read),
+}
+#: Of ``metadata``, what is looked at or kept.
+METADATA: Schema = {
+    "name": Field("unique among those of its kind, in its namespace"),
+    "namespace": Field("``default`` by default; a ClusterNetworkPolicy has none"),
+    "labels": Field("kept, and not looked at"),
+    "annotations": Field(
+        "kept; ``slimnet.io/network`` names its network, which is else the one of ``-n``, or the "
+        "only one that there is"
+    ),
+}
+_ROOT: Schema = {
+    "apiVersion": Field("of the kind"),
+    "kind": Field("which"),
+    "metadata": Field("who it is", METADATA),
+    "spec": Field("what it says"),
+    "status": Field("ignored"),
+}
+_LIST: Schema = {**dict.fromkeys(("apiVersion", "kind", "metadata"), Field("ignored")),
+                 "items": Field("documents", many=True)}  # fmt: skip
+# What a file of TOML calls an array of documents.
+_ARRAYS = ("document", "policy")
+
+
+def load(source: str | os.PathLike[str], *, network: str = "default") -> list[Document]:
+    """The documents of a file or a text: policies, services, published ports, limits.
 
     Args:
         source: a path (any :class:`os.PathLike`, or a string of one line that
             is not JSON), or the text itself. A file that ends in ``.toml`` is
-            TOML, with one policy or an array ``policy``; everything else is
-            YAML or JSON.
-        network: the network of a NetworkPolicy that does not name one with the
+            TOML, with one document or an array ``document`` (or ``policy``) of
+            them; everything else is YAML or JSON.
+        network: the network of what lives in one and does not name it with the
             annotation ``slimnet.io/network``.
 
     Raises:
@@ -47,36 +117,31 @@ def load(source: str | os.PathLike[str], *, network: str = "default") -> list[Po
         OSError: the file cannot be read.
     """
     file, text = _read(source)
-    policies: list[Policy] = []
-    places: dict[tuple[str, str, str], Node] = {}
+    found: dict[tuple[str, ...], Document] = {}
     roots = _toml(text, file) if file.endswith(".toml") else documents(text, file)
     for root in roots:
-        for document in _flatten(root):
-            policy = _policy(document, network)
-            key = (
-                getattr(policy, "network", ""),
-                getattr(policy, "namespace", ""),
-                f"{type(policy).__name__}/{policy.name}",
-            )
-            if key in places:
-                document.get("metadata").get("name").fail("each policy once in a file")
-            places[key] = document
-            policies.append(policy)
-    return policies
+        for node in _flatten(root):
+            document = _document(node, network)
+            key = (type(document).__name__, getattr(document, "network", ""), document.title)
+            if key in found:
+                node.get("metadata").get("name").fail("each document once in a file")
+            found[key] = document
+    return list(found.values())
 
 
-def restore(value: Mapping[str, Any]) -> Policy:
-    """The policy that gave this with ``to_json``.
+def restore(value: Mapping[str, Any]) -> Document:
+    """The document that gave this with ``to_json``.
 
     Raises:
         PolicyError: it is not that.
     """
+    wanted = "what Document.to_json() gives"
     if not isinstance(value, Mapping):
-        raise PolicyError("policy", "what Policy.to_json() gives", value)
+        raise PolicyError("document", wanted, value)
     file, manifest, lines = value.get("file", ""), value.get("manifest"), value.get("lines", {})
     if not isinstance(manifest, dict) or not isinstance(file, str) or not isinstance(lines, dict):
-        raise PolicyError("policy", "what Policy.to_json() gives", value)
-    return _policy(Node.of(manifest, file), "default", Source(file, lines))
+        raise PolicyError("document", wanted, value)
+    return _document(Node.of(manifest, file), "default", Source(file, lines))
 
 
 def _read(source: str | os.PathLike[str]) -> tuple[str, str]:
@@ -98,15 +163,19 @@ def _toml(text: str, file: str) -> Iterator[Node]:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(file, "TOML", str(error)) from error
-    for item in table["policy"] if isinstance(table.get("policy"), list) else [table]:
+    arrays = [table[key] for key in _ARRAYS if isinstance(table.get(key), list)]
+    if arrays and len(table) > len(arrays):
+        odd = next(key for key in table if key not in _ARRAYS)
+        raise PolicyError(file, f"nothing beside the array {' or '.join(_ARRAYS)}", odd)
+    for item in [item for array in arrays for item in array] if arrays else [table]:
         yield Node.of(item, file)
 
 
 def _flatten(root: Node) -> Iterator[Node]:
     """A document, or the entries of a List of them."""
     kind = root.get("kind").value
-    if isinstance(kind, str) and kind.endswith("List") and kind[:-4] in {"", *_KINDS}:
-        root.fields({"apiVersion", "kind", "metadata", "items"})
+    if isinstance(kind, str) and kind.endswith("List") and kind[:-4] in {"", *KINDS}:
+        root.fields(_LIST)
         for item in root.get("items").items():
             item.table()
             yield item
@@ -114,34 +183,30 @@ def _flatten(root: Node) -> Iterator[Node]:
         yield root
 
 
-def _policy(root: Node, network: str, source: Source | None = None) -> Policy:
-    root.fields({"apiVersion", "kind", "metadata", "spec", "status"})
-    kind = root.need("kind").choice(tuple(_KINDS))
-    root.need("apiVersion").choice((_KINDS[kind],))
+def _document(root: Node, network: str, source: Source | None = None) -> Document:
+    root.fields(_ROOT)
+    kind = KINDS[root.need("kind").choice(tuple(KINDS))]
+    root.need("apiVersion").choice((kind.version,))
     metadata = root.need("metadata")
-    name = metadata.need("name").text(
-        "a name of lower-case letters, digits, '-' and '.' (RFC 1123)", _NAME.fullmatch
-    )
-    if source is None:
-        source = Source(root.file, _lines(root))
-    common: dict[str, Any] = {"name": name, "source": source}
-    if kind == "NetworkPolicy":
-        namespace = metadata.get("namespace")
+    name, namespace = metadata.need("name"), metadata.get("namespace")
+    fields: dict[str, Any] = {}
+    if kind.namespaced:
         network = _network(metadata, network)
-        policy: Policy = NetworkPolicy(
-            network=network,
-            namespace="default" if namespace.absent else _label(namespace),
-            manifest=_manifest(root, network),
-            **common,
-            **namespacespec.read(root.need("spec")),
-        )
-    else:
-        if not metadata.get("namespace").absent:
-            metadata.get("namespace").fail("nothing, since a ClusterNetworkPolicy has none")
-        policy = ClusterNetworkPolicy(
-            manifest=_manifest(root, None), **common, **clusterspec.read(root.need("spec"))
-        )
-    return policy
+        fields = {
+            "network": network,
+            "namespace": "default" if namespace.absent else _label(namespace),
+        }
+    elif not namespace.absent:
+        namespace.fail("nothing, since a ClusterNetworkPolicy has none")
+    wanted = "a name of lower-case letters, digits, '-' and '.' (RFC 1123)"
+    return kind.make(
+        # A service's name is one that hosts files have.
+        name=_label(name) if kind.make is Service else name.text(wanted, _NAME.fullmatch),
+        source=Source(root.file, _lines(root)) if source is None else source,
+        manifest=_manifest(root, network if kind.namespaced else None),
+        **fields,
+        **kind.read(root.need("spec")),
+    )
 
 
 def _label(node: Node) -> str:
@@ -158,7 +223,7 @@ def _manifest(root: Node, network: str | None) -> dict[str, Any]:
     """The document as it is kept: what decides, and the network that it was applied to."""
     metadata = {
         key: root.get("metadata").get(key).plain()
-        for key in ("name", "namespace", "labels", "annotations")
+        for key in METADATA
         if not root.get("metadata").get(key).absent
     }
     if network is not None:

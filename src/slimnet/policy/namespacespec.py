@@ -8,26 +8,67 @@ or an empty one is everybody, no ``ports`` or an empty list every port.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from slimnet.model import Direction, Protocol
+from slimnet.model import Direction
 from slimnet.policy.node import Node
 from slimnet.policy.rule import Block, Peer, Port, Rule
-from slimnet.policy.selectorspec import cidr, selector
+from slimnet.policy.schema import Field
+from slimnet.policy.selectorspec import SELECTOR, cidr, port, protocol, selector
 
-__all__ = ["PORT_NAME", "read"]
+__all__ = ["SCHEMA", "read"]
 
-#: IANA service names (RFC 6335 section 5.1), as Kubernetes checks them.
-PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
+_BLOCK = {
+    "cidr": Field("a range of addresses"),
+    "except": Field("parts of it that are not meant", many=True),
+}
+_PEER = {
+    "podSelector": Field(
+        "endpoints, by their labels; of this namespace, where it stands alone", SELECTOR
+    ),
+    "namespaceSelector": Field(
+        "endpoints of these namespaces; all of them, where it stands alone", SELECTOR
+    ),
+    "ipBlock": Field("addresses inside or outside of the overlays; stands alone", _BLOCK),
+}
+_PORT = {
+    "protocol": Field("``TCP``, ``UDP`` or ``SCTP``; TCP by default"),
+    "port": Field("a number, or a name that endpoints declare; none: every port"),
+    "endPort": Field("the last port of a range that begins at ``port``"),
+}
 
-_PROTOCOLS = ("TCP", "UDP", "SCTP")
+
+def _rule_schema(peers: str, whom: str) -> dict[str, Field]:
+    return {
+        peers: Field(whom, _PEER, many=True),
+        "ports": Field("to which ports; none: every protocol and port", _PORT, many=True),
+    }
+
+
+_RULES = {
+    "from": _rule_schema("from", "who may come in; none: everybody"),
+    "to": _rule_schema("to", "where to; none: anywhere"),
+}
+SCHEMA = {
+    "podSelector": Field("the endpoints that it selects; empty: all of the namespace", SELECTOR),
+    "policyTypes": Field(
+        "``Ingress``, ``Egress``; without it Ingress, and Egress where ``egress`` is written",
+        many=True,
+    ),
+    "ingress": Field("what may come in; none: nothing", _RULES["from"], many=True),
+    "egress": Field("what may go out; none: nothing", _RULES["to"], many=True),
+    "mandatory": Field(
+        "(slimnet's own) refused where a host of an endpoint that it selects has a backend that "
+        "cannot hold it against a hostile process: :exc:`slimnet.CannotEnforce`"
+    ),
+}
+
 _LISTS = {Direction.INGRESS: ("ingress", "from"), Direction.EGRESS: ("egress", "to")}
 
 
 def read(spec: Node) -> dict[str, Any]:
     """The arguments of :class:`~slimnet.policy.NetworkPolicy` that a ``spec`` gives."""
-    spec.fields({"podSelector", "policyTypes", "ingress", "egress", "mandatory"})
+    spec.fields(SCHEMA)
     directions = _directions(spec)
     rules: dict[str, Any] = {}
     for direction, (name, peers) in _LISTS.items():
@@ -54,7 +95,7 @@ def _directions(spec: Node) -> set[Direction]:
 
 
 def _rule(node: Node, peers: str) -> Rule:
-    node.fields({peers, "ports"})
+    node.fields(_RULES[peers])
     whom, ports = node.get(peers), node.get("ports")
     return Rule(
         peers=None if whom.absent or not whom.items() else tuple(map(_peer, whom.items())),
@@ -63,10 +104,8 @@ def _rule(node: Node, peers: str) -> Rule:
 
 
 def _peer(node: Node) -> Peer:
-    node.fields({"podSelector", "namespaceSelector", "ipBlock"})
-    pods, namespaces, block = (
-        node.get(key) for key in ("podSelector", "namespaceSelector", "ipBlock")
-    )
+    node.fields(_PEER)
+    pods, namespaces, block = (node.get(key) for key in _PEER)
     if not block.absent:
         if not pods.absent or not namespaces.absent:
             node.fail("ipBlock alone, or podSelector and namespaceSelector", "both")
@@ -80,7 +119,7 @@ def _peer(node: Node) -> Peer:
 
 
 def _block(node: Node) -> Block:
-    node.fields({"cidr", "except"})
+    node.fields(_BLOCK)
     whole = cidr(node.need("cidr"))
     holes = []
     listed = node.get("except")
@@ -93,18 +132,16 @@ def _block(node: Node) -> Block:
 
 
 def _port(node: Node) -> Port:
-    node.fields({"protocol", "port", "endPort"})
-    kind, port, end = node.get("protocol"), node.get("port"), node.get("endPort")
-    protocol = Protocol[kind.choice(_PROTOCOLS)] if not kind.absent else Protocol.TCP
-    if port.absent:
+    node.fields(_PORT)
+    kind, written, end = (node.get(key) for key in _PORT)
+    if written.absent:
         if not end.absent:
             end.fail("a port beside it, where the range begins")
-        return Port(protocol)
-    if isinstance(port.value, str):
+        return Port(protocol(kind))
+    first = port(written)
+    if isinstance(first, str):
         if not end.absent:
             end.fail("no endPort behind a named port")
-        name = port.text("a port's number, or its name of at most 15 letters", PORT_NAME.fullmatch)
-        return Port(protocol, name=name)
-    first = port.number(1, 65535, "a port's number or name")
+        return Port(protocol(kind), name=first)
     last = first if end.absent else end.number(first, 65535, "the range's last port")
-    return Port(protocol, first, last)
+    return Port(protocol(kind), first, last)

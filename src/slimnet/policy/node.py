@@ -16,6 +16,7 @@ import yaml
 from attrs import frozen
 
 from slimnet.exceptions import PolicyError
+from slimnet.policy.schema import Schema
 
 __all__ = ["Node", "documents"]
 
@@ -87,21 +88,18 @@ class Node:
         """Not written, or written as null, which Kubernetes takes for the same."""
         return self.value is None
 
-    def fields(self, known: Collection[str], *, refused: Mapping[str, str] | None = None) -> Node:
-        """This table, which may hold these fields only.
-
-        Args:
-            known: the fields' names.
-            refused: fields that Kubernetes knows and slimnet cannot honour, with why.
-        """
+    def fields(self, known: Schema) -> Node:
+        """This table, which may hold these fields only."""
+        taken = sorted(key for key, field in known.items() if not field.refused)
         for key, node in self.table().items():
-            if refused and key in refused and not node.absent:
-                node.fail(f"no such field: {refused[key]}")
-            if key not in known and not (refused and key in refused):
-                close = difflib.get_close_matches(key, known, n=1)
+            if key in taken:
+                continue
+            if key not in known:
+                close = difflib.get_close_matches(key, taken, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
-                wanted = f"one of the fields {', '.join(sorted(known))}{hint}"
-                node.fail(wanted, key)
+                node.fail(f"one of the fields {', '.join(taken)}{hint}", key)
+            if not node.absent:
+                node.fail(f"no such field: {known[key].meaning}")
         return self
 
     def table(self) -> dict[str, Node]:
@@ -133,13 +131,15 @@ class Node:
             self.fail(f"a list of at most {most}", f"{len(self.value)} entries")
         return self.value
 
-    def only(self, known: Collection[str]) -> tuple[str, Node]:
+    def only(self, known: Schema) -> tuple[str, Node]:
         """The one field of a table that must have exactly one of these."""
-        written = [(key, node) for key, node in self.table().items() if not node.absent]
-        if len(written) != 1 or written[0][0] not in known:
-            self.fields(known)
+        written = [
+            (key, node) for key, node in self.fields(known).table().items() if not node.absent
+        ]
+        if len(written) != 1:
+            taken = sorted(key for key, field in known.items() if not field.refused)
             self.fail(
-                f"exactly one of {', '.join(sorted(known))}",
+                f"exactly one of {', '.join(taken)}",
                 " and ".join(sorted(key for key, _ in written)) or "none of them",
             )
         return written[0]

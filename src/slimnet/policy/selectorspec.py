@@ -1,21 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what both kinds of policy share: selectors and address ranges."""
+"""Reading what several kinds share: selectors, addresses and ports."""
 
 from __future__ import annotations
 
 import re
 
-from netaddr import AddrFormatError, IPNetwork
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
+from slimnet.model import Protocol
 from slimnet.policy.node import Node
+from slimnet.policy.schema import Field
 from slimnet.policy.selector import Operator, Requirement, Selector
 
-__all__ = ["cidr", "selector"]
+__all__ = ["PORT_NAME", "SELECTOR", "address", "cidr", "labels", "port", "protocol", "selector"]
+
+_REQUIREMENT = {
+    "key": Field("the label's"),
+    "operator": Field("``In``, ``NotIn``, ``Exists`` or ``DoesNotExist``"),
+    "values": Field("with ``In`` and ``NotIn``: at least one"),
+}
+SELECTOR = {
+    "matchLabels": Field("labels, each with the value that it must have"),
+    "matchExpressions": Field("what else must hold, all of it", _REQUIREMENT, many=True),
+}
+#: IANA service names (RFC 6335 section 5.1), as Kubernetes checks them.
+PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 
 _KEY = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
 _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 _CIDR = re.compile(r"[0-9a-fA-F.:]+/[0-9]{1,3}")
 _WANTED_VALUE = "a label's value: at most 63 letters, digits, '-', '_' and '.'"
 _MAPPED = IPNetwork("::ffff:0:0/96")
@@ -25,18 +40,23 @@ def selector(node: Node) -> Selector:
     """A label selector. Null is an empty one, where the field itself is not optional."""
     if node.absent:
         return Selector()
-    node.fields({"matchLabels", "matchExpressions"})
-    requirements: list[Requirement] = []
-    labels = node.get("matchLabels")
-    if not labels.absent:
-        for key, value in labels.table().items():
-            _key(Node(key, value.path, value.line, value.file))
-            text = value.text(_WANTED_VALUE, _VALUE.fullmatch)
-            requirements.append(Requirement(key, Operator.IN, frozenset({text})))
+    node.fields(SELECTOR)
+    wanted = node.get("matchLabels")
+    requirements = [] if wanted.absent else labels(wanted)
     expressions = node.get("matchExpressions")
     if not expressions.absent:
         requirements += [_requirement(item) for item in expressions.items()]
     return Selector(tuple(requirements))
+
+
+def labels(node: Node) -> list[Requirement]:
+    """A table of labels, each of which must have its value."""
+    found = []
+    for key, value in node.table().items():
+        _key(Node(key, value.path, value.line, value.file))
+        text = value.text(_WANTED_VALUE, _VALUE.fullmatch)
+        found.append(Requirement(key, Operator.IN, frozenset({text})))
+    return found
 
 
 def _key(node: Node) -> str:
@@ -44,7 +64,7 @@ def _key(node: Node) -> str:
 
 
 def _requirement(node: Node) -> Requirement:
-    node.fields({"key", "operator", "values"})
+    node.fields(_REQUIREMENT)
     key = _key(node.need("key"))
     operator = Operator(node.need("operator").choice([str(item) for item in Operator]))
     values = node.get("values")
@@ -69,3 +89,25 @@ def cidr(node: Node) -> IPNetwork:
     if network.version == 6 and network in _MAPPED:
         node.fail("IPv4 ranges written as such, not as IPv4-mapped IPv6")
     return network
+
+
+def address(node: Node) -> IPAddress:
+    """An IPv4 address: overlays and what hosts publish are IPv4."""
+    wanted = "an IPv4 address such as 10.1.0.4"
+    text = node.text(wanted, _IPV4.fullmatch)
+    try:
+        return IPAddress(text)
+    except (AddrFormatError, ValueError):
+        node.fail(wanted)
+
+
+def protocol(node: Node) -> Protocol:
+    """TCP, UDP or SCTP; TCP where it is absent."""
+    return Protocol.TCP if node.absent else Protocol[node.choice(("TCP", "UDP", "SCTP"))]
+
+
+def port(node: Node) -> int | str:
+    """A port's number, or the name that an endpoint declares."""
+    if isinstance(node.value, str):
+        return node.text("a port's number, or its name of at most 15 letters", PORT_NAME.fullmatch)
+    return node.number(1, 65535, "a port's number or name")

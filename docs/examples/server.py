@@ -1,0 +1,9 @@
+"""Say who was asked, and by whom."""
+
+import socket
+
+server = socket.create_server(("", 8080))
+while True:
+    connection, peer = server.accept()
+    connection.sendall(f"{socket.gethostname()} to {peer[0]}\n".encode())
+    connection.close()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which TCP ports the host itself listens on, over sock_diag(7)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from netaddr import IPAddress
+
+__all__ = ["listener"]
+
+_LISTEN = 1 << 10  # TCP_LISTEN, include/net/tcp_states.h
+
+
+def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) -> str | None:
+    """The address on which a socket of this host stands in the way of a published
+    port; ``None`` where none does.
+
+    One on loopback does: a port that is published on all addresses is there too.
+    One of an endpoint does not: nothing from outside reaches it. Whose it is says the
+    cgroup that created it (INET_DIAG_CGROUP_ID, Linux 5.9).
+
+    Args:
+        address: of the host; ``None`` for all of them.
+        port: of the host.
+        endpoints: the cgroups of its endpoints.
+    """
+    theirs = {each.stat().st_ino for top in endpoints if top.is_dir() for each in _below(top)}
+    for found, cgroup in _listeners(port):
+        if cgroup not in theirs and (address is None or found == address or not int(found)):
+            return str(found)
+    return None
+
+
+def _below(top: Path) -> Iterator[Path]:
+    yield top
+    yield from top.rglob("*/")
+
+
+def _listeners(port: int) -> Iterator[tuple[IPAddress, int | None]]:
+    """Address and cgroup id of the sockets that take IPv4 connections to a port."""
+    from pyroute2 import DiagSocket  # noqa: PLC0415  # 125 ms that no client needs
+
+    with DiagSocket() as diag:
+        diag.bind()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for found in diag.get_sock_stats(family=family, states=_LISTEN):
+                if found["idiag_sport"] != port or found.get_attr("INET_DIAG_SKV6ONLY"):
+                    continue
+                address = IPAddress(found["idiag_src"])
+                if address.is_ipv4_mapped():
+                    address = address.ipv4()
+                if address.version == 4 or not int(address):
+                    yield address, found.get_attr("INET_DIAG_CGROUP_ID")

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users wrote, as the store holds it: policies, services, published ports, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import attrs
+from netaddr import IPAddress
+
+from slimnet import records
+from slimnet.abc import Revision, Store
+from slimnet.cluster import allocation, lookup
+from slimnet.cluster.change import counter, retry
+from slimnet.exceptions import InvalidValue, PolicyError
+from slimnet.model import Network
+from slimnet.policy.document import (
+    ClusterNetworkPolicy,
+    Document,
+    EgressLimit,
+    NetworkPolicy,
+    PublishedPort,
+    Service,
+)
+
+__all__ = ["PREFIXES", "Documents"]
+
+#: Kind to the first part of its keys; those of a namespace have its network and name next.
+PREFIXES: dict[type[Document], str] = {
+    ClusterNetworkPolicy: "clusterpolicies",
+    NetworkPolicy: "policies",
+    Service: "services",
+    PublishedPort: "publishedports",
+    EgressLimit: "egresslimits",
+}
+
+_Admit = Callable[[Sequence[Document]], object]
+
+
+class Documents:
+    """Changes and reads them. All raise :class:`~slimnet.StoreUnreachable`."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def apply(
+        self, documents: Iterable[Document], admit: _Admit | None = None
+    ) -> tuple[list[Document], Revision]:
+        """Put documents in force, all at once; those of the same kind and name are
+        replaced. A service without an address keeps its own, or gets a free one.
+
+        Args:
+            documents: of any kinds.
+            admit: raises where they cannot hold. Until they are written no
+                endpoint comes that it has not seen.
+
+        Returns:
+            The documents, with the addresses of services, and the store's revision.
+
+        Raises:
+            NotFound: one is of a network that is not there.
+            PolicyError: one stands there twice.
+            AlreadyExists: a service's address is taken.
+            InvalidValue: it is not of its network, or the network is full.
+        """
+        asked = list(documents)
+
+        def change() -> tuple[list[Document], Revision]:
+            guard = counter(self.store, "endpoint")
+            made = _Change(self.store, asked)
+            if admit is not None:
+                admit(made.documents)
+            revision = self.store.transact(
+                expect={**guard.expect, **made.expect},
+                put={**guard.put, **made.put},
+                delete=made.gone - made.put.keys(),
+            )
+            return made.documents, revision
+
+        return retry(change)
+
+    def all(self) -> list[Document]:
+        """All documents, kind by kind."""
+        return [
+            document
+            for kind, prefix in PREFIXES.items()
+            for document in lookup.everything(self.store, f"{prefix}/", kind.from_json)
+        ]
+
+    def remove(
+        self,
+        kind: type[Document],
+        name: str,
+        network: str | None = None,
+        namespace: str = "default",
+    ) -> Revision:
+        """Remove one; a service's address becomes free.
+
+        Args:
+            kind: of the five.
+            name: its name.
+            network: its network; ``None`` for what is the cluster's.
+            namespace: its namespace.
+
+        Raises:
+            NotFound: there is none.
+        """
+        below = f"{PREFIXES[kind]}/{network}/{namespace}/" if network else f"{PREFIXES[kind]}/"
+
+        def change() -> Revision:
+            key = below + name
+            found = self.store.get(key)
+            if found is None:
+                names = [each.removeprefix(below) for each in self.store.list(below)[0]]
+                raise lookup.missing(kind.__name__, name, names)
+            gone = [key]
+            if kind is Service and (address := _address(key, found[0])) is not None:
+                gone.append(f"addresses/{network}/{address}")
+            return self.store.transact(expect={key: found[1]}, delete=gone)
+
+        return retry(change)
+
+
+class _Change:
+    """The parts of one transaction that applies documents."""
+
+    def __init__(self, store: Store, asked: Sequence[Document]) -> None:
+        self._store = store
+        self._networks: dict[str, Network] = {}
+        self.expect: dict[str, Revision | None] = {}
+        self.put: dict[str, bytes] = {}
+        self.gone: set[str] = set()
+        titles: dict[str, Document] = {}
+        # The addresses that services ask for are not given to others meanwhile.
+        for document in sorted(asked, key=lambda each: getattr(each, "address", 1) is None):
+            key = _key(document)
+            if key in titles:
+                where = document.source.at("") or document.title
+                raise PolicyError(where, "each document once", document.title)
+            self._check_network(document)
+            if isinstance(document, Service):
+                document = self._addressed(key, document)  # noqa: PLW2901
+            titles[key] = document
+            self.put[key] = records.dump(document.to_json())
+        self.documents = [titles[_key(document)] for document in asked]
+
+    def _check_network(self, document: Document) -> None:
+        name = getattr(document, "network", None)
+        if name is not None and name not in self._networks:
+            self._networks[name], revision = lookup.network(self._store, name)
+            self.expect[f"networks/{name}"] = revision
+
+    def _addressed(self, key: str, service: Service) -> Service:
+        network = self._networks[service.network]
+        held = self._store.get(key)
+        self.expect[key] = None if held is None else held[1]
+        old = None if held is None else _address(key, held[0])
+        address = service.address
+        if address is None and old is not None and any(old in cidr for cidr in network.cidrs):
+            address = old
+        prefix = f"addresses/{network.name}/"
+        if address is None or address != old:
+            field = f"{service.title}: spec.clusterIP"
+            meanwhile = [each.removeprefix(prefix) for each in self.put]
+            address = allocation.address(self._store, network, address, field, meanwhile)
+            self.expect[f"{prefix}{address}"] = None
+            self.put[f"{prefix}{address}"] = records.dump(key)
+            if old is not None:
+                self.gone.add(f"{prefix}{old}")
+        spec = {**service.manifest.get("spec", {}), "clusterIP": str(address)}
+        return attrs.evolve(service, address=address, manifest={**service.manifest, "spec": spec})
+
+
+def _key(document: Document) -> str:
+    place = (
+        () if isinstance(document, ClusterNetworkPolicy)
+        else (getattr(document, "network", ""), getattr(document, "namespace", ""))
+    )  # fmt: skip
+    return "/".join((PREFIXES[type(document)], *place, document.name))
+
+
+def _address(key: str, data: bytes) -> IPAddress | None:
+    """The address of a service of the store; ``None`` where it cannot be read."""
+    try:
+        return records.load(key, data, Service.from_json).address
+    except InvalidValue:
+        return None

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the ``spec`` of a PublishedPort (slimnet.io/v1alpha1)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from slimnet.model import Protocol
+from slimnet.policy.node import Node
+from slimnet.policy.schema import Field
+from slimnet.policy.selectorspec import address, port, protocol
+
+__all__ = ["SCHEMA", "read"]
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+SCHEMA = {
+    "endpoint": Field("whose port it becomes, by name; of its own namespace"),
+    "port": Field("of the host on which that endpoint lives"),
+    "targetPort": Field(
+        "the endpoint's port, by number or by the name that it declares; ``port`` by default"
+    ),
+    "protocol": Field("``TCP``, the default; UDP is not carried from outside"),
+    "address": Field("one IPv4 address of the host; all of them by default"),
+}
+
+
+def read(spec: Node) -> dict[str, Any]:
+    """The arguments of :class:`~slimnet.policy.PublishedPort` that a ``spec`` gives."""
+    spec.fields(SCHEMA)
+    number = spec.need("port").number(1, 65535, "a port's number")
+    kind, target, where = (spec.get(key) for key in ("protocol", "targetPort", "address"))
+    if protocol(kind) is not Protocol.TCP:
+        kind.fail("TCP: no other protocol is carried from outside to an endpoint")
+    return {
+        "endpoint": spec.need("endpoint").text("an endpoint's name", _NAME.fullmatch),
+        "port": number,
+        "target": number if target.absent else port(target),
+        "protocol": Protocol.TCP,
+        "address": None if where.absent else address(where),
+    }

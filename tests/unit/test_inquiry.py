@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions from host to host, over a real store."""
+
+import threading
+import time
+
+import pytest
+
+from slimnet import records
+from slimnet.agent import inquiry
+from slimnet.agent.inquiry import Inquiries
+from slimnet.agent.mirror import Mirror
+from slimnet.exceptions import AgentUnreachable, InUse, NotFound, SlimnetError
+from slimnet.store.sqlite import SqliteStore
+
+
+@pytest.fixture
+def store(tmp_path):
+    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as opened:
+        yield opened
+
+
+def left(store):
+    return [*store.list("inquiries/")[0], *store.list("answers/")[0]]
+
+
+def refuse():
+    raise InUse("taken")
+
+
+ANSWERS = {"sum": lambda a, b: a + b, "none": lambda: None, "refuse": refuse, "fail": lambda: {}[1]}
+
+
+@pytest.fixture
+def there(store):
+    """Host h2, which follows the store as an agent does."""
+    stop = threading.Event()
+
+    def follow():
+        mirror = Mirror(store)
+        host = Inquiries(store, "h2", ANSWERS)
+        while not stop.is_set():
+            mirror.catch_up()
+            host.answer(mirror.inquiries)
+            for _ in store.watch("", mirror.revision, 0.05):
+                break
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    yield
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_asked_and_answered(store, there):
+    here = Inquiries(store, "h1", {})
+    assert here.ask("h2", "sum", a=2, b=3) == 5
+    assert here.ask("h2", "none") is None
+    assert left(store) == []
+
+
+def test_errors_are_answers(store, there):
+    here = Inquiries(store, "h1", {})
+    with pytest.raises(InUse, match="taken"):
+        here.ask("h2", "refuse")
+    with pytest.raises(SlimnetError, match="host h2: KeyError"):
+        here.ask("h2", "fail")
+    with pytest.raises(NotFound, match="host h2 does not know that question"):
+        here.ask("h2", "weather")
+    with pytest.raises(SlimnetError, match="host h2: TypeError"):
+        here.ask("h2", "sum", c=1)
+    assert here.ask("h2", "sum", a=1, b=1) == 2
+    assert left(store) == []
+
+
+def test_oneself_is_asked_directly(store):
+    before = store.list("")[1]
+    assert Inquiries(store, "h1", ANSWERS).ask("h1", "sum", a=1, b=2) == 3
+    assert store.list("")[1] == before
+
+
+def test_a_host_that_does_not_answer(store):
+    begin = time.monotonic()
+    with pytest.raises(AgentUnreachable, match="the agent of host h3 did not answer in 2 s"):
+        Inquiries(store, "h1", {}).ask("h3", "sum", a=1, b=2)
+    assert 2 <= time.monotonic() - begin < 3
+    assert left(store) == []
+
+
+def test_what_is_asked_of_others_is_theirs(store):
+    mirror = Mirror(store)
+    store.transact(put={"inquiries/h2/1": b"{}"})
+    mirror.catch_up()
+    Inquiries(store, "h1", ANSWERS).answer(mirror.inquiries)
+    assert left(store) == ["inquiries/h2/1"]
+    assert list(mirror.inquiries) == ["inquiries/h2/1"]
+
+
+def test_nobody_waits_any_more(store):
+    """No answer is written to a question that is gone, or whose lease is."""
+    host = Inquiries(store, "h2", ANSWERS)
+    record = records.dump({"question": "none", "fields": {}, "lease": 77})
+    host.answer({"inquiries/h2/1": record})
+    store.transact(put={"inquiries/h2/2": record})
+    host.answer({"inquiries/h2/2": record})
+    assert left(store) == ["inquiries/h2/2"]
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"question": []}', b'{"fields": 3}'])
+def test_a_question_that_cannot_be_read(store, record):
+    lease = store.lease(60)
+    store.transact(put={"inquiries/h2/1": record}, lease=lease)
+    inquiries = {"inquiries/h2/1": record}
+    Inquiries(store, "h2", ANSWERS).answer(inquiries)
+    assert inquiries == {}
+    assert b"error" in store.get("answers/1")[0]
+
+
+def test_the_lease_clears_up_after_one_that_was_killed(store, monkeypatch, there):
+    """Both keys go with the lease of the question."""
+    monkeypatch.setattr(inquiry, "PATIENCE", 0.3)
+    lease = store.lease(0.6)
+    record = {"question": "sum", "fields": {"a": 1, "b": 2}, "lease": lease}
+    revision = store.transact(put={"inquiries/h2/1": records.dump(record)}, lease=lease)
+    (event,) = store.watch("answers/", revision, 5)
+    assert b"3" in event.value
+    deadline = time.monotonic() + 5
+    while left(store):
+        assert time.monotonic() < deadline
+        for _ in store.watch("answers/", store.list("")[1], 0.2):
+            break
