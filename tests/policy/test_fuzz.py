@@ -50,9 +50,9 @@ ANYTHING = st.recursive(
 )
 #: What YAML gives a meaning to.
 PIECE = st.text(max_size=6) | st.sampled_from(
-    ("&a", "*a", "!!python/object:os.system", "!!binary x", "!!set", "!!omap", "<<: *a", "\t", "? ",
-     "%YAML 9.9\n", "---\n", "...\n", "\x00", "\ufeff", "\u2028", "|2\n", ">-\n", "{", "[", "'", '"', "@",
-     "`", "#", ": ", "- ", "\ud800")
+    ("&a", "*a", "!!python/object:os.system", "!!binary x", "!!set", "!!omap", "<<: *a", "\t",
+     "? ", "%YAML 9.9\n", "---\n", "...\n", "\x00", "\ufeff", "\u2028", "|2\n", ">-\n", "{",
+     "[", "'", '"', "@", "`", "#", ": ", "- ", "\ud800")
 )  # fmt: skip
 
 
