@@ -75,7 +75,7 @@ SERVICE_MUTATIONS = {
         "now - held->time <= service->affinity * SLIM_SECOND",
     ),
     "the second is short": ("1000000000ULL", "999999999ULL"),
-    "nobody is found again": ("if (last)", "if (0)"),
+    "nobody is found again": ("if (last < SLIM_SERVICE_SLOTS)", "if (0)"),
     "services share clients": (".service = service->id, .client", ".service = 0, .client"),
     "clients share a place": (".client = client }", ".client = 0 }"),
 }

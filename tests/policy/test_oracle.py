@@ -6,13 +6,14 @@
 
 import os
 from collections import Counter
+from functools import partial
 
 import pytest
 from decide import Decider
 from hypothesis import HealthCheck, given, settings
 from worlds import HOSTS, NETWORKS, worlds
 
-from slimnet.model import Direction, Verdict
+from slimnet.model import Direction, Reason, Verdict
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
 from slimnet.policy.compiler import rule_text
@@ -23,42 +24,29 @@ WORLDS = max(500, FLOWS // FLOWS_OF_A_WORLD)
 VNIS = {network.name: network.vni for network in NETWORKS}
 
 
-class Dialler:
-    """Takes flows to services to the endpoints that serve them, as one host's data path does.
+class Services:
+    """Who serves flows to services: C must choose one of those that the oracle allows, stay
+    with it where the service has affinity, and refuse as the oracle does."""
 
-    C must choose one of those that the oracle allows, stay with it where the service has
-    affinity, and refuse as the oracle does.
-    """
-
-    def __init__(self, decider, oracle, seen):
-        self._decider = decider
+    def __init__(self, oracle, seen):
         self._oracle = oracle
         self._seen = seen
         self._served = {}
 
-    def follow(self, flow):
-        """The flow as policy is asked; ``None`` where it never comes to that."""
-        if flow.direction is Direction.INGRESS:
-            return flow
-        backing = self._oracle.backing(flow)
-        found = self._decider.resolve(VNIS[flow.network], flow, random=self._seen.total())
-        said = self._decider.answerer(VNIS[flow.network]).service(
-            flow.destination, flow.protocol, flow.port
-        )
+    def follow(self, flow, decider, chance):
+        """The flow as policy is asked, or the reason why it never comes to that."""
+        found = decider.resolve(VNIS[flow.network], flow, random=chance)
+        backing = self._oracle.backing(flow) if flow.direction is Direction.EGRESS else None
         if backing is None:
             assert found is flow
-            assert said is None
-            return flow
-        if backing.reason is not None:
+        elif backing.reason is not None:
             assert found is backing.reason, flow
-            assert said == Verdict(False, backing.reason)
-            self._seen[backing.reason.name] += 1
-            return None
-        assert found in backing.flows, flow
-        assert said.size == len(backing.flows)
-        self._seen["service"] += 1
-        if backing.service.affinity:
-            assert self._served.setdefault(flow, found) == found
+            self._seen[found.name] += 1
+        else:
+            assert found in backing.flows, flow
+            self._seen["service"] += 1
+            if backing.service.affinity:
+                assert self._served.setdefault(flow, found) == found
         return found
 
 
@@ -67,12 +55,13 @@ def check_world(world, library, seen=None, *, broken=False):
     and rule."""
     seen = Counter() if seen is None else seen
     oracle = Oracle(world.state)
+    services = Services(oracle, seen)
     deciders = {
         host.name: Decider(library, compile_tables(world.state, host.name)) for host in HOSTS
     }
-    diallers = {host: Dialler(decider, oracle, seen) for host, decider in deciders.items()}
     try:
-        for dialled in world.flows(FLOWS_OF_A_WORLD):
+        for chance, dialled in enumerate(world.flows(FLOWS_OF_A_WORLD)):
+            vni = VNIS[dialled.network]
             egress = dialled.direction is Direction.EGRESS
             here = dialled.source if egress else dialled.destination
             (host,) = {
@@ -80,26 +69,26 @@ def check_world(world, library, seen=None, *, broken=False):
                 for item in world.state.endpoints
                 if (item.network, item.address) == (dialled.network, here)
             }
-            flow = diallers[host].follow(dialled)
-            if flow is None:
-                continue
-            judged = oracle.judge(flow)
             decider = deciders[host]
-            verdict = decider.verdict(VNIS[flow.network], flow)
-            expected = (judged.allowed, judged.reason, "")
-            if judged.policy is not None:
-                rule = rule_text(judged.policy, flow.direction, judged.index)
-                expected = (judged.allowed, judged.reason, rule)
-            rule = decider.tables.rules[verdict.rule] if verdict.rule else ""
-            assert (verdict.allowed, verdict.reason, rule) == expected, flow
-            seen[judged.reason.name] += 1
+            flow = services.follow(dialled, decider, chance)
+            if isinstance(flow, Reason):
+                verdict = Verdict(False, flow)
+            else:
+                judged = oracle.judge(flow)
+                verdict = decider.verdict(vni, flow)
+                expected = (judged.allowed, judged.reason, "")
+                if judged.policy is not None:
+                    rule = rule_text(judged.policy, flow.direction, judged.index)
+                    expected = (judged.allowed, judged.reason, rule)
+                rule = decider.tables.rules[verdict.rule] if verdict.rule else ""
+                assert (verdict.allowed, verdict.reason, rule) == expected, flow
+                seen[judged.reason.name] += 1
             if broken:
                 continue
-            answerer = decider.answerer(VNIS[flow.network])
-            subject, peer = decider.sites(VNIS[flow.network], flow)
-            if peer.endpoint or not peer.overlay:
-                said = answerer.verdict(subject, peer, flow.direction, flow.protocol, flow.port)
-                assert said == verdict, flow
+            decision = decider.answerer(vni).decision(dialled, partial(decider.pick, random=chance))
+            assert decision.verdict == verdict, dialled
+            if not isinstance(flow, Reason):
+                assert decision.target == (flow.destination, flow.port)
     finally:
         for decider in deciders.values():
             decider.close()

@@ -33,6 +33,7 @@ static __always_inline int slim_ask_run(struct __sk_buff *skb)
 	aim.vni = question.vni;
 	aim.port = question.port;
 	aim.protocol = question.protocol;
+	aim.dialled = egress;
 	aim.random = question.random;
 	slim_copy(own, egress ? question.source : question.destination);
 	slim_copy(aim.address, egress ? question.destination : question.source);

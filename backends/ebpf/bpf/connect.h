@@ -569,6 +569,7 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 		.client = dial->local->endpoint,
 		.port = dial->call.port,
 		.protocol = dial->call.protocol,
+		.dialled = 1,
 		.random = bpf_get_prandom_u32(),
 	};
 	slim_copy(aim.address, dial->address);

@@ -19,14 +19,14 @@ struct slim_target {
 	__u16 pad;
 };
 
-/* What a destination is resolved by. */
+/* What an address is looked up by. */
 struct slim_aim {
 	__u32 vni;
 	__u32 client;			/* endpoint */
 	__be32 address[4];
 	__be16 port;
 	__u8 protocol;
-	__u8 pad;
+	__u8 dialled;			/* a destination: a service's leads to its endpoints */
 	__u32 random;
 };
 
@@ -74,6 +74,8 @@ slim_target_find(struct slim_state *state, const struct slim_aim *aim, struct sl
 	target->endpoint = slim_address_get(state, aim->vni, aim->address);
 	if (target->endpoint == SLIM_ADDRESS_SERVICE) {
 		target->endpoint = 0;
+		if (!aim->dialled)
+			return SLIM_REASON_NO_ENDPOINT;
 		reason = slim_target_service(state, aim, target);
 		if (reason)
 			return reason;

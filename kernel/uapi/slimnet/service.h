@@ -38,17 +38,17 @@ static __always_inline __u32 slim_service_mix(__u32 x)
 }
 
 /*
- * Scaled, not divided: the BPF verifier knows the bounds of a product. The empty
- * asm keeps the compiler from shifting only once, for the offset, which would
- * hide from the verifier that it is a whole slot's.
+ * Below SLIM_SERVICE_SLOTS in any case. The empty asm hides that from the
+ * compiler, so that it keeps the comparison, which the BPF verifier of older
+ * kernels needs to see.
  */
-static __always_inline __u32 slim_service_slot(__u32 service, __u32 client, __u32 random)
+static __always_inline __u64 slim_service_slot(__u32 service, __u32 client, __u32 random)
 {
 	__u64 slot = slim_service_mix(slim_service_mix(service ^ random) + client);
 
 	slot = (slot * SLIM_SERVICE_SLOTS) >> 32;
 	__asm__("" : "+r"(slot));
-	return slot;
+	return slot < SLIM_SERVICE_SLOTS ? slot : 0;
 }
 
 /*

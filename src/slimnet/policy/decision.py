@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet import contract
-from slimnet.model import Direction, Reason, Verdict
+from slimnet.model import Decision, Direction, Flow, Reason, Verdict
 from slimnet.tables import PolicyKey, PolicyRecord, ServiceKey, ServiceRecord, Tables
 
 __all__ = ["Affinity", "Answerer", "Site", "pick"]
@@ -67,18 +67,53 @@ class Answerer:
                 return Site(record.identity, 0, record.overlay, record.host)
         return Site(contract.SLIM_IDENTITY_WORLD)
 
-    def service(
-        self, address: IPAddress, protocol: int, port: int
-    ) -> ServiceRecord | Verdict | None:
-        """The port of a service, or the refusal where it has no such port or nobody serves
-        it; ``None`` where the address is no service's."""
+    def serves(self, address: IPAddress) -> bool:
+        """Whether an address is a service's."""
         owner = self._tables.addresses.get((self._vni, address))
-        if owner != contract.SLIM_ADDRESS_SERVICE:
-            return None
-        record = self._tables.services.get(ServiceKey(self._vni, address, protocol, port))
-        if record is None:
-            return Verdict(False, Reason["NO_SERVICE_PORT"])
-        return record if record.size else Verdict(False, Reason["NO_BACKEND"])
+        return owner == contract.SLIM_ADDRESS_SERVICE
+
+    def service(self, address: IPAddress, protocol: int, port: int) -> ServiceRecord | None:
+        """The port of a service, if there is one."""
+        return self._tables.services.get(ServiceKey(self._vni, address, protocol, port))
+
+    def decision(
+        self, flow: Flow, serve: Callable[[ServiceRecord, int], tuple[int, int]]
+    ) -> Decision:
+        """What the data path answers to a flow at the end that its direction says.
+
+        Args:
+            flow: as it is dialled.
+            serve: chooses who of a service's endpoints (id, port) serves a client.
+        """
+        egress = flow.direction is Direction.EGRESS
+        here, there = (flow.source, flow.destination) if egress else (flow.destination, flow.source)
+        subject = self.site(here)
+        address, port, record, refusal = there, flow.port, None, None
+        if egress and self.serves(there):
+            record = self.service(there, flow.protocol, port)
+            if record is None or not record.size:
+                refusal = Reason["NO_BACKEND" if record else "NO_SERVICE_PORT"]
+            else:
+                endpoint, port = serve(record, subject.endpoint)
+                address = self._tables.endpoints[endpoint].address
+        peer = self.site(address)
+        if refusal is None and (not subject.endpoint or (peer.overlay and not peer.endpoint)):
+            refusal = Reason["NO_ENDPOINT"]
+        if refusal is not None:
+            verdict = Verdict(False, refusal)
+        else:
+            verdict = self.verdict(subject, peer, flow.direction, flow.protocol, port)
+        owner = self._tables.endpoints.get(peer.endpoint)
+        return Decision(
+            verdict,
+            self._tables.generation,
+            subject=subject.identity,
+            peer=peer.identity,
+            endpoint=peer.endpoint,
+            service=record.id if record else 0,
+            target=(address if egress else here, port),
+            host=owner.host if owner else None,
+        )
 
     def verdict(
         self, subject: Site, peer: Site, direction: Direction, protocol: int, port: int

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -20,10 +22,12 @@ from slimnet.model import (
     Answer,
     Attachment,
     Connection,
+    Decision,
     Direction,
     Endpoint,
     Event,
     EventKind,
+    Feature,
     Flow,
     Network,
     Probe,
@@ -33,8 +37,8 @@ from slimnet.model import (
     Verdict,
     Wire,
 )
-from slimnet.policy.decision import Answerer, Site
-from slimnet.tables import Change, Tables
+from slimnet.policy.decision import Affinity, Answerer, pick
+from slimnet.tables import Change, ServiceRecord, Tables
 
 __all__ = ["MemoryBackend"]
 
@@ -56,6 +60,7 @@ class _DataPath:
     abi: int = contract.SLIM_ABI_VERSION
     tables: Tables | None = None
     attached: dict[int, _Attached] = field(factory=dict)
+    affinity: Affinity = field(factory=dict)
     counters: dict[Reason, int] = field(factory=dict)
     refused: list[Event] = field(factory=list)
     news: threading.Condition = field(factory=threading.Condition)
@@ -73,6 +78,7 @@ class MemoryBackend(Backend):
     name: ClassVar[str] = "memory"
     enforcing: ClassVar[bool] = False
     wires: ClassVar[frozenset[Wire]] = frozenset({Wire.VXLAN})
+    features: ClassVar[frozenset[Feature]] = frozenset({Feature.SERVICES})
     preference: ClassVar[int] = -1
 
     #: The data paths that run, by instance.
@@ -173,24 +179,38 @@ class MemoryBackend(Backend):
         The endpoint whose policy is asked must be attached here; before the
         first tables, and to what is not attached, the answer is no.
         """
+        return self._decide(flow).verdict
+
+    def _decide(self, flow: Flow) -> Decision:
         self._work()
         tables = self._path.tables
         egress = flow.direction is Direction.EGRESS
-        own, other = (flow.source, flow.destination) if egress else (flow.destination, flow.source)
-        subject = self.attached_at(flow.network, own)
-        answerer = Answerer(tables, subject.network.vni) if tables and subject else None
-        peer = answerer.site(other) if answerer else Site(contract.SLIM_IDENTITY_WORLD)
-        if answerer is None:
-            reason = "NO_ENDPOINT" if tables else "NO_TABLES"
-            verdict = Verdict(allowed=False, reason=Reason[reason])
-        elif not answerer.site(own).endpoint or (peer.overlay and not peer.endpoint):
-            verdict = Verdict(allowed=False, reason=Reason["NO_ENDPOINT"])
+        subject = self.attached_at(flow.network, flow.source if egress else flow.destination)
+        if tables is None or subject is None:
+            verdict = Verdict(False, Reason["NO_ENDPOINT" if tables else "NO_TABLES"])
+            target = (flow.destination, flow.port)
+            decision = Decision(verdict, 0, 0, 0, endpoint=0, service=0, target=target, host=None)
         else:
-            verdict = answerer.verdict(
-                answerer.site(own), peer, flow.direction, flow.protocol, flow.port
-            )
-        self._count(flow, verdict, subject.endpoint.id if subject else 0, peer.endpoint)
-        return verdict
+            decision = self._answer(tables, subject.network.vni, flow, self._path.affinity)
+        self._count(
+            flow, decision.verdict, subject.endpoint.id if subject else 0, decision.endpoint
+        )
+        return decision
+
+    def ask(self, flow: Flow, network: Network) -> Decision | None:
+        """Out of the tables that :meth:`install` kept; a client of a service keeps its place."""
+        self._work()
+        tables = self._path.tables
+        if tables is None:
+            return None
+        return self._answer(tables, network.vni, flow, ChainMap({}, self._path.affinity))
+
+    @staticmethod
+    def _answer(tables: Tables, vni: int, flow: Flow, affinity: Affinity) -> Decision:
+        def serve(record: ServiceRecord, client: int) -> tuple[int, int]:
+            return pick(record, client, time.monotonic(), secrets.randbits(32), affinity)
+
+        return Answerer(tables, vni).decision(flow, serve)
 
     def _count(self, flow: Flow, verdict: Verdict, endpoint: int, peer: int) -> None:
         counters = self._path.counters
@@ -238,8 +258,10 @@ class MemoryBackend(Backend):
             port: the port that it dials.
         """
         flow = Flow(source.network, source.address, to, Protocol.TCP, port, Direction.EGRESS)
-        if not hosts[source.host].decide(flow).allowed:
+        decision = hosts[source.host]._decide(flow)  # noqa: SLF001  # our own
+        if not decision.verdict.allowed:
             return False
+        to, port = decision.target
         flow = Flow(source.network, source.address, to, Protocol.TCP, port, Direction.INGRESS)
         owners = [host for host in hosts.values() if host.attached_at(source.network, to)]
         return all(owner.decide(flow).allowed for owner in owners)

@@ -55,9 +55,13 @@ class Compiled(Lab):
             host.backend.install(*compiler.update(self.state))
 
     def install(self) -> None:
-        """Without the endpoints that were removed."""
-        left = [item for item in self.state.endpoints if item.id in self.endpoints]
-        self.follow(evolve(self.state, endpoints=left))
+        """Put the state in force again, a generation later."""
+        self.follow(self.state)
+
+    def remove(self, endpoint: Endpoint) -> None:
+        left = [item for item in self.state.endpoints if item.id != endpoint.id]
+        self.state = evolve(self.state, endpoints=left)
+        super().remove(endpoint)
 
     def called(self, namespace: str, name: str) -> Endpoint:
         """The endpoint of that name."""

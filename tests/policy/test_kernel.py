@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The BPF program in the kernel answers every flow as the oracle does.
+
+``slim_ask`` runs the data path's own code over the tables that the backend writes;
+here they are the compiler's, of one generated world after the other.
+``SLIMNET_POLICY_FLOWS=1000000`` makes the long run.
+"""
+
+import itertools
+import os
+from collections import Counter
+
+import pytest
+from attrs import evolve
+from hypothesis import HealthCheck, given, settings
+from test_oracle import FLOWS_OF_A_WORLD, VNIS, WORLDS
+from worlds import HOSTS, worlds
+
+from slimnet import contract
+from slimnet.exceptions import SlimnetError
+from slimnet.model import Direction
+from slimnet.policy import Oracle
+from slimnet.policy import compile as compile_tables
+from slimnet.policy.compiler import rule_text
+from slimnet_ebpf import EbpfBackend
+from slimnet_ebpf.libbpf import BpfError
+from slimnet_ebpf.objects import Object
+from slimnet_ebpf.question import Question, ask
+from slimnet_ebpf.writer import Writer
+
+
+class Kernel:
+    """The object, loaded and attached to nothing."""
+
+    def __init__(self, loaded):
+        maps = loaded.maps()
+        self._writer = Writer({number: maps[name] for number, name in contract.MAPS.items()})
+        (self._program,) = (each.fd for each in loaded.programs() if each.name == "slim_ask")
+        self._generations = itertools.count(1)
+        self.tables = None
+
+    def install(self, tables):
+        self.tables = evolve(tables, generation=next(self._generations))
+        self._writer.install(self.tables, None, {})
+
+    def ask(self, flow):
+        question = Question(
+            VNIS[flow.network],
+            flow.direction,
+            flow.source,
+            flow.destination,
+            flow.protocol,
+            flow.port,
+        )
+        return ask(self._program, question)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to load BPF programs")
+    try:
+        with Object(EbpfBackend.object_path) as loaded:
+            loaded.load()
+            yield Kernel(loaded)
+    except (BpfError, SlimnetError) as error:
+        pytest.skip(f"needs a kernel that loads the data path: {error}")
+
+
+def check_flow(kernel, oracle, dialled, seen):
+    """Where the data path takes a flow, and what it decides there."""
+    answer = kernel.ask(dialled)
+    assert answer.generation == kernel.tables.generation
+    flow = dialled
+    if dialled.direction is Direction.EGRESS:
+        backing = oracle.backing(dialled)
+        if backing is not None and backing.reason is not None:
+            assert (answer.verdict.allowed, answer.verdict.reason) == (False, backing.reason)
+            seen[backing.reason.name] += 1
+            return
+        if backing is not None:
+            flow = evolve(dialled, destination=answer.target[0], port=answer.target[1])
+            assert flow in backing.flows, dialled
+            assert answer.service
+            seen["service"] += 1
+    judged = oracle.judge(flow)
+    expected = (judged.allowed, judged.reason, "")
+    if judged.policy is not None:
+        rule = rule_text(judged.policy, flow.direction, judged.index)
+        expected = (judged.allowed, judged.reason, rule)
+    verdict = answer.verdict
+    rule = kernel.tables.rules[verdict.rule] if verdict.rule else ""
+    assert (verdict.allowed, verdict.reason, rule) == expected, flow
+    seen[judged.reason.name] += 1
+
+
+@pytest.mark.slow
+def test_oracle_and_kernel_agree(kernel):
+    """At least 20,000 flows over at least 500 policy sets, and of every kind of answer some."""
+    seen = Counter()
+    runs = Counter()
+
+    @settings(
+        max_examples=WORLDS,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(worlds())
+    def agree(world):
+        runs["worlds"] += 1
+        oracle = Oracle(world.state)
+        home = {(each.network, each.address): each.host for each in world.state.endpoints}
+        flows = world.flows(FLOWS_OF_A_WORLD)
+        for host in HOSTS:
+            kernel.install(compile_tables(world.state, host.name))
+            for flow in flows:
+                egress = flow.direction is Direction.EGRESS
+                here = flow.source if egress else flow.destination
+                if home[flow.network, here] == host.name:
+                    check_flow(kernel, oracle, flow, seen)
+
+    agree()
+    assert runs["worlds"] >= 500
+    flows = seen.total() - seen["service"]
+    assert flows >= 20000
+    for kind in ("RULE_ALLOW", "RULE_DENY", "DEFAULT_ALLOW", "DEFAULT_DENY", "SELF"):
+        assert seen[kind] > flows / 500, seen
+    for kind in ("HOST_DENY", "NO_ENDPOINT", "NO_BACKEND", "NO_SERVICE_PORT", "service"):
+        assert seen[kind] > flows / 5000, seen
