@@ -5,12 +5,15 @@ import logging
 
 import pytest
 from attrs import evolve
+from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.model import Direction, Endpoint, Flow, Host, Network, Protocol
-from slimnet.policy import State, explain, load
+from slimnet.model import Direction, Endpoint, Flow, Host, Network, Protocol, Reason, Wire
+from slimnet.policy import Operator, Requirement, Selector, State, explain, load
 from slimnet.policy import compile as compile_tables
+from slimnet.policy.decision import Answerer
+from slimnet.policy.document import PublishedPort, Service, ServicePort, Weight
 from slimnet.tables import PolicyKey, PolicyRecord
 
 POLICY = """\
@@ -122,6 +125,7 @@ def test_tables_that_differ_are_shouted_about(state, caplog):
     assert answer.allowed
     assert "the tables of h2 say" in answer.stages[1].doubt
     assert answer.stages[1].doubt in caplog.text
+    assert answer.summary.endswith(answer.stages[1].doubt)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +140,207 @@ def test_tables_that_differ_are_shouted_about(state, caplog):
 def test_wrong_questions(state, question, error):
     with pytest.raises(error):
         explain(state, **{"port": 80, **question})
+
+
+SERVICE = IPAddress("10.1.0.100")
+
+
+def shop(name="shop", **changes):
+    fields = {
+        "network": "default",
+        "namespace": "default",
+        "address": SERVICE,
+        "selector": Selector(),
+        "ports": (ServicePort(Protocol.TCP, 5432, 80),),
+    }
+    return Service(name=name, **{**fields, **changes})
+
+
+def of(*names):
+    return Selector((Requirement("app", Operator.IN, frozenset(names)),))
+
+
+def test_service(state):
+    """Every endpoint that may serve it is judged, at its own port, where it lives."""
+    state = evolve(state, services=[shop(selector=of("web"))])
+    by_name = explain(state, source="client", destination="shop", port=5432)
+    assert by_name == explain(state, source="client", destination=SERVICE, port=5432)
+    assert by_name.allowed
+    assert by_name.translation == (
+        "service:default/shop (10.1.0.100):5432 -> default/web (10.1.0.1:80) on h2 (192.0.2.2)"
+    )
+    assert by_name.summary == (
+        "default/client (10.1.0.2) to service:default/shop (10.1.0.100) tcp port 5432: allowed"
+    )
+    assert [(item.host, item.peer) for item in by_name.stages] == [
+        ("h1", "default/web"),
+        ("h2", "default/web"),
+    ]
+    denied = explain(state, source="other", destination="default/shop", port=5432)
+    assert not denied.allowed
+    assert denied.summary.endswith("denied at ingress: a policy selects it and no rule allows this")
+
+
+def test_service_that_depends_on_who_serves(state):
+    weights = (Weight(of("web"), 3),)
+    state = evolve(state, services=[shop(selector=of("web", "client"), weights=weights)])
+    answer = explain(state, source="other", destination=SERVICE, port=5432)
+    assert answer.allowed
+    assert answer.summary.endswith(
+        "depends on the endpoint: denied at ingress: a policy selects it and no rule allows this"
+        " (default/web); allowed (default/client)"
+    )
+    assert (
+        "default/web (10.1.0.1:80) 75%, default/client (10.1.0.2:80) 25% on h1"
+        in answer.translation
+    )
+    assert not any(stage.doubt for stage in answer.stages)
+
+
+def test_endpoint_is_meant_before_a_service(state):
+    state = evolve(state, services=[shop("web")])
+    assert explain(state, source="client", destination="web", port=80).destination == (
+        "default/web (10.1.0.1)"
+    )
+    with pytest.raises(NotFound):
+        explain(state, source="shop", destination="web", port=80)
+
+
+@pytest.mark.parametrize(
+    ("service", "port", "words"),
+    [
+        (shop(), 80, "denied at egress: the service has no such port"),
+        (
+            shop(selector=of("nobody")),
+            5432,
+            "denied at egress: no endpoint serves this port of the service",
+        ),
+    ],
+)
+def test_service_that_refuses(state, service, port, words):
+    state = evolve(state, services=[service])
+    answer = explain(state, source="client", destination="shop", port=port)
+    assert not answer.allowed
+    assert answer.summary.endswith(words)
+    assert answer.translation == f"service:default/shop (10.1.0.100):{port} -> nobody"
+    (stage,) = answer.stages
+    assert not stage.doubt
+    assert not explain(state, source="9.9.9.9", destination=SERVICE, port=port).allowed
+
+
+def test_how_it_is_carried(state):
+    hosts = [evolve(host, wires=frozenset({Wire.SYN, Wire.VXLAN})) for host in state.hosts]
+    state = evolve(state, hosts=hosts)
+
+    def carried(source, destination, protocol="tcp"):
+        question = {"source": source, "destination": destination, "protocol": protocol}
+        return explain(state, port=80, **question).translation
+
+    assert carried("client", "web") == "10.1.0.1:80 -> h2 (192.0.2.2) by wire syn"
+    assert carried("client", "web", "udp") == "10.1.0.1:80 -> h2 (192.0.2.2) by wire vxlan"
+    assert carried("other", "web") == ""
+    assert carried("client", "8.8.8.8") == "10.1.0.2 -> 192.0.2.1 (host h1), as the source"
+    assert carried("client", "10.1.9.9") == ""
+
+
+def test_published_port(state):
+    """Who comes through a host's port is an address to the endpoint's policy."""
+    port = PublishedPort(
+        name="http",
+        network="default",
+        namespace="default",
+        endpoint="web",
+        address=None,
+        protocol=Protocol.TCP,
+        port=8080,
+        target=80,
+    )
+    state = evolve(state, published=[port])
+    question = {"source": "203.0.113.9", "destination": "192.0.2.2", "port": 8080}
+    answer = explain(state, **question)
+    assert not answer.allowed
+    assert answer.translation == "published 192.0.2.2:8080 -> default/web (10.1.0.1) port 80"
+    (stage,) = answer.stages
+    assert (stage.direction, stage.endpoint, stage.host) == (
+        Direction.INGRESS,
+        "default/web",
+        "h2",
+    )
+    assert explain(state, **{**question, "destination": "192.0.2.1"}).stages == ()
+    opened = evolve(state, policies=state.policies[1:])
+    assert explain(opened, **question).allowed
+    inside = explain(opened, **{**question, "source": "client"})
+    assert [item.allowed for item in inside.stages] == [False, True]
+    assert "a host of the cluster" in inside.summary
+
+
+def decided(state, host, flow, **changes):
+    """What a data path that does its duty answers."""
+    tables = compile_tables(state, host)
+    decision = Answerer(tables, 1).decision(flow, lambda record, _: record.slots[-1])
+    return evolve(decision, **changes)
+
+
+def test_data_path_is_asked(state, caplog):
+    """Both ends' own hosts; nothing is said where they agree."""
+    asked = []
+
+    def ask(host, flow):
+        asked.append((host, flow.direction))
+        return decided(state, host, flow)
+
+    answer = explain(state, source="client", destination="web", port=80, ask=ask)
+    assert answer == explain(state, source="client", destination="web", port=80)
+    assert asked == [("h1", Direction.EGRESS), ("h2", Direction.INGRESS)]
+    assert not caplog.text
+    assert (
+        explain(state, source="client", destination="web", port=80, ask=lambda *_: None) == answer
+    )
+
+
+def test_data_path_that_differs_is_shouted_about(state, caplog):
+    def ask(host, flow):
+        verdict = decided(state, host, flow).verdict
+        if host == "h2":
+            verdict = evolve(verdict, allowed=False, reason=Reason["DEFAULT_DENY"], rule=0)
+        return decided(state, host, flow, verdict=verdict, generation=7)
+
+    answer = explain(state, source="client", destination="web", port=80, ask=ask)
+    assert answer.allowed
+    assert not answer.stages[0].doubt
+    doubt = answer.stages[1].doubt
+    assert doubt == (
+        "the tables of h2 say allowed: RULE_ALLOW default/web-in ingress[0] (shop.yaml:7), "
+        "the policies say allowed: RULE_ALLOW default/web-in ingress[0] (shop.yaml:7), "
+        "the data path of h2 (generation 7) says denied: DEFAULT_DENY"
+    )
+    assert answer.summary.endswith(f"IN DOUBT, a defect of slimnet: {doubt}")
+    assert doubt in caplog.text
+
+
+def test_data_path_that_serves_by_others_is_shouted_about(state):
+    state = evolve(state, services=[shop(selector=of("web"))])
+
+    def ask(host, flow):
+        wrong = (IPAddress("10.1.0.3"), 80)
+        astray = {"target": wrong} if flow.destination == SERVICE else {}
+        return decided(state, host, flow, **astray)
+
+    answer = explain(state, source="client", destination="shop", port=5432, ask=ask)
+    assert "IN DOUBT, a defect of slimnet: the data path of h1 takes it to 10.1.0.3:80" in (
+        answer.summary
+    )
+
+
+def test_tables_that_serve_by_others_are_shouted_about(state):
+    right = evolve(state, services=[shop(selector=of("web", "other"))])
+    wrong = evolve(state, services=[shop(selector=of("web"))])
+
+    def tables(host):
+        return compile_tables(wrong, host)
+
+    answer = explain(right, source="client", destination="shop", port=5432, tables=tables)
+    assert "IN DOUBT, a defect of slimnet: the tables of h1 have other endpoints" in answer.summary
 
 
 def test_ambiguous_name(state):

@@ -4,24 +4,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from attrs import frozen
+from attrs import evolve, frozen
 from netaddr import AddrFormatError, IPAddress
 
+from slimnet import contract
 from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.model import Direction, Endpoint, Flow, Protocol, Reason
+from slimnet.model import Decision, Direction, Endpoint, Flow, Protocol, Reason
 from slimnet.policy.compiler import compile as compile_tables
 from slimnet.policy.compiler import rule_text
 from slimnet.policy.decision import Answerer
-from slimnet.policy.oracle import Oracle
+from slimnet.policy.document import Service
+from slimnet.policy.oracle import Judgement, Oracle
 from slimnet.policy.state import State
+from slimnet.policy.translation import Way, endpoint_at, some, title, translate
 from slimnet.tables import Tables
 
 __all__ = ["Explanation", "Stage", "explain"]
 
 _log = logging.getLogger(__name__)
+
+#: Host name and flow to what that host's data path itself answers, where it can be asked.
+Ask = Callable[[str, Flow], Decision | None]
 
 
 @frozen
@@ -35,7 +41,10 @@ class Stage:
         allowed: what its tables say.
         reason: why.
         rule: the rule in words, with file and line where they are known; or empty.
-        doubt: empty; else how the tables and the oracle differ, which is a defect of slimnet.
+        doubt: empty; else how tables, policies (the oracle) and data path differ, which
+            is a defect of slimnet.
+        peer: of a flow to a service, ``namespace/name`` of the endpoint that this stage
+            takes to serve it; else empty.
     """
 
     direction: Direction
@@ -45,6 +54,7 @@ class Stage:
     reason: Reason
     rule: str = ""
     doubt: str = ""
+    peer: str = ""
 
 
 @frozen
@@ -52,13 +62,15 @@ class Explanation:
     """The whole way of a flow.
 
     Attributes:
-        allowed: whether every stage allows it.
+        allowed: whether every stage allows it; of a service, for any of its endpoints.
         source: who opens it: ``namespace/name`` with address, or what the address is.
         destination: likewise.
         protocol: in lower case.
         port: destination port.
-        stages: egress, then ingress, as far as there is an endpoint to ask.
-        summary: one line.
+        stages: egress, then ingress, as far as there is an endpoint to ask; of a service,
+            for each of its endpoints.
+        summary: one line; says loudly where a stage is in doubt.
+        translation: what becomes of the addresses on the way, in one line; or empty.
     """
 
     allowed: bool
@@ -68,6 +80,7 @@ class Explanation:
     port: int
     stages: tuple[Stage, ...]
     summary: str
+    translation: str = ""
 
 
 def explain(
@@ -80,6 +93,7 @@ def explain(
     port: int = 0,
     protocol: str = "tcp",
     tables: Callable[[str], Tables] | None = None,
+    ask: Ask | None = None,
 ) -> Explanation:
     """Whether a flow is allowed, at which stage it is not, and by which rule.
 
@@ -88,13 +102,15 @@ def explain(
         flow: the flow; its direction does not matter, both are asked. Or without it:
         network: that both ends are seen from.
         source: an address, or an endpoint's ``name`` or ``namespace/name``.
-        destination: likewise.
+        destination: likewise; or a service's, where no endpoint has that name.
         port: destination port.
         protocol: ``tcp``, ``udp``, ``sctp`` or ``icmp``.
         tables: host name to the tables in force there; compiled afresh by default.
+        ask: host name and flow to what that host's data path itself answers, where it
+            can be asked.
 
     Raises:
-        NotFound: no such network or endpoint.
+        NotFound: no such network, endpoint or service.
         InvalidValue: no such protocol or port.
     """
     if flow is None:
@@ -104,48 +120,50 @@ def explain(
         flow = Flow(
             network,
             _address(state, network, source, "source"),
-            _address(state, network, destination, "destination"),
+            _address(state, network, destination, "destination", services=True),
             Protocol[protocol.upper()],
             port,
             Direction.EGRESS,
         )
-    vni = next((item.vni for item in state.networks if item.name == flow.network), None)
-    if vni is None:
+    if not any(item.name == flow.network for item in state.networks):
         raise NotFound(f"no network {flow.network!r}")
-    ask = tables or cache(lambda host: compile_tables(state, host))
-    oracle = Oracle(state)
-    stages = []
-    for direction, address in (
-        (Direction.EGRESS, flow.source),
-        (Direction.INGRESS, flow.destination),
-    ):
-        endpoint = _endpoint(state, flow.network, address)
-        if endpoint is not None:
-            turned = Flow(
-                flow.network,
-                flow.source,
-                flow.destination,
-                flow.protocol,
-                flow.port,
-                direction,
-            )
-            stages.append(_stage(turned, endpoint, ask(endpoint.host), vni, oracle))
-    denial = next((stage for stage in stages if not stage.allowed), None)
-    words = f"{flow.protocol.name.lower()} port {flow.port}"
-    names = [_words(state, flow.network, address) for address in (flow.source, flow.destination)]
-    if denial is not None:
-        verdict = f"denied at {denial.direction.name.lower()}"
-        verdict += f" by {denial.rule}" if denial.rule else f": {_REASONS[denial.reason.name]}"
+    flow = evolve(flow, direction=Direction.EGRESS)
+    judges = _Judges(state, tables or cache(lambda host: compile_tables(state, host)), ask)
+    translation = translate(state, judges.oracle, judges.tables, flow)
+    stages: list[Stage] = []
+    answers: dict[str, list[str]] = {}
+    for way in translation.ways:
+        taken = judges.follow(way)
+        stages += taken
+        words = next((_denial(stage) for stage in taken if not stage.allowed), "allowed")
+        answers.setdefault(words, []).append(way.peer)
+    if translation.refusal is not None:
+        stages += judges.refuse(flow, translation.refusal)
+        answers[f"denied at egress: {_REASONS[translation.refusal.name]}"] = []
+    doubts = dict.fromkeys(stage.doubt for stage in stages if stage.doubt)
+    if translation.service and (doubt := judges.doubt_choice(flow, translation.ways)):
+        doubts[doubt] = None
+    for doubt in doubts:
+        _log.error("%s: %s", flow, doubt)
+    if len(answers) > 1:
+        each = (f"{words} ({some(peers)})" for words, peers in answers.items())
+        verdict = f"depends on the endpoint: {'; '.join(each)}"
+    elif stages or translation.refusal:
+        (verdict,) = answers
     else:
-        verdict = "allowed" if stages else "allowed: no endpoint of this network takes part"
+        verdict = "allowed: no endpoint of this network takes part"
+    ends = [title(state, flow.network, address) for address in (flow.source, flow.destination)]
+    word = flow.protocol.name.lower()
+    summary = f"{ends[0]} to {ends[1]} {word} port {flow.port}: {verdict}"
     return Explanation(
-        denial is None,
-        names[0],
-        names[1],
-        flow.protocol.name.lower(),
+        "allowed" in answers,
+        ends[0],
+        ends[1],
+        word,
         flow.port,
         tuple(stages),
-        f"{names[0]} to {names[1]} {words}: {verdict}",
+        "; IN DOUBT, a defect of slimnet: ".join([summary, *doubts]),
+        translation.text,
     )
 
 
@@ -153,84 +171,135 @@ _REASONS = {
     "DEFAULT_DENY": "a policy selects it and no rule allows this",
     "HOST_DENY": "a host of the cluster, and no rule allows it by name",
     "NO_ENDPOINT": "no endpoint has that overlay address",
+    "NO_BACKEND": "no endpoint serves this port of the service",
+    "NO_SERVICE_PORT": "the service has no such port",
 }
 
 
-def _stage(flow: Flow, endpoint: Endpoint, tables: Tables, vni: int, oracle: Oracle) -> Stage:
-    egress = flow.direction is Direction.EGRESS
-    here, there = (flow.source, flow.destination) if egress else (flow.destination, flow.source)
-    answerer = Answerer(tables, vni)
-    subject, peer = answerer.site(here), answerer.site(there)
-    judged = oracle.judge(flow)
-    rule = ""
-    if not peer.endpoint and peer.overlay:
-        allowed, reason = False, Reason["NO_ENDPOINT"]
-    else:
-        verdict = answerer.verdict(subject, peer, flow.direction, flow.protocol, flow.port)
-        allowed, reason = verdict.allowed, verdict.reason
-        rule = tables.rules.get(verdict.rule, "")
-    doubt = ""
-    if judged is not None:
+def _denial(stage: Stage) -> str:
+    word = stage.reason.name
+    why = f" by {stage.rule}" if stage.rule else f": {_REASONS.get(word, word)}"
+    return f"denied at {stage.direction.name.lower()}{why}"
+
+
+class _Judges:
+    """Who is asked: a host's tables, its data path, and the policies (by the oracle)."""
+
+    def __init__(self, state: State, tables: Callable[[str], Tables], ask: Ask | None) -> None:
+        vnis = {network.name: network.vni for network in state.networks}
+        self.tables = tables
+        self.oracle = Oracle(state)
+        self._state = state
+        self._answerer = cache(lambda host, network: Answerer(tables(host), vnis[network]))
+        self._ask = ask or (lambda _host, _flow: None)
+
+    def follow(self, way: Way) -> list[Stage]:
+        """Both ends of one way, as far as they are endpoints."""
+        stages = (
+            self._stage(evolve(way.egress, direction=Direction.EGRESS), way.peer),
+            self._stage(evolve(way.ingress, direction=Direction.INGRESS), way.peer),
+        )
+        return [stage for stage in stages if stage is not None]
+
+    def refuse(self, flow: Flow, reason: Reason) -> list[Stage]:
+        """The one end of a flow to a service that leads nowhere."""
+        stage = self._stage(flow, "", Judgement(False, reason))
+        return [] if stage is None else [stage]
+
+    def doubt_choice(self, flow: Flow, ways: tuple[Way, ...]) -> str:
+        """Whether a host takes others than these to serve a flow."""
+        source = endpoint_at(self._state, flow.network, flow.source)
+        if source is None:
+            return ""
+        wanted = {(way.egress.destination, way.egress.port) for way in ways}
+        tables = self.tables(source.host)
+        answerer = self._answerer(source.host, flow.network)
+        record = answerer.service(flow.destination, flow.protocol, flow.port)
+        slots = set(record.slots) if record else set()
+        found = {(tables.endpoints[identifier].address, port) for identifier, port in slots}
+        # Of more endpoints than there are slots some have none.
+        if not found <= wanted or len(found) != min(len(wanted), contract.SLIM_SERVICE_SLOTS):
+            return f"the tables of {source.host} have other endpoints for it than the services say"
+        asked = self._ask(source.host, flow)
+        if asked is not None and asked.target not in wanted:
+            address, port = asked.target
+            return f"the data path of {source.host} takes it to {address}:{port}"
+        return ""
+
+    def _stage(self, flow: Flow, peer: str, judged: Judgement | None = None) -> Stage | None:
+        """The end that the flow's direction says; ``None`` where it is no endpoint."""
+        egress = flow.direction is Direction.EGRESS
+        here = flow.source if egress else flow.destination
+        endpoint = endpoint_at(self._state, flow.network, here)
+        judged = judged or self.oracle.judge(flow)
+        if endpoint is None or judged is None:
+            return None
+        host = endpoint.host
+        rules = self.tables(host).rules
+        decision = self._answerer(host, flow.network).decision(
+            flow, lambda record, _: record.slots[0]
+        )
+        verdict = decision.verdict
+        rule = rules.get(verdict.rule, "")
         expected = ""
         if judged.policy is not None:
             expected = rule_text(judged.policy, flow.direction, judged.index)
-        if (allowed, reason, rule) != (judged.allowed, judged.reason, expected):
-            doubt = (
-                f"the tables of {endpoint.host} say {reason.name} {rule}, "
-                f"the policies say {judged.reason.name} {expected}"
+        said = {
+            f"the tables of {host} say": (verdict.allowed, verdict.reason, rule),
+            "the policies say": (judged.allowed, judged.reason, expected),
+        }
+        asked = self._ask(host, flow)
+        if asked is not None:
+            words = rules.get(asked.verdict.rule, f"rule {asked.verdict.rule}")
+            said[f"the data path of {host} (generation {asked.generation}) says"] = (
+                asked.verdict.allowed,
+                asked.verdict.reason,
+                words if asked.verdict.rule else "",
             )
-            _log.error("%s: %s", flow, doubt)
-    return Stage(
-        flow.direction,
-        f"{endpoint.namespace}/{endpoint.name}",
-        endpoint.host,
-        allowed,
-        reason,
-        rule,
-        doubt,
+        return Stage(
+            flow.direction,
+            f"{endpoint.namespace}/{endpoint.name}",
+            host,
+            verdict.allowed,
+            verdict.reason,
+            rule,
+            _doubt(said),
+            peer,
+        )
+
+
+def _doubt(said: Mapping[str, tuple[bool, Reason, str]]) -> str:
+    """Empty where all say the same."""
+    if len(set(said.values())) == 1:
+        return ""
+    return ", ".join(
+        " ".join(filter(None, (who, "allowed:" if allowed else "denied:", reason.name, rule)))
+        for who, (allowed, reason, rule) in said.items()
     )
 
 
-def _endpoint(state: State, network: str, address: IPAddress) -> Endpoint | None:
-    hosts = {host.name for host in state.hosts}
-    ranges = [cidr for item in state.networks if item.name == network for cidr in item.cidrs]
-    if not any(address in cidr for cidr in ranges):
-        return None
-    return next(
-        (
-            item
-            for item in state.endpoints
-            if item.network == network and item.address == address and item.host in hosts
-        ),
-        None,
-    )
-
-
-def _address(state: State, network: str, text: str | IPAddress, field: str) -> IPAddress:
+def _address(
+    state: State, network: str, text: str | IPAddress, field: str, *, services: bool = False
+) -> IPAddress:
     try:
         return IPAddress(text)
     except (AddrFormatError, ValueError):
         pass
     namespace, slash, name = str(text).rpartition("/")
-    found = [
-        item.address
-        for item in state.endpoints
-        if item.network == network
-        and item.name == name
-        and (not slash or item.namespace == namespace)
-    ]
+
+    def named(items: Iterable[Endpoint | Service]) -> list[IPAddress | None]:
+        return [
+            item.address
+            for item in items
+            if item.network == network
+            and item.name == name
+            and (not slash or item.namespace == namespace)
+        ]
+
+    found = named(state.endpoints) or (named(state.services) if services else [])
     if len(found) > 1:
         raise InvalidValue(field, "namespace/name, since several have that name", text)
-    if not found:
-        raise NotFound(f"{field}: no endpoint {str(text)!r} in network {network!r}")
+    if not found or found[0] is None:
+        kind = "endpoint or service" if services else "endpoint"
+        raise NotFound(f"{field}: no {kind} {str(text)!r} in network {network!r}")
     return found[0]
-
-
-def _words(state: State, network: str, address: IPAddress) -> str:
-    endpoint = _endpoint(state, network, address)
-    if endpoint is not None:
-        return f"{endpoint.namespace}/{endpoint.name} ({address})"
-    for host in state.hosts:
-        if host.address == address:
-            return f"host {host.name} ({address})"
-    return str(address)

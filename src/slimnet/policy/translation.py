@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a flow's addresses: behind a service, a published port, between hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from attrs import frozen
+from netaddr import IPAddress
+
+from slimnet.model import Endpoint, Flow, Host, Protocol, Reason, Wire
+from slimnet.policy.oracle import Oracle
+from slimnet.policy.state import State
+from slimnet.tables import PublishKey, Tables
+
+__all__ = ["Translation", "Way", "endpoint_at", "some", "title", "translate"]
+
+#: More endpoints of a service than this are counted, not listed.
+_LISTED = 8
+
+
+@frozen
+class Way:
+    """One way that a flow may take.
+
+    Attributes:
+        egress: the flow as the source's policy is asked.
+        ingress: as the destination's is.
+        peer: ``namespace/name`` of the endpoint behind a service; else empty.
+    """
+
+    egress: Flow
+    ingress: Flow
+    peer: str = ""
+
+
+@frozen
+class Translation:
+    """The answer.
+
+    Attributes:
+        ways: one, or one for each endpoint that may serve it; none where it is refused.
+        text: one line; empty where the addresses stay as they are.
+        refusal: why no policy is asked at all.
+        service: the destination is a service that somebody serves.
+    """
+
+    ways: tuple[Way, ...]
+    text: str = ""
+    refusal: Reason | None = None
+    service: bool = False
+
+
+def translate(
+    state: State, oracle: Oracle, tables: Callable[[str], Tables], flow: Flow
+) -> Translation:
+    """What becomes of a flow before policy is asked, and on its way.
+
+    Args:
+        state: the desired state.
+        oracle: of this state.
+        tables: host name to the tables of that host.
+        flow: as it is dialled.
+    """
+    source = endpoint_at(state, flow.network, flow.source)
+    backing = oracle.backing(flow)
+    if backing is not None:
+        dialled = f"{title(state, flow.network, flow.destination)}:{flow.port}"
+        if backing.reason is not None:
+            return Translation((), f"{dialled} -> nobody", backing.reason)
+        ways, names = [], []
+        for served, share in backing.flows.items():
+            endpoint = endpoint_at(state, served.network, served.destination)
+            name = f"{endpoint.namespace}/{endpoint.name}" if endpoint else ""
+            ways.append(Way(served, served, name))
+            words = f"{name} ({served.destination}:{served.port})"
+            if share * len(backing.flows) != 1:
+                words += f" {float(share):.0%}"
+            if carried := _carried(state, source, endpoint, flow.protocol):
+                words += f" on {carried}"
+            names.append(words)
+        return Translation(tuple(ways), f"{dialled} -> {some(names)}", service=True)
+    published = _published(state, tables, flow, source)
+    if published is not None:
+        return published
+    destination = endpoint_at(state, flow.network, flow.destination)
+    text = ""
+    if destination is not None:
+        carried = _carried(state, source, destination, flow.protocol)
+        text = f"{flow.destination}:{flow.port} -> {carried}" if carried else ""
+    elif source is not None and not _in_overlay(state, flow):
+        host = _host(state, source)
+        text = f"{flow.source} -> {host.address} (host {host.name}), as the source"
+    return Translation((Way(flow, flow),), text)
+
+
+def endpoint_at(state: State, network: str, address: IPAddress) -> Endpoint | None:
+    """The endpoint that has an address, if any that can be reached has it."""
+    hosts = {host.name for host in state.hosts}
+    ranges = [cidr for item in state.networks if item.name == network for cidr in item.cidrs]
+    if not any(address in cidr for cidr in ranges):
+        return None
+    return next(
+        (
+            item
+            for item in state.endpoints
+            if item.network == network and item.address == address and item.host in hosts
+        ),
+        None,
+    )
+
+
+def title(state: State, network: str, address: IPAddress) -> str:
+    """How messages call an address: by whose it is."""
+    endpoint = endpoint_at(state, network, address)
+    if endpoint is not None:
+        return f"{endpoint.namespace}/{endpoint.name} ({address})"
+    for host in state.hosts:
+        if host.address == address:
+            return f"host {host.name} ({address})"
+    names = [
+        service.title
+        for service in state.services
+        if (service.network, service.address) == (network, address)
+    ]
+    return f"{min(names)} ({address})" if names else str(address)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of these, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _published(
+    state: State, tables: Callable[[str], Tables], flow: Flow, source: Endpoint | None
+) -> Translation | None:
+    """To a port of a host that is an endpoint's; its policy sees whoever comes as an address."""
+    host = next((item for item in state.hosts if item.address == flow.destination), None)
+    if host is None:
+        return None
+    found = tables(host.name)
+    for address in (flow.destination, None):
+        record = found.published.get(PublishKey(address, flow.protocol, flow.port))
+        endpoints = (item for item in state.endpoints if record and item.id == record.endpoint)
+        endpoint = next(endpoints, None)
+        if record is None or endpoint is None:
+            continue
+        seen = flow.source if source is None else _host(state, source).address
+        inner = Flow(
+            endpoint.network, seen, endpoint.address, flow.protocol, record.port, flow.direction
+        )
+        name = title(state, endpoint.network, endpoint.address)
+        text = f"published {flow.destination}:{flow.port} -> {name} port {record.port}"
+        return Translation((Way(flow, inner),), text)
+    return None
+
+
+def _carried(
+    state: State, source: Endpoint | None, destination: Endpoint | None, protocol: Protocol
+) -> str:
+    """Where a connection between two hosts goes in truth."""
+    if source is None or destination is None or source.host == destination.host:
+        return ""
+    one, other = _host(state, source), _host(state, destination)
+    common = one.wires & other.wires
+    wire = next((item for item in Wire if item in common), None)
+    if protocol is not Protocol.TCP:
+        wire = Wire.VXLAN if Wire.VXLAN in common else None
+    by = f" by wire {wire}" if wire else ""
+    return f"{other.name} ({other.address}){by}"
+
+
+def _host(state: State, endpoint: Endpoint) -> Host:
+    return next(host for host in state.hosts if host.name == endpoint.host)
+
+
+def _in_overlay(state: State, flow: Flow) -> bool:
+    networks = (item for item in state.networks if item.name == flow.network)
+    return any(flow.destination in cidr for item in networks for cidr in item.cidrs)
