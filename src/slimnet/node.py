@@ -329,10 +329,14 @@ class Node:
 
         Args:
             network: that both are seen from.
-            source: an address.
-            destination: an address.
+            source: an address, or an endpoint's ``name`` or ``namespace/name``.
+            destination: likewise; or a service's, where no endpoint has that name.
             port: destination port.
             protocol: ``tcp``, ``udp`` or ``sctp``.
+
+        Returns:
+            :class:`slimnet.policy.Explanation` as JSON, and ``unanswered``: the
+            hosts whose data path was not asked, since they did not answer.
         """
         answer: dict[str, Any] = self._client.request(
             "POST",

@@ -689,6 +689,52 @@ def test_host_that_does_not_answer(hosts, pair):
     hosts[0].node().apply_policy(published(port=8080))
 
 
+def test_explain_asks_the_data_paths(hosts, pair):
+    """Of both hosts, whichever is asked; and says of whom it got no answer."""
+    _, db, _, _ = pair
+    for host in hosts:
+        answer = host.node().explain("prod", "web", "db", 7000)
+        assert (answer["allowed"], answer["unanswered"]) == (True, [])
+        assert [stage["host"] for stage in answer["stages"]] == ["h1", "h2"]
+        assert [stage["doubt"] for stage in answer["stages"]] == ["", ""]
+    # A policy of just now: the answer is of tables that have it.
+    hosts[0].node().apply_policy(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db},"
+        " spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}}"
+    )
+    answer = hosts[0].node().explain("prod", "web", "db", 7000)
+    assert [stage["allowed"] for stage in answer["stages"]] == [True, False]
+    assert [stage["doubt"] for stage in answer["stages"]] == ["", ""]
+    hosts[1].agent.send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    answer = hosts[0].node().explain("prod", "web", str(db.endpoint.address), 7000)
+    hosts[1].agent.send_signal(signal.SIGCONT)
+    assert answer["unanswered"] == ["h2"]
+    assert not answer["allowed"]
+    assert time.monotonic() - begin < 4
+
+
+@pytest.mark.parametrize("running", ["ebpf"], indirect=True)
+def test_explain_shouts_where_the_data_path_differs(hosts, pair):
+    """What nobody but the kernel knows: its policy map is emptied behind the agent's back."""
+    from slimnet_ebpf.maps import Map
+
+    hosts[1].node().apply_policy(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db},"
+        " spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}}"
+    )
+    node = hosts[0].node()
+    assert "IN DOUBT" not in node.explain("prod", "web", "db", 7000)["summary"]
+    pinned = Path("/sys/fs/bpf/slimnet") / hosts[1].instance / "maps" / "slim_policy"
+    with contextlib.closing(Map.pinned(pinned)) as both:
+        for slot in (0, 1):
+            with contextlib.closing(both.inner(slot)) as side:
+                side.remove([key for key, _ in side.items()])
+    answer = node.explain("prod", "web", "db", 7000)
+    assert "IN DOUBT, a defect of slimnet" in answer["summary"]
+    assert "the data path of h2" in answer["stages"][1]["doubt"]
+
+
 def test_accounts(hosts, pair):
     """What both ends of a connection sent and received is in their accounts."""
     web, db, client, _ = pair

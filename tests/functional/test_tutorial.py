@@ -74,7 +74,10 @@ class Terminal:
     def run(self, command):
         name = re.search(r" run .*--name (\S+) ", command)
         for job, _, its in self.jobs:
-            if name and its == name[1]:
+            # Nobody is there twice, and what a policy is checked against has settled.
+            if (name and its == name[1]) or (
+                command.endswith("policy apply cache.yaml") and its not in PORTS
+            ):
                 job.wait(30)
         return subprocess.run(
             ["bash", "-c", command],

@@ -7,7 +7,6 @@ import re
 import pytest
 import yaml
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from worlds import worlds
 
 from slimnet.exceptions import PolicyError
@@ -595,63 +594,6 @@ def test_files_that_are_none(tmp_path):
 def test_same_policy_twice():
     with pytest.raises(PolicyError, match="each document once in a file"):
         load(f"{WEB}---\n{WEB}")
-
-
-FIELDS = re.findall(r"\w+(?=:)", "".join(EVERY))
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(FIELDS) | st.text(max_size=4),
-            inner,
-            max_size=4,
-        )
-    ),
-    max_leaves=12,
-)
-
-
-def paths(value, here=()):
-    yield here
-    if isinstance(value, list):
-        value = dict(enumerate(value))
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from paths(item, (*here, key))
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_any_document_is_taken_or_refused(data):
-    """A manifest with anything anywhere: a document, or PolicyError, and nothing else."""
-    document = yaml.safe_load(data.draw(st.sampled_from(EVERY)))
-    *above, last = data.draw(st.sampled_from([path for path in paths(document) if path]))
-    inner = document
-    for key in above:
-        inner = inner[key]
-    inner[last] = data.draw(ANYTHING)
-    try:
-        (read,) = load(json.dumps(document))
-    except PolicyError as error:
-        assert str(error).isprintable()
-    else:
-        assert Document.from_json(read.to_json()) == read
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.text(max_size=40) | st.sampled_from(EVERY), st.data())
-def test_any_text_is_taken_or_refused(text, data):
-    """Text with any part cut out or put in."""
-    start = data.draw(st.integers(0, len(text)))
-    end = data.draw(st.integers(start, len(text)))
-    piece = data.draw(
-        st.text(max_size=6) | st.sampled_from(("&a", "*a", "!!", "<<: *a", "\t", "? "))
-    )
-    try:
-        load(f"---\n{text[:start]}{piece}{text[end:]}")
-    except PolicyError as error:
-        assert str(error)
 
 
 @settings(max_examples=100, deadline=None)

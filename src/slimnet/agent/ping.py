@@ -7,11 +7,12 @@ import json
 import secrets
 import subprocess
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from slimnet import policy, records
-from slimnet.exceptions import InvalidValue, NotFound, SlimnetError
-from slimnet.model import Endpoint, Wire
+from slimnet.exceptions import AgentUnreachable, InvalidValue, NotFound, SlimnetError
+from slimnet.model import Decision, Endpoint, Flow, Wire
 from slimnet.tables import Tables
 
 if TYPE_CHECKING:
@@ -52,18 +53,34 @@ print(json.dumps({"times": times, "error": error}))
 
 def explain(agent: Agent, **question: Any) -> dict[str, Any]:
     """What the policy says of a flow, and why: :func:`slimnet.policy.explain`, on
-    the tables that are in force here and those that belong in force elsewhere."""
+    the tables that are in force here and those that belong in force elsewhere.
+
+    The data path of each host that decides is asked as well. Another host answers
+    when it has taken in all that the store held before the question; one that does
+    not is named in ``unanswered``.
+    """
     agent.sync()
     state = agent.mirror.state(agent.site.host)
     installed = agent.installer.tables
+    unanswered: dict[str, None] = {}
 
     def tables(host: str) -> Tables:
         if host == agent.site.host.name and installed is not None:
             return installed
         return policy.compile(state, host)
 
-    answer: dict[str, Any] = records.encode(policy.explain(state, tables=tables, **question))
-    return answer
+    def ask(host: str, flow: Flow) -> Decision | None:
+        if host in unanswered:  # the next question would take as long
+            return None
+        try:
+            answer = agent.inquiries.ask(host, "ask", flow=records.encode(flow))
+        except AgentUnreachable:
+            unanswered[host] = None
+            return None
+        return None if answer is None else records.decision(answer)
+
+    explained = policy.explain(state, tables=cache(tables), ask=ask, **question)
+    return {**records.encode(explained), "unanswered": list(unanswered)}
 
 
 def ping(

@@ -29,6 +29,7 @@ __all__ = ["policy"]
 _STAGES: Columns = {
     "DIRECTION": "direction",
     "ENDPOINT": "endpoint",
+    "PEER": "peer",
     "HOST": "host",
     "ALLOWED": "allowed",
     "REASON": lambda stage: stage["reason"].replace("_", " "),
@@ -188,7 +189,7 @@ Exit status: 0 allowed, 1 denied.""",
 )  # fmt: skip
 @click.option(
     "--to", "target", metavar="ENDPOINT:PORT", required=True, shell_complete=complete_endpoint,
-    help="Where to.",
+    help="Where to; a service too.",
 )  # fmt: skip
 @click.option(
     "--protocol", type=click.Choice(["tcp", "udp", "sctp"]), default="tcp", show_default=True
@@ -213,7 +214,13 @@ def explain(source: str, target: str, protocol: str, network: str | None, output
         )
     if output == "table":
         click.echo(answer["summary"])
-        show(answer["stages"], _STAGES, output)
+        if answer["translation"]:
+            click.echo(answer["translation"])
+        peers = any(stage["peer"] for stage in answer["stages"])
+        columns = {title: key for title, key in _STAGES.items() if peers or title != "PEER"}
+        show(answer["stages"], columns, output)
+        for host in answer["unanswered"]:
+            click.echo(f"host {host} did not answer: its data path was not asked", err=True)
     else:
         show_one(answer, output)
     return 0 if answer["allowed"] else 1
