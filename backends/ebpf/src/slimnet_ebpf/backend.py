@@ -51,7 +51,7 @@ from slimnet_ebpf.probe import probe
 from slimnet_ebpf.question import Question, ask
 from slimnet_ebpf.records import u32
 from slimnet_ebpf.revocation import Revoked, may_forbid, revoked
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import LIVE, Diagnosis
 from slimnet_ebpf.underlay import Underlay
 from slimnet_ebpf.writer import Writer
 
@@ -301,10 +301,10 @@ class EbpfBackend(Backend):
         """Close the live connections that the tables forbid. A handshake that ends
         from now on is decided again by itself (sockops.h)."""
         self._writer.settle()  # of programs that still saw the generation before
-        every = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+        live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
         found = list(
             revoked(
-                every,
+                live,
                 tables.endpoints,
                 self._endpoints.owners(),
                 lambda question: ask(self._ask.fd, question),
