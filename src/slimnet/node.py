@@ -261,7 +261,7 @@ class Node:
         from slimnet.policy import PolicyWarning  # noqa: PLC0415
 
         documents = [each.to_json() for each in self._load(source, network)]
-        answer = self._client.request("POST", "check", policies=documents)
+        answer = self._client.request("POST", "check", patience=240, policies=documents)
         return [PolicyWarning(**each) for each in answer]
 
     def _load(self, source: Sources, network: str | None) -> list[Document]:

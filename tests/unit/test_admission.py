@@ -6,22 +6,37 @@ import json
 import attrs
 import pytest
 
-from slimnet.agent.admission import admit, publishers, with_documents
+from slimnet.agent.admission import admit, concerning, publishers, with_documents
 from slimnet.exceptions import CannotEnforce, CapabilityMissing, InUse
 from slimnet.model import Endpoint, Feature, Host, Namespace, Network
-from slimnet.policy import State, load
+from slimnet.policy import State, Tier, check, load
 
 FULL = Host("h1", "192.0.2.1", backend="ebpf", enforcing=True, features=frozenset(Feature))
 BARE = Host("h2", "192.0.2.2", backend="preload")
+
+
+def endpoint(number, network, name, address, host, app):
+    return Endpoint(
+        network,
+        name,
+        address,
+        host,
+        namespace="shop",
+        id=number,
+        identity=256 + number,
+        labels={"app": app},
+    )
+
+
 STATE = State(
     networks=(Network("prod", 1000, "10.1.0.0/24"), Network("lab", 1001, "10.2.0.0/24")),
     hosts=(FULL, BARE),
     namespaces=(Namespace("prod", "shop", {"team": "a"}),),
     endpoints=(
-        Endpoint("prod", "web", "10.1.0.1", "h1", namespace="shop", labels={"app": "web"}),
-        Endpoint("prod", "db", "10.1.0.2", "h2", namespace="shop", labels={"app": "db"}),
-        Endpoint("lab", "db", "10.2.0.1", "h1", namespace="shop", labels={"app": "db"}),
-        Endpoint("prod", "old", "10.1.0.3", "gone", namespace="shop", labels={"app": "old"}),
+        endpoint(1, "prod", "web", "10.1.0.1", "h1", "web"),
+        endpoint(2, "prod", "db", "10.1.0.2", "h2", "db"),
+        endpoint(3, "lab", "db", "10.2.0.1", "h1", "db"),
+        endpoint(4, "prod", "old", "10.1.0.3", "gone", "old"),
     ),
 )
 
@@ -162,3 +177,22 @@ def test_the_state_that_it_becomes():
     assert again.endpoints == STATE.endpoints
     other = attrs.evolve(limit("web"), network="lab")
     assert len(with_documents(again, [other]).limits) == 2
+
+
+def test_what_concerns_a_document_is_enough_to_check_it():
+    """Policies of other namespaces change no warning; of the same one, and the cluster's, do."""
+    mine = policy("web", ingress=[{}, {"from": [{"podSelector": {}}]}])
+    same = attrs.evolve(policy("web", ingress=[{}]), name="a")
+    other = attrs.evolve(policy("web", ingress=[{}]), namespace="other")
+    admin, base = (
+        attrs.evolve(cluster_policy(namespaces={}), name=tier.lower(), tier=tier) for tier in Tier
+    )
+    living = STATE.endpoints[:3]
+    state = attrs.evolve(STATE, policies=(same, other, admin, base), endpoints=living)
+    small = concerning(state, [mine])
+    assert set(small.policies) == {same, admin, base, mine}
+    assert set(concerning(state, [limit("web"), base]).policies) == set(state.policies)
+    titles = {mine.title}
+    whole = [each for each in check(with_documents(state, [mine])) if each.policy in titles]
+    assert whole
+    assert [each for each in check(small) if each.policy in titles] == whole

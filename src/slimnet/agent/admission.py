@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import attrs
 
@@ -20,7 +20,7 @@ from slimnet.policy.document import (
 )
 from slimnet.policy.state import State, namespace_labels
 
-__all__ = ["admit", "check_free", "publishers", "with_documents"]
+__all__ = ["admit", "check_free", "concerning", "publishers", "with_documents"]
 
 _FEATURES: dict[type[Document], Feature] = {
     PublishedPort: Feature.PUBLISHED_PORTS,
@@ -44,6 +44,24 @@ def with_documents(state: State, documents: Iterable[Document]) -> State:
         services=tuple(each for each in new if isinstance(each, Service)),
         published=tuple(each for each in new if isinstance(each, PublishedPort)),
         limits=tuple(each for each in new if isinstance(each, EgressLimit)),
+    )
+
+
+def concerning(state: State, documents: Sequence[Document]) -> State:
+    """The same, as far as it concerns these: without the policies of namespaces that
+    none is of, which are asked for other endpoints. A cluster's rules of tier Baseline
+    come after every namespace's."""
+    after = with_documents(state, documents)
+    if any(isinstance(each, ClusterNetworkPolicy) for each in documents):
+        return after
+    places = {(getattr(each, "network", ""), getattr(each, "namespace", "")) for each in documents}
+    return attrs.evolve(
+        after,
+        policies=tuple(
+            each
+            for each in after.policies
+            if not isinstance(each, NetworkPolicy) or (each.network, each.namespace) in places
+        ),
     )
 
 

@@ -25,7 +25,7 @@ from netaddr import IPAddress
 
 from slimnet import records
 from slimnet.abc import Backend, Store
-from slimnet.agent.admission import admit, check_free, publishers, with_documents
+from slimnet.agent.admission import admit, check_free, concerning, publishers, with_documents
 from slimnet.agent.endpoints import Endpoints
 from slimnet.agent.feed import Feed
 from slimnet.agent.inquiry import Inquiries
@@ -193,7 +193,7 @@ class Agent:
         """What is surely not meant in these, were they applied; nothing is changed."""
         self.sync()
         titles = {each.title for each in documents}
-        state = with_documents(self.mirror.state(self.site.host), documents)
+        state = concerning(self.mirror.state(self.site.host), documents)
         return [each for each in policy_check(state) if each.policy in titles]
 
     def status(self) -> dict[str, Any]:

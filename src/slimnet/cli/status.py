@@ -50,11 +50,17 @@ def _refusals(answer: Any) -> str:
     return "\n".join(told)
 
 
+def _features(answer: Any) -> str:
+    return ", ".join(each.replace("_", " ") for each in answer["features"])
+
+
 _HOST_COLUMNS: Columns = {
     "HOST": "name",
     "ADDRESS": "address",
     "BACKEND": "backend",
     "WIRES": "wires",
+    "ENFORCING": "enforcing",
+    "FEATURES": _features,
 }
 _COLUMNS: Columns = {
     "host": lambda answer: f"{answer['host']} ({answer['address']} on {answer['interface']})",
@@ -65,6 +71,7 @@ _COLUMNS: Columns = {
     "because": "why",
     "enforcing": "enforcing",
     "wires": "wires",
+    "features": _features,
     "generation": "generation",
     "revision": "revision",
     "endpoints": lambda answer: len(answer["attached"]),
