@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import struct
@@ -306,7 +307,7 @@ class EbpfBackend(Backend):
             revoked(
                 live,
                 tables.endpoints,
-                self._endpoints.owners(),
+                functools.cache(self._endpoints.owners),
                 lambda question: ask(self._ask.fd, question),
             )
         )
