@@ -103,6 +103,8 @@ class EbpfBackend(Backend):
         self._closed = False
         # What close() undoes, whatever of it a failing start has done.
         self._held = contextlib.ExitStack()
+        # Until it is adopted, a start that fails has changed nothing of the host.
+        self._underlay: Underlay | None = None
         try:
             self._start()
         except BaseException:
@@ -127,7 +129,7 @@ class EbpfBackend(Backend):
             else:
                 self._load()
             try:
-                self._adopt()
+                self._underlay = self._adopt()
                 self._write_control(**self._control(ifindex))
                 self._follow_host()
                 self._underlay.apply(self.context.interface, ifindex)
@@ -196,7 +198,7 @@ class EbpfBackend(Backend):
                 f"instance {self.context.instance} runs in another network namespace"
             )
 
-    def _adopt(self) -> None:
+    def _adopt(self) -> Underlay:
         """Open what is pinned."""
         self._maps = {
             number: self._held.enter_context(contextlib.closing(self._pins.open_map(name)))
@@ -209,7 +211,6 @@ class EbpfBackend(Backend):
         self._lookup: Program = by_name[_LOOKUP]
         self._ask: Program = by_name[_ASK]
         self._sweep: Program = by_name[_SWEEP]
-        self._underlay = Underlay(self._pins, by_name, self._options.inner_range)
         self._sockets = self._held.enter_context(
             contextlib.closing(Diagnosis(self._maps[contract.SLIM_MAP_SOCKET].fd))
         )
@@ -227,6 +228,7 @@ class EbpfBackend(Backend):
         self._events = self._held.enter_context(
             contextlib.closing(Events(self._maps, self._sockets, self._keep_house))
         )
+        return Underlay(self._pins, by_name, self._options.inner_range)
 
     def _control(self, ifindex: int) -> dict[str, int | bytes]:
         return {
@@ -407,8 +409,9 @@ class EbpfBackend(Backend):
 
     def _remove(self) -> None:
         """Everything but endpoints; what a crash leaves of it can be removed again."""
-        with self._netns.entered():
-            self._underlay.restore()
+        if self._underlay is not None:
+            with self._netns.entered():
+                self._underlay.restore()
         # An endpoint's cgroup whose maker died before writing it down; and the
         # directories above, unless somebody else has put something there.
         orphans = map(str, self.context.cgroup.glob("*.*.*"))
