@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import struct
@@ -48,7 +49,7 @@ from slimnet_ebpf.objects import Object, Program, Stamp
 from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
-from slimnet_ebpf.question import Question, ask
+from slimnet_ebpf.question import Question, ask, sweep
 from slimnet_ebpf.records import u32
 from slimnet_ebpf.revocation import Revoked, may_forbid, revoked
 from slimnet_ebpf.sockets import LIVE, Diagnosis
@@ -61,7 +62,7 @@ _CONTROL = Layout(contract.slim_control)
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOOKUP = "slim_lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
-_ASK = "slim_ask"
+_ASK, _SWEEP = "slim_ask", "slim_sweep"
 
 
 class EbpfBackend(Backend):
@@ -207,6 +208,7 @@ class EbpfBackend(Backend):
         by_name = {program.name: program for program in programs}
         self._lookup: Program = by_name[_LOOKUP]
         self._ask: Program = by_name[_ASK]
+        self._sweep: Program = by_name[_SWEEP]
         self._underlay = Underlay(self._pins, by_name, self._options.inner_range)
         self._sockets = self._held.enter_context(
             contextlib.closing(Diagnosis(self._maps[contract.SLIM_MAP_SOCKET].fd))
@@ -306,7 +308,7 @@ class EbpfBackend(Backend):
             revoked(
                 live,
                 tables.endpoints,
-                self._endpoints.owners(),
+                functools.cache(self._endpoints.owners),
                 lambda question: ask(self._ask.fd, question),
             )
         )
@@ -421,6 +423,7 @@ class EbpfBackend(Backend):
         if self._mutex.acquire(blocking=False):
             try:
                 with self._locked():
+                    sweep(self._sweep.fd)
                     self._endpoints.reap()
                     self._follow_host()
             finally:
