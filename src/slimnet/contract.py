@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 2
-FINGERPRINT: Final[int] = 0xAE1A700D733EFE2D
-FINGERPRINT_HEX: Final[str] = "ae1a700d733efe2d"
+FINGERPRINT: Final[int] = 0xD129F39921F31BC5
+FINGERPRINT_HEX: Final[str] = "d129f39921f31bc5"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 2
@@ -695,7 +695,7 @@ class slim_bound(ctypes.Structure):
 
 
 class slim_socket(ctypes.Structure):
-    """struct slim_socket, 112 bytes."""
+    """struct slim_socket, 120 bytes."""
 
     endpoint: int
     peer_endpoint: int
@@ -714,7 +714,9 @@ class slim_socket(ctypes.Structure):
     bound_port: int  # __be16
     target_port: int  # __be16
     pad: int
+    pace: int
     dialled: int
+    pad2: int
     generation: int
     opened: int
 
@@ -736,7 +738,9 @@ class slim_socket(ctypes.Structure):
         ("bound_port", ctypes.c_uint16),
         ("target_port", ctypes.c_uint16),
         ("pad", ctypes.c_uint16),
+        ("pace", ctypes.c_uint32),
         ("dialled", ctypes.c_uint32),
+        ("pad2", ctypes.c_uint32),
         ("generation", ctypes.c_uint64),
         ("opened", ctypes.c_uint64),
     )

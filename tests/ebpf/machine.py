@@ -46,6 +46,7 @@ class Machine:
         self.ip("address add 192.0.2.1/24 dev eth0")
         self.ip("link set eth0 up")
         self.ip("link set peer0 up")
+        wait_for(lambda: "linkdown" not in self.ip("route show table local"))
         self.cgroup.mkdir()
         self.undo.callback(self.sweep)
         self.context = Context(

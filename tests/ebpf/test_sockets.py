@@ -10,7 +10,7 @@ from slimnet_ebpf.maps import NO_PREALLOC, Map
 from slimnet_ebpf.netns import Netns, enter
 from slimnet_ebpf.objects import Object
 from slimnet_ebpf.requirements import OBJECT
-from slimnet_ebpf.sockets import STATES, Diagnosis
+from slimnet_ebpf.sockets import LIVE, STATES, Diagnosis
 
 pytestmark = pytest.mark.root
 
@@ -47,6 +47,22 @@ def test_listeners_and_connections_are_found(diagnosis, family):
                 child.getsockopt(socket.SOL_SOCKET, 57, 8), "little"
             )
             assert found["ESTAB"].storage == b""
+
+
+def test_live_is_neither_listening_nor_over(diagnosis):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for _ in range(3):  # the server's end goes into TIME_WAIT
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                server.accept()[0].close()
+                assert client.recv(1) == b""
+        client = socket.create_connection(("127.0.0.1", port))
+        child, _ = server.accept()
+        with client, child:
+            every = [STATES[one.state] for one in by_port(diagnosis, port)]
+            assert sorted(every) == ["ESTAB", "LISTEN", *["TIME-WAIT"] * 3]
+            live = [one for one in diagnosis.sockets(states=LIVE) if one.ports[0] == port]
+            assert [STATES[one.state] for one in live] == ["ESTAB"]
 
 
 def test_a_destroyed_connection_fails_with_an_ordinary_error(diagnosis):

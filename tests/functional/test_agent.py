@@ -364,6 +364,32 @@ def test_policy_on_both_hosts(hosts, pair, resident):
         )
 
 
+def test_a_policy_closes_what_it_forbids_within_a_second(hosts, pair, resident):
+    """On both hosts, from whichever it is applied; a connection beside it never notices."""
+    _, db, client, server = pair
+    spare = resident(hosts[0], hosts[0].node().attach("prod", "spare"))
+    hosts[0].node().wait()
+    spare.hold("live", str(db.endpoint.address), 7000)
+    server.hold("own", str(db.endpoint.address), 7000)
+    assert spare.talk("live")
+    begin = time.monotonic()
+    hosts[0].node().apply_policy(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db}, spec:"
+        " {podSelector: {matchLabels: {app: db}},"
+        " ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}}"
+    )
+
+    def closed():
+        assert client.talk("live")
+        assert server.talk("own")
+        with contextlib.suppress(OSError):
+            return not spare.talk("live")
+        return True
+
+    until(closed)
+    assert time.monotonic() - begin < 1
+
+
 def test_policy_by_range_and_port(cluster, hosts, pair, cgroup):
     """From the manifest down to the kernel: what leaves the overlays, and to which port."""
     _, db, client, _ = pair

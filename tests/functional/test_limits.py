@@ -103,7 +103,6 @@ def _count(sock: socket.socket, seconds: float) -> float:
     while (now := time.monotonic()) < end:
         size = len(sock.recv(1 << 18))
         count += size if now > begin else 0
-    sock.close()
     return count / seconds
 
 
@@ -124,15 +123,39 @@ def test_another_endpoint_is_not_held_back(lab, ends):
     assert Reason.RATE not in other.host.counters() or client.host is other.host
 
 
-def test_it_ends_with_the_limit(lab, ends):
-    """For connections from then on."""
+@pytest.mark.parametrize("kind", ["rate", "connection_rate"])
+def test_live_connections_follow(lab, ends, kind):
+    """A limit that comes, and one that goes."""
     client, server = ends
-    lab.limit(client, rate=MEGABYTE)
+    listener = server.listen(7000)
+    sock = client.connect(server.address, 7000)
+    child, _ = listener.accept()
+    client.start(_pump, sock)
+    assert server.call(_count, child, 0.5) > 20 * MEGABYTE
+    lab.limit(client, **{kind: 2 * MEGABYTE})
     lab.install()
-    assert rate(client, server, 1, 1) < 2 * MEGABYTE
+    server.call(_count, child, 0.5)  # what was under way
+    assert server.call(_count, child, 1) < 3 * MEGABYTE
     lab.limits.clear()
     lab.install()
-    assert rate(client, server, 1, 0.5) > 20 * MEGABYTE
+    server.call(_count, child, 0.5)
+    assert server.call(_count, child, 0.5) > 20 * MEGABYTE
+
+
+def test_an_application_paces_itself_below_the_limit(lab, ends):
+    """What it asked for stays, while a limit comes and goes."""
+    client, server = ends
+    sock = client.socket()
+    sock.setsockopt(socket.SOL_SOCKET, 47, MEGABYTE)
+    listener = server.listen(7000)
+    lab.limit(client, connection_rate=4 * MEGABYTE)
+    lab.install()
+    sock.connect((server.address, 7000))
+    listener.accept()
+    assert sock.getsockopt(socket.SOL_SOCKET, 47) == MEGABYTE
+    lab.limits.clear()
+    lab.install()
+    assert sock.getsockopt(socket.SOL_SOCKET, 47) == MEGABYTE
 
 
 def test_an_application_does_not_lift_it(lab, ends):

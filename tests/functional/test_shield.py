@@ -611,61 +611,7 @@ def test_bare_segments_to_a_wire_port(lab, victim):
     nobody_came(listener)
 
 
-# Replay
-
-
-def _sniff(interface, port_first, port_last, count):
-    """The IP packets of SYNs to a range of ports."""
-    import socket as s
-
-    with s.socket(s.AF_PACKET, s.SOCK_RAW, s.htons(0x0800)) as sniffer:
-        sniffer.bind((interface, 0))
-        sniffer.settimeout(5)
-        found = []
-        while len(found) < count:
-            packet = sniffer.recv(2048)[14:]
-            offset = (packet[0] & 15) * 4
-            if packet[9] != 6 or packet[offset + 13] & 0x12 != 2:
-                continue
-            port = int.from_bytes(packet[offset + 2 : offset + 4], "big")
-            if port_first <= port <= port_last:
-                found.append(packet[: int.from_bytes(packet[2:4], "big")])
-    return found
-
-
-def _inject(packet, destination):
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender:
-        sender.sendto(packet, (destination, 0))
-
-
-@pytest.mark.parametrize("when", ["live", "closed by the client", "closed by the server"])
-def test_replay_of_a_syn(lab, victim, when):
-    """Bit for bit, with the source address of its host, from a machine that is
-    not in the cluster: never a connection that is accepted."""
-    client, server, listener = victim
-    sniffing = server.host.root.start(_sniff, "eth0", WIRE, WIRE + WIRES - 1, 1)
-    time.sleep(0.2)
-    opened = client.connect(server.address, 80)
-    accepted, _ = listener.accept()
-    (packet,) = sniffing.result(10)
-    if when == "closed by the client":
-        opened.close()
-        accepted.close()
-    elif when == "closed by the server":
-        accepted.close()
-        opened.close()
-    time.sleep(0.1)
-    for _ in range(5):
-        lab.outside.root.call(_inject, packet, server.host.address)
-        time.sleep(0.05)
-    time.sleep(0.3)
-    nobody_came(listener)
-    if when == "live":
-        opened.sendall(b"still here")
-        assert accepted.recv(100) == b"still here"
-    again = client.connect(server.address, 80)
-    _, peer = listener.accept()
-    assert peer == again.getsockname()
+# The tuple of an endpoint's connection
 
 
 def test_the_tuple_of_a_live_connection(lab, victim):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compiling costs: ``python tests/policy/benchmark.py [policies] [endpoints]``.
+"""What compiling costs: ``python tests/policy/benchmark.py [policies] [endpoints] [services]``.
 
 From nothing, and for one change; JSON on the standard output, times in milliseconds
 (medians of several changes), memory as resident size.
@@ -48,8 +48,14 @@ def another_endpoint(state: State, turn: int) -> State:
     return evolve(state, endpoints=(*state.endpoints, new), revision=state.revision + 1)
 
 
-def measure(policies: int, endpoints: int) -> dict[str, Any]:
-    state = big(policies, endpoints, replicas=1)
+def changed_service(state: State, turn: int) -> State:
+    services = list(state.services)
+    services[turn] = evolve(services[turn], affinity=turn + 1)
+    return evolve(state, services=services, revision=state.revision + 1)
+
+
+def measure(policies: int, endpoints: int, services: int) -> dict[str, Any]:
+    state = big(policies, endpoints, replicas=1, services=services)
     before = memory()
     compiler = Compiler("h1")
     whole, (tables, _) = timed(lambda: compiler.update(state))
@@ -58,11 +64,18 @@ def measure(policies: int, endpoints: int) -> dict[str, Any]:
     report = {
         "policies": policies,
         "endpoints": endpoints,
+        "services": services,
         "policy entries": entries,
         "from nothing ms": round(whole, 1),
         "memory MB": round(grown / 2**20, 1),
     }
-    for name, change in (("one policy", changed_policy), ("one endpoint", another_endpoint)):
+    for name, change, number in (
+        ("one policy", changed_policy, policies),
+        ("one endpoint", another_endpoint, endpoints),
+        ("one service", changed_service, services),
+    ):
+        if not number:
+            continue
         times = []
         for turn in range(CHANGES):
             state = change(state, turn)
@@ -72,5 +85,5 @@ def measure(policies: int, endpoints: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sizes = [int(word) for word in sys.argv[1:]] or [1000, 10000]
-    print(json.dumps(measure(*sizes), indent=1))
+    sizes = [int(word) for word in sys.argv[1:]]
+    print(json.dumps(measure(*sizes, *(1000, 10000, 1000)[len(sizes) :]), indent=1))

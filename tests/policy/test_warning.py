@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """``check``: what was surely not meant is said, and nothing else is."""
 
-from slimnet.model import Endpoint, Host, Network
-from slimnet.policy import State, check, load
+import pytest
+import test_services
+from attrs import evolve
+from netaddr import IPAddress
+from test_services import endpoint, limit, of, published, service
+
+from slimnet.model import Endpoint, Host, Network, Protocol
+from slimnet.policy import Selector, Source, State, check, load
+from slimnet.policy.document import ServicePort, Weight
 
 
 def state(text):
@@ -145,3 +152,105 @@ def test_network_that_does_not_exist():
     world = state("")
     (warning,) = check(State(world.networks, world.hosts, (), world.endpoints, policies))
     assert str(warning) == "line 3: default/p: there is no network 'prod'"
+
+
+def said_of(endpoints=None, **documents):
+    """Of services, published ports and limits, in the world of test_services.py."""
+    return [str(warning) for warning in check(test_services.state(endpoints, **documents))]
+
+
+def test_sound_documents_give_no_warning():
+    """With two services at one address, on other ports; a port published on two hosts."""
+    other = service(name="api", ports=(ServicePort(Protocol.TCP, 81, "http"),))
+    weighted = service(weights=(Weight(of(app="web"), 3),))
+    ports = [published("a"), published("b", endpoint="web-2", target="http")]
+    assert not said_of(services=[weighted, other], published=ports, limits=[limit("l", rate=1)])
+    assert not said_of(services=[service(address=None)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"selector": of(app="wep")},
+            "selector: its selector selects no endpoint: every connect is refused",
+        ),
+        ({"namespace": "other"}, "selector: its selector selects no endpoint"),
+        (
+            {"ports": (ServicePort(Protocol.UDP, 53, 53), ServicePort(Protocol.UDP, 54, "http"))},
+            "ports[1]: none of its endpoints with a weight declares a UDP port 'http'",
+        ),
+        (
+            {"weights": (Weight(Selector(), 0),)},
+            "ports[0]: all of its endpoints have weight 0",
+        ),
+        ({"weights": (Weight(of(v="2"), 10),)}, "weights[0]: selects none of its endpoints"),
+        (
+            {"address": IPAddress("10.2.0.1")},
+            "clusterIP: 10.2.0.1 is not of its network (10.1.0.0/16): nobody reaches it",
+        ),
+        (
+            {"address": IPAddress("10.1.0.2")},
+            "clusterIP: 10.1.0.2 is the address of shop/web-2",
+        ),
+        ({"network": "prod"}, "there is no network 'prod'"),
+    ],
+)
+def test_services_that_do_not_serve(changes, words):
+    (warning,) = said_of(services=[service(**changes)])
+    assert warning.startswith("service:")
+    assert words in warning
+
+
+def test_two_services_with_one_port():
+    (warning,) = said_of(services=[service(name="z"), service()])
+    assert warning == (
+        "service:shop/z ports[0]: service:shop/web has port 80 of 10.1.0.100 already"
+    )
+
+
+def test_more_endpoints_than_slots():
+    endpoints = [
+        evolve(
+            endpoint(1),
+            id=number,
+            name=f"e{number}",
+            address=f"10.1.{number // 250 + 1}.{number % 250}",
+        )
+        for number in range(1, 1101)
+    ]
+    (warning,) = said_of(endpoints, services=[service()])
+    assert warning.endswith("ports[0]: of its 1100 endpoints only 1021 are ever chosen")
+
+
+@pytest.mark.parametrize(
+    ("documents", "words"),
+    [
+        ([published("a", endpoint="web-9")], "port:shop/a endpoint: there is no endpoint 'web-9'"),
+        (
+            [published("a", target="ftp")],
+            "port:shop/a targetPort: 'web-1' declares no TCP port 'ftp'",
+        ),
+        (
+            [published("b", address=IPAddress("192.0.2.1"), endpoint="web-3"), published("a")],
+            "port:shop/b port: port:shop/a has port 80 of host h1 already",
+        ),
+        ([published("a", network="prod")], "port:shop/a: there is no network 'prod'"),
+    ],
+)
+def test_published_ports_that_lead_nowhere(documents, words):
+    assert said_of(published=documents) == [words]
+
+
+def test_limit_of_nobody():
+    documents = [limit("a", subject=of(app="none"), rate=1), limit("b", namespace="x", rate=1)]
+    assert said_of(limits=documents) == [
+        "limit:shop/a podSelector: its subject selects no endpoint",
+        "limit:x/b podSelector: its subject selects no endpoint",
+    ]
+
+
+def test_documents_say_where_they_were_written():
+    written = service(selector=of(app="none"), source=Source("shop.yaml", {"": 3}))
+    (warning,) = said_of(services=[written])
+    assert warning.startswith("shop.yaml:3: service:shop/web selector: ")

@@ -5,24 +5,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from slimnet.model import Endpoint, Host, Network
-from slimnet.policy import Policy, State
+from netaddr import IPAddress
+
+from slimnet.model import Endpoint, Host, Network, Protocol
+from slimnet.policy import Operator, Policy, Requirement, Selector, State
+from slimnet.policy.document import Service, ServicePort
 
 HOSTS = 10
 IN_NAMESPACE = 100
 OF_APPLICATION = 10
 
 
-def big(policies: int, endpoints: int, *, replicas: int = OF_APPLICATION) -> State:
+def big(
+    policies: int, endpoints: int, *, replicas: int = OF_APPLICATION, services: int = 0
+) -> State:
     """Namespaces of ten applications of ten endpoints, spread over ten hosts.
 
     Each policy lets one application in from its neighbour and from a range, and out to
-    everything but a range.
+    everything but a range. Each service is one application's.
 
     Args:
         policies: how many.
         endpoints: how many.
         replicas: how many endpoints have the same labels.
+        services: how many.
     """
     spaces = [f"n{number}" for number in range(max(1, endpoints // IN_NAMESPACE))]
     return State(
@@ -46,6 +52,19 @@ def big(policies: int, endpoints: int, *, replicas: int = OF_APPLICATION) -> Sta
             for number in range(endpoints)
         ],
         [Policy.from_json({"manifest": _manifest(number, spaces)}) for number in range(policies)],
+        services=[_service(number, spaces) for number in range(services)],
+    )
+
+
+def _service(number: int, spaces: list[str]) -> Service:
+    application = f"a{number // len(spaces) % 10}"
+    return Service(
+        name=f"s{number}",
+        network="default",
+        namespace=spaces[number % len(spaces)],
+        address=IPAddress("10.200.0.0") + number,
+        selector=Selector((Requirement("app", Operator.IN, frozenset({application})),)),
+        ports=(ServicePort(Protocol.TCP, 80, 8080),),
     )
 
 

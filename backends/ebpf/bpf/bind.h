@@ -31,6 +31,9 @@ struct tcp_sock {
 struct tcp6_sock {
 	struct tcp_sock tcp;
 } __attribute__((preserve_access_index));
+struct bpf_iter__tcp {
+	struct sock_common *sk_common;
+} __attribute__((preserve_access_index));
 
 #define SLIM_HOOK_REFUSE 0
 #define SLIM_HOOK_ALLOW 1

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What all connections of an endpoint may send together. This program is
- * attached only to the cgroups of endpoints that have such a limit; for all
- * others not one instruction runs per packet.
+ * What endpoints may send.
  *
- * A packet is let through while the endpoint is less than SLIM_LIMIT_AHEAD
+ * Each connection is paced by the kernel itself, which is told when the
+ * connection is established (sockops.h), and again for those that live when
+ * limits change: slim_repace goes through the sockets of the namespace.
+ *
+ * For all connections of an endpoint together there is slim_rate, which is
+ * attached only to the cgroups of endpoints that have such a limit; for all
+ * others not one instruction runs per packet. A packet is let through while the endpoint is less than SLIM_LIMIT_AHEAD
  * ahead of its rate (the generic cell rate algorithm, ITU-T I.371). One that
  * is not is held back, not lost: TCP hears of a full queue (NET_XMIT_CN of
  * the kernel's include/linux/bpf-cgroup.h), slows down and sends it again.
@@ -15,6 +19,8 @@
 #include "bind.h"
 
 #define SLIM_LIMIT_AHEAD 20000000ULL	/* ns */
+
+#define SLIM_NO_PACE 0xffffffff
 
 /* What a cgroup_skb/egress program answers. */
 #define SLIM_SEND 1
@@ -41,6 +47,30 @@ static __always_inline int slim_limit_run(struct __sk_buff *skb)
 		__sync_val_compare_and_swap(&usage->next, next, now);
 	__sync_fetch_and_add(&usage->next, skb->len * SLIM_SECOND / limit->rate);
 	return next > now + SLIM_LIMIT_AHEAD / 2 ? SLIM_SEND_SLOWER : SLIM_SEND;
+}
+
+/* What the application asked for stays, if it is less than the limit. */
+static __always_inline int slim_repace_run(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *common = ctx->sk_common;
+	struct slim_socket *socket;
+	__u32 own = 0, pace;
+	struct tcp_sock *sk;
+
+	sk = common ? bpf_skc_to_tcp_sock(common) : NULL;
+	if (!sk)
+		return 0;
+	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
+	if (!socket || !(socket->flags & SLIM_SOCKET_ESTABLISHED))
+		return 0;
+	if (bpf_getsockopt(sk, SOL_SOCKET, SO_MAX_PACING_RATE, &own, sizeof(own)))
+		return 0;
+	pace = slim_pace(socket->index) ?: SLIM_NO_PACE;
+	if (own <= pace && (!socket->pace || own != socket->pace))
+		return 0;
+	if (!bpf_setsockopt(sk, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace)))
+		socket->pace = pace == SLIM_NO_PACE ? 0 : pace;
+	return 0;
 }
 
 #endif /* SLIMNET_LIMIT_H */

@@ -156,6 +156,12 @@ int slim_rate(struct __sk_buff *skb)
 	return slim_limit_run(skb);
 }
 
+SEC("iter/tcp")
+int slim_repace(struct bpf_iter__tcp *ctx)
+{
+	return slim_repace_run(ctx);
+}
+
 SEC("tc")
 int slim_ask(struct __sk_buff *skb)
 {

@@ -171,15 +171,16 @@ static __noinline int slim_sockops_again(struct slim_state *state, struct slim_s
  * The kernel paces each connection (socket(7), SO_MAX_PACING_RATE); nothing of
  * ours runs for that. What the application asked for stays, if it is less.
  */
-static __always_inline void slim_sockops_pace(struct bpf_sock_ops *ctx, __u32 index)
+static __always_inline void
+slim_sockops_pace(struct bpf_sock_ops *ctx, struct slim_socket *socket)
 {
-	__u32 pace = slim_pace(index), own = 0;
+	__u32 pace = slim_pace(socket->index), own = 0;
 
 	if (!pace)
 		return;
 	bpf_getsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &own, sizeof(own));
-	if (own > pace)
-		bpf_setsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace));
+	if (own > pace && !bpf_setsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace)))
+		socket->pace = pace;
 }
 
 /* A connection is there, at either end. */
@@ -193,7 +194,7 @@ slim_sockops_open(struct bpf_sock_ops *ctx, struct slim_state *state, struct sli
 		slim_sockops_destroy(ctx, socket, SLIM_REASON_GENERATION);
 		return;
 	}
-	slim_sockops_pace(ctx, socket->index);
+	slim_sockops_pace(ctx, socket);
 	if (state->control->observe & SLIM_OBSERVE_OPENED)
 		slim_event_socket(ctx, socket, SLIM_EVENT_OPENED, SLIM_REASON_NONE);
 }

@@ -453,7 +453,9 @@ struct slim_socket {
 	__be16 bound_port;
 	__be16 target_port;		/* as policy was asked: behind a service another than dialled */
 	__u16 pad;
+	__u32 pace;			/* what the kernel was told for a limit; 0: nothing */
 	__u32 dialled;			/* the inner address that a connect on this host goes to */
+	__u32 pad2;
 	__u64 generation;
 	__u64 opened;			/* bpf_ktime_get_ns(), 0 before */
 };

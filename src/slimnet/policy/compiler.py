@@ -53,12 +53,14 @@ class Compiler:
             all endpoints would live on, and where no port is published.
 
     Attributes:
+        networks: by name.
         roster: the endpoints that it took in.
         services: the services, as it understood them.
         published: the published ports, likewise.
         limits: the egress limits, likewise.
     """
 
+    networks: Mapping[str, Network]
     roster: Roster
     services: Services
     published: Published
@@ -84,9 +86,10 @@ class Compiler:
         before, self._tables = self._tables, None
         hosts = keyed(state.hosts, lambda item: item.name, "hosts")
         networks = keyed(state.networks, lambda item: item.name, "networks")
+        keyed(state.networks, lambda item: item.vni, "vni of networks")
         self._touched = Touched()
         touched: Touched | None = self._touched
-        if before is None or (hosts, networks) != (self._hosts, self._networks):
+        if before is None or (hosts, networks) != (self._hosts, self.networks):
             self._restart(state, hosts, networks)
             touched = None
         else:
@@ -123,7 +126,7 @@ class Compiler:
         self, hosts: Mapping[str, Host], networks: Mapping[str, Network], ids: Numbers
     ) -> None:
         self._hosts = hosts
-        self._networks = networks
+        self.networks = networks
         self._overlays: dict[str, Overlay] = {}
         self._namespaces: Mapping[tuple[str, str], Namespace] = {}
         self._endpoints: Mapping[int, Endpoint] = {}
@@ -191,7 +194,7 @@ class Compiler:
             (
                 item
                 for item in endpoints
-                if item.network in self._networks and item.host in self._hosts
+                if item.network in self.networks and item.host in self._hosts
             ),
             lambda item: item.id,
             "endpoints",

@@ -19,7 +19,7 @@ from slimnet.policy.decision import Answerer
 from slimnet.policy.document import Service
 from slimnet.policy.oracle import Judgement, Oracle
 from slimnet.policy.state import State
-from slimnet.policy.translation import Way, endpoint_at, some, title, translate
+from slimnet.policy.translation import Way, some, title, translate
 from slimnet.tables import Tables
 
 __all__ = ["Explanation", "Stage", "explain"]
@@ -129,7 +129,7 @@ def explain(
         raise NotFound(f"no network {flow.network!r}")
     flow = evolve(flow, direction=Direction.EGRESS)
     judges = _Judges(state, tables or cache(lambda host: compile_tables(state, host)), ask)
-    translation = translate(state, judges.oracle, judges.tables, flow)
+    translation = translate(judges.oracle, judges.tables, flow)
     stages: list[Stage] = []
     answers: dict[str, list[str]] = {}
     for way in translation.ways:
@@ -152,7 +152,9 @@ def explain(
         (verdict,) = answers
     else:
         verdict = "allowed: no endpoint of this network takes part"
-    ends = [title(state, flow.network, address) for address in (flow.source, flow.destination)]
+    ends = [
+        title(judges.oracle, flow.network, address) for address in (flow.source, flow.destination)
+    ]
     word = flow.protocol.name.lower()
     summary = f"{ends[0]} to {ends[1]} {word} port {flow.port}: {verdict}"
     return Explanation(
@@ -189,7 +191,6 @@ class _Judges:
         vnis = {network.name: network.vni for network in state.networks}
         self.tables = tables
         self.oracle = Oracle(state)
-        self._state = state
         self._answerer = cache(lambda host, network: Answerer(tables(host), vnis[network]))
         self._ask = ask or (lambda _host, _flow: None)
 
@@ -208,7 +209,7 @@ class _Judges:
 
     def doubt_choice(self, flow: Flow, ways: tuple[Way, ...]) -> str:
         """Whether a host takes others than these to serve a flow."""
-        source = endpoint_at(self._state, flow.network, flow.source)
+        source = self.oracle.endpoint(flow.network, flow.source)
         if source is None:
             return ""
         wanted = {(way.egress.destination, way.egress.port) for way in ways}
@@ -216,7 +217,8 @@ class _Judges:
         answerer = self._answerer(source.host, flow.network)
         record = answerer.service(flow.destination, flow.protocol, flow.port)
         slots = set(record.slots) if record else set()
-        found = {(tables.endpoints[identifier].address, port) for identifier, port in slots}
+        known = tables.endpoints
+        found = {(known[each].address, port) for each, port in slots if each in known}
         # Of more endpoints than there are slots some have none.
         if not found <= wanted or len(found) != min(len(wanted), contract.SLIM_SERVICE_SLOTS):
             return f"the tables of {source.host} have other endpoints for it than the services say"
@@ -230,7 +232,7 @@ class _Judges:
         """The end that the flow's direction says; ``None`` where it is no endpoint."""
         egress = flow.direction is Direction.EGRESS
         here = flow.source if egress else flow.destination
-        endpoint = endpoint_at(self._state, flow.network, here)
+        endpoint = self.oracle.endpoint(flow.network, here)
         judged = judged or self.oracle.judge(flow)
         if endpoint is None or judged is None:
             return None

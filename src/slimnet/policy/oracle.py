@@ -84,10 +84,17 @@ class Oracle:
 
     Args:
         state: the desired state.
+
+    Attributes:
+        state: that.
     """
 
     def __init__(self, state: State) -> None:
-        self._state = state
+        self.state = state
+        hosts = {host.name for host in state.hosts}
+        self._endpoints = {
+            (item.network, item.address): item for item in state.endpoints if item.host in hosts
+        }
         self._labels = {
             (item.network, item.name): namespace_labels(item.name, item.labels)
             for item in state.namespaces
@@ -104,15 +111,15 @@ class Oracle:
         """
         egress = flow.direction is Direction.EGRESS
         here, there = (flow.source, flow.destination) if egress else (flow.destination, flow.source)
-        subject = self._endpoint(flow.network, here)
+        subject = self.endpoint(flow.network, here)
         if subject is None:
             return None
         if here == there:
             return Judgement(True, Reason["SELF"])
-        peer = self._endpoint(flow.network, there)
+        peer = self.endpoint(flow.network, there)
         host = None
         if peer is None:
-            host = next((item for item in self._state.hosts if item.address == there), None)
+            host = next((item for item in self.state.hosts if item.address == there), None)
             if host is None and any(there in cidr for cidr in self._overlay(flow.network)):
                 return Judgement(False, Reason["NO_ENDPOINT"])
         guarded = egress and host is not None
@@ -129,11 +136,11 @@ class Oracle:
         """Who may serve a flow; ``None`` where its destination is no service's address."""
         services = [
             service
-            for service in self._state.services
+            for service in self.state.services
             if (service.network, service.address) == (flow.network, flow.destination)
             and any(flow.destination in cidr for cidr in self._overlay(flow.network))
         ]
-        if not services or self._endpoint(flow.network, flow.destination) is not None:
+        if not services or self.endpoint(flow.network, flow.destination) is not None:
             return None
         for service in sorted(services, key=lambda item: (item.namespace, item.name)):
             for port in service.ports:
@@ -145,12 +152,12 @@ class Oracle:
 
     def _served(self, flow: Flow, service: Service, target: int | str) -> dict[Flow, Fraction]:
         weights: dict[Flow, int] = {}
-        for endpoint in self._state.endpoints:
+        for endpoint in self.state.endpoints:
             if (endpoint.network, endpoint.namespace) != (service.network, service.namespace):
                 continue
             if not _selects(service.selector, endpoint.labels):
                 continue
-            if self._endpoint(endpoint.network, endpoint.address) is not endpoint:
+            if self.endpoint(endpoint.network, endpoint.address) is not endpoint:
                 continue  # its host is gone, or its address is not the network's
             if isinstance(target, int):
                 port = target
@@ -172,7 +179,7 @@ class Oracle:
         """A tier of cluster rules: the first rule that matches decides or passes."""
         policies = [
             policy
-            for policy in self._state.policies
+            for policy in self.state.policies
             if isinstance(policy, ClusterNetworkPolicy)
             and policy.tier is tier
             and self._is_endpoint(policy.subject, question.subject, None)
@@ -195,7 +202,7 @@ class Oracle:
         subject = question.subject
         policies = [
             policy
-            for policy in self._state.policies
+            for policy in self.state.policies
             if isinstance(policy, NetworkPolicy)
             and policy.network == subject.network
             and policy.namespace == subject.namespace
@@ -247,19 +254,14 @@ class Oracle:
 
     # The world
 
-    def _endpoint(self, network: str, address: IPAddress) -> Endpoint | None:
-        hosts = {host.name for host in self._state.hosts}
+    def endpoint(self, network: str, address: IPAddress) -> Endpoint | None:
+        """The endpoint that has an address: one of its network, on a host that lives."""
         if not any(address in cidr for cidr in self._overlay(network)):
             return None
-        for endpoint in self._state.endpoints:
-            if (endpoint.network, endpoint.address) == (network, address) and (
-                endpoint.host in hosts
-            ):
-                return endpoint
-        return None
+        return self._endpoints.get((network, address))
 
     def _overlay(self, network: str) -> tuple[IPNetwork, ...]:
-        return next(item.cidrs for item in self._state.networks if item.name == network)
+        return next(item.cidrs for item in self.state.networks if item.name == network)
 
 
 def _names_host(peer: Peer, question: _Question) -> bool:

@@ -90,7 +90,7 @@ class Published(Follower[PublishedPort]):
         endpoint = self.roster.named(_endpoint(port))
         if endpoint is None:
             return None
-        number = target_port(endpoint, port.protocol, port.target)
+        number = target_port(endpoint, port)
         return None if number is None else (endpoint, number)
 
     def _place(self, name: DocumentName) -> _Place | None:

@@ -7,17 +7,33 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import ClassVar
 
+from attrs import frozen
 from netaddr import IPAddress
 
-from slimnet.model import Endpoint, Network, Protocol
-from slimnet.policy.document import Service, ServicePort
+from slimnet.model import Endpoint, Network
+from slimnet.policy.document import PublishedPort, Service, ServicePort
 from slimnet.policy.follower import Follower
 from slimnet.policy.maglev import table
 from slimnet.policy.number import Numbers
 from slimnet.policy.roster import DocumentName, Roster, Space
 from slimnet.tables import ServiceKey, ServiceRecord
 
-__all__ = ["Services", "target_port"]
+__all__ = ["Backend", "Services", "target_port"]
+
+
+@frozen
+class Backend:
+    """An endpoint that serves a port of a service.
+
+    Attributes:
+        endpoint: which.
+        port: its own port.
+        weight: how often it is chosen, above 0.
+    """
+
+    endpoint: Endpoint
+    port: int
+    weight: int
 
 
 class Services(Follower[Service]):
@@ -120,6 +136,19 @@ class Services(Follower[Service]):
             return None
         return name
 
+    def members(self, name: DocumentName) -> list[Endpoint]:
+        """The endpoints that a service selects, by name."""
+        return [endpoint for _, endpoint in sorted(self._members[name].items())]
+
+    def backends(self, name: DocumentName, port: ServicePort) -> list[Backend]:
+        """Those of them that serve one of its ports."""
+        service, found = self.documents[name], []
+        for endpoint in self.members(name):
+            target, weight = target_port(endpoint, port), _weight(service, endpoint)
+            if target is not None and weight:
+                found.append(Backend(endpoint, target, weight))
+        return found
+
     def _withdraw(self, key: ServiceKey, name: DocumentName) -> None:
         self._stale.add(key)
         del self._claims[key][name]
@@ -131,29 +160,26 @@ class Services(Follower[Service]):
                 del self._by_address[place]
 
     def _record(self, key: ServiceKey, name: DocumentName) -> ServiceRecord:
-        service, port = self.documents[name], self._claims[key][name]
-        backends, weights = [], []
-        for member, endpoint in sorted(self._members[name].items()):
-            target = target_port(endpoint, port.protocol, port.target)
-            weight = _weight(service, endpoint)
-            if target is not None and weight:
-                backends.append((endpoint.id, target))
-                weights.append(("/".join((*name[:2], member)), weight))
+        backends = self.backends(name, self._claims[key][name])
+        weights = tuple(
+            ("/".join((*name[:2], item.endpoint.name)), item.weight) for item in backends
+        )
+        pairs = [(item.endpoint.id, item.port) for item in backends]
         return ServiceRecord(
             self._numbers.take(_words(key)),
-            service.affinity,
-            tuple(backends[position] for position in table(tuple(weights))) if backends else (),
-            len(backends),
+            self.documents[name].affinity,
+            tuple(pairs[position] for position in table(weights)) if pairs else (),
+            len(pairs),
         )
 
 
-def target_port(endpoint: Endpoint, protocol: Protocol, target: int | str) -> int | None:
-    """The number of a target port at an endpoint; ``None`` where it declares none of that
-    name and protocol."""
-    if isinstance(target, int):
-        return target
-    word, number = endpoint.ports.get(target, ("", 0))
-    return number if word.upper() == protocol.name else None
+def target_port(endpoint: Endpoint, port: ServicePort | PublishedPort) -> int | None:
+    """The endpoint's port that is meant; ``None`` where it declares none of that name and
+    protocol."""
+    if isinstance(port.target, int):
+        return port.target
+    word, number = endpoint.ports.get(port.target, ("", 0))
+    return number if word.upper() == port.protocol.name else None
 
 
 def _weight(service: Service, endpoint: Endpoint) -> int:

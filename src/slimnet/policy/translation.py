@@ -13,7 +13,7 @@ from slimnet.policy.oracle import Oracle
 from slimnet.policy.state import State
 from slimnet.tables import PublishKey, Tables
 
-__all__ = ["Translation", "Way", "endpoint_at", "some", "title", "translate"]
+__all__ = ["Translation", "Way", "some", "title", "translate"]
 
 #: More endpoints of a service than this are counted, not listed.
 _LISTED = 8
@@ -51,26 +51,24 @@ class Translation:
     service: bool = False
 
 
-def translate(
-    state: State, oracle: Oracle, tables: Callable[[str], Tables], flow: Flow
-) -> Translation:
+def translate(oracle: Oracle, tables: Callable[[str], Tables], flow: Flow) -> Translation:
     """What becomes of a flow before policy is asked, and on its way.
 
     Args:
-        state: the desired state.
-        oracle: of this state.
+        oracle: of the desired state.
         tables: host name to the tables of that host.
         flow: as it is dialled.
     """
-    source = endpoint_at(state, flow.network, flow.source)
+    state = oracle.state
+    source = oracle.endpoint(flow.network, flow.source)
     backing = oracle.backing(flow)
     if backing is not None:
-        dialled = f"{title(state, flow.network, flow.destination)}:{flow.port}"
+        dialled = f"{title(oracle, flow.network, flow.destination)}:{flow.port}"
         if backing.reason is not None:
             return Translation((), f"{dialled} -> nobody", backing.reason)
         ways, names = [], []
         for served, share in backing.flows.items():
-            endpoint = endpoint_at(state, served.network, served.destination)
+            endpoint = oracle.endpoint(served.network, served.destination)
             name = f"{endpoint.namespace}/{endpoint.name}" if endpoint else ""
             ways.append(Way(served, served, name))
             words = f"{name} ({served.destination}:{served.port})"
@@ -80,10 +78,10 @@ def translate(
                 words += f" on {carried}"
             names.append(words)
         return Translation(tuple(ways), f"{dialled} -> {some(names)}", service=True)
-    published = _published(state, tables, flow, source)
+    published = _published(oracle, tables, flow, source)
     if published is not None:
         return published
-    destination = endpoint_at(state, flow.network, flow.destination)
+    destination = oracle.endpoint(flow.network, flow.destination)
     text = ""
     if destination is not None:
         carried = _carried(state, source, destination, flow.protocol)
@@ -94,33 +92,17 @@ def translate(
     return Translation((Way(flow, flow),), text)
 
 
-def endpoint_at(state: State, network: str, address: IPAddress) -> Endpoint | None:
-    """The endpoint that has an address, if any that can be reached has it."""
-    hosts = {host.name for host in state.hosts}
-    ranges = [cidr for item in state.networks if item.name == network for cidr in item.cidrs]
-    if not any(address in cidr for cidr in ranges):
-        return None
-    return next(
-        (
-            item
-            for item in state.endpoints
-            if item.network == network and item.address == address and item.host in hosts
-        ),
-        None,
-    )
-
-
-def title(state: State, network: str, address: IPAddress) -> str:
+def title(oracle: Oracle, network: str, address: IPAddress) -> str:
     """How messages call an address: by whose it is."""
-    endpoint = endpoint_at(state, network, address)
+    endpoint = oracle.endpoint(network, address)
     if endpoint is not None:
         return f"{endpoint.namespace}/{endpoint.name} ({address})"
-    for host in state.hosts:
+    for host in oracle.state.hosts:
         if host.address == address:
             return f"host {host.name} ({address})"
     names = [
         service.title
-        for service in state.services
+        for service in oracle.state.services
         if (service.network, service.address) == (network, address)
     ]
     return f"{min(names)} ({address})" if names else str(address)
@@ -133,9 +115,10 @@ def some(names: Sequence[str]) -> str:
 
 
 def _published(
-    state: State, tables: Callable[[str], Tables], flow: Flow, source: Endpoint | None
+    oracle: Oracle, tables: Callable[[str], Tables], flow: Flow, source: Endpoint | None
 ) -> Translation | None:
     """To a port of a host that is an endpoint's; its policy sees whoever comes as an address."""
+    state = oracle.state
     host = next((item for item in state.hosts if item.address == flow.destination), None)
     if host is None:
         return None
@@ -150,7 +133,7 @@ def _published(
         inner = Flow(
             endpoint.network, seen, endpoint.address, flow.protocol, record.port, flow.direction
         )
-        name = title(state, endpoint.network, endpoint.address)
+        name = title(oracle, endpoint.network, endpoint.address)
         text = f"published {flow.destination}:{flow.port} -> {name} port {record.port}"
         return Translation((Way(flow, inner),), text)
     return None

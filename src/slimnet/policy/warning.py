@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not wrong in a policy, but surely not meant."""
+"""What is not wrong in a document, but surely not meant."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import frozen
 
+from slimnet import contract
 from slimnet.model import Direction
 from slimnet.policy.compiler import Compiler
-from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy
+from slimnet.policy.document import (
+    ClusterNetworkPolicy,
+    Document,
+    EgressLimit,
+    NetworkPolicy,
+    PublishedPort,
+    Service,
+)
 from slimnet.policy.placement import Placement, RuleIds, question_of
+from slimnet.policy.roster import DocumentName
 from slimnet.policy.rule import Action, Rule
 from slimnet.policy.state import State
 from slimnet.policy.table import PolicyTable
@@ -25,7 +34,8 @@ class PolicyWarning:
     """One thing that was surely not meant.
 
     Attributes:
-        policy: ``namespace/name``, or ``cluster:name``.
+        policy: the document's title: ``namespace/name``, ``cluster:name``,
+            ``service:namespace/name``, ``port:...`` or ``limit:...``.
         path: the field (``ingress[0]``), or empty for the whole.
         where: ``file:line``, as far as it is known.
         text: what about it.
@@ -43,7 +53,8 @@ class PolicyWarning:
 
 
 def check(state: State) -> list[PolicyWarning]:
-    """Selectors that select nothing and rules that never decide, in this state.
+    """Selectors that select nothing, rules that never decide, services that nobody serves,
+    and ports that are another's, in this state.
 
     Raises:
         InvalidValue: two things have what only one may have.
@@ -69,7 +80,15 @@ def check(state: State) -> list[PolicyWarning]:
                     text = "never decides: rules that are asked before it decide all of it"
                     idle.add(_warning(policy, path, text))
                 found |= idle
-    return sorted(found.union(_misplaced(state), _tied(item[0] for item in placed.values())))
+    return sorted(
+        found.union(
+            _misplaced(state),
+            _tied(item[0] for item in placed.values()),
+            _services(compiler),
+            _published(compiler),
+            _limits(compiler),
+        )
+    )
 
 
 def _deciding(table: Mapping[PolicyKey, PolicyRecord]) -> set[int]:
@@ -103,11 +122,18 @@ def _idle(rule: Rule, direction: Direction, placements: list[Placement]) -> Iter
 
 
 def _misplaced(state: State) -> Iterator[PolicyWarning]:
-    """Policies of networks that do not exist, and rules that ``policyTypes`` switches off."""
+    """Documents of networks that do not exist, and rules that ``policyTypes`` switches off."""
     networks = {network.name for network in state.networks}
+    namespaced: list[NetworkPolicy | Service | PublishedPort | EgressLimit] = [
+        *(policy for policy in state.policies if isinstance(policy, NetworkPolicy)),
+        *state.services,
+        *state.published,
+        *state.limits,
+    ]
+    for document in namespaced:
+        if document.network not in networks:
+            yield _warning(document, "", f"there is no network {document.network!r}")
     for policy in state.policies:
-        if isinstance(policy, NetworkPolicy) and policy.network not in networks:
-            yield _warning(policy, "", f"there is no network {policy.network!r}")
         for direction in Direction:
             name = direction.name.lower()
             if policy.rules(direction) is None and policy.manifest.get("spec", {}).get(name):
@@ -138,6 +164,86 @@ def _tied(placed: Iterable[list[Placement]]) -> Iterator[PolicyWarning]:
                 ranked[rank].append(placement)
 
 
-def _warning(policy: Policy, path: str, text: str) -> PolicyWarning:
-    where = policy.source.at(path if path in policy.source.lines else "")
-    return PolicyWarning(policy.title, path, where, text)
+def _services(compiler: Compiler) -> Iterator[PolicyWarning]:
+    """Services that are not reached, or that refuse every connect."""
+    services = compiler.services
+    for name, service in services.documents.items():
+        members = services.members(name)
+        if service.network not in compiler.networks:
+            continue
+        if service.address is not None:
+            owner = compiler.roster.at(service.network, service.address)
+            cidrs = compiler.networks[service.network].cidrs
+            if not services.ports(service):
+                ranges = ", ".join(map(str, cidrs))
+                text = f"{service.address} is not of its network ({ranges}): nobody reaches it"
+                yield _warning(service, "clusterIP", text)
+            elif owner is not None:
+                text = f"{service.address} is the address of {owner.namespace}/{owner.name}"
+                yield _warning(service, "clusterIP", text)
+        if not members:
+            text = "its selector selects no endpoint: every connect is refused"
+            yield _warning(service, "selector", text)
+            continue
+        for index, weight in enumerate(service.weights):
+            if not any(weight.selector.matches(endpoint.labels) for endpoint in members):
+                yield _warning(service, f"weights[{index}]", "selects none of its endpoints")
+        yield from _ports(compiler, name, service)
+
+
+def _ports(compiler: Compiler, name: DocumentName, service: Service) -> Iterator[PolicyWarning]:
+    """Ports of a service with endpoints that nobody serves, or another service."""
+    services = compiler.services
+    claimed = {port: key for key, port in services.ports(service).items()}
+    for index, port in enumerate(service.ports):
+        path = f"ports[{index}]"
+        backends = services.backends(name, port)
+        holder = services.holder(claimed[port]) if port in claimed else name
+        if holder not in {None, name}:
+            first = services.documents[holder].title
+            text = f"{first} has port {port.port} of {service.address} already"
+            yield _warning(service, path, text)
+        if not backends and not isinstance(port.target, int):
+            word = port.protocol.name
+            text = f"none of its endpoints with a weight declares a {word} port {port.target!r}"
+            yield _warning(service, path, text)
+        elif not backends:
+            yield _warning(service, path, "all of its endpoints have weight 0")
+        elif len(backends) > contract.SLIM_SERVICE_SLOTS:
+            most = contract.SLIM_SERVICE_SLOTS
+            text = f"of its {len(backends)} endpoints only {most} are ever chosen"
+            yield _warning(service, path, text)
+
+
+def _published(compiler: Compiler) -> Iterator[PolicyWarning]:
+    """Published ports that lead nowhere, or that another document has."""
+    published = compiler.published
+    for name, port in published.documents.items():
+        if port.network not in compiler.networks:
+            continue
+        endpoint = compiler.roster.named((port.network, port.namespace, port.endpoint))
+        if endpoint is None:
+            yield _warning(port, "endpoint", f"there is no endpoint {port.endpoint!r}")
+        elif published.target(name) is None:
+            word = port.protocol.name
+            text = f"{port.endpoint!r} declares no {word} port {port.target!r}"
+            yield _warning(port, "targetPort", text)
+        elif name in published.beaten:
+            first = published.documents[published.beaten[name]].title
+            text = f"{first} has port {port.port} of host {endpoint.host} already"
+            yield _warning(port, "port", text)
+
+
+def _limits(compiler: Compiler) -> Iterator[PolicyWarning]:
+    """Limits of nobody."""
+    for name, limit in compiler.limits.documents.items():
+        within = compiler.roster.within(name[:2])
+        if limit.network in compiler.networks and not any(
+            limit.subject.matches(endpoint.labels) for endpoint in within
+        ):
+            yield _warning(limit, "podSelector", "its subject selects no endpoint")
+
+
+def _warning(document: Document, path: str, text: str) -> PolicyWarning:
+    where = document.source.at(path if path in document.source.lines else "")
+    return PolicyWarning(document.title, path, where, text)

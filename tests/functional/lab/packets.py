@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 
 from lab.hands import Hands
 
-__all__ = ["Syn", "option", "send", "tag"]
+__all__ = ["Syn", "option", "sealed", "send", "tag"]
 
 _ports = itertools.count(33000)
 
@@ -26,6 +26,7 @@ class Syn:
         port: destination port.
         source_port: by default one that was not used before.
         sequence: initial sequence number.
+        acknowledgement: what the ACK flag confirms.
         options: TCP options, a multiple of four bytes.
         ip_options: IP options, a multiple of four bytes.
         fragment: cut into two IP fragments behind the TCP header.
@@ -37,6 +38,7 @@ class Syn:
     port: int
     source_port: int = 0
     sequence: int = 12345
+    acknowledgement: int = 0
     options: bytes = b""
     ip_options: bytes = b""
     fragment: bool = False
@@ -50,7 +52,7 @@ class Syn:
             self.source_port,
             self.port,
             self.sequence,
-            0,
+            self.acknowledgement,
             (length // 4) << 4,
             self.flags,
             64240,
@@ -82,6 +84,15 @@ class Syn:
         )
         head += self.ip_options
         return head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + payload
+
+
+def sealed(packet: bytes) -> bytes:
+    """A captured IPv4 packet with its TCP checksum, which between namespaces is left to
+    a device that there is none of: without it the receiver's TCP drops the packet."""
+    offset = (packet[0] & 15) * 4
+    tcp = packet[offset : offset + 16] + bytes(2) + packet[offset + 18 :]
+    check = _checksum(packet[12:20] + struct.pack("!HH", 6, len(tcp)) + tcp)
+    return packet[:offset] + tcp[:16] + struct.pack("!H", check) + tcp[18:]
 
 
 def _checksum(data: bytes) -> int:

@@ -11,7 +11,7 @@ from slimnet import contract
 from slimnet.model import Account, Direction
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import LIVE, Diagnosis
 
 __all__ = ["accounts"]
 
@@ -25,7 +25,7 @@ def accounts(table: Map, sockets: Diagnosis) -> Iterator[Account]:
     """See :meth:`slimnet.abc.Backend.accounts`."""
     # Live ones first: one that ends meanwhile is counted once, or twice for a moment.
     found: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for one in sockets.sockets(traffic=True):
+    for one in sockets.sockets(traffic=True, states=LIVE):
         record = _SOCKET.unpack(one.storage) if one.storage else {}
         if not record.get("flags", 0) & contract.SLIM_SOCKET_ESTABLISHED:
             continue

@@ -51,7 +51,7 @@ from slimnet_ebpf.probe import probe
 from slimnet_ebpf.question import Question, ask
 from slimnet_ebpf.records import u32
 from slimnet_ebpf.revocation import Revoked, may_forbid, revoked
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import LIVE, Diagnosis
 from slimnet_ebpf.underlay import Underlay
 from slimnet_ebpf.writer import Writer
 
@@ -60,7 +60,7 @@ __all__ = ["EbpfBackend"]
 _CONTROL = Layout(contract.slim_control)
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOOKUP = "slim_lookup"
-_RATE = "slim_rate"
+_RATE, _REPACE = "slim_rate", "slim_repace"
 _ASK = "slim_ask"
 
 
@@ -218,7 +218,7 @@ class EbpfBackend(Backend):
             self._maps,
             self.context.cgroup,
             self._sockets,
-            Limits(self._maps[contract.SLIM_MAP_LIMIT], by_name[_RATE]),
+            Limits(self._maps[contract.SLIM_MAP_LIMIT], by_name[_RATE], by_name[_REPACE]),
             self._writer.set_index,
         )
         self._tables: Tables | None = None
@@ -291,7 +291,8 @@ class EbpfBackend(Backend):
         with self._locked():
             self._follow_host()
             news = self._writer.install(tables, change, self._endpoints.indexes())
-            self._endpoints.limit(tables.limits)
+            with self._netns.entered():
+                self._endpoints.limit(tables.limits)
             if news and may_forbid(self._tables, change):
                 self._revoke(tables)
             self._tables = tables
@@ -300,10 +301,10 @@ class EbpfBackend(Backend):
         """Close the live connections that the tables forbid. A handshake that ends
         from now on is decided again by itself (sockops.h)."""
         self._writer.settle()  # of programs that still saw the generation before
-        every = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+        live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
         found = list(
             revoked(
-                every,
+                live,
                 tables.endpoints,
                 self._endpoints.owners(),
                 lambda question: ask(self._ask.fd, question),

@@ -9,21 +9,20 @@ from collections.abc import Iterator
 from slimnet import contract
 from slimnet.model import Connection, Direction, Wire
 from slimnet_ebpf.layout import Layout, from_bytes16
-from slimnet_ebpf.sockets import STATES, Diagnosis
+from slimnet_ebpf.sockets import LIVE, STATES, Diagnosis
 
 __all__ = ["connections"]
 
 _SOCKET = Layout(contract.slim_socket)
-_NOT_LIVE = frozenset({"LISTEN", "UNCONN"})
 
 
 def connections(sockets: Diagnosis) -> Iterator[Connection]:
     """See :meth:`slimnet.abc.Backend.connections`."""
     epoch = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
-    for one in sockets.sockets():
-        state = STATES[one.state] if one.state < len(STATES) else STATES[0]
-        if not one.storage or state in _NOT_LIVE:
+    for one in sockets.sockets(states=LIVE):
+        if not one.storage:
             continue
+        state = STATES[one.state] if one.state < len(STATES) else STATES[0]
         record = _SOCKET.unpack(one.storage)
         flags, local_port = record["flags"], one.ports[0]
         if not record["endpoint"]:

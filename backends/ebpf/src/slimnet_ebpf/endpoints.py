@@ -120,7 +120,8 @@ class Endpoints:
         return found
 
     def limit(self, wanted: Mapping[int, LimitRecord]) -> None:
-        """Put limits in force, for those that are attached and those to come.
+        """Put limits in force, for those that are attached and those to come. The
+        calling thread is in the underlay's network namespace.
 
         Args:
             wanted: endpoint id to its limit.
@@ -134,6 +135,8 @@ class Endpoints:
                 path = self._path(entry)
             if path is not None and entry.flags & _READY:
                 self._limits.apply(entry.endpoint, index, path, self._links(entry.endpoint))
+        if changed != set():
+            self._limits.repace()
 
     def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
         """See :meth:`slimnet.abc.Backend.attach`."""

@@ -28,12 +28,14 @@ class Limits:
 
     Args:
         table: the contract's SLIM_MAP_LIMIT.
-        program: the one that holds packets back.
+        rate: the program that holds packets back.
+        repace: the one that goes through the namespace's connections.
     """
 
-    def __init__(self, table: Map, program: Program) -> None:
+    def __init__(self, table: Map, rate: Program, repace: Program) -> None:
         self._table = table
-        self._program = program
+        self._rate = rate
+        self._repace = repace
         #: Endpoint id to its limit, as the last tables have it; ``None`` before the first.
         self.wanted: Mapping[int, LimitRecord] | None = None
 
@@ -50,12 +52,17 @@ class Limits:
         value = _LIMIT.pack(rate=limit.rate, connection_rate=limit.connection_rate)
         if self._table.get(u32(index)) != value:
             self._table.set(u32(index), value)
-        pin = pins / self._program.name
+        pin = pins / self._rate.name
         if not limit.rate:
             pin.unlink(missing_ok=True)
         elif not pin.exists():
             with self._open(cgroup) as fd:
-                links.attach(self._program.fd, fd, self._program.attach_type, pin)
+                links.attach(self._rate.fd, fd, self._rate.attach_type, pin)
+
+    def repace(self) -> None:
+        """Tell the kernel anew how to pace the live connections of the namespace that
+        the calling thread is in."""
+        links.iterate(self._repace.fd, self._repace.attach_type)
 
     @contextlib.contextmanager
     def _open(self, cgroup: Path) -> Iterator[int]:

@@ -15,7 +15,15 @@ from pathlib import Path
 
 from slimnet_ebpf.libbpf import check, library
 
-__all__ = ["attach", "attached", "program_id", "program_name", "program_type", "target_of"]
+__all__ = [
+    "attach",
+    "attached",
+    "iterate",
+    "program_id",
+    "program_name",
+    "program_type",
+    "target_of",
+]
 
 # enum bpf_prog_type
 SCHED_CLS = 3
@@ -134,6 +142,25 @@ def attach(program: int, target: int, attach_type: int, pin: Path, *, flags: int
         check(library().bpf_obj_pin(link, bytes(pin)), f"pin {pin}")
     finally:
         os.close(link)  # without a pin this was the last one: the link goes
+
+
+def iterate(program: int, attach_type: int) -> None:
+    """Run an iterator's program once over everything that it iterates over.
+
+    Source: the kernel's ``Documentation/bpf/bpf_iterators.rst``.
+
+    Args:
+        program: descriptor of the program.
+        attach_type: enum bpf_attach_type.
+    """
+    link = check(library().bpf_link_create(program, 0, attach_type, None), "make an iterator")
+    try:
+        fd = check(library().bpf_iter_create(link), "start an iterator")
+    finally:
+        os.close(link)
+    with os.fdopen(fd, "rb", buffering=0) as stream:
+        while stream.read(4096):
+            pass
 
 
 def attached(target: int, attach_type: int) -> list[int]:

@@ -20,13 +20,12 @@ from slimnet.model import Decision, Direction, Reason
 from slimnet.tables import Change, EndpointRecord, Tables
 from slimnet_ebpf.layout import Layout, from_bytes16
 from slimnet_ebpf.question import Question
-from slimnet_ebpf.sockets import STATES, Socket
+from slimnet_ebpf.sockets import Socket
 
 __all__ = ["Revoked", "may_forbid", "revoked"]
 
 _SOCKET = Layout(contract.slim_socket)
 _DENIALS = frozenset({Reason["RULE_DENY"], Reason["DEFAULT_DENY"], Reason["HOST_DENY"]})
-_OVER = frozenset({"LISTEN", "UNCONN", "TIME-WAIT"})
 
 
 @frozen
@@ -74,7 +73,7 @@ def revoked(
     """The connections that policy denies now.
 
     Args:
-        sockets: TCP and UDP sockets of this host.
+        sockets: TCP and UDP sockets of this host that are live.
         endpoints: the tables' records.
         owners: cgroup id to endpoint id; UDP sockets keep nothing in storage.
         ask: puts a question to the data path.
@@ -82,7 +81,7 @@ def revoked(
     answers: dict[Question, Decision] = {}
     for one in sockets:
         found = _udp(one, endpoints, owners) if one.protocol == socket.IPPROTO_UDP else None
-        if one.storage and STATES[min(one.state, len(STATES) - 1)] not in _OVER:
+        if one.storage:
             found = _tcp(one, endpoints)
         if found is None:
             continue

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from slimnet_ebpf.libbpf import BpfError
 
-__all__ = ["STATES", "Diagnosis", "Socket"]
+__all__ = ["LIVE", "STATES", "Diagnosis", "Socket"]
 
 _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY = 20
@@ -55,6 +55,10 @@ STATES = (
     "CLOSING",
 )
 _LISTEN = STATES.index("LISTEN")
+_EVERY = 0xFFFFFFFF
+#: A mask of states: no listeners, nothing unconnected, and no TIME_WAIT, of which
+#: there may be very many.
+LIVE = _EVERY & ~sum(1 << STATES.index(name) for name in ("TIME-WAIT", "UNCONN", "LISTEN"))
 
 
 @frozen
@@ -113,8 +117,8 @@ class Diagnosis:
         self._sequence = 0
         self._lock = threading.Lock()
 
-    def sockets(self, *protocols: int, traffic: bool = False) -> list[Socket]:
-        """All sockets of these protocols (TCP if none is named)."""
+    def sockets(self, *protocols: int, traffic: bool = False, states: int = _EVERY) -> list[Socket]:
+        """All sockets of these protocols (TCP if none is named) in these states."""
         found: list[Socket] = []
         attribute = _attribute(
             _REQ_STORAGES | _NESTED,
@@ -123,7 +127,7 @@ class Diagnosis:
         for protocol in protocols or (socket.IPPROTO_TCP,):
             for family in (socket.AF_INET, socket.AF_INET6):
                 more = 1 << (_INFO - 1) if traffic else 0
-                request = struct.pack("=BBBBI48x", family, protocol, more, 0, 0xFFFFFFFF)
+                request = struct.pack("=BBBBI48x", family, protocol, more, 0, states)
                 request += attribute
                 found += [_parse(one, protocol) for one in self._talk(_BY_FAMILY, _DUMP, request)]
         return found

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever is in a file: documents, or PolicyError, and nothing else.
 
-Some seconds by default; ``SLIMNET_FUZZ_EXAMPLES=100000 pytest tests/policy/test_fuzz.py``
+Some seconds by default; ``SLIMNET_FUZZ=100000 pytest tests/policy/test_fuzz_parser.py``
 is a long run.
 """
 
@@ -20,7 +20,7 @@ from slimnet.policy import Document, load
 from slimnet.policy.manifest import KINDS, restore
 from slimnet.policy.schema import paths
 
-EXAMPLES = int(os.environ.get("SLIMNET_FUZZ_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("SLIMNET_FUZZ", "300"))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 FIELDS = sorted(
