@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fallback overlay with real traffic, as the noop backend sets it up."""
 
+import errno
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from attrs import evolve
 from slimnet.fallback import netns
 from slimnet.model import Answer, Direction, Endpoint, Network, Reason
 from slimnet.tables import CidrRecord, PolicyKey, PolicyRecord
-from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, Stage
+from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, SERVICE, Stage
 
 noop = pytest.importorskip("slimnet_noop")
 
@@ -292,6 +293,15 @@ def test_two_networks_may_use_the_same_addresses(stage):
     for host in (0, 1):
         stage.backends[host].detach(twins[host].id)
     assert not list(netns.DIRECTORY.glob(f"slimnet.{stage.context(0).instance}.100"))
+
+
+def test_a_service_is_nobody_here(stage):
+    """The fallback overlay resolves no services: their addresses are refused as nobody's."""
+    stage.serve("server", ALLOWED)
+    stage.install(2, service=("server",))
+    assert stage.reach("client", SERVICE, 80).error == errno.EHOSTUNREACH
+    (event,) = stage.backends[0].events(2)
+    assert (event.reason, event.peer_endpoint) == (Reason["NO_ENDPOINT"], 0)
 
 
 def test_the_port_ranges_of_the_tables_are_the_rules(stage):

@@ -275,7 +275,9 @@ class NoopBackend(Backend):
             return found
 
     def _endpoint_at(self, vni: int, where: tuple[IPAddress, int]) -> int:
-        return self._tables.addresses.get((vni, where[0]), 0) if self._tables else 0
+        owner = self._tables.addresses.get((vni, where[0]), 0) if self._tables else 0
+        # A service's address is no endpoint's.
+        return owner if self._tables and owner in self._tables.endpoints else 0
 
     def events(self, timeout: float) -> list[Event]:
         """The refusals that nftables noted, at most 4,096 and a minute old."""
