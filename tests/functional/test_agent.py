@@ -29,6 +29,7 @@ import pytest
 from slimnet import (
     AgentUnreachable,
     AlreadyExists,
+    CannotEnforce,
     CapabilityMissing,
     Direction,
     EventKind,
@@ -39,10 +40,13 @@ from slimnet import (
     Reason,
     SlimnetError,
     load_config,
+    model,
     open_node,
 )
 from slimnet.agent.client import Client
 from slimnet.agent.site import cgroup_mount
+from slimnet.cluster import Cluster as StoredCluster
+from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import Resident, Underlay
 
 pytestmark = pytest.mark.root
@@ -504,8 +508,6 @@ def test_stopped_process_of_an_agent(hosts, pair):
 
 def test_unreadable_records_change_nothing(cluster, hosts, pair):
     """Whatever stands in the store, the agent stays, and so do the last tables."""
-    from slimnet.store.sqlite import SqliteStore
-
     _, db, client, _ = pair
     with SqliteStore.open(f"sqlite://{cluster.store}") as store:
         store.transact(put={"policies/prod/default/x": b"{", "endpoints/prod/default/x": b"\xff"})
@@ -680,6 +682,39 @@ def test_what_a_backend_cannot_do_is_refused(hosts, pair):
         assert [each.name for each in node.endpoints()] == ["web"]
         node.remove_policy(node.policies()[0])
         hosts[1].node().attach("prod", "db", labels={"app": "db"})
+
+
+def test_mandatory_policy_where_it_cannot_hold(cluster, hosts):
+    """A host of the store whose backend is cooperative, and an endpoint there: refused from
+    any host, and taken once that host or that endpoint is not there."""
+    text = json.dumps(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "db"},
+            "spec": {"podSelector": {"matchLabels": {"app": "db"}}, "mandatory": True},
+        }
+    )
+    where = "endpoint prod/default/db lives on host h3, whose backend preload cannot enforce it"
+    with SqliteStore.open(f"sqlite://{cluster.store}") as store:
+        other = StoredCluster(store)
+        other.set_host(
+            model.Host("h3", cluster.outside.address, backend="preload"), store.lease(60)
+        )
+        spec = {"network": "prod", "name": "db", "host": "h3", "labels": {"app": "db"}}
+        endpoint, _ = other.create_endpoint(spec)
+        try:
+            for host in hosts:
+                with pytest.raises(CannotEnforce, match=f"policy default/db is mandatory: {where}"):
+                    host.node().apply_policy(text)
+                assert host.node().policies() == []
+            hosts[0].node().apply_policy(text.replace("true", "false"))
+        finally:
+            other.remove_endpoint(endpoint)
+            store.transact(delete=["hosts/h3"])
+    hosts[0].node().apply_policy(text)
+    (held,) = hosts[1].node().policies()
+    assert held.mandatory
 
 
 @pytest.mark.parametrize("running", ["ebpf"], indirect=True)
