@@ -268,7 +268,7 @@ class Node:
         from slimnet.policy import load  # noqa: PLC0415
 
         if network is None:
-            network = self._network()
+            network = self.default_network()
         sources = [source] if isinstance(source, (str, os.PathLike)) else source
         return [document for each in sources for document in load(each, network=network)]
 
@@ -314,11 +314,11 @@ class Node:
                 "kind", f"one of {', '.join(each.__name__ for each in PREFIXES)}", kind
             )
         wide = made is ClusterNetworkPolicy
-        place = () if wide else (network or self._network(), namespace)
+        place = () if wide else (network or self.default_network(), namespace)
         self._client.request("DELETE", PREFIXES[made], *place, name)
 
-    def _network(self) -> str:
-        """The only network there is, else ``default``."""
+    def default_network(self) -> str:
+        """The network of what names none: the only one there is, else ``default``."""
         names = [each.name for each in self.networks()]
         return names[0] if len(names) == 1 else "default"
 

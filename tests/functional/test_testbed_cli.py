@@ -373,6 +373,7 @@ def test_warnings(bed, web, tmp_path):
     warning = "warning: idle.yaml:2: default/web: its subject selects no endpoint\n"
     checked = run("check", "-o", "json")
     assert (checked.returncode, checked.stderr) == (0, warning)
+    assert json.loads(checked.stdout)[0]["network"] == "prod"
     assert json.loads(checked.stdout)[0]["warnings"] == [warning.strip().removeprefix("warning: ")]
     assert run("check", "--strict").returncode == 1
     assert answer(host, "policy", "ls") == []

@@ -136,7 +136,7 @@ def terminal():
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.parametrize(("page", "least"), [("tutorial", 16), ("howto/services", 11)])
+@pytest.mark.parametrize(("page", "least"), [("tutorial", 16), ("howto/services", 12)])
 def test_page(terminal, page, least):
     if not probe("ebpf"):
         pytest.skip(f"backend ebpf: {probe('ebpf').reason}")

@@ -109,7 +109,17 @@ def test_every_command_explains_itself(words):
 
 
 @pytest.mark.parametrize(
-    "words", [("run",), ("network", "create"), ("policy", "explain"), ("testbed", "up"), ("ping",)]
+    "words",
+    [
+        ("run",),
+        ("network", "create"),
+        ("policy", "explain"),
+        ("policy", "check"),
+        ("policy", "rm"),
+        ("testbed", "up"),
+        ("ping",),
+        ("usage",),
+    ],
 )
 def test_help_teaches_by_examples(words):
     help_text = CliRunner().invoke(slimnet, [*words, "--help"]).output

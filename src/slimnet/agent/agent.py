@@ -178,6 +178,7 @@ class Agent:
                 selects has a backend that is cooperative.
             CapabilityMissing: the host of a port's or a limit's endpoint has none.
             InUse: the host itself listens on a port to be published.
+            InvalidValue: it has not the address on which it is to be published.
             AgentUnreachable: a host that has to be asked did not answer.
         """
         state = self._admit(documents)

@@ -19,7 +19,7 @@ from slimnet.abc import Backend
 from slimnet.agent import cgroup, names
 from slimnet.agent.admission import admit, check_free, publishers
 from slimnet.agent.holder import Holders
-from slimnet.agent.listening import listener
+from slimnet.agent.listening import is_own, listener
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.site import Site
 from slimnet.cluster import Cluster
@@ -132,7 +132,14 @@ class Endpoints:
             return self.placed(endpoint, created=True)
 
     def listener(self, address: IPAddress | None, port: int) -> str | None:
-        """Where this host itself listens, no endpoint of it, on a TCP port."""
+        """Where this host itself listens, no endpoint of it, on a TCP port.
+
+        Raises:
+            InvalidValue: it has no such address.
+        """
+        if address is not None and not is_own(address):
+            wanted = f"an address of host {self._site.host.name}"
+            raise InvalidValue("spec.address", wanted, str(address))
         return listener(address, port, [each.cgroup for each in list(self.attached.values())])
 
     def detach(self, network: str, namespace: str, name: str, *, kill: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which TCP ports the host itself listens on, over sock_diag(7)."""
+"""What a host has itself: addresses, and the TCP ports that it listens on (sock_diag(7))."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from pathlib import Path
 
 from netaddr import IPAddress
 
-__all__ = ["listener"]
+__all__ = ["is_own", "listener"]
 
 _LISTEN = 1 << 10  # TCP_LISTEN, include/net/tcp_states.h
+
+
+def is_own(address: IPAddress) -> bool:
+    """Whether the host has this address: what it has not, nobody can bind."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
 
 
 def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) -> str | None:

@@ -254,12 +254,16 @@ def check(
     from slimnet.exceptions import AgentUnreachable  # noqa: PLC0415
     from slimnet.policy import load  # noqa: PLC0415  # YAML and the compiler
 
-    documents = [each for file in files for each in load(file, network=network or "default")]
+    def read(default: str) -> list[Document]:
+        return [each for file in files for each in load(file, network=network or default)]
+
     warnings: list[PolicyWarning] = []
     try:
         with open_agent() as node:
+            documents = read(node.default_network())
             warnings = node.check_policy(files, network)
     except AgentUnreachable as error:
+        documents = read("default")
         if strict:
             raise
         click.echo(f"slimnet: only the files were looked at, not endpoints: {error}", err=True)
