@@ -95,6 +95,8 @@ static __always_inline void slim_option_pace(struct bpf_sockopt *ctx)
 
 static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 {
+	__s32 length = SLIM_CTX(ctx, optlen);
+
 	if (slim_option_forbidden(ctx->level, ctx->optname)) {
 		slim_count(SLIM_REASON_OPTION);
 		return slim_errno(EPERM);
@@ -102,9 +104,11 @@ static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
 		slim_option_pace(ctx);
 	if (slim_option_swallowed(ctx->level, ctx->optname))
-		ctx->optlen = -1;	/* the kernel does nothing */
-	else if (ctx->optlen > SLIM_OPTION_BUFFER)
-		ctx->optlen = 0;	/* the kernel takes what the caller gave */
+		length = -1;		/* the kernel does nothing */
+	else if (length > SLIM_OPTION_BUFFER)
+		length = 0;		/* the kernel takes what the caller gave */
+	if (length <= 0)
+		ctx->optlen = length;
 	return SLIM_HOOK_ALLOW;
 }
 
