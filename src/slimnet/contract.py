@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 2
-FINGERPRINT: Final[int] = 0xD129F39921F31BC5
-FINGERPRINT_HEX: Final[str] = "d129f39921f31bc5"
+FINGERPRINT: Final[int] = 0x563EF2372D7DEE98
+FINGERPRINT_HEX: Final[str] = "563ef2372d7dee98"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 2
@@ -54,6 +54,8 @@ SLIM_BOUND_PORTS: Final[int] = 32
 SLIM_INDEX_MAX: Final[int] = 2046
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
 SLIM_LINGER_SECONDS: Final[int] = 60
+SLIM_FLOW_SHARE: Final[int] = 8192
+SLIM_BOUND_SHARE: Final[int] = 16384
 
 # enum slim_direction
 SLIM_INGRESS: Final[int] = 0
@@ -517,12 +519,14 @@ class slim_local(ctypes.Structure):
 
 
 class slim_usage(ctypes.Structure):
-    """struct slim_usage, 32 bytes."""
+    """struct slim_usage, 40 bytes."""
 
     epoch: int
     held: int
     waiting: ctypes.Array[ctypes.c_uint32]
     connects: int
+    flows: int
+    bound: int
     next: int
 
     _fields_ = (
@@ -530,6 +534,8 @@ class slim_usage(ctypes.Structure):
         ("held", ctypes.c_uint32),
         ("waiting", ctypes.c_uint32 * 2),
         ("connects", ctypes.c_uint32),
+        ("flows", ctypes.c_uint32),
+        ("bound", ctypes.c_uint32),
         ("next", ctypes.c_uint64),
     )
 

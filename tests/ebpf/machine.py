@@ -106,6 +106,7 @@ class Machine:
                 if not line.startswith(("local fe80", "multicast ff00", "anycast fe80"))
             ],
             "arp_announce": self.sysctl("net.ipv4.conf.eth0.arp_announce"),
+            "tstamp_allow_data": self.sysctl("net.core.tstamp_allow_data"),
             "lookups": self.lookups(),
             "cgroups": sorted(str(path) for path in self.cgroup.rglob("*") if path.is_dir()),
         }

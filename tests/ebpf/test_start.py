@@ -12,6 +12,7 @@ from machine import NETWORK, endpoint
 from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
 from slimnet.tables import Tables
 from slimnet_ebpf import EbpfBackend, filters, libbpf, requirements
+from slimnet_ebpf import backend as backend_module
 from slimnet_ebpf.netns import enter
 
 pytestmark = pytest.mark.root
@@ -128,6 +129,7 @@ def test_what_is_on_the_host_while_it_runs(machine):
     assert "local 240.0.0.0/4 dev lo" in left["routes"]
     assert any("fd73:6c69:6d6e:6574::/64" in line for line in left["routes6"])
     assert left["arp_announce"] == "2"
+    assert left["tstamp_allow_data"] == "0"
     assert left["tcx"] == ["slim_tc_ingress", "slim_tc_egress"]
     assert "clsact" not in left["qdisc"]
     assert left["lookups"] == 1
@@ -266,6 +268,20 @@ def test_a_start_that_fails_leaves_nothing(machine):
     with pytest.raises(BackendError, match="lo is down"):
         machine.start()
     assert before == machine.left()
+
+
+def test_a_start_that_fails_before_it_touches_the_host(machine, monkeypatch):
+    """While what was pinned is opened: the error is that one, and nothing is left."""
+
+    def no(*_):
+        raise OSError(24, "Too many open files")
+
+    before = machine.left()
+    monkeypatch.setattr(backend_module, "Diagnosis", no)
+    with pytest.raises(OSError, match="Too many open files"):
+        machine.start()
+    assert before == machine.left()
+    assert not machine.pins.exists()
 
 
 def test_options_of_a_running_data_path_stay(machine):

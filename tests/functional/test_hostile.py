@@ -202,7 +202,6 @@ def _options(sock):
     return found
 
 
-@pytest.mark.xfail(reason="SO_TIMESTAMPING hands back whole frames while tstamp_allow_data is 1")
 @pytest.mark.parametrize("how", ["option", "ancillary"])
 def test_timestamps_show_no_underlay_address(lab, ends, how):
     """A sent packet that comes back with its time stamp (timestamping.rst) comes with
@@ -245,7 +244,6 @@ def _stamped(sock, how):
         found += [data, *(item for *_, item in ancillary)]
 
 
-@pytest.mark.xfail(reason="IP_PKTINFO and IP_RECVORIGDSTADDR say where a datagram came in")
 @pytest.mark.parametrize("option", [8, 20], ids=["IP_PKTINFO", "IP_RECVORIGDSTADDR"])
 def test_datagrams_show_no_underlay_address(lab, option):
     endpoint = lab.endpoint()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Services, published ports and limits as records."""
 
+from unittest import mock
+
 from attrs import evolve
 from netaddr import IPAddress
 
@@ -9,6 +11,7 @@ from slimnet.model import Endpoint, Host, Network, Protocol
 from slimnet.policy import Compiler, Selector, State
 from slimnet.policy import compile as compile_tables
 from slimnet.policy.document import EgressLimit, PublishedPort, Service, ServicePort, Weight
+from slimnet.policy.number import Numbers
 from slimnet.policy.selector import Operator, Requirement
 from slimnet.tables import LimitRecord, PublishKey, PublishRecord, ServiceKey
 
@@ -96,6 +99,35 @@ def test_same_on_every_host_whatever_the_order():
     assert found.size == 4
     assert len(found.slots) == contract.SLIM_SERVICE_SLOTS
     assert set(found.slots) == {(number, 8080) for number in range(1, 5)}
+
+
+def test_slots_are_by_name():
+    """Endpoints that were made anew, with other ids, have the slots that they had."""
+    renewed = [evolve(item, id=9 - item.id) for item in state().endpoints]
+    slots = []
+    for endpoints in (state().endpoints, renewed):
+        names = {item.id: item.name for item in endpoints}
+        found = record(state(endpoints, services=[service()]))
+        slots.append([names[identifier] for identifier, _ in found.slots])
+    assert slots[0] == slots[1]
+
+
+def test_twins():
+    """Two ports whose names hash to one number: each has one, and whoever stays alone has the
+    first, as if there had never been another."""
+    both = tuple(ServicePort(Protocol.TCP, port, 8080) for port in (80, 81))
+    alone = {port.port: (port,) for port in both}
+
+    def hash_(self, name, again):
+        return self._first + again
+
+    with mock.patch.object(Numbers, "_hash", hash_):
+        for left in (80, 81):
+            compiler = Compiler("h1")
+            tables, _ = compiler.update(state(services=[service(ports=both)]))
+            assert len({item.id for item in tables.services.values()}) == 2
+            rest = state(services=[service(ports=alone[left])])
+            assert compiler.update(rest)[0] == compile_tables(rest, "h1")
 
 
 def test_id_is_of_the_port():
@@ -214,6 +246,25 @@ def test_published_port_that_two_want():
     assert had(one, None, two) == {(one, 1), (two, 3)}
 
 
+def test_published_port_that_changes_hands():
+    """Who was beaten has it once the other is gone, and is not called beaten any more."""
+    first, second = published("a"), published("b", endpoint="web-3")
+    name = ("default", "shop", "b")
+    compiler = Compiler("h1")
+    everybody = state().endpoints
+    for endpoints, documents, holder, beaten in (
+        (everybody, [first, second], 1, True),
+        (everybody, [second], 3, False),
+        (everybody, [first, second], 1, True),
+        ([endpoint(1)], [first, second], 1, False),
+        (everybody, [first, second], 1, True),
+        (everybody, [evolve(first, port=81), second], 3, False),
+    ):
+        tables, _ = compiler.update(state(endpoints, published=documents))
+        assert tables.published[PublishKey(None, 6, 80)].endpoint == holder
+        assert (name in compiler.published.beaten) is beaten
+
+
 def test_limits():
     """Of this host's endpoints only; each lowest number, where 0 is none."""
     labels = [{"app": "web"}, {"app": "web"}, {"app": "db"}]
@@ -232,6 +283,22 @@ def test_limits():
     found = compile_tables(state(endpoints, limits=documents), "h1").limits
     assert found == {1: LimitRecord(1000, 50), 3: LimitRecord(1000, 0)}
     assert not compile_tables(state(endpoints, limits=documents[-1:]), "h1").limits
+
+
+def test_limit_that_changes():
+    """Whom it selects no more is free again; so is everybody when it goes."""
+    endpoints = [evolve(endpoint(number), host="h1") for number in (1, 2)]
+    endpoints[1] = evolve(endpoints[1], labels={"app": "db"}, identity=301)
+    compiler = Compiler("h1")
+    for documents, limited in (
+        ([limit("a", rate=1)], {1, 2}),
+        ([limit("a", rate=1, subject=of(app="db"))], {2}),
+        ([limit("a", rate=1, subject=of(app="web"))], {1}),
+        ([limit("b", rate=1, subject=of(app="web"))], {1}),
+        ([], set()),
+    ):
+        tables, _ = compiler.update(state(endpoints, limits=documents))
+        assert tables.limits.keys() == limited
 
 
 def test_one_endpoint_touches_its_services_only():

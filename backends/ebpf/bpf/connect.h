@@ -18,9 +18,8 @@
 #define SLIMNET_CONNECT_H
 
 #include "bind.h"
+#include "flow.h"
 #include "target.h"
-
-#define SLIM_BOUND_LINGER (SLIM_LINGER_SECONDS * 1000000000ULL)
 
 #define SLIM_CONNECT_FLAGS						\
 	(SLIM_SOCKET_WIRE | SLIM_SOCKET_SAME_HOST | SLIM_SOCKET_SOURCE_BOUND |	\
@@ -80,8 +79,8 @@ slim_bound_delete(const struct slim_control *control, const struct slim_socket *
 	struct slim_tuple out, in;
 
 	slim_bound_keys(control, socket, &out, &in);
+	slim_bound_drop(&in, out.source[3]);
 	bpf_map_delete_elem(&slim_bound, &out);
-	bpf_map_delete_elem(&slim_bound, &in);
 	slim_bound_overlay_key(socket, &out);
 	bpf_map_delete_elem(&slim_bound, &out);
 }
@@ -143,10 +142,13 @@ static __always_inline int
 slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 {
 	struct slim_bound to_inner = {}, to_underlay = {};
+	struct slim_usage *usage = slim_usage_get(socket->index);
 	__u64 now = bpf_ktime_get_ns();
 	struct slim_tuple out, in;
 	struct slim_bound *old;
 
+	if (!usage || usage->bound >= SLIM_BOUND_SHARE)
+		return -1;
 	slim_bound_overlay_key(socket, &out);
 	if (bpf_map_update_elem(&slim_bound, &out, &to_inner, BPF_NOEXIST))
 		return -1;
@@ -166,12 +168,14 @@ slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 
 			stale.source[3] = old->address;
 			bpf_map_delete_elem(&slim_bound, &stale);
-			bpf_map_delete_elem(&slim_bound, &in);
+			slim_bound_drop(&in, stale.source[3]);
 		}
 		if (bpf_map_update_elem(&slim_bound, &in, &to_inner, BPF_NOEXIST))
 			continue;
-		if (!bpf_map_update_elem(&slim_bound, &out, &to_underlay, BPF_ANY))
+		if (!bpf_map_update_elem(&slim_bound, &out, &to_underlay, BPF_ANY)) {
+			__sync_fetch_and_add(&usage->bound, 1);
 			return 0;
+		}
 		bpf_map_delete_elem(&slim_bound, &in);
 		break;
 	}

@@ -16,11 +16,10 @@
 #define SO_MARK 36
 #define SO_BINDTOIFINDEX 62
 #define SO_ORIGINAL_DST 80
-#define IP_OPTIONS 4
-#define IP_PKTOPTIONS 9
-#define IP_TRANSPARENT 19
-#define IP_UNICAST_IF 50
+#define IPV6_2292PKTINFO 2
 #define IPV6_2292PKTOPTIONS 6
+#define IPV6_RECVPKTINFO 49
+#define IPV6_RECVORIGDSTADDR 74
 #define IPV6_TRANSPARENT 75
 #define IPV6_UNICAST_IF 76
 
@@ -56,6 +55,26 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 	return false;
 }
 
+/*
+ * Swallowed, so that the kernel does nothing and the caller hears nothing of
+ * it. Fast Open: a cached cookie would leave no room for our option in the
+ * client's SYN. The others say with each datagram by which address of the host
+ * it came in; who asks for that takes it as a hint and does without.
+ */
+static __always_inline bool slim_option_swallowed(__s32 level, __s32 name)
+{
+	switch (level) {
+	case SOL_TCP:
+		return name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT;
+	case SOL_IP:
+		return name == IP_PKTINFO || name == IP_RECVORIGDSTADDR;
+	case SOL_IPV6:
+		return name == IPV6_2292PKTINFO || name == IPV6_RECVPKTINFO ||
+		       name == IPV6_RECVORIGDSTADDR;
+	}
+	return false;
+}
+
 /* No application lifts what its endpoint is held to. */
 static __always_inline void slim_option_pace(struct bpf_sockopt *ctx)
 {
@@ -82,13 +101,8 @@ static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 	}
 	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
 		slim_option_pace(ctx);
-	/*
-	 * Fast Open is swallowed: a cached cookie would leave no room for our
-	 * option in the client's SYN. -1: the kernel does nothing.
-	 */
-	if (ctx->level == SOL_TCP &&
-	    (ctx->optname == TCP_FASTOPEN || ctx->optname == TCP_FASTOPEN_CONNECT))
-		ctx->optlen = -1;
+	if (slim_option_swallowed(ctx->level, ctx->optname))
+		ctx->optlen = -1;	/* the kernel does nothing */
 	else if (ctx->optlen > SLIM_OPTION_BUFFER)
 		ctx->optlen = 0;	/* the kernel takes what the caller gave */
 	return SLIM_HOOK_ALLOW;

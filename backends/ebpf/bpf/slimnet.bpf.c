@@ -9,6 +9,7 @@
  *  sockops.h  the SYN's option, the listener's entry, the child's name
  *  steer.h    tc and sk_lookup: from a SYN to its listener; the shield; published ports
  *  target.h   who is at an address: an endpoint, behind a service too, or a range
+ *  flow.h     the records of handshakes, and each endpoint's share of them
  *  limit.h    what an endpoint may send
  *  ask.h      what would be decided
  */
@@ -166,6 +167,12 @@ SEC("tc")
 int slim_ask(struct __sk_buff *skb)
 {
 	return slim_ask_run(skb);
+}
+
+SEC("tc")
+int slim_sweep(struct __sk_buff *skb)
+{
+	return slim_sweep_run();
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -81,7 +81,7 @@ slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		flow.inner = socket->dialled;
 		flow.rule = socket->peer_rule;
 		flow.flags = socket->flow_flags;
-		if (bpf_map_update_elem(&slim_flow, &tuple, &flow, BPF_ANY))
+		if (slim_flow_put(&tuple, &flow))
 			slim_count(SLIM_REASON_FLOW_FULL);
 	} else if (socket->flags & SLIM_SOCKET_WIRE) {
 		follow |= BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
@@ -255,7 +255,7 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 		socket->rule = flow->rule;
 		socket->generation = flow->generation;
 		socket->flow_flags = flow->flags;
-		bpf_map_delete_elem(&slim_flow, &tuple);
+		slim_flow_drop(&tuple);
 	} else if (!slim_sockops_published(state, &tuple, local, socket)) {
 		socket->flags |= SLIM_SOCKET_ESTABLISHED;
 		socket->opened = bpf_ktime_get_ns();
@@ -347,7 +347,7 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		struct slim_tuple tuple = {};
 
 		slim_sockops_tuple(ctx, state->control, true, &tuple);
-		bpf_map_delete_elem(&slim_flow, &tuple);
+		slim_flow_drop(&tuple);
 	}
 	if (old == BPF_TCP_SYN_SENT && socket->flags & SLIM_SOCKET_WILDCARD) {
 		/* A failed connect gives the wildcard back, as tcp_disconnect() does. */

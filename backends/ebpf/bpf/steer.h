@@ -12,6 +12,7 @@
 #define SLIMNET_STEER_H
 
 #include "event.h"
+#include "flow.h"
 #include "siphash.h"
 #include "target.h"
 
@@ -22,7 +23,6 @@
 #define SLIM_TC_NEXT TC_ACT_UNSPEC
 
 #define SLIM_LOOPBACK_IFINDEX 1
-#define SLIM_HANDSHAKE (SLIM_HANDSHAKE_SECONDS * 1000000000ULL)
 
 /* RFC 792; linux/icmp.h would bring libc's headers along. */
 #define ICMP_DEST_UNREACH 3
@@ -172,7 +172,7 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		reason = SLIM_REASON_SYN_NO_OPTION;
 		if (found) {
 			/* The host's own Fast Open left a cookie; the next SYN has none. */
-			bpf_map_delete_elem(&slim_flow, &syn->tuple);
+			slim_flow_drop(&syn->tuple);
 			slim_count(reason);
 			return TC_ACT_SHOT;
 		}
@@ -188,7 +188,7 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	source = slim_endpoint_get(state, bpf_ntohl(option.source));
 	if (!destination || !source || !(destination->flags & SLIM_ENDPOINT_LOCAL)) {
 		/* Our tables may be behind: the client's retransmission comes later. */
-		bpf_map_delete_elem(&slim_flow, &syn->tuple);
+		slim_flow_drop(&syn->tuple);
 		slim_syn_refused(syn, &option, source, destination, SLIM_REASON_SYN_UNKNOWN, 0);
 		return TC_ACT_SHOT;
 	}
@@ -225,14 +225,14 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	flow.source_endpoint = bpf_ntohl(option.source);
 	flow.destination_endpoint = bpf_ntohl(option.destination);
 	flow.rule = verdict.rule;
-	if (bpf_map_update_elem(&slim_flow, &syn->tuple, &flow, BPF_ANY)) {
+	if (slim_flow_put(&syn->tuple, &flow)) {
 		slim_count(SLIM_REASON_FLOW_FULL);
 		return TC_ACT_SHOT;
 	}
 	return SLIM_TC_NEXT;
 
 refuse:
-	bpf_map_delete_elem(&slim_flow, &syn->tuple);
+	slim_flow_drop(&syn->tuple);
 	/* What an option without a valid tag says is nobody's word. */
 	slim_syn_refused(syn, source ? &option : NULL, source, destination, reason, rule);
 	return SLIM_TC_NEXT;

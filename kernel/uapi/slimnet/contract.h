@@ -68,6 +68,8 @@ enum slim_wire {
 	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
 	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
 	SLIM_LINGER_SECONDS = 60,	/* TIME_WAIT: how long a closed source-bound tuple is kept */
+	SLIM_FLOW_SHARE = 8192,		/* handshakes under way to one endpoint */
+	SLIM_BOUND_SHARE = 16384,	/* source-bound connections of one endpoint, live or kept */
 };
 
 enum slim_direction {
@@ -130,7 +132,7 @@ enum slim_reason {
 	SLIM_REASON_MALFORMED = 25,		/* IP options, fragment or short header to a wire port */
 	SLIM_REASON_SHIELD = 26,		/* packet for an endpoint's socket without a flow record */
 	SLIM_REASON_NO_FLOW = 27,		/* child without a flow record: destroyed */
-	SLIM_REASON_FLOW_FULL = 28,		/* no room for a flow record: SYN dropped */
+	SLIM_REASON_FLOW_FULL = 28,		/* no room for a flow record, or no share left: SYN dropped */
 	SLIM_REASON_GENERATION = 29,		/* the newer generation forbids what the SYN's allowed */
 	SLIM_REASON_RESERVED_RANGE = 30,	/* packet to or from the inner range on the underlay */
 	SLIM_REASON_FAMILY = 31,		/* IPv6 destinations: not yet */
@@ -347,6 +349,8 @@ struct slim_usage {
 	__u32 held;			/* live sockets on bind(0) */
 	__u32 waiting[2];		/* such sockets that went into TIME_WAIT, by minute */
 	__u32 connects;			/* over the wire, from the first on */
+	__u32 flows;			/* records of handshakes to it, SLIM_FLOW_SHARE at most */
+	__u32 bound;			/* its source-bound connections, SLIM_BOUND_SHARE at most */
 	__u64 next;			/* bpf_ktime_get_ns() at which the rate lets more through */
 };
 

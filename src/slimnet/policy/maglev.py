@@ -19,7 +19,7 @@ from slimnet import contract
 __all__ = ["table"]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def table(weights: tuple[tuple[str, int], ...]) -> tuple[int, ...]:
     """The slots, each with the position in ``weights`` of whose it is.
 

@@ -69,9 +69,9 @@ class Published(Follower[PublishedPort]):
         places = set()
         for name in stale:
             old, new = self._places.pop(name, None), self._place(name)
-            self.beaten.pop(name, None)
             if old is not None:
                 self._claims[old].remove(name)
+                self.beaten.pop(name, None)
                 places.add(old)
             if new is not None:
                 self._places[name] = new

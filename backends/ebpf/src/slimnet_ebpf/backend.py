@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import struct
@@ -48,7 +49,7 @@ from slimnet_ebpf.objects import Object, Program, Stamp
 from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
-from slimnet_ebpf.question import Question, ask
+from slimnet_ebpf.question import Question, ask, sweep
 from slimnet_ebpf.records import u32
 from slimnet_ebpf.revocation import Revoked, may_forbid, revoked
 from slimnet_ebpf.sockets import LIVE, Diagnosis
@@ -61,7 +62,7 @@ _CONTROL = Layout(contract.slim_control)
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOOKUP = "slim_lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
-_ASK = "slim_ask"
+_ASK, _SWEEP = "slim_ask", "slim_sweep"
 
 
 class EbpfBackend(Backend):
@@ -102,6 +103,8 @@ class EbpfBackend(Backend):
         self._closed = False
         # What close() undoes, whatever of it a failing start has done.
         self._held = contextlib.ExitStack()
+        # Until it is adopted, a start that fails has changed nothing of the host.
+        self._underlay: Underlay | None = None
         try:
             self._start()
         except BaseException:
@@ -126,7 +129,7 @@ class EbpfBackend(Backend):
             else:
                 self._load()
             try:
-                self._adopt()
+                self._underlay = self._adopt()
                 self._write_control(**self._control(ifindex))
                 self._follow_host()
                 self._underlay.apply(self.context.interface, ifindex)
@@ -195,7 +198,7 @@ class EbpfBackend(Backend):
                 f"instance {self.context.instance} runs in another network namespace"
             )
 
-    def _adopt(self) -> None:
+    def _adopt(self) -> Underlay:
         """Open what is pinned."""
         self._maps = {
             number: self._held.enter_context(contextlib.closing(self._pins.open_map(name)))
@@ -207,7 +210,7 @@ class EbpfBackend(Backend):
         by_name = {program.name: program for program in programs}
         self._lookup: Program = by_name[_LOOKUP]
         self._ask: Program = by_name[_ASK]
-        self._underlay = Underlay(self._pins, by_name, self._options.inner_range)
+        self._sweep: Program = by_name[_SWEEP]
         self._sockets = self._held.enter_context(
             contextlib.closing(Diagnosis(self._maps[contract.SLIM_MAP_SOCKET].fd))
         )
@@ -225,6 +228,7 @@ class EbpfBackend(Backend):
         self._events = self._held.enter_context(
             contextlib.closing(Events(self._maps, self._sockets, self._keep_house))
         )
+        return Underlay(self._pins, by_name, self._options.inner_range)
 
     def _control(self, ifindex: int) -> dict[str, int | bytes]:
         return {
@@ -306,7 +310,7 @@ class EbpfBackend(Backend):
             revoked(
                 live,
                 tables.endpoints,
-                self._endpoints.owners(),
+                functools.cache(self._endpoints.owners),
                 lambda question: ask(self._ask.fd, question),
             )
         )
@@ -405,8 +409,9 @@ class EbpfBackend(Backend):
 
     def _remove(self) -> None:
         """Everything but endpoints; what a crash leaves of it can be removed again."""
-        with self._netns.entered():
-            self._underlay.restore()
+        if self._underlay is not None:
+            with self._netns.entered():
+                self._underlay.restore()
         # An endpoint's cgroup whose maker died before writing it down; and the
         # directories above, unless somebody else has put something there.
         orphans = map(str, self.context.cgroup.glob("*.*.*"))
@@ -421,6 +426,7 @@ class EbpfBackend(Backend):
         if self._mutex.acquire(blocking=False):
             try:
                 with self._locked():
+                    sweep(self._sweep.fd)
                     self._endpoints.reap()
                     self._follow_host()
             finally:

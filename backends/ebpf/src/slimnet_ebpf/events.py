@@ -27,8 +27,6 @@ __all__ = ["Events"]
 _log = logging.getLogger(__name__)
 
 _EVENT = Layout(contract.slim_event)
-_FLOW = Layout(contract.slim_flow)
-_BOUND = Layout(contract.slim_bound)
 
 _KINDS = {
     contract.SLIM_EVENT_OPENED: EventKind.OPENED,
@@ -38,7 +36,6 @@ _KINDS = {
 }
 
 _HOUSEKEEPING = 10.0
-_TIME_WAIT = contract.SLIM_LINGER_SECONDS * 10**9
 
 
 class Events:
@@ -83,7 +80,6 @@ class Events:
                 now = time.monotonic()
                 if now - self._kept > _HOUSEKEEPING:
                     self._kept = now
-                    self._sweep()
                     self._housekeeping()
                 left = deadline - now
                 if found or left <= 0:
@@ -140,22 +136,6 @@ class Events:
             self._sockets.destroy(one for one in self._sockets.sockets() if one.cookie in cookies)
         except BpfError as error:
             _log.error("a connection that must not be stays open: %s", error)
-
-    def _sweep(self) -> None:
-        """Remove the flow records of handshakes that never ended, and the
-        addresses of source-bound connections that nobody can be confused by."""
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        flows = self._maps[contract.SLIM_MAP_FLOW]
-        oldest = now - contract.SLIM_HANDSHAKE_SECONDS * 10**9
-        flows.remove([key for key, value in flows.items() if _FLOW.unpack(value)["time"] < oldest])
-        bound = self._maps[contract.SLIM_MAP_BOUND]
-        bound.remove(
-            [
-                key
-                for key, value in bound.items()
-                if 0 < _BOUND.unpack(value)["closed"] < now - _TIME_WAIT
-            ]
-        )
 
 
 def _to_event(record: dict[str, Any], epoch: int) -> Event:

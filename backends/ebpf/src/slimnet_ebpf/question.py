@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the data path itself: the program ``slim_ask``, over the tables in force.
+"""Programs that are attached to nothing and run when they are called: ``slim_ask``, which
+answers a question over the tables in force, and ``slim_sweep``.
 
 Source: the kernel's ``Documentation/bpf/bpf_prog_run.rst``.
 """
@@ -17,11 +18,13 @@ from slimnet.model import Decision, Direction, Reason, Verdict
 from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
 from slimnet_ebpf.libbpf import TestRunOptions, check, library
 
-__all__ = ["Question", "ask"]
+__all__ = ["Question", "ask", "sweep"]
 
 _QUESTION = Layout(contract.slim_question)
 _VERDICT = Layout(contract.slim_verdict)
 _NOBODY = bytes(16)
+# The kernel runs such a program on nothing shorter than an Ethernet frame.
+_PACKET = bytes(64)
 
 
 @frozen
@@ -62,17 +65,7 @@ def ask(program: int, question: Question) -> Decision:
         random=random.getrandbits(32),  # which backend of a service, as at connect()
         verdict=b"",
     )
-    answer = ctypes.create_string_buffer(_QUESTION.size)
-    options = TestRunOptions(
-        sz=ctypes.sizeof(TestRunOptions),
-        data_in=data,
-        data_out=ctypes.addressof(answer),
-        data_size_in=len(data),
-        data_size_out=len(answer),
-        repeat=1,
-    )
-    check(library().bpf_prog_test_run_opts(program, ctypes.byref(options)), "ask the data path")
-    found = _QUESTION.unpack(answer.raw)
+    found = _QUESTION.unpack(_run(program, data, "ask the data path"))
     verdict = _VERDICT.unpack(found["verdict"])
     return Decision(
         verdict=Verdict(
@@ -86,3 +79,28 @@ def ask(program: int, question: Question) -> Decision:
         target=(from_bytes16(found["target"]), found["target_port"]),
         host=from_bytes16(found["host"]) if found["host"] != _NOBODY else None,
     )
+
+
+def sweep(program: int) -> None:
+    """Remove the records of handshakes that never ended, and of source-bound
+    connections that nobody can be confused by.
+
+    Args:
+        program: descriptor of the loaded ``slim_sweep``.
+    """
+    _run(program, _PACKET, "sweep the data path's records")
+
+
+def _run(program: int, data: bytes, what: str) -> bytes:
+    """What a program makes of these bytes in place of a packet."""
+    answer = ctypes.create_string_buffer(len(data))
+    options = TestRunOptions(
+        sz=ctypes.sizeof(TestRunOptions),
+        data_in=data,
+        data_out=ctypes.addressof(answer),
+        data_size_in=len(data),
+        data_size_out=len(answer),
+        repeat=1,
+    )
+    check(library().bpf_prog_test_run_opts(program, ctypes.byref(options)), what)
+    return answer.raw

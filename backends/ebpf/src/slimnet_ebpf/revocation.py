@@ -67,7 +67,7 @@ def may_forbid(before: Tables | None, change: Change | None) -> bool:
 def revoked(
     sockets: Iterable[Socket],
     endpoints: Mapping[int, EndpointRecord],
-    owners: Mapping[int, int],
+    owners: Callable[[], Mapping[int, int]],
     ask: Callable[[Question], Decision],
 ) -> Iterator[Revoked]:
     """The connections that policy denies now.
@@ -75,7 +75,8 @@ def revoked(
     Args:
         sockets: TCP and UDP sockets of this host that are live.
         endpoints: the tables' records.
-        owners: cgroup id to endpoint id; UDP sockets keep nothing in storage.
+        owners: cgroup id to endpoint id, asked for connected UDP sockets only, which
+            keep nothing in storage.
         ask: puts a question to the data path.
     """
     answers: dict[Question, Decision] = {}
@@ -119,13 +120,15 @@ def _tcp(one: Socket, endpoints: Mapping[int, EndpointRecord]) -> _Found | None:
 
 
 def _udp(
-    one: Socket, endpoints: Mapping[int, EndpointRecord], owners: Mapping[int, int]
+    one: Socket,
+    endpoints: Mapping[int, EndpointRecord],
+    owners: Callable[[], Mapping[int, int]],
 ) -> _Found | None:
     """Connected to the outside: sendto(2) is asked each time, send(2) is not."""
-    endpoint = owners.get(one.cgroup, 0)
-    own = endpoints.get(endpoint)
     local, remote = one.ports
-    if own is None or not remote:
+    endpoint = owners().get(one.cgroup, 0) if remote else 0
+    own = endpoints.get(endpoint)
+    if own is None:
         return None
     raw = one.addresses[1]
     other = from_bytes16(raw) if len(raw) == 16 else IPAddress(int.from_bytes(raw, "big"), 4)

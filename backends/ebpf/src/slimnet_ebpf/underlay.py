@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the data path needs of the host: a route, a sysctl, a qdisc, two filters.
+"""What the data path needs of the host: routes, two sysctls, a qdisc, two filters.
 
 Every change is written down in the record *before* it is made, so that a
 start or a teardown after a crash knows what to do.
@@ -33,6 +33,9 @@ _SCOPE_HOST = 254
 _UP = 1
 # ARP asks with an address of the interface it asks on, never with an inner one.
 _ARP_ANNOUNCE = 2
+# A sent packet whose time somebody asks for (timestamping.rst) comes back with its
+# headers, underlay and inner addresses among them, but to CAP_NET_RAW only.
+_TSTAMP_ALLOW_DATA = 0
 
 
 @contextlib.contextmanager
@@ -92,9 +95,14 @@ class Underlay:
                 raise BackendError("lo is down: ip link set lo up")
             self._add_routes(netlink)
             if "arp_announce" not in record:
-                before = int(_arp_announce(interface).read_text())
-                self._pins.write_record(ifindex=ifindex, interface=interface, arp_announce=before)
+                self._pins.write_record(
+                    ifindex=ifindex,
+                    interface=interface,
+                    arp_announce=int(_arp_announce(interface).read_text()),
+                    tstamp_allow_data=int(_TSTAMP.read_text()),
+                )
             _arp_announce(interface).write_text(f"{_ARP_ANNOUNCE}\n")
+            _TSTAMP.write_text(f"{_TSTAMP_ALLOW_DATA}\n")
             linked = [
                 filters.link(ifindex, point, program.fd, self._pin(program))
                 for point, program in self._points
@@ -127,7 +135,15 @@ class Underlay:
                 self._restore_interface(netlink, record, names[ifindex])
             for network in self._routes:
                 self._route(netlink, "del", network)
-        self._pins.write_record(ifindex=None, interface=None, arp_announce=None, clsact=None)
+        if "tstamp_allow_data" in record and int(_TSTAMP.read_text()) == _TSTAMP_ALLOW_DATA:
+            _TSTAMP.write_text(f"{record['tstamp_allow_data']}\n")
+        self._pins.write_record(
+            ifindex=None,
+            interface=None,
+            arp_announce=None,
+            tstamp_allow_data=None,
+            clsact=None,
+        )
 
     def _restore_interface(self, netlink: Any, record: dict[str, Any], interface: str) -> None:
         ifindex, sysctl = record["ifindex"], _arp_announce(interface)
@@ -171,6 +187,9 @@ class Underlay:
             if command == "del" and error.code in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
                 return
             raise BackendError(f"route local {network} dev lo: {error.args[-1]}") from error
+
+
+_TSTAMP = Path("/proc/sys/net/core/tstamp_allow_data")
 
 
 def _arp_announce(interface: str) -> Path:
