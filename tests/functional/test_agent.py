@@ -1045,7 +1045,7 @@ WRONG_CONFIGURATIONS = [
     ('interface = "eth0"', 'interface = "eth9"', "underlay.interface: wanted one of: .*eth0"),
     ('interface = "eth0"', 'address = "192.0.2.9"', "underlay.address: wanted one of this"),
     ('interface = "eth0"', "", "underlay: wanted an address or an interface"),
-    ("lease = 2", "leese = 2", "leese: wanted one of"),
+    ("lease = ", "leese = ", "leese: wanted one of"),
     ("store.db", "file/store.db", "store .*/file/store.db"),
     ("/key", "/public", "key_file: wanted mode 0600"),
     ("/key", "/short", "key_file: wanted 32 hexadecimal digits"),
@@ -1065,6 +1065,7 @@ def test_wrong_configuration(fresh):
         (fresh.directory / name).chmod(0o644 if name == "public" else 0o600)
     right = host.config_file.read_text()
     for old, new, said in WRONG_CONFIGURATIONS:
+        assert old in right
         host.config_file.write_text(right.replace(old, new))
         done = subprocess.run(host.command(), capture_output=True, text=True, timeout=30)
         assert done.returncode == 2

@@ -355,6 +355,11 @@ def test_documents_of_other_kinds(bed, web, tmp_path):
     assert slimnet(host, "policy", "rm", "shop", "--kind", "service") == "service shop removed\n"
     assert answer(host, "policy", "rm", "slow", "--kind", "EgressLimit")["removed"] == "slow"
     assert answer(host, "policy", "ls") == []
+    wide = Path(__file__).parents[2] / "docs" / "examples" / "cluster.yaml"
+    for words in (("--cluster",), ("--kind", "clusternetworkpolicy")):
+        slimnet(host, "policy", "apply", str(wide))
+        slimnet(host, "policy", "rm", "no-metadata-service", *words)
+    assert answer(host, "policy", "ls") == []
     shop.write_text(SHOP + "---\n" + LIMIT)
     assert "each document once" in refused(host, "policy", "apply", str(shop), str(limit))
     assert answer(host, "policy", "ls") == []
