@@ -157,6 +157,11 @@ class Backend(abc.ABC):
         data path does not count."""
         return ()
 
+    def claims(self, port: int) -> bool:
+        """Whether the data path itself needs this TCP port of the host."""
+        del port
+        return False
+
     def observe(self, *, enabled: bool) -> None:
         """Whether opened and closed connections make events. Refusals always
         do. Off until somebody asks, since nobody should pay for what nobody

@@ -726,6 +726,9 @@ def test_port_that_the_host_listens_on(hosts, pair, cgroup):
         for host in hosts:
             with pytest.raises(InUse, match=taken):
                 host.node().apply_policy(published(port=8080))
+            if host.config.backend == "ebpf":
+                with pytest.raises(InUse, match="host h2 itself listens on .*:4790"):
+                    host.node().apply_policy(published(port=4790))
             with pytest.raises(InvalidValue, match=r"spec\.address: wanted an address of host h2"):
                 host.node().apply_policy(published(port=8081, address="192.0.2.99"))
             assert host.node().policies() == []

@@ -114,6 +114,35 @@ def test_all_of_an_endpoint_together(lab, ends, connections):
     assert 0.6 < rate(client, server, connections) / (8 * MEGABYTE) < 1.15
 
 
+def test_datagrams_to_the_outside_too(lab):
+    """What is over the rate is lost, as in any full queue."""
+    client = lab.endpoint(0)
+    lab.limit(client, rate=MEGABYTE)
+    lab.install()
+    there = lab.outside.root.socket(kind=socket.SOCK_DGRAM)
+    there.bind(("0.0.0.0", 9000))
+    there.settimeout(1)
+    client.call(_flood, lab.outside.address, 9000, 2000)
+    arrived = lab.outside.root.call(_arrived, there)
+    assert 0 < arrived < 500
+
+
+def _flood(address: str, port: int, count: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _ in range(count):
+            sock.sendto(bytes(1400), (address, port))
+
+
+def _arrived(sock: socket.socket) -> int:
+    count = 0
+    while True:
+        try:
+            sock.recv(2000)
+        except TimeoutError:
+            return count
+        count += 1
+
+
 def test_another_endpoint_is_not_held_back(lab, ends):
     client, server = ends
     other = lab.endpoint(0)

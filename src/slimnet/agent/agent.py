@@ -267,7 +267,9 @@ class Agent:
         return answer
 
     def _listens(self, address: str | None, port: int) -> str | None:
-        """Where this host itself listens."""
+        """Where this host itself listens, or its data path does."""
+        if self.backend.claims(port):
+            return str(self.site.host.address)
         return self.endpoints.listener(None if address is None else IPAddress(address), port)
 
     def _await_change(self) -> None:

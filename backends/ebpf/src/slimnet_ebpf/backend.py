@@ -363,6 +363,11 @@ class EbpfBackend(Backend):
             )
             return ask(self._ask.fd, question)
 
+    def claims(self, port: int) -> bool:
+        """See :meth:`slimnet.abc.Backend.claims`: the wire ports."""
+        wire_ports = contract.SLIM_WIRE_PORTS + contract.SLIM_BOUND_PORTS
+        return 0 <= port - self._options.wire_ports < wire_ports
+
     def accounts(self) -> Iterable[Account]:
         """See :meth:`slimnet.abc.Backend.accounts`."""
         with self._open():
