@@ -18,7 +18,7 @@ from worlds import HOSTS, worlds
 
 from slimnet import contract
 from slimnet.exceptions import SlimnetError
-from slimnet.model import Direction
+from slimnet.model import Direction, Reason
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
 from slimnet.policy.compiler import rule_text
@@ -76,6 +76,7 @@ def check_flow(kernel, oracle, dialled, seen):
         backing = oracle.backing(dialled)
         if backing is not None and backing.reason is not None:
             assert (answer.verdict.allowed, answer.verdict.reason) == (False, backing.reason)
+            assert bool(answer.service) is (backing.reason is Reason["NO_BACKEND"])
             seen[backing.reason.name] += 1
             return
         if backing is not None:

@@ -54,10 +54,10 @@ slim_target_service(struct slim_state *state, const struct slim_aim *aim,
 	service = table ? bpf_map_lookup_elem(table, &key) : NULL;
 	if (!service)
 		return SLIM_REASON_NO_SERVICE_PORT;
+	target->service = service->id;
 	backend = slim_service_pick(state, service, aim->client, bpf_ktime_get_ns(), aim->random);
 	if (!backend)
 		return SLIM_REASON_NO_BACKEND;
-	target->service = service->id;
 	target->endpoint = backend->endpoint;
 	target->port = backend->port;
 	return SLIM_REASON_NONE;
