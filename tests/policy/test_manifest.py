@@ -601,3 +601,26 @@ def test_same_policy_twice():
 def test_generated_policies_survive_the_store(world):
     for policy in world.state.policies:
         assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
+
+
+def test_json_writes_a_character_in_two_halves():
+    """RFC 8259, section 7: they are one again; a half alone is no text."""
+    policy = {
+        "apiVersion": "policy.networking.k8s.io/v1alpha2",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": "guard"},
+        "spec": {
+            "tier": "Admin",
+            "priority": 1,
+            "subject": {"namespaces": {}},
+            "ingress": [{"action": "Deny", "name": "\U0001f512", "from": [{"namespaces": {}}]}],
+        },
+    }
+    text = json.dumps(policy)
+    assert "\\ud83d\\udd12" in text
+    (found,) = load(text)
+    assert found.ingress[0].name == "\U0001f512"
+    with pytest.raises(PolicyError, match=r"spec\.ingress\[0\]\.name: wanted a plain value"):
+        load(text.replace("\\udd12", ""))
+    with pytest.raises(PolicyError, match="a field's name"):
+        load(text.replace('"tier"', '"\\ud83d"'))

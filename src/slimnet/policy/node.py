@@ -224,17 +224,33 @@ def _convert(
             at = Node(None, path, key_node.start_mark.line + 1, file)
             if not isinstance(key, str):
                 at.fail("a field's name", "a list or a table")
+            try:
+                key = _whole(key)
+            except UnicodeError:
+                at.fail("a field's name", key)
             below = _below(path, key)
             if key in table:
                 Node(None, below, at.line, file).fail("each field once", "a second one")
-            value = _convert(loader, value_node, below, file, depth + 1, count)
+            found = _convert(loader, value_node, below, file, depth + 1, count)
             # A field stands where its name stands: its value may begin lines below.
-            table[key] = Node(value.value, below, at.line, file)
+            table[key] = Node(found.value, below, at.line, file)
         return Node(table, path, line, file)
     try:
         value = loader.construct_object(root)
+        if isinstance(value, str):
+            value = _whole(value)
     except (ValueError, OverflowError) as error:
         raise PolicyError(place(file, line, path), "a plain value", root.value) from error
     if not isinstance(value, (str, int, float, bool)) and value is not None:
         value = root.value  # a date or a binary: nothing of ours is one
     return Node(value, path, line, file)
+
+
+def _whole(text: str) -> str:
+    """A text with the halves of characters put together: JSON writes those beyond 16 bits
+    as two (RFC 8259, section 7), which YAML takes for two.
+
+    Raises:
+        UnicodeError: a half is alone.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
