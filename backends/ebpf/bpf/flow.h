@@ -17,7 +17,7 @@
 
 static __always_inline void slim_share_give_back(__u32 *count)
 {
-	if (count && *(volatile __u32 *)count)
+	if (*(volatile __u32 *)count)
 		__sync_fetch_and_add(count, -1);
 }
 

@@ -8,10 +8,11 @@
  *
  * For all connections of an endpoint together there is slim_rate, which is
  * attached only to the cgroups of endpoints that have such a limit; for all
- * others not one instruction runs per packet. A packet is let through while the endpoint is less than SLIM_LIMIT_AHEAD
- * ahead of its rate (the generic cell rate algorithm, ITU-T I.371). One that
- * is not is held back, not lost: TCP hears of a full queue (NET_XMIT_CN of
- * the kernel's include/linux/bpf-cgroup.h), slows down and sends it again.
+ * others not one instruction runs per packet. A packet is let through while
+ * the endpoint is less than SLIM_LIMIT_AHEAD ahead of its rate (the generic
+ * cell rate algorithm, ITU-T I.371). One that is not is held back, not lost:
+ * TCP hears of a full queue (NET_XMIT_CN of the kernel's
+ * include/linux/bpf-cgroup.h), slows down and sends it again.
  */
 #ifndef SLIMNET_LIMIT_H
 #define SLIMNET_LIMIT_H

@@ -151,10 +151,7 @@ static __noinline int slim_sockops_again(struct slim_state *state, struct slim_s
 			return 0;
 		peer.identity = peer.peer->identity;
 	} else {
-		struct slim_cidr *cidr = slim_cidr_get(state, local->vni, socket->peer);
-
-		peer.identity = cidr ? cidr->identity : SLIM_IDENTITY_WORLD;
-		peer.flags = cidr ? cidr->flags : 0;
+		slim_target_range(state, local->vni, socket->peer, &peer);
 		if (peer.flags & SLIM_CIDR_OVERLAY)
 			return 0;
 	}

@@ -495,7 +495,6 @@ slim_steer_published(struct bpf_sk_lookup *ctx, struct slim_state *state,
 		.peer = published->endpoint,
 	};
 	struct slim_local outside = {};
-	struct slim_cidr *cidr;
 	__be32 address[4];
 	struct bpf_sock *sk;
 	int error;
@@ -505,9 +504,7 @@ slim_steer_published(struct bpf_sk_lookup *ctx, struct slim_state *state,
 		return slim_steer_shielded();
 	slim_map_v4(address, SLIM_CTX(ctx, remote_ip4));
 	slim_copy(outside.address, address);
-	cidr = slim_cidr_get(state, endpoint->vni, address);
-	client.identity = cidr ? cidr->identity : SLIM_IDENTITY_WORLD;
-	client.flags = cidr ? cidr->flags : 0;
+	slim_target_range(state, endpoint->vni, address, &client);
 	verdict = slim_target_decide(state, published->endpoint, endpoint->identity, &client,
 				     SLIM_INGRESS, IPPROTO_TCP);
 	call.reason = verdict.reason;

@@ -63,11 +63,21 @@ slim_target_service(struct slim_state *state, const struct slim_aim *aim,
 	return SLIM_REASON_NONE;
 }
 
+/* No endpoint's address: the range that policy knows it by. */
+static __always_inline void
+slim_target_range(struct slim_state *state, __u32 vni, const __be32 *address,
+		  struct slim_target *target)
+{
+	const struct slim_cidr *cidr = slim_cidr_get(state, vni, address);
+
+	target->identity = cidr ? cidr->identity : SLIM_IDENTITY_WORLD;
+	target->flags = cidr ? cidr->flags : 0;
+}
+
 /* 0, or the reason why nobody is there. */
 static __always_inline __u32
 slim_target_find(struct slim_state *state, const struct slim_aim *aim, struct slim_target *target)
 {
-	struct slim_cidr *cidr;
 	__u32 reason;
 
 	target->port = aim->port;
@@ -87,9 +97,7 @@ slim_target_find(struct slim_state *state, const struct slim_aim *aim, struct sl
 		target->identity = target->peer->identity;
 		return SLIM_REASON_NONE;
 	}
-	cidr = slim_cidr_get(state, aim->vni, aim->address);
-	target->identity = cidr ? cidr->identity : SLIM_IDENTITY_WORLD;
-	target->flags = cidr ? cidr->flags : 0;
+	slim_target_range(state, aim->vni, aim->address, target);
 	return target->flags & SLIM_CIDR_OVERLAY ? SLIM_REASON_NO_ENDPOINT : SLIM_REASON_NONE;
 }
 
