@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 from attrs import evolve
 from hypothesis import HealthCheck, given, settings
-from test_oracle import FLOWS_OF_A_WORLD, VNIS, WORLDS
+from test_oracle import FLOWS_OF_A_WORLD, VNIS, WORLDS, assert_same
 from worlds import HOSTS, worlds
 
 from slimnet import contract
@@ -21,7 +21,6 @@ from slimnet.exceptions import SlimnetError
 from slimnet.model import Direction, Reason
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
-from slimnet.policy.compiler import rule_text
 from slimnet_ebpf import EbpfBackend
 from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.objects import Object
@@ -85,13 +84,7 @@ def check_flow(kernel, oracle, dialled, seen):
             assert answer.service
             seen["service"] += 1
     judged = oracle.judge(flow)
-    expected = (judged.allowed, judged.reason, "")
-    if judged.policy is not None:
-        rule = rule_text(judged.policy, flow.direction, judged.index)
-        expected = (judged.allowed, judged.reason, rule)
-    verdict = answer.verdict
-    rule = kernel.tables.rules[verdict.rule] if verdict.rule else ""
-    assert (verdict.allowed, verdict.reason, rule) == expected, flow
+    assert_same(answer.verdict, kernel.tables, judged, flow)
     seen[judged.reason.name] += 1
 
 

@@ -76,12 +76,7 @@ def check_world(world, library, seen=None, *, broken=False):
             else:
                 judged = oracle.judge(flow)
                 verdict = decider.verdict(vni, flow)
-                expected = (judged.allowed, judged.reason, "")
-                if judged.policy is not None:
-                    rule = rule_text(judged.policy, flow.direction, judged.index)
-                    expected = (judged.allowed, judged.reason, rule)
-                rule = decider.tables.rules[verdict.rule] if verdict.rule else ""
-                assert (verdict.allowed, verdict.reason, rule) == expected, flow
+                assert_same(verdict, decider.tables, judged, flow)
                 seen[judged.reason.name] += 1
             if broken:
                 continue
@@ -92,6 +87,16 @@ def check_world(world, library, seen=None, *, broken=False):
     finally:
         for decider in deciders.values():
             decider.close()
+
+
+def assert_same(verdict, tables, judged, flow):
+    """A data path's verdict is the oracle's: allowed, why, and by which rule in words."""
+    expected = (judged.allowed, judged.reason, "")
+    if judged.policy is not None:
+        rule = rule_text(judged.policy, flow.direction, judged.index)
+        expected = (judged.allowed, judged.reason, rule)
+    rule = tables.rules[verdict.rule] if verdict.rule else ""
+    assert (verdict.allowed, verdict.reason, rule) == expected, flow
 
 
 @pytest.mark.slow
