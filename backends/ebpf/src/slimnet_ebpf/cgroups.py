@@ -7,6 +7,7 @@ by which the kernel finds it again (kernfs, Linux 5.5 and newer).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -15,7 +16,16 @@ from pathlib import Path
 
 from slimnet.exceptions import CapabilityMissing
 
-__all__ = ["descendants", "find_mount", "is_cgroup", "number", "path_of", "populated", "remove"]
+__all__ = [
+    "descendants",
+    "find_mount",
+    "is_cgroup",
+    "number",
+    "opened",
+    "path_of",
+    "populated",
+    "remove",
+]
 
 _FILEID_KERNFS = 0xFE
 
@@ -43,6 +53,16 @@ def find_mount() -> Path:
     raise CapabilityMissing(
         "no cgroup v2 hierarchy is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup"
     )
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor of a cgroup's directory while the block lasts."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def is_cgroup(path: Path) -> bool:

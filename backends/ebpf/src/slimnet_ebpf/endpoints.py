@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 import sys
@@ -279,14 +278,11 @@ class Endpoints:
         directory = self._links(endpoint.id)
         directory.mkdir(exist_ok=True)
         self._maps[contract.SLIM_MAP_LOCAL].set(u32(index), _USAGE.pack(waiting=b""))
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with cgroups.opened(path) as fd:
             for program in self._programs:
                 pin = directory / program.name
                 if not pin.exists():
                     links.attach(program.fd, fd, program.attach_type, pin)
-        finally:
-            os.close(fd)
         self._limits.apply(endpoint.id, index, path, directory)
         # Last: until the cgroup knows who it is, everything is refused.
         self._maps[contract.SLIM_MAP_CGROUP].set(

@@ -4,14 +4,12 @@ one for all together, for which a program is attached to the endpoint's cgroup."
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from slimnet import contract
 from slimnet.tables import LimitRecord
-from slimnet_ebpf import links
+from slimnet_ebpf import cgroups, links
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program
@@ -56,18 +54,10 @@ class Limits:
         if not limit.rate:
             pin.unlink(missing_ok=True)
         elif not pin.exists():
-            with self._open(cgroup) as fd:
+            with cgroups.opened(cgroup) as fd:
                 links.attach(self._rate.fd, fd, self._rate.attach_type, pin)
 
     def repace(self) -> None:
         """Tell the kernel anew how to pace the live connections of the namespace that
         the calling thread is in."""
         links.iterate(self._repace.fd, self._repace.attach_type)
-
-    @contextlib.contextmanager
-    def _open(self, cgroup: Path) -> Iterator[int]:
-        fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
