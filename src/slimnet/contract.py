@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
-ABI_VERSION: Final[int] = 2
-FINGERPRINT: Final[int] = 0x563EF2372D7DEE98
-FINGERPRINT_HEX: Final[str] = "563ef2372d7dee98"
+ABI_VERSION: Final[int] = 3
+FINGERPRINT: Final[int] = 0xDAF21650B1F9EC0B
+FINGERPRINT_HEX: Final[str] = "daf21650b1f9ec0b"
 
 # enum slim_abi
-SLIM_ABI_VERSION: Final[int] = 2
+SLIM_ABI_VERSION: Final[int] = 3
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0

@@ -24,7 +24,7 @@
 
 /* Raised whenever a layout or the meaning of a constant changes. */
 enum slim_abi {
-	SLIM_ABI_VERSION = 2,
+	SLIM_ABI_VERSION = 3,
 };
 
 /*
