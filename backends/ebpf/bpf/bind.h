@@ -13,11 +13,14 @@
 #include "event.h"
 
 /* The kernel's own types, as far as we read them; offsets come from its BTF. */
+struct proto;
 struct sock_common {
+	struct proto *skc_prot;
 	unsigned char skc_ipv6only : 1;
 } __attribute__((preserve_access_index));
 struct sock {
 	struct sock_common __sk_common;
+	struct proto *sk_prot_creator;
 } __attribute__((preserve_access_index));
 struct inet_sock {
 	struct sock sk;
@@ -88,6 +91,23 @@ static __always_inline bool slim_is_v6only(struct bpf_sock *sk)
 	return tcp6 &&
 	       BPF_CORE_READ_BITFIELD(&tcp6->tcp.inet_conn.icsk_inet.sk.__sk_common,
 				      skc_ipv6only);
+}
+
+/*
+ * May this listener go into the SOCKHASH? A socket in there runs with the
+ * sockmap's struct proto, and the children that it accepts note that one as the
+ * proto they were created with (sk_prot_creator). Once such a child is put into
+ * a SOCKHASH itself, tcp_bpf_clone() gives *its* children the sockmap's proto
+ * without the sockmap's state, and close(2) on one of them never frees it
+ * (the WARN in sock_map_close()). What was created with the proto that it runs
+ * with is no such child.
+ */
+static __always_inline bool slim_is_original(struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+	return tcp && tcp->inet_conn.icsk_inet.sk.__sk_common.skc_prot ==
+			      tcp->inet_conn.icsk_inet.sk.sk_prot_creator;
 }
 
 static __always_inline void slim_shield_add(__be16 port, int count)

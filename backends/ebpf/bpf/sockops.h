@@ -319,6 +319,8 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	}
 	socket->flags |= SLIM_SOCKET_LISTENER;
+	if (!slim_is_original(sk))
+		return;		/* nobody finds it, as if its port were filtered */
 	slim_held_key(socket, &key);
 	bpf_sock_hash_update(ctx, &slim_listener, &key, BPF_ANY);
 }

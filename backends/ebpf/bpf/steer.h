@@ -11,7 +11,7 @@
 #ifndef SLIMNET_STEER_H
 #define SLIMNET_STEER_H
 
-#include "event.h"
+#include "bind.h"
 #include "flow.h"
 #include "siphash.h"
 #include "target.h"
@@ -147,7 +147,8 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 	if (!sk)
 		return 0;
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
-	if (socket && socket->endpoint == endpoint && socket->inner == inner)
+	if (socket && socket->endpoint == endpoint && socket->inner == inner &&
+	    slim_is_original(sk))
 		found = !bpf_map_update_elem(&slim_listener, &key, sk, BPF_ANY);
 	bpf_sk_release(sk);
 	return found;
