@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0xDAF21650B1F9EC0B
-FINGERPRINT_HEX: Final[str] = "daf21650b1f9ec0b"
+FINGERPRINT: Final[int] = 0x1438416B3AC30334
+FINGERPRINT_HEX: Final[str] = "1438416b3ac30334"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -130,7 +130,6 @@ SLIM_SOCKET_ANY_PORT: Final[int] = 2
 SLIM_SOCKET_WILDCARD: Final[int] = 4
 SLIM_SOCKET_LOOPBACK: Final[int] = 8
 SLIM_SOCKET_HELD: Final[int] = 16
-SLIM_SOCKET_LISTENER: Final[int] = 32
 SLIM_SOCKET_SHIELDED: Final[int] = 64
 SLIM_SOCKET_WIRE: Final[int] = 128
 SLIM_SOCKET_SAME_HOST: Final[int] = 256

@@ -410,7 +410,7 @@ def test_no_listener_is_taken_over_by_connect_and_listen(lab, source):
         sock.bind(("0.0.0.0", 5555 if source == "explicit" else 0))
     sock.connect((victim.address, 80))
     listener.accept()
-    thief.call(_unspec, sock)
+    thief.disconnect(sock)
     with contextlib.suppress(OSError):
         sock.listen()
     for _ in range(5):
@@ -438,7 +438,7 @@ def test_an_accepted_socket_that_listens(lab):
         accepted, _ = listener.accept()
         opened.close()
         assert accepted.recv(1) == b""
-        server.call(_unspec, accepted)
+        server.disconnect(accepted)
         with contextlib.suppress(OSError):
             accepted.listen()
         for _ in range(3):
@@ -474,11 +474,6 @@ def _knock(address, port):
     return sock.connect_ex((address, port))
 
 
-def _unspec(sock):
-    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):
-        raise OSError("connect(AF_UNSPEC)")
-
-
 # Ports of the host
 
 
@@ -491,7 +486,7 @@ def test_a_port_that_an_endpoint_left_is_the_hosts(lab):
     sock.bind(("0.0.0.0", 0))
     port = sock.getsockname()[1]
     sock.connect((server.address, 80))
-    endpoint.call(_unspec, sock)
+    endpoint.disconnect(sock)
     listener = endpoint.host.root.listen(port)
     opened = lab.outside.root.connect(endpoint.host.address, port)
     _, peer = listener.accept()

@@ -48,11 +48,6 @@ def _sniff(sniffer, first, stop):
             return packet[: int.from_bytes(packet[2:4], "big")]
 
 
-def _inject(packet, destination):
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender:
-        sender.sendto(packet, (destination, 0))
-
-
 def nobody_came(listener):
     listener.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -76,7 +71,7 @@ def test_with_the_source_address_of_its_host(lab, recorded, when):
     before = server.host.counters()
     broken = server.host.statistic("TcpInCsumErrors")
     for _ in range(5):
-        lab.outside.root.call(_inject, packet, server.host.address)
+        packets.inject(lab.outside.root, packet)
         time.sleep(0.05)
     time.sleep(0.3)
     after = server.host.counters()
@@ -100,55 +95,24 @@ def test_from_a_machine_that_took_over_the_hosts_address(lab, recorded):
     assert accepted.recv(1) == b""
     accepted.close()
     host, thief = client.host, lab.outside
-    rules = lab.directory / "no-reset.nft"
-    rules.write_text(
-        "table ip thief { chain output { type filter hook output priority 0;"
-        " tcp flags & rst == rst drop; }; }"
-    )
     host.netns.ip("link set eth0 down")
     thief.netns.ip(f"address add {host.address}/24 dev eth0")
-    thief.netns.run("nft", "-f", str(rules))
     server.host.netns.ip("neigh flush all")
     try:
         offset = (packet[0] & 15) * 4
         source_port, port, sequence = struct.unpack("!HHI", packet[offset : offset + 8])
-        theirs = thief.root.call(_answered, packet, server.host.address, port)
-        if theirs is not None:
-            last = Syn(
-                source=host.address,
-                destination=server.host.address,
-                port=port,
-                source_port=source_port,
-                sequence=sequence + 1,
-                acknowledgement=theirs + 1,
-                flags=0x10,
-            )
-            thief.root.call(_inject, last.packets()[0], server.host.address)
-        time.sleep(0.3)
-        nobody_came(listener)
+        syn = Syn(
+            source=host.address,
+            destination=server.host.address,
+            port=port,
+            source_port=source_port,
+            sequence=sequence,
+        )
+        with packets.no_reset(thief):
+            packets.shake_hands(thief.root, syn, packet)
+            time.sleep(0.3)
+            nobody_came(listener)
     finally:
-        thief.netns.run("nft", "delete", "table", "ip", "thief")
         thief.netns.ip(f"address del {host.address}/24 dev eth0")
         host.netns.ip("link set eth0 up")
         server.host.netns.ip("neigh flush all")
-
-
-def _answered(packet, destination, port):
-    """Send it; the sequence number of the SYN-ACK that comes, or None."""
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as answers,
-        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender,
-    ):
-        sender.sendto(packet, (destination, 0))
-        answers.settimeout(5)
-        while True:
-            try:
-                data = answers.recv(2048)
-            except TimeoutError:
-                return None
-            offset = (data[0] & 15) * 4
-            if int.from_bytes(data[offset : offset + 2], "big") != port:
-                continue
-            if data[offset + 13] & 0x12 != 0x12:
-                return None
-            return int.from_bytes(data[offset + 4 : offset + 8], "big")

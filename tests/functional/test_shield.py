@@ -4,7 +4,6 @@ other machines, other endpoints, forged SYNs."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import socket
 import struct
@@ -194,11 +193,11 @@ def test_straight_to_an_inner_address_or_a_wire_port(lab, place, before_it):
             sock.connect((server.address, 80))
             accepted, _ = listener.accept()
             accepted.close()
-            client.call(_unspec, sock)
+            client.disconnect(sock)
         elif before_it == "refused":
             with pytest.raises(ConnectionRefusedError):
                 sock.connect((server.address, 81))
-            client.call(_unspec, sock)
+            client.disconnect(sock)
         elif before_it == "denied":
             with pytest.raises(PermissionError):
                 sock.connect((lab.hosts[2].address, 22))
@@ -212,11 +211,6 @@ def test_straight_to_an_inner_address_or_a_wire_port(lab, place, before_it):
             client.socket().sendto(b"x", socket.MSG_FASTOPEN, target)
         sock.close()
     nobody_came(listener)
-
-
-def _unspec(sock):
-    if ctypes.CDLL(None).connect(sock.fileno(), b"\0" * 16, 16):
-        raise OSError("connect(AF_UNSPEC)")
 
 
 def test_a_v6only_listener_is_behind_the_shield(lab):
@@ -656,3 +650,49 @@ def test_spoofed_source_of_a_cluster_host(lab, victim):
     assert packets.send(lab.outside.root, syn) == "nothing"
     assert difference(server.host, before)[Reason.SYN_TAG] == 1
     nobody_came(listener)
+
+
+def test_a_syn_without_a_tag_ends_no_handshake(lab):
+    """Sent by anybody in the client's host's name, while the client waits for its SYN-ACK:
+    nothing is dropped before a tag is good, and it does not come in by the client's record."""
+    client, server, thief = lab.endpoint(0), lab.endpoint(1), lab.outside
+    listener = server.listen(80)
+    table = "table ip late"
+    chain = "chain input { type filter hook input priority 0; tcp flags & 18 == 18 drop; }"
+    client.host.netns.run("nft", f"{table} {{ {chain}; }}")
+    try:
+        sock = client.socket()
+        connecting = sock.start("connect", (server.address, 80))
+        found = []
+        until = time.monotonic() + 5
+        while not found and time.monotonic() < until:
+            found = client.host.root.call(_opening, server.host.address)
+        ((source_port, port),) = found
+        forged = Syn(
+            source=client.host.address,
+            destination=server.host.address,
+            port=port,
+            source_port=source_port,
+            sequence=99,
+        )
+        before = server.host.counters()
+        for syn in (forged, packets.option(KEY, forged, 80, server.id, client.id, wrong=True)):
+            packets.inject(thief.root, syn.packets()[0])
+        time.sleep(0.1)
+        assert difference(server.host, before) == {Reason.SYN_NO_OPTION: 1, Reason.SYN_TAG: 1}
+    finally:
+        client.host.netns.run("nft", f"delete {table}")
+    connecting.result(10)
+    _, peer = listener.accept()
+    assert peer == sock.getsockname()
+
+
+def _opening(address):
+    """Source and destination ports of the connections there that wait for a SYN-ACK."""
+    import subprocess
+
+    command = ["ss", "-Htn", "state", "syn-sent", "dst", address]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+    return [
+        tuple(int(end.rpartition(":")[2]) for end in line.split()[2:4]) for line in lines if line
+    ]

@@ -110,6 +110,33 @@ static __always_inline bool slim_is_original(struct bpf_sock *sk)
 			      tcp->inet_conn.icsk_inet.sk.sk_prot_creator;
 }
 
+/* What a socket is by its bind; all else in its flags is about one connection. */
+#define SLIM_BIND_FLAGS								\
+	(SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD |	\
+	 SLIM_SOCKET_LOOPBACK | SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL |		\
+	 SLIM_SOCKET_REUSE_ADDRESS | SLIM_SOCKET_REUSE_PORT |			\
+	 SLIM_SOCKET_HELD | SLIM_SOCKET_SHIELDED)
+
+/*
+ * The connection that a socket had, dialled or accepted, is over, and it begins
+ * anew: nothing that was decided or learned for that one may serve the next.
+ */
+static __always_inline void slim_socket_forget(struct slim_socket *socket)
+{
+	socket->flags &= SLIM_BIND_FLAGS;
+	socket->flow_flags = 0;
+	socket->peer_endpoint = 0;
+	socket->peer_port = 0;
+	socket->target_port = 0;
+	socket->rule = 0;
+	socket->peer_rule = 0;
+	socket->dialled = 0;
+	socket->underlay_port = 0;
+	socket->generation = 0;
+	socket->opened = 0;
+	__builtin_memset(socket->peer, 0, sizeof(socket->peer));
+}
+
 static __always_inline void slim_shield_add(__be16 port, int count)
 {
 	__u32 index = bpf_ntohs(port);

@@ -21,10 +21,6 @@
 #include "flow.h"
 #include "target.h"
 
-#define SLIM_CONNECT_FLAGS						\
-	(SLIM_SOCKET_WIRE | SLIM_SOCKET_SAME_HOST | SLIM_SOCKET_SOURCE_BOUND |	\
-	 SLIM_SOCKET_OUTSIDE | SLIM_SOCKET_ESTABLISHED | SLIM_SOCKET_SERVICE)
-
 /* One connect, from the question to the rewritten destination. */
 struct slim_dial {
 	struct slim_state state;
@@ -516,19 +512,14 @@ static __always_inline void slim_dial_forget(struct slim_dial *dial)
 	if (!socket)
 		return;
 	if (!dial->sk->src_port) {
-		/* A bind that failed left it, or the port went with an earlier connect. */
-		if (socket->flags & SLIM_SOCKET_BOUND)
+		/* A bind that failed left it, or the port went with an earlier connection. */
+		if (socket->flags & (SLIM_SOCKET_BOUND | SLIM_SOCKET_ACCEPTED))
 			socket->flags = SLIM_SOCKET_WILDCARD;
 		socket->flags &= ~SLIM_SOCKET_ANY_PORT;
 		socket->local_port = 0;
 	}
 	slim_bound_let_go(dial->state.control, socket);
-	socket->flags &= ~SLIM_CONNECT_FLAGS;
-	socket->flow_flags = 0;
-	socket->peer_endpoint = 0;
-	socket->peer_port = 0;
-	socket->opened = 0;
-	__builtin_memset(socket->peer, 0, sizeof(socket->peer));
+	slim_socket_forget(socket);
 }
 
 /* `connects` is false for sendto(2), which only ever carries datagrams. */

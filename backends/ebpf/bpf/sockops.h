@@ -287,6 +287,8 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
 		return;
+	slim_bound_let_go(state->control, socket);
+	slim_socket_forget(socket);
 	port = bpf_htons((__u16)ctx->local_port);
 	if (socket->flags & SLIM_SOCKET_BOUND && port != bpf_htons(SLIM_INNER_PORT))
 		socket->flags = 0;	/* left by a bind that failed */
@@ -318,7 +320,6 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_shield_take(socket);
 		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	}
-	socket->flags |= SLIM_SOCKET_LISTENER;
 	if (!slim_is_original(sk))
 		return;		/* nobody finds it, as if its port were filtered */
 	slim_held_key(socket, &key);

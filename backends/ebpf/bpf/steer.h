@@ -169,21 +169,19 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	int found;
 
 	found = slim_option_find(skb, syn->options, syn->length, &option);
-	if (found != 1) {
-		reason = SLIM_REASON_SYN_NO_OPTION;
-		if (found) {
-			/* The host's own Fast Open left a cookie; the next SYN has none. */
-			slim_flow_drop(&syn->tuple);
-			slim_count(reason);
-			return TC_ACT_SHOT;
-		}
-		goto refuse;
+	if (found < 0) {
+		/* The host's own Fast Open left a cookie; the next SYN has none. */
+		slim_count(SLIM_REASON_SYN_NO_OPTION);
+		return TC_ACT_SHOT;
 	}
-	if (option.tag != slim_tag(state->control, syn->tuple.source[3],
-				   syn->tuple.destination[3], syn->tuple.source_port,
-				   syn->sequence, &option)) {
-		reason = SLIM_REASON_SYN_TAG;
-		goto refuse;
+	if (!found || option.tag != slim_tag(state->control, syn->tuple.source[3],
+					     syn->tuple.destination[3], syn->tuple.source_port,
+					     syn->sequence, &option)) {
+		/* Nobody's word: whoever sent it may have written any source address. */
+		slim_syn_refused(syn, NULL, NULL, NULL,
+				 found ? SLIM_REASON_SYN_TAG : SLIM_REASON_SYN_NO_OPTION, 0);
+		/* It must neither end a handshake on this tuple nor come in by its record. */
+		return bpf_map_lookup_elem(&slim_flow, &syn->tuple) ? TC_ACT_SHOT : SLIM_TC_NEXT;
 	}
 	destination = slim_endpoint_get(state, bpf_ntohl(option.destination));
 	source = slim_endpoint_get(state, bpf_ntohl(option.source));
@@ -234,7 +232,6 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 
 refuse:
 	slim_flow_drop(&syn->tuple);
-	/* What an option without a valid tag says is nobody's word. */
 	slim_syn_refused(syn, source ? &option : NULL, source, destination, reason, rule);
 	return SLIM_TC_NEXT;
 }

@@ -216,6 +216,10 @@ class Hands:
         self.call(_give, path, sock)
         return taking.result(DEADLINE)
 
+    def disconnect(self, sock: Any) -> None:
+        """connect(2) to AF_UNSPEC: the socket is as before it was connected."""
+        self.call(_disconnect, sock)
+
     def close(self) -> None:
         """End the process and everything that it started in its cgroup."""
         self.process.kill()
@@ -313,6 +317,15 @@ def _echo(listener: socket.socket) -> None:
             threading.Thread(target=talk, args=(sock,), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
+
+
+def _disconnect(sock: socket.socket) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.connect(sock.fileno(), bytes(16), 16):
+        number = ctypes.get_errno()
+        raise OSError(number, f"connect(AF_UNSPEC): {os.strerror(number)}")
 
 
 def _open_door() -> tuple[socket.socket, str]:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import struct
+from collections.abc import Iterator
+from typing import Any
 
 from attrs import evolve, frozen
 
 from lab.hands import Hands
 
-__all__ = ["Syn", "option", "sealed", "send", "tag"]
+__all__ = ["Syn", "inject", "no_reset", "option", "sealed", "send", "shake_hands", "tag"]
 
 _ports = itertools.count(33000)
 
@@ -135,6 +138,62 @@ def _send(packets: list[bytes], destination: str, port: int, source_port: int, w
             flags = data[offset + 13]
             return "rst" if flags & 4 else "syn-ack" if flags & 18 == 18 else f"flags {flags}"
     return "nothing"
+
+
+def inject(hands: Hands, packet: bytes) -> None:
+    """Send an IPv4 packet from there as it is."""
+    hands.call(_inject, packet, socket.inet_ntoa(packet[16:20]))
+
+
+def _inject(packet: bytes, destination: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender:
+        sender.sendto(packet, (destination, 0))
+
+
+@contextlib.contextmanager
+def no_reset(host: Any) -> Iterator[None]:
+    """The host does not reset what it knows nothing of: its hand-made connections."""
+    table = "table ip no_reset"
+    chain = "chain output { type filter hook output priority 0; tcp flags & rst == rst drop; }"
+    host.netns.run("nft", f"{table} {{ {chain}; }}")
+    try:
+        yield
+    finally:
+        host.netns.run("nft", f"delete {table}")
+
+
+def shake_hands(hands: Hands, syn: Syn, packet: bytes | None = None) -> bool:
+    """Send the SYN (or ``packet``, which is one like it), and when it is answered the last
+    ACK; whether it was. Its host is under :func:`no_reset`."""
+    theirs = hands.call(_answered, packet or syn.packets()[0], syn.destination, syn.port)
+    if theirs is None:
+        return False
+    last = evolve(
+        syn, sequence=syn.sequence + 1, acknowledgement=theirs + 1, flags=0x10, options=b""
+    )
+    inject(hands, last.packets()[0])
+    return True
+
+
+def _answered(packet: bytes, destination: str, port: int) -> int | None:
+    """Send it; the sequence number of the SYN-ACK that comes, or None."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as answers,
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender,
+    ):
+        sender.sendto(packet, (destination, 0))
+        answers.settimeout(5)
+        while True:
+            try:
+                data = answers.recv(2048)
+            except TimeoutError:
+                return None
+            offset = (data[0] & 15) * 4
+            if int.from_bytes(data[offset : offset + 2], "big") != port:
+                continue
+            if data[offset + 13] & 0x12 != 0x12:
+                return None
+            return int.from_bytes(data[offset + 4 : offset + 8], "big")
 
 
 def tag(key: bytes, syn: Syn, port: int, destination: int, source: int) -> int:

@@ -25,6 +25,13 @@ from slimnet_ebpf.sockets import Socket
 __all__ = ["Revoked", "may_forbid", "revoked"]
 
 _SOCKET = Layout(contract.slim_socket)
+# Not the peer's port: port 0 is one that a peer outside may have.
+_CONNECTED = (
+    contract.SLIM_SOCKET_WIRE
+    | contract.SLIM_SOCKET_SAME_HOST
+    | contract.SLIM_SOCKET_OUTSIDE
+    | contract.SLIM_SOCKET_ACCEPTED
+)
 _DENIALS = frozenset({Reason["RULE_DENY"], Reason["DEFAULT_DENY"], Reason["HOST_DENY"]})
 
 
@@ -101,8 +108,10 @@ def _tcp(one: Socket, endpoints: Mapping[int, EndpointRecord]) -> _Found | None:
     record: dict[str, Any] = _SOCKET.unpack(one.storage)
     own = endpoints.get(record["endpoint"])
     peer = endpoints.get(record["peer_endpoint"])
-    connected = record["peer_port"] and record["endpoint"] != record["peer_endpoint"]
-    if own is None or not connected or (record["peer_endpoint"] and peer is None):
+    connected = record["flags"] & _CONNECTED
+    if not connected or record["endpoint"] == record["peer_endpoint"]:
+        return None
+    if own is None or (record["peer_endpoint"] and peer is None):
         return None
     other: IPAddress = from_bytes16(record["peer"]) if peer is None else peer.address
     local_port = record["local_port"] or one.ports[0]

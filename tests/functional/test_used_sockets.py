@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A socket that was accepted and is used again, as a client or as a listener: nothing
+of its first connection speaks for the next, and the kernel comes to no harm."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+
+import pytest
+from lab import packets
+from lab.packets import Syn
+
+from slimnet.model import Direction, Reason
+
+EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
+
+#: What the kernel writes when something is wrong with it.
+FAULT = re.compile(r"WARNING:|BUG:|Oops|refcount_t|Call Trace")
+
+
+@pytest.fixture
+def kernel_log():
+    """Lines that come into the kernel's log from now on."""
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(log, 0, os.SEEK_END)
+
+    def read():
+        lines = []
+        while True:
+            try:
+                lines.append(os.read(log, 8192).decode(errors="replace"))
+            except BlockingIOError:
+                return lines
+
+    yield read
+    os.close(log)
+
+
+def used(client, server, port=80):
+    """What accept(2) gave at ``server``, disconnected; and the listener."""
+    listener = server.listen(port)
+    opened = client.connect(server.address, port)
+    child, _ = listener.accept()
+    opened.close()
+    assert child.recv(1) == b""
+    server.disconnect(child)
+    return child, listener
+
+
+def _in_use() -> int:
+    """The TCP sockets of this network namespace that are not closed."""
+    with open("/proc/net/sockstat") as file:
+        return int(next(line for line in file if line.startswith("TCP:")).split()[2])
+
+
+def _settled(in_use: int) -> bool:
+    """Whether the kernel lets go of all but so many."""
+    import time
+
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        with open("/proc/net/sockstat") as file:
+            if int(next(line for line in file if line.startswith("TCP:")).split()[2]) <= in_use:
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_listener_that_was_accepted(lab, ends, kernel_log):
+    """Its own children end as anywhere: the peer sees the end of the file, and the kernel
+    keeps nothing of them (it never freed them, with a WARN in sock_map_close())."""
+    client, server = ends
+    child, listener = used(client, server)
+    child.bind(("0.0.0.0", 81))
+    child.listen()
+    near = lab.endpoint(lab.hosts.index(server.host))
+    before = server.host.root.call(_in_use)
+    opened = near.connect(server.address, 81)
+    accepted, peer = child.accept()
+    assert peer == opened.getsockname()
+    accepted.close()
+    opened.settimeout(5)
+    assert opened.recv(1) == b""
+    opened.close()
+    assert server.host.root.call(_settled, before)
+    assert [line for line in kernel_log() if FAULT.search(line)] == []
+    # What was there before is not disturbed.
+    again = client.connect(server.address, 80)
+    _, peer = listener.accept()
+    assert peer == again.getsockname()
+
+
+@pytest.mark.parametrize("first", ["from an endpoint", "from a published port"])
+def test_a_client_that_was_accepted(lab, ends, first):
+    """It is under its endpoint's egress policy: at connect, when that changes, in the
+    accounts and in what is told of it."""
+    _, server = ends
+    target = lab.endpoint(1)
+    theirs = target.listen(81)
+    if first == "from an endpoint":
+        child, _ = used(lab.endpoint(0), server)
+    else:
+        lab.publish(server, 8080, 80)
+        lab.install()
+        listener = server.listen(80)
+        opened = lab.outside.root.connect(server.host.address, 8080)
+        child, _ = listener.accept()
+        opened.close()
+        assert child.recv(1) == b""
+        server.disconnect(child)
+    child.settimeout(5)
+    child.connect((target.address, 81))
+    assert child.getsockname()[0] == server.address
+    assert child.getpeername() == (target.address, 81)
+    arrived, peer = theirs.accept()
+    assert peer == child.getsockname()
+    (shown,) = [one for one in server.host.backend.connections() if one.endpoint == server.id]
+    assert shown.direction is EGRESS
+    assert shown.peer_endpoint == target.id
+    accounts = {
+        (one.endpoint, one.direction): one.connections for one in server.host.backend.accounts()
+    }
+    assert accounts[server.id, EGRESS] == 1
+    # Ingress, by which it was let in at first, says nothing of it any more.
+    lab.isolate(server, INGRESS)
+    lab.install()
+    arrived.sendall(b"x")
+    assert child.recv(1) == b"x"
+    lab.isolate(server, EGRESS)
+    before = server.host.counters().get(Reason.REVOKED, 0)
+    lab.install()
+    assert server.host.counters()[Reason.REVOKED] == before + 1
+    with pytest.raises(OSError) as caught:
+        child.recv(1)
+    assert caught.value.errno == errno.ECONNABORTED
+
+
+def _accept(listener: socket.socket) -> socket.socket:
+    """accept(2) that does not ask for the peer's name: a port 0 has none."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = libc.accept(listener.fileno(), None, None)
+    if number < 0:
+        raise OSError(ctypes.get_errno(), "accept")
+    return socket.socket(fileno=number)
+
+
+def test_a_published_connection_from_port_0(lab):
+    """Port 0 is one that a machine outside may send from."""
+    server = lab.endpoint(0)
+    listener = server.listen(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    syn = Syn(source=lab.outside.address, destination=server.host.address, port=8080)
+    with packets.no_reset(lab.outside):
+        assert packets.shake_hands(lab.outside.root, syn)
+        child = server.call(_accept, listener)
+        lab.isolate(server, INGRESS)
+        lab.install()
+        child.settimeout(5)
+        with pytest.raises(OSError) as caught:
+            child.recv(1)
+        assert caught.value.errno == errno.ECONNABORTED
