@@ -17,12 +17,17 @@ void slim_affinity_store(void *env, const struct slim_affinity_key *key,
 			 const struct slim_affinity *value);
 
 #include "slimnet/service.h"
+#include "slimnet/wire.h"
 
+#include "slimnet/byteorder.h"
 #include "slimnet/contract.h"
 #include "slimnet/decide.h"
 #include "slimnet/fingerprint.h"
 #include "slimnet/service.h"
+#include "slimnet/siphash.h"
+#include "slimnet/wire.h"
 
+int slim_lint_wire(const __u64 *key, const __u8 *bytes, struct slim_option *option);
 struct slim_verdict slim_lint(void *env, const struct slim_query *query);
 const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *service);
 
@@ -34,4 +39,11 @@ struct slim_verdict slim_lint(void *env, const struct slim_query *query)
 const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *service)
 {
 	return slim_service_pick(env, service, 1, 2, 3);
+}
+
+int slim_lint_wire(const __u64 *key, const __u8 *bytes, struct slim_option *option)
+{
+	option->tag = slim_tag(key, 0, 0, 0, 0, option);
+	return slim_option_find(bytes, SLIM_TCP_OPTIONS_MAX, option) +
+	       slim_wire_has(4790, option->port) + slim_wire_has_bound(4790, option->port);
 }

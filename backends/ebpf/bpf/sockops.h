@@ -7,7 +7,6 @@
 #define SLIMNET_SOCKOPS_H
 
 #include "connect.h"
-#include "siphash.h"
 
 static __always_inline void
 slim_sockops_tuple(struct bpf_sock_ops *ctx, const struct slim_control *control, bool outgoing,
@@ -110,7 +109,7 @@ slim_sockops_write(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		return;
 	source_port = socket->flags & SLIM_SOCKET_SOURCE_BOUND ? socket->bound_port :
 								 header->source;
-	option.tag = slim_tag(control,
+	option.tag = slim_tag(control->key,
 			      socket->flags & SLIM_SOCKET_SOURCE_BOUND ?
 				      control->underlay[3] : SLIM_CTX(ctx, local_ip4),
 			      SLIM_CTX(ctx, remote_ip4), source_port, header->seq, &option);

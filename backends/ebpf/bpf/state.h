@@ -16,6 +16,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include <slimnet/contract.h>
+#include <slimnet/wire.h>
 
 #define AF_INET 2
 #define AF_INET6 10
@@ -445,14 +446,12 @@ slim_in_range(const struct slim_control *control, const __be32 *address)
 
 static __always_inline bool slim_is_wire_port(__be16 port)
 {
-	return (__u16)(bpf_ntohs(port) - slim_fixed.wire_port) <
-	       SLIM_WIRE_PORTS + SLIM_BOUND_PORTS;
+	return slim_wire_has(slim_fixed.wire_port, port);
 }
 
 static __always_inline bool slim_is_bound_port(__be16 port)
 {
-	return (__u16)(bpf_ntohs(port) - slim_fixed.wire_port - SLIM_WIRE_PORTS) <
-	       SLIM_BOUND_PORTS;
+	return slim_wire_has_bound(slim_fixed.wire_port, port);
 }
 
 #endif /* SLIMNET_STATE_H */

@@ -13,7 +13,6 @@
 
 #include "bind.h"
 #include "flow.h"
-#include "siphash.h"
 #include "target.h"
 
 #include <linux/ip.h>
@@ -47,19 +46,11 @@ struct slim_syn {
 	__u32 length;		/* of the options, in bytes */
 };
 
-#define TCP_OPTION_FAST_OPEN 34	/* RFC 7413 */
-
-/*
- * 1: found; 0: not there; -1: not there, but a Fast Open cookie is, which may
- * have taken its room. RFC 9293 section 3.2: kind 0 ends the list, kind 1 is
- * one byte.
- */
+/* Loads the SYN's options and looks for ours among them; see slim_option_find(). */
 static __noinline int
-slim_option_find(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_option *option)
+slim_syn_option(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_option *option)
 {
-	__u8 bytes[40] = {};
-	__u32 at = 0;
-	int missing = 0;
+	__u8 bytes[SLIM_TCP_OPTIONS_MAX] = {};
 
 	if (!option || length < SLIM_OPTION_LENGTH)
 		return 0;
@@ -69,32 +60,7 @@ slim_option_find(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_
 		return 0;
 	if (bpf_skb_load_bytes(skb, offset, bytes, length))
 		return 0;
-	for (int i = 0; i < 25; i++) {
-		__u8 kind, size;
-
-		if (at > sizeof(bytes) - SLIM_OPTION_LENGTH)
-			return missing;
-		kind = bytes[at];
-		if (kind == 0)
-			return missing;
-		if (kind == 1) {
-			at++;
-			continue;
-		}
-		size = bytes[at + 1];
-		if (kind == SLIM_OPTION_KIND && size == SLIM_OPTION_LENGTH) {
-			if (at + SLIM_OPTION_LENGTH > length)
-				return missing;
-			__builtin_memcpy(option, bytes + at, sizeof(*option));
-			return 1;
-		}
-		if (kind == TCP_OPTION_FAST_OPEN && size > 2)
-			missing = -1;
-		if (size < 2)
-			return missing;
-		at += size;
-	}
-	return missing;
+	return slim_option_find(bytes, length, option);
 }
 
 static __always_inline void
@@ -168,13 +134,13 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	__u32 reason, rule = 0;
 	int found;
 
-	found = slim_option_find(skb, syn->options, syn->length, &option);
+	found = slim_syn_option(skb, syn->options, syn->length, &option);
 	if (found < 0) {
 		/* The host's own Fast Open left a cookie; the next SYN has none. */
 		slim_count(SLIM_REASON_SYN_NO_OPTION);
 		return TC_ACT_SHOT;
 	}
-	if (!found || option.tag != slim_tag(state->control, syn->tuple.source[3],
+	if (!found || option.tag != slim_tag(state->control->key, syn->tuple.source[3],
 					     syn->tuple.destination[3], syn->tuple.source_port,
 					     syn->sequence, &option)) {
 		/* Nobody's word: whoever sent it may have written any source address. */

@@ -23,23 +23,8 @@
 #ifndef SLIMNET_DECIDE_H
 #define SLIMNET_DECIDE_H
 
+#include "byteorder.h"
 #include "contract.h"
-
-#ifdef __CHECKER__
-#define slim_force __attribute__((force))
-#else
-#define slim_force
-#endif
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define slim_htobe32(x) ((slim_force __be32)__builtin_bswap32(x))
-#else
-#define slim_htobe32(x) ((slim_force __be32)(x))
-#endif
-
-#ifndef __always_inline
-#define __always_inline inline __attribute__((__always_inline__))
-#endif
 
 /* One question: the subject is the endpoint whose policy is asked. */
 struct slim_query {

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from attrs import evolve, frozen
+from wire_reference import syn_option
 
 from lab.hands import Hands
 
-__all__ = ["Syn", "inject", "no_reset", "option", "sealed", "send", "shake_hands", "tag"]
+__all__ = ["Syn", "inject", "no_reset", "option", "sealed", "send", "shake_hands"]
 
 _ports = itertools.count(33000)
 
@@ -196,65 +197,21 @@ def _answered(packet: bytes, destination: str, port: int) -> int | None:
             return int.from_bytes(data[offset + 4 : offset + 8], "big")
 
 
-def tag(key: bytes, syn: Syn, port: int, destination: int, source: int) -> int:
-    """The option's tag, written from the description (SipHash-2-4 over what
-    siphash.h lists), not from the data path's code; big-endian words are taken
-    as the machine holds them."""
-
-    def held(data: bytes) -> int:
-        return int.from_bytes(data, "little")
-
-    words = (
-        held(socket.inet_aton(syn.source)) << 32 | held(socket.inet_aton(syn.destination)),
-        held(struct.pack("!I", syn.sequence)) << 32
-        | held(struct.pack("!H", syn.source_port)) << 16
-        | held(struct.pack("!H", port)),
-        held(struct.pack("!I", destination)) << 32 | held(struct.pack("!I", source)),
-    )
-    return _siphash(key, words) & 0xFFFFFFFF
-
-
-def _siphash(key: bytes, words: tuple[int, ...]) -> int:
-    mask = 2**64 - 1
-    first, second = struct.unpack("<QQ", key)
-    v = [
-        first ^ 0x736F6D6570736575,
-        second ^ 0x646F72616E646F6D,
-        first ^ 0x6C7967656E657261,
-        second ^ 0x7465646279746573,
-    ]
-
-    def turn(value: int, bits: int) -> int:
-        return (value << bits | value >> (64 - bits)) & mask
-
-    def rounds(count: int) -> None:
-        for _ in range(count):
-            v[0] = (v[0] + v[1]) & mask
-            v[2] = (v[2] + v[3]) & mask
-            v[1] = turn(v[1], 13) ^ v[0]
-            v[3] = turn(v[3], 16) ^ v[2]
-            v[0] = turn(v[0], 32)
-            v[2] = (v[2] + v[1]) & mask
-            v[0] = (v[0] + v[3]) & mask
-            v[1] = turn(v[1], 17) ^ v[2]
-            v[3] = turn(v[3], 21) ^ v[0]
-            v[2] = turn(v[2], 32)
-
-    for word in (*words, (8 * len(words)) << 56):
-        v[3] ^= word
-        rounds(2)
-        v[0] ^= word
-    v[2] ^= 0xFF
-    rounds(4)
-    return v[0] ^ v[1] ^ v[2] ^ v[3]
-
-
 def option(
     key: bytes, syn: Syn, port: int, destination: int, source: int, *, wrong: bool = False
 ) -> Syn:
     """The SYN with slimnet's option (and a wrong tag, if asked for)."""
-    value = tag(key, syn, port, destination, source) ^ wrong
-    data = struct.pack("!BBHII", 253, 16, port, destination, source) + struct.pack("<I", value)
+    data = syn_option(
+        key,
+        syn.source,
+        syn.destination,
+        syn.source_port,
+        syn.sequence,
+        port=port,
+        called=destination,
+        calling=source,
+    )
+    data = data[:-1] + bytes([data[-1] ^ wrong])
     return evolve(syn, options=syn.options + data)
 
 

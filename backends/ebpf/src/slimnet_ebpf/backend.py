@@ -239,7 +239,8 @@ class EbpfBackend(Backend):
             "underlay": to_bytes16(self.context.host.address),
             "wire_port": self._options.wire_ports,
             "held_limit": self._options.held_ports,
-            "key": self.context.key,
+            # Two little-endian numbers, as SipHash reads a key, in this machine's order.
+            "key": struct.pack("=2Q", *struct.unpack("<2Q", self.context.key)),
         }
 
     def _follow_host(self) -> None:

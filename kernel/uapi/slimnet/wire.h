@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Wire `syn`: the TCP option that says in a SYN who calls whom, its tag, and
+ * the ports of a host that such SYNs go to.
+ *
+ * The option, in bytes (RFC 9293, section 3.2, and RFC 3692 for the kind):
+ *
+ *    0  kind 253
+ *    1  length 16
+ *    2  the port that is dialled                network order
+ *    4  id of the endpoint that is called       network order
+ *    8  id of the endpoint that calls           network order
+ *   12  tag: the first four bytes of SipHash-2-4 of
+ *
+ *          0  underlay destination of the SYN
+ *          4  underlay source
+ *          8  the option's port
+ *         10  source port of the SYN
+ *         12  sequence number of the SYN
+ *         16  the option's calling endpoint
+ *         20  the option's called endpoint      all as they are on the wire
+ *
+ * The tag covers the sequence number, so that an option that was read off the
+ * wire is of no use for another SYN.
+ */
+#ifndef SLIMNET_WIRE_H
+#define SLIMNET_WIRE_H
+
+#include "contract.h"
+#include "siphash.h"
+
+#define SLIM_TCP_OPTIONS_MAX 40		/* data offset is 4 bits of 32-bit words */
+#define SLIM_TCP_OPTION_END 0
+#define SLIM_TCP_OPTION_NOP 1
+#define SLIM_TCP_OPTION_FAST_OPEN 34	/* RFC 7413 */
+
+struct slim_option {
+	__u8 kind;
+	__u8 length;
+	__be16 port;
+	__be32 destination;
+	__be32 source;
+	__le32 tag;
+} __attribute__((packed));
+
+_Static_assert(sizeof(struct slim_option) == SLIM_OPTION_LENGTH, "the option's length");
+
+/* The tag of an option in a SYN from `source`:`source_port` to `destination`. */
+static __always_inline __le32
+slim_tag(const __u64 *key, __be32 source, __be32 destination, __be16 source_port,
+	 __be32 sequence, const struct slim_option *option)
+{
+	__u64 a = (__u64)slim_bytes32(source) << 32 | slim_bytes32(destination);
+	__u64 b = (__u64)slim_bytes32(sequence) << 32 | (__u32)slim_bytes16(source_port) << 16 |
+		  slim_bytes16(option->port);
+	__u64 c = (__u64)slim_bytes32(option->destination) << 32 | slim_bytes32(option->source);
+
+	return slim_htole32(slim_siphash(key, a, b, c));
+}
+
+/*
+ * Looks for the option among a SYN's options: `length` bytes of the
+ * SLIM_TCP_OPTIONS_MAX at `bytes`, the others zero.
+ *
+ * 1: found; 0: not there; -1: not there, but a Fast Open cookie is, which may
+ * have taken its room.
+ */
+static __always_inline int
+slim_option_find(const __u8 *bytes, __u32 length, struct slim_option *option)
+{
+	__u32 at = 0;
+	int missing = 0;
+
+	/* One option takes at least two bytes, or it is padding of one. */
+	for (int i = 0; i <= SLIM_TCP_OPTIONS_MAX - SLIM_OPTION_LENGTH; i++) {
+		__u8 kind, size;
+
+		if (at > SLIM_TCP_OPTIONS_MAX - SLIM_OPTION_LENGTH)
+			return missing;
+		kind = bytes[at];
+		if (kind == SLIM_TCP_OPTION_END)
+			return missing;
+		if (kind == SLIM_TCP_OPTION_NOP) {
+			at++;
+			continue;
+		}
+		size = bytes[at + 1];
+		if (kind == SLIM_OPTION_KIND && size == SLIM_OPTION_LENGTH) {
+			if (at + SLIM_OPTION_LENGTH > length)
+				return missing;
+			__builtin_memcpy(option, bytes + at, sizeof(*option));
+			return 1;
+		}
+		if (kind == SLIM_TCP_OPTION_FAST_OPEN && size > 2)
+			missing = -1;
+		if (size < 2)
+			return missing;
+		at += size;
+	}
+	return missing;
+}
+
+/* Is `port` one of the wire ports of a host whose first one is `first`? */
+static __always_inline _Bool slim_wire_has(__u16 first, __be16 port)
+{
+	return (__u16)(slim_be16toh(port) - first) < SLIM_WIRE_PORTS + SLIM_BOUND_PORTS;
+}
+
+/* Is it one of those for source-bound connections? */
+static __always_inline _Bool slim_wire_has_bound(__u16 first, __be16 port)
+{
+	return (__u16)(slim_be16toh(port) - first - SLIM_WIRE_PORTS) < SLIM_BOUND_PORTS;
+}
+
+#endif /* SLIMNET_WIRE_H */
