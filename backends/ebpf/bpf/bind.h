@@ -21,6 +21,7 @@ struct sock_common {
 struct sock {
 	struct sock_common __sk_common;
 	struct proto *sk_prot_creator;
+	void *sk_user_data;
 } __attribute__((preserve_access_index));
 struct inet_sock {
 	struct sock sk;
@@ -93,21 +94,28 @@ static __always_inline bool slim_is_v6only(struct bpf_sock *sk)
 				      skc_ipv6only);
 }
 
+/* Of sk_user_data: it is the sockmap's state (include/net/sock.h, SK_USER_DATA_PSOCK). */
+#define SLIM_USER_DATA_PSOCK 4
+
 /*
  * May this listener go into the SOCKHASH? A socket in there runs with the
  * sockmap's struct proto, and the children that it accepts note that one as the
  * proto they were created with (sk_prot_creator). Once such a child is put into
  * a SOCKHASH itself, tcp_bpf_clone() gives *its* children the sockmap's proto
  * without the sockmap's state, and close(2) on one of them never frees it
- * (the WARN in sock_map_close()). What was created with the proto that it runs
- * with is no such child.
+ * (the WARN in sock_map_close()). A socket that runs with the proto that it was
+ * created with is no such child, and neither is one that is in there already.
  */
 static __always_inline bool slim_is_original(struct bpf_sock *sk)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct sock *self;
 
-	return tcp && tcp->inet_conn.icsk_inet.sk.__sk_common.skc_prot ==
-			      tcp->inet_conn.icsk_inet.sk.sk_prot_creator;
+	if (!tcp)
+		return false;
+	self = &tcp->inet_conn.icsk_inet.sk;
+	return self->__sk_common.skc_prot == self->sk_prot_creator ||
+	       (unsigned long)self->sk_user_data & SLIM_USER_DATA_PSOCK;
 }
 
 /* What a socket is by its bind; all else in its flags is about one connection. */
