@@ -6,8 +6,8 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import tempfile
 import sys
+import tempfile
 import time
 from pathlib import Path
 
