@@ -28,6 +28,7 @@ from slimnet.model import (
     Host,
     Network,
     Probe,
+    Running,
     Status,
     Wire,
 )
@@ -49,6 +50,8 @@ class Context:
         state: a directory for what must outlive the process (not a reboot).
         key: the cluster's 128-bit secret.
         options: the backend's own table of the configuration.
+        cluster: id of the store whose endpoints it serves. A backend keeps the last
+            one with what outlives the process, and tells it in :meth:`Backend.find`.
     """
 
     instance: str
@@ -58,6 +61,7 @@ class Context:
     state: Path
     key: bytes
     options: Mapping[str, Any] = field(factory=dict, hash=False)
+    cluster: str = ""
 
 
 class Backend(abc.ABC):
@@ -97,6 +101,21 @@ class Backend(abc.ABC):
         that lacks something: that is the answer ``NO``, with what is missing.
         Any exception counts as ``UNKNOWN``."""
 
+    @classmethod
+    @abc.abstractmethod
+    def find(cls, instance: str, state: Path) -> Running | None:
+        """What there is of an instance on this machine, an unfinished start or
+        removal included; ``None``: nothing at all.
+
+        It is read from the data path, whatever the configuration says now and
+        whatever :meth:`probe` says, and changes nothing: an agent asks every
+        installed backend before it starts or removes one.
+
+        Args:
+            instance: whose; as :attr:`Context.instance`.
+            state: its directory; as :attr:`Context.state`.
+        """
+
     @abc.abstractmethod
     def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
         """Make the endpoint's cgroup (``endpoint.cgroup``, or one below
@@ -104,10 +123,12 @@ class Backend(abc.ABC):
         answers, so that no process in it is ever unpoliced. Before the first
         tables everything that an endpoint tries is refused.
 
-        Attaching an attached endpoint returns the same attachment.
+        Attaching an attached endpoint returns the same attachment. One of the same
+        id with another address, network or cgroup is another endpoint.
 
         Raises:
-            BackendError: it could not; nothing is left behind.
+            BackendError: it could not, or its id is another endpoint's; nothing is
+                left behind, and nothing changed.
         """
 
     @abc.abstractmethod

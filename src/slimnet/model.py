@@ -495,6 +495,19 @@ class Attachment:
 
 
 @frozen
+class Running:
+    """What a backend has of an instance on this machine.
+
+    Attributes:
+        endpoints: the cgroups of its endpoints, or what else is left of one.
+        cluster: id of the store that it serves; empty where it does not know.
+    """
+
+    endpoints: tuple[Path, ...] = ()
+    cluster: str = ""
+
+
+@frozen
 class Status:
     """What a backend holds at this moment.
 

@@ -225,8 +225,9 @@ def test_root_in_an_endpoint_finds_no_rules(stage):
     with inside(stage, "client"):
         assert run("nft", "list", "ruleset") == ""
         run("nft", "flush", "ruleset")
-        run("ip", "link", "set", "eth0", "address", "02:51:00:00:00:03")
-        run("ip", "link", "set", "eth0", "address", "02:51:00:00:00:01")
+        for name in ("stranger", "client"):
+            address = (b"\x02\x51" + CAST[name].id.to_bytes(4, "big")).hex(":")
+            run("ip", "link", "set", "eth0", "address", address)
     reached = stage.reach("client", "server", FORBIDDEN)
     assert reached.error == 111
 

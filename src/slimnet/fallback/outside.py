@@ -24,19 +24,24 @@ __all__ = ["Outside", "Stamp"]
 
 @frozen
 class Stamp:
-    """What the table says of the data path: the layout it was made in, and its generation."""
+    """What the table says of the data path: the layout it was made in, its generation,
+    and the id of the store that it serves."""
 
     abi: int
     generation: int
+    cluster: str = ""
 
-    def __str__(self) -> str:
-        return f"abi {self.abi} generation {self.generation}"
+    def lines(self) -> list[str]:
+        """As text; an older process reads the first line only."""
+        of = [f"cluster {self.cluster}"] if self.cluster else []
+        return [f"abi {self.abi} generation {self.generation}", *of]
 
     @classmethod
-    def parse(cls, text: str) -> Stamp:
-        """The inverse of ``str()``."""
-        _, abi, _, generation = text.split()
-        return cls(int(abi), int(generation))
+    def parse(cls, lines: list[str]) -> Stamp:
+        """The inverse of :meth:`lines`."""
+        words = " ".join(lines).split()
+        said = dict(zip(words[::2], words[1::2], strict=True))
+        return cls(int(said["abi"]), int(said["generation"]), said.get("cluster", ""))
 
 
 class Outside:
@@ -57,13 +62,13 @@ class Outside:
 
     def stamp(self) -> Stamp | None:
         """What the table says, ``None`` where there is none."""
-        for kind, value in nft.listing(f"chain ip {self._name} about", self._host):
-            if kind == "rule":
-                return Stamp.parse(value["comment"])
-        return None
+        found = nft.listing(f"chain ip {self._name} about", self._host)
+        lines = [value["comment"] for kind, value in found if kind == "rule"]
+        return Stamp.parse(lines) if lines else None
 
     def write(self, stamp: Stamp) -> None:
         """State what is in force."""
+        rules = " ".join(f'return comment "{line}";' for line in stamp.lines())
         nft.apply(
             f"""
             table ip {self._name} {{
@@ -71,7 +76,7 @@ class Outside:
                 set peers {{ type ipv4_addr; }}
             }}
             flush chain ip {self._name} about
-            table ip {self._name} {{ chain about {{ return comment "{stamp}"; }}; }}
+            table ip {self._name} {{ chain about {{ {rules} }}; }}
             """,
             self._host,
         )

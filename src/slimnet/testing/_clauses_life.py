@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from slimnet.exceptions import AbiMismatch, ConfigError, InUse, SlimnetError
-from slimnet.model import Probe
+from attrs import evolve
+
+from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse, SlimnetError
+from slimnet.model import Probe, Running
 from slimnet.testing._expectations import (
     clause,
     core,
@@ -50,6 +52,49 @@ def attach_again_changes_nothing(stage: Stage) -> None:
         expect(backend.attach(CAST["client"], NETWORK) == first, "another attachment came back")
         same(before, stage.snapshot(), "after the second attach")
         expect(core(status) == core(backend.status()), "the status changed")
+
+
+@clause
+def the_machine_says_what_runs(stage: Stage) -> None:
+    """``find`` reads it from the data path, starting and changing nothing."""
+    one, two = "1" * 32, "2" * 32
+    before = stage.snapshot()
+    expect(stage.find(0) is None, "something was found before anything was started")
+    backend = stage.open(0, cluster=one)
+    expect(stage.find(0) == Running((), one), f"without endpoints: {stage.find(0)}")
+    attachment = backend.attach(CAST["client"], NETWORK)
+    backend.install(stage.tables(0, 1))
+    backend.close()
+    closed = stage.snapshot()
+    wanted = Running((attachment.cgroup,), one)
+    expect(stage.find(0) == wanted, f"with one endpoint: {stage.find(0)}")
+    expect(stage.find(1) is None, "found under another instance's name")
+    same(closed, stage.snapshot(), "after find()")
+    backend = stage.open(0, cluster=two)
+    expect(stage.find(0) == Running(wanted.endpoints, two), f"adopted: {stage.find(0)}")
+    backend.teardown()
+    expect(stage.find(0) is None, "found after teardown")
+    same(before, stage.snapshot(), "after teardown")
+
+
+@clause
+def one_id_is_one_endpoint(stage: Stage) -> None:
+    """What has an attached one's id and not its address, network or cgroup is refused."""
+    backend = stage.open(0)
+    first = backend.attach(CAST["client"], NETWORK)
+    stage.install(1)
+    moved = evolve(CAST["client"], address=NETWORK.cidrs[0][77])
+    others = (
+        ("address", moved, NETWORK),
+        ("network", CAST["client"], evolve(NETWORK, vni=NETWORK.vni + 1)),
+        ("cgroup", stage.given("client"), NETWORK),
+    )
+    before, status = stage.snapshot(), backend.status()
+    for what, endpoint, network in others:
+        raises(BackendError, partial(backend.attach, endpoint, network), f"another {what}")
+        same(before, stage.snapshot(), f"after another {what}")
+        expect(core(status) == core(backend.status()), f"another {what} changed the status")
+    expect(backend.attach(CAST["client"], NETWORK) == first, "no more what was attached")
 
 
 @clause

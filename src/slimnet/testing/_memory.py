@@ -33,6 +33,7 @@ from slimnet.model import (
     Probe,
     Protocol,
     Reason,
+    Running,
     Status,
     Verdict,
     Wire,
@@ -57,6 +58,8 @@ class _Attached:
 class _DataPath:
     """What goes on when a backend is closed: here it lives in this process."""
 
+    backend: str
+    cluster: str = ""
     abi: int = contract.SLIM_ABI_VERSION
     tables: Tables | None = None
     attached: dict[int, _Attached] = field(factory=dict)
@@ -94,7 +97,8 @@ class MemoryBackend(Backend):
                 f"instance {context.instance}: wanted a data path of ABI "
                 f"{contract.SLIM_ABI_VERSION}, got {path.abi}"
             )
-        self._path = self.running.setdefault(context.instance, _DataPath())
+        self._path = self.running.setdefault(context.instance, _DataPath(self.name))
+        self._path.cluster = context.cluster
         self._closed = False
 
     @classmethod
@@ -102,14 +106,30 @@ class MemoryBackend(Backend):
         """Always yes."""
         return Probe(Answer.YES, "needs nothing, enforces nothing")
 
+    @classmethod
+    def find(cls, instance: str, state: Path) -> Running | None:
+        """Out of :attr:`running`."""
+        del state
+        path = cls.running.get(instance)
+        if path is None or path.backend != cls.name:
+            return None
+        cgroups = (each.attachment.cgroup for each in path.attached.values())
+        return Running(tuple(cgroups), path.cluster)
+
     def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
         """Make a directory."""
         self._work()
-        known = self._path.attached.get(endpoint.id)
-        if known is not None:
-            return known.attachment
         full = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
         cgroup = Path(endpoint.cgroup) if endpoint.cgroup else self.context.cgroup / full
+        known = self._path.attached.get(endpoint.id)
+        if known is not None:
+            held = known.network.vni, known.endpoint.address, known.attachment.cgroup
+            if held != (network.vni, endpoint.address, cgroup):
+                raise BackendError(
+                    f"endpoint {endpoint.id}: that id is another's, with address {held[1]}"
+                    f" and cgroup {held[2]}"
+                )
+            return known.attachment
         made = not cgroup.is_dir()
         try:
             cgroup.mkdir(parents=True, exist_ok=True)

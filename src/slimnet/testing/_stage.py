@@ -30,7 +30,7 @@ from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import CapabilityMissing, SlimnetError
 from slimnet.fallback import netns
-from slimnet.model import Attachment, Direction, Endpoint, Host, Network, Reason, Wire
+from slimnet.model import Attachment, Direction, Endpoint, Host, Network, Reason, Running, Wire
 from slimnet.tables import (
     CidrRecord,
     EndpointRecord,
@@ -63,7 +63,8 @@ def _endpoint(name: str, number: int, host: str, identity: int) -> Endpoint:
         name=name,
         address=NETWORK.cidrs[0][number],
         host=host,
-        id=number,
+        # As a store draws them: any number of 31 bits.
+        id=contract.SLIM_ADDRESS_SERVICE - number,
         identity=identity,
     )
 
@@ -171,7 +172,9 @@ class Stage:
 
     # Hosts and backends
 
-    def context(self, host: int, options: Mapping[str, object] | None = None) -> Context:
+    def context(
+        self, host: int, options: Mapping[str, object] | None = None, cluster: str = ""
+    ) -> Context:
         """Of the host by its index."""
         return Context(
             instance=f"{self.name}-h{host + 1}",
@@ -181,6 +184,7 @@ class Stage:
             state=self._directory / f"h{host + 1}",
             key=b"slimnet conforms"[:16],
             options=self._options if options is None else options,
+            cluster=cluster,
         )
 
     def address(self, host: int) -> IPAddress:
@@ -199,10 +203,12 @@ class Stage:
         where = self._netns(host)
         return contextlib.nullcontext() if where is None else netns.enter(where)
 
-    def open(self, host: int, options: Mapping[str, object] | None = None) -> Any:
+    def open(
+        self, host: int, options: Mapping[str, object] | None = None, cluster: str = ""
+    ) -> Any:
         """Start the data path, or adopt it."""
         with self.on(host):
-            backend = self._backend(self.context(host, options))
+            backend = self._backend(self.context(host, options, cluster))
         self.backends[host] = _Placed(backend, self._netns(host))
         return self.backends[host]
 
@@ -210,6 +216,12 @@ class Stage:
         """Ask the backend's class, on the first host."""
         with self.on(0):
             return self._backend.probe()
+
+    def find(self, host: int) -> Running | None:
+        """Ask the backend's class what there is of the host's instance."""
+        context = self.context(host)
+        with self.on(host):
+            return self._backend.find(context.instance, context.state)
 
     def attach(self, *names: str) -> None:
         """Attach endpoints, each at its host."""

@@ -31,6 +31,7 @@ from slimnet.model import (
     Network,
     Probe,
     Reason,
+    Running,
     Status,
     Wire,
 )
@@ -40,6 +41,7 @@ from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.endpoints import Endpoints
 from slimnet_ebpf.events import Events
+from slimnet_ebpf.found import find
 from slimnet_ebpf.layout import Layout, to_bytes16
 from slimnet_ebpf.libbpf import possible_cpus
 from slimnet_ebpf.limits import Limits
@@ -116,6 +118,12 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.probe`."""
         return probe(cls.object_path)
 
+    @classmethod
+    def find(cls, instance: str, state: Path) -> Running | None:
+        """See :meth:`slimnet.abc.Backend.find`: by the pins."""
+        del state
+        return find(instance)
+
     # Start
 
     def _start(self) -> None:
@@ -130,6 +138,8 @@ class EbpfBackend(Backend):
                 self._load()
             try:
                 self._underlay = self._adopt()
+                if self._pins.record().get("cluster", "") != self.context.cluster:
+                    self._pins.write_record(cluster=self.context.cluster)
                 self._write_control(**self._control(ifindex))
                 self._follow_host()
                 self._underlay.apply(self.context.interface, ifindex)

@@ -152,6 +152,7 @@ class Endpoints:
         if index is not None:
             path = self._path(entries[index])
             if path is not None:
+                self._refuse_another(endpoint, network, path)
                 # Whoever began to attach it may have died before the end.
                 self._finish(endpoint, network, index, path, entries[index])
                 return Attachment(endpoint=endpoint.id, cgroup=path)
@@ -255,6 +256,19 @@ class Endpoints:
         noted = self._pins.record().get("cgroups", [])
         if set(missing) - set(noted):
             self._pins.write_record(cgroups=missing)
+
+    def _refuse_another(self, endpoint: Endpoint, network: Network, path: Path) -> None:
+        """What only has an attached endpoint's id is not that endpoint."""
+        name = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
+        wanted = Path(endpoint.cgroup) if endpoint.cgroup else self._below / name
+        key = cgroups.number(path).to_bytes(8, sys.byteorder)
+        found = self._maps[contract.SLIM_MAP_CGROUP].get(key)
+        held = _LOCAL.unpack(found) if found else None  # none of a half attached one
+        says = network.vni, to_bytes16(endpoint.address)
+        if wanted.resolve() != path or (
+            held is not None and (held["vni"], held["address"]) != says
+        ):
+            raise BackendError(f"endpoint {endpoint.id}: that id is another's, with cgroup {path}")
 
     def _refuse_overlap(self, entries: dict[int, _Entry], path: Path) -> None:
         """Within each other, both endpoints' programs would run."""

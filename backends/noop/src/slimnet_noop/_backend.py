@@ -30,6 +30,7 @@ from slimnet.model import (
     EventKind,
     Network,
     Probe,
+    Running,
     Status,
     Wire,
 )
@@ -91,8 +92,9 @@ class NoopBackend(Backend):
                     f"instance {context.instance}: wanted a data path of ABI {ABI}, got {stamp.abi}"
                 )
             context.state.mkdir(parents=True, exist_ok=True)
-            if stamp is None:
-                self._outside.write(Stamp(ABI, 0))
+            wanted = Stamp(ABI, stamp.generation if stamp else 0, context.cluster)
+            if stamp != wanted:
+                self._outside.write(wanted)
         except BaseException:
             os.close(self._namespace)
             raise
@@ -113,18 +115,43 @@ class NoopBackend(Backend):
             )
         return Probe(Answer.YES, "VXLAN, veth, cgroup v2 and nftables are here")
 
+    @classmethod
+    def find(cls, instance: str, state: Path) -> Running | None:
+        """By the endpoints' records, the namespaces' names and the host's table."""
+        records = list(Record.all(state))
+        prefix = f"slimnet.{instance}."
+        named = set(netns.DIRECTORY.glob(f"{prefix}*"))
+        stamp = None
+        if shutil.which("nft") is not None:
+            stamp = Outside(instance, netns.own(), "", PORT).stamp()
+        if not records and not named and stamp is None:
+            return None
+        routers = {path for path in named if path.name.removeprefix(prefix).isdigit()}
+        lost = named - {record.netns for record in records} - routers
+        return Running(
+            (*(record.cgroup for record in records), *sorted(lost)),
+            stamp.cluster if stamp is not None else "",
+        )
+
     # Attachments
 
     def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
         """Make the cgroup and the namespace, and connect it to the network's router."""
         with self._working():
-            record = self._records().get(endpoint.id)
-            if record is not None and record.whole and record.cgroup.is_dir():
-                return record.attachment()
             if endpoint.address.version != 4:
                 raise BackendError(f"endpoint.address: wanted IPv4, got {endpoint.address}")
             full = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
             cgroup = Path(endpoint.cgroup) if endpoint.cgroup else self.context.cgroup / full
+            record = self._records().get(endpoint.id)
+            if record is not None and record.cgroup.is_dir():
+                held = record.vni, record.address, record.cgroup
+                if held != (network.vni, endpoint.address, cgroup):
+                    raise BackendError(
+                        f"endpoint {endpoint.id}: that id is another's, with address"
+                        f" {record.address} and cgroup {record.cgroup}"
+                    )
+                if record.whole:
+                    return record.attachment()
             record = Record(
                 endpoint=endpoint.id,
                 vni=network.vni,
@@ -211,7 +238,7 @@ class NoopBackend(Backend):
                     with contextlib.suppress(BackendError):
                         self._install(self._tables)
                 raise
-            self._outside.write(Stamp(ABI, tables.generation))
+            self._outside.write(Stamp(ABI, tables.generation, self.context.cluster))
             self._tables = tables
 
     def _install(self, tables: Tables) -> None:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of an instance is pinned, without starting or adopting anything."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from slimnet.exceptions import CapabilityMissing
+from slimnet.model import Running
+from slimnet_ebpf import cgroups
+from slimnet_ebpf.libbpf import BpfError
+from slimnet_ebpf.pins import INDEX_ENTRY, Pins
+
+__all__ = ["find"]
+
+
+def find(instance: str) -> Running | None:
+    """See :meth:`slimnet.abc.Backend.find`."""
+    pins = Pins(instance)
+    if not pins.root.is_dir():
+        return None
+    if not pins.complete():
+        return Running()
+    try:
+        return Running(tuple(_endpoints(pins)), pins.record().get("cluster", ""))
+    except (BpfError, CapabilityMissing):
+        # Without libbpf the maps cannot be read; the names of pins can.
+        return Running(tuple(_links(pins)))
+
+
+def _endpoints(pins: Pins) -> Iterator[Path]:
+    """The cgroups of the endpoints that have one."""
+    mount = cgroups.find_mount()
+    with contextlib.closing(pins.open_map("index")) as index:
+        if index.value_size != struct.calcsize(INDEX_ENTRY):
+            yield from _links(pins)  # made by another slimnet
+            return
+        for value in dict(index.items()).values():
+            endpoint, _flags, cgroup, *_ = struct.unpack(INDEX_ENTRY, value)
+            path = cgroups.path_of(mount, cgroup) if endpoint else None
+            if path is not None:
+                yield path
+
+
+def _links(pins: Pins) -> list[Path]:
+    """The directories of the endpoints' links."""
+    return sorted(path for path in pins.links.iterdir() if path.is_dir())
