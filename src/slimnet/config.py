@@ -183,7 +183,7 @@ class _Check:
         default = Config()
         return Config(
             path=path,
-            instance=self._name("instance", default.instance),
+            instance=self._instance(default.instance),
             host=self._name("host", default.host),
             backend=self._backend(default.backend),
             store=self._store(default.store),
@@ -227,6 +227,12 @@ class _Check:
             "lower-case letters, digits and '-', at most 63 (RFC 1123)",
             _NAME.fullmatch,
         )
+
+    def _instance(self, default: str) -> str:
+        name = self._name("instance", default)
+        if name == "testbed":  # that directory of /run/slimnet holds every testbed's files
+            raise self._wrong("instance", "another name than 'testbed'")
+        return name
 
     def _backend(self, default: str) -> str:
         value = self._value("backend")

@@ -15,6 +15,7 @@
     ├── BackendError                        a data path refused or failed
     │   ├── BackendUnavailable              its probe says no
     │   ├── AbiMismatch                     running data path of another ABI
+    │   ├── ForeignDataPath                 ... of another backend, or another store
     │   └── CannotEnforce                   a mandatory policy it cannot enforce
     ├── StoreUnreachable (also ConnectionError)
     └── AgentUnreachable (also ConnectionError)
@@ -33,6 +34,7 @@ __all__ = [
     "CapabilityMissing",
     "ConfigError",
     "Conflict",
+    "ForeignDataPath",
     "InUse",
     "InvalidValue",
     "NotFound",
@@ -103,6 +105,10 @@ class BackendUnavailable(BackendError):
 
 class AbiMismatch(BackendError):
     """A running data path was built from another contract; nothing was changed."""
+
+
+class ForeignDataPath(BackendError):
+    """The running data path is another backend's, or serves another store; nothing was changed."""
 
 
 class CannotEnforce(BackendError):

@@ -8,6 +8,7 @@ import difflib
 import logging
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from stevedore.driver import DriverManager
@@ -15,7 +16,7 @@ from stevedore.exception import MultipleMatches
 
 from slimnet.abc import Backend, Store
 from slimnet.exceptions import BackendUnavailable, ConfigError
-from slimnet.model import Answer, Probe
+from slimnet.model import Answer, Probe, Running
 
 __all__ = [
     "backend_class",
@@ -23,6 +24,7 @@ __all__ = [
     "choose_backend",
     "open_store",
     "probe",
+    "running",
     "store_names",
     "suggest",
 ]
@@ -88,6 +90,27 @@ def probe(name: str) -> Probe:
     except Exception as error:  # noqa: BLE001  # could not tell: the contract's third answer
         _log.debug("probe of backend %s failed", name, exc_info=True)
         return Probe(Answer.UNKNOWN, f"the probe failed: {type(error).__name__}: {error}")
+
+
+def running(instance: str, state: Path) -> dict[str, Running]:
+    """What each installed backend has of an instance on this machine, by its name;
+    nothing of those that cannot be imported.
+
+    Args:
+        instance: whose.
+        state: its directory (:attr:`slimnet.abc.Context.state`).
+    """
+    found = {}
+    for name in backend_names():
+        try:
+            kind = backend_class(name)
+        except BackendUnavailable as error:
+            _log.debug("%s", error)
+            continue
+        there = kind.find(instance, state)
+        if there is not None:
+            found[name] = there
+    return found
 
 
 def choose_backend(name: str) -> tuple[type[Backend], str]:

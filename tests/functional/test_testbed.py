@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slimnet.agent.site import cgroup_mount
-from slimnet.exceptions import AlreadyExists, InvalidValue, NotFound, SlimnetError
+from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
 from slimnet.fallback import netns
 from slimnet.plugins import probe
 from slimnet.testbed import Testbed
@@ -203,6 +203,25 @@ def test_a_number_that_is_another_process_by_now_is_not_signalled(bed):
         bed.down()
         assert innocent.poll() is None
         innocent.kill()
+
+
+def test_down_leaves_an_agent_that_is_not_its_own():
+    """Its data path is not removed under it; here the testbed lost its number."""
+    with Testbed(f"{NAME}-other", hosts=1, backend="noop") as testbed:
+        (host,) = testbed.hosts
+        pid, noted = host.pid, host.pid_file.read_text()
+        host.pid_file.unlink()
+        try:
+            with pytest.raises(InUse, match=rf"\(process {pid}\) that is not its own runs"):
+                testbed.down()
+            with host.node() as node:
+                assert node.status()["ready"]
+        finally:
+            if host.directory.exists():
+                host.pid_file.write_text(noted)
+            else:
+                os.kill(pid, signal.SIGKILL)
+    assert traces(testbed.name) == []
 
 
 def test_an_agent_that_cannot_start_is_an_error_with_its_words(backend):

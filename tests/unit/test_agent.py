@@ -4,12 +4,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from netaddr import IPAddress, IPNetwork
 
 from slimnet.abc import Context
-from slimnet.agent import names
+from slimnet.agent import instance, names
 from slimnet.agent.endpoints import Endpoints
 from slimnet.agent.feed import Feed
 from slimnet.agent.holder import Holders
@@ -17,8 +18,16 @@ from slimnet.agent.installer import Installer
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.site import Site
 from slimnet.cluster import Cluster
-from slimnet.exceptions import AlreadyExists, BackendError, InUse, InvalidValue, NotFound
-from slimnet.model import Direction, Endpoint, Flow, Host, Namespace, Protocol, Verdict
+from slimnet.config import Config
+from slimnet.exceptions import (
+    AlreadyExists,
+    BackendError,
+    ForeignDataPath,
+    InUse,
+    InvalidValue,
+    NotFound,
+)
+from slimnet.model import Direction, Endpoint, Flow, Host, Namespace, Protocol, Running, Verdict
 from slimnet.policy import NetworkPolicy, load
 from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import MemoryBackend
@@ -330,7 +339,7 @@ def test_attaching_otherwise(agent, other):
     vacate(first)
     again = agent.attach("web", **other)
     assert again.created
-    assert again.endpoint.id > first.endpoint.id
+    assert again.endpoint.id != first.endpoint.id
     assert agent.backend.status().endpoints == {again.endpoint.id}
 
 
@@ -341,7 +350,7 @@ def test_name_on_another_host(agent):
     with pytest.raises(InvalidValue, match="an endpoint of h1, got 'h2'"):
         agent.detach("web")
     agent.store.transact(delete=["hosts/h2"])
-    assert agent.attach("web").endpoint.id > far.id
+    assert agent.attach("web").endpoint.id != far.id
 
 
 def test_removing_what_a_lost_host_left(agent):
@@ -425,7 +434,7 @@ def test_abandoned_ephemeral_endpoint_is_replaced(agent, ended):
     first = agent.attach("web", ended)
     again = agent.attach("web", os.getpid())
     assert again.created
-    assert again.endpoint.id > first.endpoint.id
+    assert again.endpoint.id != first.endpoint.id
 
 
 def test_endpoint_that_stays_stays(agent):
@@ -475,6 +484,62 @@ def test_restart_adopts(agent, started):
     assert again.backend.status().generation >= generation
     with pytest.raises(AlreadyExists, match="runs already"):
         again.attach("web", os.getpid())
+
+
+def test_restart_with_another_store(agent, started, url):
+    """A number in the data path does not say that its tables are these."""
+    agent.attach("web")
+    before = agent.installer.tables.generation
+    agent.store.close()
+    for each in agent.store.path.parent.glob("store.db*"):
+        each.unlink()
+    again = started()
+    again.cluster.create_network("new", "10.9.0.0/24")
+    again.sync()
+    assert again.backend.status().generation == before + 1
+    assert set(again.installer.tables.cidrs) >= {(1000, IPNetwork("10.9.0.0/24"))}
+
+
+def test_what_the_data_path_does_not_have_is_not_adopted(agent, started):
+    """Its processes may have opened anything meanwhile."""
+    web, db = agent.attach("web"), agent.attach("db")
+    occupy(web)
+    agent.store.close()
+    MemoryBackend.running.clear()
+    again = started()
+    again.mirror.catch_up()
+    again.endpoints.adopt()
+    assert set(again.endpoints.attached) == {db.endpoint.id}
+    assert again.endpoints.unpoliced == {web.endpoint.id}
+    said = f"endpoint web: processes in {web.cgroup} that the data path does not have: stop them"
+    assert again.endpoints.trouble == {web.endpoint.id: said}
+    vacate(web)
+    again.endpoints.tend()
+    assert set(again.endpoints.attached) == {web.endpoint.id, db.endpoint.id}
+    assert (again.endpoints.unpoliced, again.endpoints.trouble) == (set(), {})
+
+
+def test_what_the_data_path_lost(agent):
+    """Under a running agent, too."""
+    web = agent.attach("web")
+    occupy(web)
+    agent.sync()
+    MemoryBackend.running[agent.backend.context.instance].attached.clear()
+    agent.endpoints.tend()
+    assert agent.endpoints.unpoliced == {web.endpoint.id}
+    with pytest.raises(InUse):
+        agent.detach("web")
+    vacate(web)
+    agent.detach("web")
+    assert (agent.endpoints.attached, agent.endpoints.trouble) == ({}, {})
+
+
+def test_a_data_path_without_endpoints_follows_any_store():
+    config = Config()
+    for found in (None, Running(), Running((), "a"), Running((Path("x"),), "")):
+        instance.check_store(config, "b", found)
+    with pytest.raises(ForeignDataPath, match=r"\(cluster a; this is b\): x: restore that"):
+        instance.check_store(config, "b", Running((Path("x"),), "a"))
 
 
 def test_restart_detaches_what_is_no_more(agent, started):

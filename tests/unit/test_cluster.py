@@ -10,7 +10,16 @@ import pytest
 from netaddr import IPAddress
 
 from slimnet.cluster import Cluster
-from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, PolicyError
+from slimnet.cluster.own import OwnStore, store_id
+from slimnet.contract import SLIM_ADDRESS_SERVICE
+from slimnet.exceptions import (
+    AlreadyExists,
+    InUse,
+    InvalidValue,
+    NotFound,
+    PolicyError,
+    StoreUnreachable,
+)
 from slimnet.model import Host
 from slimnet.policy import (
     ClusterNetworkPolicy,
@@ -111,7 +120,7 @@ def test_endpoint_is_given_address_id_and_identity(cluster, prod):
         "10.1.0.6",
         "10.1.0.3",
     ]
-    assert [each.id for each in (web, web2, db, elsewhere)] == [1, 2, 3, 4]
+    assert len({each.id for each in (web, web2, db, elsewhere)}) == 4
     assert web.identity == web2.identity
     assert len({web.identity, db.identity, elsewhere.identity}) == 3
     assert cluster.endpoint("prod", "default", "db") == db
@@ -122,9 +131,55 @@ def test_ids_are_never_used_again_and_identities_always(cluster, prod):
     first, _ = cluster.create_endpoint(spec("web", labels={"app": "web"}))
     cluster.remove_endpoint(first)
     again, _ = cluster.create_endpoint(spec("web", labels={"app": "web"}))
-    assert again.id == first.id + 1
+    assert again.id != first.id
     assert again.identity == first.identity
     assert again.address == first.address
+
+
+def test_ids_are_not_counted(tmp_path):
+    """What was given out after a backup, or in the store before, is not given out again."""
+    given = set()
+    for name in ("first", "restored", "anew"):
+        with SqliteStore.open(f"sqlite://{tmp_path}/{name}.db") as store:
+            cluster = Cluster(store)
+            cluster.create_network("prod", "10.1.0.0/24")
+            given |= {cluster.create_endpoint(spec(f"e{each}"))[0].id for each in range(8)}
+            held = {json.loads(value) for value, _ in store.list("ids/")[0].values()}
+            assert held == {f"endpoints/prod/default/e{each}" for each in range(8)}
+            for each in cluster.endpoints():
+                cluster.remove_endpoint(each)
+            assert store.list("ids/")[0] == {}
+    assert len(given) == 24
+    # Earlier versions counted from 1.
+    assert min(given) >= 1 << 24
+    assert max(given) < SLIM_ADDRESS_SERVICE
+
+
+def test_a_store_has_one_id(tmp_path):
+    """Whoever is first makes it; what follows it changes no other store."""
+    url = f"sqlite://{tmp_path}/store.db"
+
+    def found(_number):
+        with SqliteStore.open(url) as store:
+            return OwnStore(store).id
+
+    with ThreadPoolExecutor(8) as pool:
+        (own,) = set(pool.map(found, range(16)))
+    assert len(bytes.fromhex(own)) == 16
+    with SqliteStore.open(url) as store:
+        following = OwnStore(store)
+        Cluster(following).create_network("prod", "10.1.0.0/24")
+        for each in tmp_path.glob("store.db*"):
+            each.unlink()
+        with SqliteStore.open(url) as young:
+            with pytest.raises(StoreUnreachable, match=f"a new one, not that of cluster {own}"):
+                Cluster(following).create_network("more", "10.2.0.0/24")
+            assert young.list("")[0] == {}
+            other = OwnStore(young).id
+            with pytest.raises(StoreUnreachable, match=f"is that of cluster {other}, not"):
+                Cluster(following).create_network("more", "10.2.0.0/24")
+            assert store_id(young) == other
+            assert young.list("networks/")[0] == {}
 
 
 def test_removing_an_endpoint_spares_its_successor(cluster, prod):
@@ -201,7 +256,7 @@ def test_everybody_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert failed == []
-    assert sorted(each.id for each in made) == list(range(1, 61))
+    assert len({each.id for each in made}) == 60
     assert len({each.address for each in made}) == 60
     assert len({each.identity for each in made}) == 10
 

@@ -104,6 +104,7 @@ def test_error_names_the_file_that_is_wrong(write):
         ("backend = 3", "backend: wanted one of: auto"),
         ("[backend.epbf]\nx = 1", "backend.epbf: wanted one of: .*did you mean 'ebpf'"),
         ("[backend]\nebpf = 3", "backend.ebpf: wanted a table of options, got 3"),
+        ('instance = "testbed"', "instance: wanted another name than 'testbed', got 'testbed'"),
         ('instance = "a/b"', "instance: wanted lower-case letters.*got 'a/b'"),
         ('host = ""', "host: wanted lower-case"),
         ('host = "Alpha"', "host: wanted lower-case"),

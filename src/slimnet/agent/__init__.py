@@ -15,8 +15,8 @@ def serve(config: Config) -> None:
     """Be the agent of this host, until SIGTERM or SIGINT; the data path goes on then.
 
     Raises:
-        ConfigError, CapabilityMissing, BackendUnavailable, AbiMismatch, StoreUnreachable:
-            it cannot work here; nothing was changed.
+        ConfigError, CapabilityMissing, BackendUnavailable, AbiMismatch, StoreUnreachable,
+            ForeignDataPath, InUse: it cannot work here; nothing was changed.
     """
     from slimnet.agent import process  # noqa: PLC0415  # clients import this package too
 
@@ -24,10 +24,12 @@ def serve(config: Config) -> None:
 
 
 def teardown(config: Config) -> None:
-    """Remove this host's data path, with all that it left on the machine.
+    """Remove this host's data path, with all that it left on the machine, whichever
+    backend it is of.
 
     Raises:
         InUse: an agent runs, or an endpoint has processes; nothing was removed.
+        ForeignDataPath: it is of a backend that is not installed; nothing was removed.
     """
     from slimnet.agent import process  # noqa: PLC0415  # as above
 

@@ -18,13 +18,14 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from netaddr import IPAddress
 
 from slimnet import records
-from slimnet.abc import Backend, Store
+from slimnet.abc import Backend
+from slimnet.agent import instance
 from slimnet.agent.admission import admit, check_free, concerning, publishers, with_documents
 from slimnet.agent.endpoints import Endpoints
 from slimnet.agent.feed import Feed
@@ -34,6 +35,7 @@ from slimnet.agent.mirror import Mirror
 from slimnet.agent.notify import notify, watchdog_interval
 from slimnet.agent.site import Site, survey
 from slimnet.cluster import Cluster
+from slimnet.cluster.own import OwnStore, store_id
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendError,
@@ -42,7 +44,7 @@ from slimnet.exceptions import (
     SlimnetError,
     StoreUnreachable,
 )
-from slimnet.plugins import choose_backend, open_store
+from slimnet.plugins import open_store
 from slimnet.policy import Document, PolicyWarning, State
 from slimnet.policy import check as policy_check
 
@@ -62,17 +64,31 @@ class Agent:
         CapabilityMissing: the machine lacks something; nothing was changed.
         BackendUnavailable: the backend cannot run here; nothing was changed.
         AbiMismatch: a data path of another ABI runs; it goes on.
+        ForeignDataPath: one of another backend or store runs; it goes on.
+        InUse: the instance has an agent.
         StoreUnreachable: the first time it has to be there.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        backend, self.why = choose_backend(config.backend)
+        self._held = ExitStack()
+        try:
+            self._begin(config)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _begin(self, config: Config) -> None:
+        self._held.enter_context(instance.hold(config))
+        there = instance.running(config)
+        backend, self.why = instance.choose(config, there)
         _log.info("backend %s (%s)", backend.name, self.why)
         self.site: Site = survey(config, backend)
-        self.store: Store = open_store(config.store)
+        store = self._held.enter_context(open_store(config.store))
+        instance.check_store(config, store_id(store), there.get(backend.name))
+        self.store = OwnStore(store)
         self.cluster = Cluster(self.store)
-        self.mirror = Mirror(self.store)
+        self.mirror = Mirror(self.store, self.store.id)
         self.inquiries = Inquiries(
             self.store, config.host, {"ask": self._decide, "listens": self._listens}
         )
@@ -82,13 +98,11 @@ class Agent:
         self._stop = threading.Event()
         #: What the store, or what it holds, does to us; empty when all is well.
         self._trouble = ""
-        try:
-            self._register()
-            (config.run / "state").mkdir(parents=True, exist_ok=True)
-            self.backend: Backend = backend(self.site.context(config, backend))
-        except BaseException:
-            self.store.close()
-            raise
+        self._register()
+        (config.run / "state").mkdir(parents=True, exist_ok=True)
+        self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
+        self._held.callback(self.backend.close)
+        instance.note(config, backend.name)
         self.feed = Feed(self.backend)
         self.installer = Installer(self.backend, self.site.host, config.run)
         self.endpoints = Endpoints(
@@ -145,8 +159,7 @@ class Agent:
         self._stop.set()
         self.feed.close()
         with self._lock:
-            self.backend.close()
-            self.store.close()
+            self._held.close()
 
     def sync(self) -> str:
         """Bring the tables to what the store says now; answers what hinders it."""
@@ -210,10 +223,11 @@ class Agent:
             "since": self.since,
             "backend": self.backend.name,
             "why": self.why,
-            "enforcing": self.backend.enforcing,
+            "enforcing": self.backend.enforcing and not self.endpoints.unpoliced,
             "features": records.encode(self.backend.features),
             "wires": records.encode(self.site.host.wires),
             "store": self.config.store,
+            "cluster": self.store.id,
             "key_file": str(self.config.key_file),
             "revision": self.mirror.followed,
             "generation": status.generation,

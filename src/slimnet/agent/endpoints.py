@@ -90,6 +90,8 @@ class Endpoints:
         self.attached: dict[int, Attachment] = {}
         #: Endpoint id to why it could not be adopted or let go.
         self.trouble: dict[int, str] = {}
+        #: Those among them whose processes no data path of ours polices.
+        self.unpoliced: set[int] = set()
 
     def attach(self, asked: Mapping[str, Any], holder: int | None) -> Placed:
         """Attach an endpoint; it can talk when this returns.
@@ -182,19 +184,33 @@ class Endpoints:
 
     def adopt(self) -> None:
         """Attach those endpoints of the store that live here; those whose cgroup
-        is gone go."""
+        is gone go. One with processes is only adopted where the data path has it:
+        what they opened without it, it does not know."""
         networks = {each.name: each for each in self._mirror.networks()}
+        known = self._backend.status().endpoints
+        for number in self.attached.keys() - known:  # somebody took it from the data path
+            del self.attached[number]
+        unpoliced = set()
         for endpoint in self._mirror.endpoints(self._site.host.name):
             if endpoint.id in self.attached or endpoint.network not in networks:
                 continue
+            place = Path(endpoint.cgroup)
             with self._noting(endpoint.id, endpoint.name):
-                if Path(endpoint.cgroup).is_dir():
-                    network = networks[endpoint.network]
-                    self.attached[endpoint.id] = self._backend.attach(endpoint, network)
-                    _log.info("endpoint %s is adopted", endpoint.name)
-                else:
+                if not place.is_dir():
                     _log.info("endpoint %s is gone: it has no cgroup", endpoint.name)
                     self._let_go(endpoint)
+                    continue
+                if endpoint.id not in known and cgroup.populated(place):
+                    unpoliced.add(endpoint.id)
+                    raise BackendError(
+                        f"processes in {place} that the data path does not have: stop them"
+                    )
+                attachment = self._backend.attach(endpoint, networks[endpoint.network])
+                if not attachment.cgroup.samefile(place):
+                    raise BackendError(f"wanted cgroup {place}, got {attachment.cgroup}")
+                self.attached[endpoint.id] = attachment
+                _log.info("endpoint %s is adopted", endpoint.name)
+        self.unpoliced = unpoliced
 
     def tend(self) -> None:
         """Let go of what ended, adopt what nobody attached. Not while an endpoint
@@ -294,6 +310,7 @@ class Endpoints:
             raise InUse(f"endpoint {endpoint.name} has processes in {place}")
         self._backend.detach(endpoint.id)
         self.attached.pop(endpoint.id, None)
+        self.trouble.pop(endpoint.id, None)
         self._cluster.remove_endpoint(endpoint)
         self._holders.drop(endpoint.id)
         if place.is_relative_to(self._site.cgroups):

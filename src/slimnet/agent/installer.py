@@ -66,17 +66,19 @@ class Installer:
 
     def _install(self, tables: Tables, change: Change | None) -> None:
         old = self.tables
+        # Of another process: made from this store, one of its backups, or another store.
+        # A number alone does not say that they are these.
+        held = old.generation if old is not None else self._backend.status().generation
         if old is None or self.trouble:
             change = None  # the compiler may have compared with what was never installed
         elif change is not None and _is_empty(change):
             return
-        if old is not None:
-            if tables.generation <= old.generation:  # the store was replaced by a younger one
-                tables = attrs.evolve(tables, generation=old.generation + 1)
-            if change is not None:
-                # Changes that came to nothing in between were not installed.
-                target = attrs.evolve(change.set, generation=tables.generation)
-                change = attrs.evolve(change, base=old.generation, set=target)
+        if tables.generation <= held:
+            tables = attrs.evolve(tables, generation=held + 1)
+        if old is not None and change is not None:
+            # Changes that came to nothing in between were not installed.
+            target = attrs.evolve(change.set, generation=tables.generation)
+            change = attrs.evolve(change, base=old.generation, set=target)
         self._backend.install(tables, change)
         self.tables = tables
         _log.debug("generation %d is in force", tables.generation)

@@ -10,6 +10,7 @@ from typing import Any
 
 from slimnet import records
 from slimnet.abc import Store
+from slimnet.cluster.own import ID_KEY, check_id
 from slimnet.exceptions import Conflict, InvalidValue
 from slimnet.model import Endpoint, Host, Network
 from slimnet.policy.document import EgressLimit, Policy, PublishedPort, Service
@@ -41,10 +42,15 @@ class Mirror:
     For an endpoint, a host, a network, a service or a published port that is
     safe: what is not there is refused. For a policy it is not: then
     :attr:`binding` says so. A limit is not binding: nobody is let in without one.
+
+    Args:
+        store: to read.
+        cluster: its id; another store in its place is not read. Empty: any is.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, cluster: str = "") -> None:
         self.store = store
+        self._cluster = cluster
         #: Of the store, up to which this is a copy; 0 before the first.
         self.revision = 0
         #: Up to which every change that can concern tables was taken over.
@@ -136,6 +142,8 @@ class Mirror:
 
     def _read(self) -> None:
         pairs, revision = self.store.list("")
+        if self._cluster:
+            check_id(pairs[ID_KEY][0] if ID_KEY in pairs else None, self._cluster)
         self.problems.clear()
         self.inquiries.clear()
         self.changed = 0

@@ -6,18 +6,18 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
+from pathlib import Path
 from types import FrameType
 
-from slimnet.agent import cgroup
+from slimnet.agent import cgroup, instance
 from slimnet.agent.agent import Agent
-from slimnet.agent.client import Client
 from slimnet.agent.notify import notify
 from slimnet.agent.routes import Routes
 from slimnet.agent.server import Server
 from slimnet.agent.site import cgroup_mount, survey
 from slimnet.config import Config
-from slimnet.exceptions import AgentUnreachable, InUse
-from slimnet.plugins import choose_backend
+from slimnet.exceptions import BackendError, InUse
+from slimnet.plugins import backend_class
 
 __all__ = ["serve", "teardown"]
 
@@ -59,15 +59,19 @@ def serve(config: Config) -> None:
 
 def teardown(config: Config) -> None:
     """See :func:`slimnet.agent.teardown`."""
-    try:
-        Client(config.socket, timeout=5).request("GET", "status")
-    except AgentUnreachable:
-        pass
-    else:
-        raise InUse(f"an agent answers on {config.socket}: stop it first")
-    kind, _ = choose_backend(config.backend)
-    site = survey(config, kind)
-    with kind(site.context(config, kind)) as backend:
-        backend.teardown()
-    cgroup.remove(site.cgroups)
-    shutil.rmtree(config.run, ignore_errors=True)
+    with instance.hold(config):
+        there = instance.running(config)
+        busy: list[Path] = []
+        for found in there.values():
+            busy += filter(cgroup.populated, found.endpoints)
+        if busy:
+            raise InUse(f"endpoints with processes: {instance.names(config, busy)}")
+        for name, found in there.items():
+            kind = backend_class(name)
+            with kind(survey(config, kind).context(config, kind, found.cluster)) as backend:
+                backend.teardown()
+        left = instance.running(config)
+        if left:
+            raise BackendError(f"instance {config.instance}: there is still {', '.join(left)}")
+        cgroup.remove(cgroup_mount() / "slimnet" / config.instance)
+        shutil.rmtree(config.run, ignore_errors=True)

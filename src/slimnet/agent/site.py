@@ -29,8 +29,8 @@ class Site:
     cgroups: Path
     key: bytes
 
-    def context(self, config: Config, backend: type[Backend]) -> Context:
-        """What ``backend`` is made with."""
+    def context(self, config: Config, backend: type[Backend], cluster: str) -> Context:
+        """What ``backend`` is made with, to serve the store with the id ``cluster``."""
         return Context(
             instance=config.instance,
             host=self.host,
@@ -39,6 +39,7 @@ class Site:
             state=config.run / "state",
             key=self.key,
             options=config.options.get(backend.name, {}),
+            cluster=cluster,
         )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,11 +14,14 @@ from netaddr import IPAddress
 from slimnet.abc import Store
 from slimnet.cluster import change
 from slimnet.cluster.change import Guard
-from slimnet.contract import SLIM_IDENTITY_FIRST
+from slimnet.contract import SLIM_ADDRESS_SERVICE, SLIM_IDENTITY_FIRST
 from slimnet.exceptions import AlreadyExists, InvalidValue
 from slimnet.model import Endpoint, Network
 
-__all__ = ["address", "check", "identity"]
+__all__ = ["address", "check", "identity", "number"]
+
+#: Below are those that earlier versions counted from 1.
+_FIRST = 1 << 24
 
 
 def check(endpoint: Endpoint) -> None:
@@ -39,8 +43,25 @@ def check(endpoint: Endpoint) -> None:
             raise InvalidValue(f"endpoint.ports.{name}", 'such as ("tcp", 80)', port)
 
 
+def number(store: Store, key: str) -> Guard:
+    """An id for a new endpoint, drawn: a counter would give out again what it gave
+    out after a backup that is restored, or in a store that is begun anew, while data
+    paths still have the first endpoint of that id.
+
+    Args:
+        store: where it has to be free.
+        key: the endpoint's.
+    """
+    while True:
+        drawn = _FIRST + secrets.randbelow(SLIM_ADDRESS_SERVICE - _FIRST)
+        place = f"ids/{drawn}"
+        if store.get(place) is None:
+            return Guard(drawn, {place: None}, {place: json.dumps(key).encode()})
+
+
 def identity(store: Store, endpoint: Endpoint) -> tuple[int, Guard]:
-    """The number of a label set: for ever the same, on every host."""
+    """The number of a label set: for ever the same, on every host. It may be counted:
+    no host tells another one, and tables are replaced as a whole."""
     labels = ",".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
     key = f"identities/{endpoint.network}/{endpoint.namespace}/{labels}"
     found = store.get(key)

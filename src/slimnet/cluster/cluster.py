@@ -19,7 +19,9 @@ key                                       value
 ``inquiries/<host>/<id>``                 a question to a host (:mod:`slimnet.agent.inquiry`)
 ``answers/<id>``                          what it answered
 ``identities/<network>/<ns>/<labels>``    a number, for ever
+``ids/<endpoint id>``                     the key of the endpoint that has it
 ``counters/<what>``                       the last number given out
+``cluster``                               the store's own id (:mod:`slimnet.cluster.own`)
 ========================================  ===================================
 """
 
@@ -37,7 +39,6 @@ from slimnet.abc import Revision, Store
 from slimnet.cluster import allocation, lookup, ranges
 from slimnet.cluster.change import counter, retry
 from slimnet.cluster.documents import PREFIXES, Documents
-from slimnet.contract import SLIM_ADDRESS_SERVICE
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
 from slimnet.model import VNI_MAX, Endpoint, Host, Namespace, Network
 from slimnet.policy.document import ClusterNetworkPolicy, Service
@@ -268,22 +269,24 @@ class Cluster:
             network = self.network(spec["network"])
             guard = counter(self.store, "endpoint")
             address = allocation.address(self.store, network, wanted)
-            endpoint = Endpoint(**{**spec, "address": address, "id": guard.number})
-            key = _endpoint_key(endpoint.network, endpoint.namespace, endpoint.name)
+            key = _endpoint_key(plan.network, plan.namespace, plan.name)
+            drawn = allocation.number(self.store, key)
+            endpoint = Endpoint(**{**spec, "address": address, "id": drawn.number})
             held = self.store.get(key)
             if held is not None:
                 at = records.load(key, held[0], records.endpoint)
                 raise AlreadyExists(f"endpoint {_title(at)} is there, on host {at.host}")
-            if endpoint.id >= SLIM_ADDRESS_SERVICE:
-                raise InUse(f"no endpoint ids are left below {SLIM_ADDRESS_SERVICE}")
             if admit is not None:
                 admit(endpoint)
             identity, given = allocation.identity(self.store, endpoint)
             endpoint = attrs.evolve(endpoint, identity=identity)
             place = f"addresses/{network.name}/{address}"
             network_key = f"networks/{network.name}"
-            expect = {key: None, place: None, **guard.expect, **given.expect}
-            put = {key: records.dump(endpoint), place: records.dump(key), **guard.put, **given.put}
+            expect: dict[str, Revision | None] = {key: None, place: None}
+            put = {key: records.dump(endpoint), place: records.dump(key)}
+            for each in (guard, drawn, given):
+                expect |= each.expect
+                put |= each.put
             namespace = f"namespaces/{endpoint.network}/{endpoint.namespace}"
             if self.store.get(namespace) is None:
                 put[namespace] = records.dump(Namespace(endpoint.network, endpoint.namespace))
@@ -324,7 +327,8 @@ class Cluster:
             if found is None or records.load(key, found[0], records.endpoint).id != endpoint.id:
                 return 0
             place = f"addresses/{endpoint.network}/{endpoint.address}"
-            return self.store.transact(expect={key: found[1]}, delete=[key, place])
+            gone = [key, place, f"ids/{endpoint.id}"]
+            return self.store.transact(expect={key: found[1]}, delete=gone)
 
         return retry(change)
 

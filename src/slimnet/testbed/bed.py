@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from slimnet import lock
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
-from slimnet.testbed import lock
 from slimnet.testbed.host import TestbedHost
 
 if TYPE_CHECKING:
@@ -146,7 +146,8 @@ class Testbed:
         paths, the namespaces and all files. What is not there is no error.
 
         Raises:
-            InUse: the calling process is in an endpoint; nothing was removed.
+            InUse: the calling process is in an endpoint, or somebody else's agent runs an
+                instance; nothing was removed.
             SlimnetError: something could not be removed; says what.
         """
         with lock.hold(self.directory):
@@ -226,6 +227,13 @@ class Testbed:
         here = cgroup.of_process(os.getpid())
         if here is not None and any(here.is_relative_to(each) for each in own):
             raise InUse(f"testbed {self.name!r}: this process is in an endpoint of it")
+        for host in self.hosts:
+            agent = lock.holder(host.agent.parent)
+            if agent not in (None, host.pid):
+                raise InUse(
+                    f"testbed {self.name!r}: an agent (process {agent}) that is not its own"
+                    f" runs instance {host.instance}: stop it first"
+                )
         troubles: list[str] = []
         for each in own:
             with _noted(troubles):
@@ -234,7 +242,7 @@ class Testbed:
             with _noted(troubles):
                 host.stop_agent()
         with _noted(troubles):
-            self._tear_down()
+            self._tear_down(troubles)
         for host in self.hosts:
             cgroup.remove(self._cgroups()[host.name])
             host.clear()
@@ -256,14 +264,13 @@ class Testbed:
         with open_store(f"sqlite:///{self.directory}/store.db") as store:
             return [Path(each.cgroup) for each in Cluster(store).endpoints() if each.cgroup]
 
-    def _tear_down(self) -> None:
+    def _tear_down(self, troubles: list[str]) -> None:
         """Have each host's backend remove its data path. Where it cannot (built
         from another contract, say), the namespaces and cgroups that go next
         take its hooks along, and its pins are removed here: no process of any
         endpoint is left that could be unpoliced."""
-        from slimnet.agent.site import survey  # noqa: PLC0415  # only where it is wanted
+        from slimnet.agent import teardown  # noqa: PLC0415  # only where it is wanted
         from slimnet.config import load_config  # noqa: PLC0415  # only where it is wanted
-        from slimnet.plugins import backend_class  # noqa: PLC0415  # only where it is wanted
 
         if not any(host.config.exists() for host in self.hosts):
             return
@@ -272,10 +279,10 @@ class Testbed:
             if not host.config.exists():
                 continue
             try:
-                config = load_config(host.config)
-                backend = backend_class(config.backend)
                 with host.enter():
-                    backend(survey(config, backend).context(config, backend)).teardown()
+                    teardown(load_config(host.config))
+            except InUse as error:  # whatever killing did not end stays policed
+                troubles.append(str(error))
             except Exception as error:  # noqa: BLE001  # the rest has to go all the same
                 _log.warning("teardown of %s: %s", host.instance, error)
                 _log.debug("teardown", exc_info=True)

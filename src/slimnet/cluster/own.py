@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store has an id of its own, and whoever follows one changes no other."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+
+from slimnet import records
+from slimnet.abc import Revision, Store, StoreEvent
+from slimnet.exceptions import Conflict, StoreUnreachable
+
+__all__ = ["ID_KEY", "OwnStore", "check_id", "store_id"]
+
+#: Where the id is: 128 bits in hexadecimal digits, as a JSON string. There is also a key
+#: ``cluster/<id>``: a transaction can expect a key, and no value.
+ID_KEY = "cluster"
+
+
+def store_id(store: Store) -> str:
+    """A store's id; empty when it has none yet."""
+    found = store.get(ID_KEY)
+    return "" if found is None else _text(found[0])
+
+
+def check_id(value: bytes | None, wanted: str) -> None:
+    """Whether a store is the one with the id ``wanted``.
+
+    Args:
+        value: what it has under :data:`ID_KEY`.
+        wanted: the id.
+
+    Raises:
+        StoreUnreachable: it is another one.
+    """
+    found = "" if value is None else _text(value)
+    if found != wanted:
+        what = f"that of cluster {found}" if found else "a new one"
+        raise StoreUnreachable(f"the store is {what}, not that of cluster {wanted}: restore it")
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace").strip('"')
+
+
+class OwnStore(Store):
+    """A store with an id, which it is given here where it has none.
+
+    Another one that takes its place (a file that was removed and made anew) is read,
+    and not changed: :meth:`transact` raises :class:`~slimnet.StoreUnreachable`.
+
+    Args:
+        store: closed with this one.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        if not store_id(store):
+            with contextlib.suppress(Conflict):  # somebody else was quicker
+                fresh = secrets.token_hex(16)
+                put = {ID_KEY: records.dump(fresh), f"{ID_KEY}/{fresh}": b"{}"}
+                store.transact(expect={ID_KEY: None}, put=put)
+        self.id = store_id(store)
+        self._key = f"{ID_KEY}/{self.id}"
+        self._revision: Revision | None = None
+        self._look()
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """No URL is one of this class."""
+        raise NotImplementedError(url)
+
+    def _look(self) -> None:
+        found, own = self._store.get(ID_KEY), self._store.get(self._key)
+        check_id(found[0] if found else None, self.id)
+        self._revision = own[1] if own else None
+
+    def transact(
+        self,
+        *,
+        expect: Mapping[str, Revision | None] | None = None,
+        put: Mapping[str, bytes] | None = None,
+        delete: Iterable[str] = (),
+        lease: int | None = None,
+    ) -> Revision:
+        expected = {**(expect or {}), self._key: self._revision}
+        try:
+            return self._store.transact(expect=expected, put=put, delete=delete, lease=lease)
+        except Conflict:
+            self._look()
+            raise
+
+    def get(self, key: str) -> tuple[bytes, Revision] | None:
+        return self._store.get(key)
+
+    def list(self, prefix: str) -> tuple[dict[str, tuple[bytes, Revision]], Revision]:
+        return self._store.list(prefix)
+
+    def watch(self, prefix: str, after: Revision, timeout: float) -> Iterator[StoreEvent]:
+        return self._store.watch(prefix, after, timeout)
+
+    def lease(self, seconds: float) -> int:
+        return self._store.lease(seconds)
+
+    def renew(self, lease: int) -> None:
+        self._store.renew(lease)
+
+    def close(self) -> None:
+        self._store.close()
