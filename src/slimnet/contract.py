@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0x1438416B3AC30334
-FINGERPRINT_HEX: Final[str] = "1438416b3ac30334"
+FINGERPRINT: Final[int] = 0x21C0E324F20FCE66
+FINGERPRINT_HEX: Final[str] = "21c0e324f20fce66"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -236,7 +236,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
 
 
 class slim_control(ctypes.Structure):
-    """struct slim_control, 80 bytes."""
+    """struct slim_control, 88 bytes."""
 
     abi_version: int
     observe: int
@@ -250,6 +250,7 @@ class slim_control(ctypes.Structure):
     wire_turn: int
     pad2: int
     key: ctypes.Array[ctypes.c_uint64]
+    netns: int
 
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
@@ -264,6 +265,7 @@ class slim_control(ctypes.Structure):
         ("wire_turn", ctypes.c_uint32),
         ("pad2", ctypes.c_uint32),
         ("key", ctypes.c_uint64 * 2),
+        ("netns", ctypes.c_uint64),
     )
 
 

@@ -187,15 +187,17 @@ def test_an_application_paces_itself_below_the_limit(lab, ends):
     assert sock.getsockopt(socket.SOL_SOCKET, 47) == MEGABYTE
 
 
-def test_an_application_does_not_lift_it(lab, ends):
-    """SO_MAX_PACING_RATE is the endpoint's own affair only below the limit."""
+@pytest.mark.parametrize("size", [8, 4096, 4097])
+def test_an_application_does_not_lift_it(lab, ends, size):
+    """SO_MAX_PACING_RATE is the endpoint's own affair only below the limit, however long
+    its value is: of one that is longer than a page the kernel takes the caller's."""
     client, server = ends
     lab.limit(client, connection_rate=2 * MEGABYTE)
     lab.install()
     listener = server.listen(7000)
     sock = client.connect(server.address, 7000)
     child, _ = listener.accept()
-    sock.setsockopt(socket.SOL_SOCKET, 47, 0xFFFFFFFF - 2**32)
+    sock.setsockopt(socket.SOL_SOCKET, 47, b"\xff" * size)
     client.start(_pump, sock)
     assert server.call(_count, child, 1.5) < 3 * MEGABYTE
 

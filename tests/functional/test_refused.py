@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
+import subprocess
 
 import pytest
 
@@ -99,70 +101,195 @@ def test_tcp_udp_and_unix_are_there(lab):
 # Options
 
 
-IP_BIND_ADDRESS_NO_PORT, SO_BINDTOIFINDEX = 24, 62
-IP_TRANSPARENT, IP_UNICAST_IF, IPV6_TRANSPARENT, IPV6_UNICAST_IF = 19, 50, 75, 76
-TCP_REPAIR, TCP_SAVE_SYN, TCP_SAVED_SYN, SO_ORIGINAL_DST, IP_PKTOPTIONS = 19, 27, 28, 80, 9
-
-
-@pytest.mark.parametrize(
-    ("level", "option", "value"),
-    [
-        (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0\0"),
-        (socket.SOL_SOCKET, SO_BINDTOIFINDEX, 2),
-        (socket.SOL_SOCKET, socket.SO_MARK, 7),
-        (socket.IPPROTO_IP, IP_TRANSPARENT, 1),
-        (socket.IPPROTO_TCP, TCP_REPAIR, 1),
-        (socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01\x01\x01\x01"),
-        (socket.IPPROTO_IP, IP_UNICAST_IF, 2 << 24),
-        (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1),
-        (socket.IPPROTO_IPV6, IPV6_UNICAST_IF, 2 << 24),
-    ],
-    ids=[
-        "SO_BINDTODEVICE",
-        "SO_BINDTOIFINDEX",
-        "SO_MARK",
-        "IP_TRANSPARENT",
-        "TCP_REPAIR",
-        "IP_OPTIONS",
-        "IP_UNICAST_IF",
-        "IPV6_TRANSPARENT",
-        "IPV6_UNICAST_IF",
-    ],
+IP_BIND_ADDRESS_NO_PORT, IP_PKTINFO = 24, 8
+SOL_UDP = 17
+TCP_SAVE_SYN, TCP_SAVED_SYN, SO_ORIGINAL_DST, IP_PKTOPTIONS = 27, 28, 80, 9
+TCP_REPAIR, TCP_ULP, SO_ATTACH_FILTER = 19, 31, 26
+#: struct sock_fprog's program: every packet passes.
+PASS = struct.pack("=HBBI", 6, 0, 0, 0xFFFFFFFF)
+GROUP = socket.inet_aton("239.1.2.3")
+MD5 = struct.pack(
+    "=HH4s120sBBHi80s", INET, 0, socket.inet_aton("10.77.0.9"), b"", 0, 0, 4, 0, b"word"
 )
-@pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["tcp", "udp"])
-def test_options_that_would_lead_around(lab, kind, level, option, value):
-    """Though root with every capability asks: on the host it may."""
+
+#: Level, option, value, and whether a plain socket takes it here (else the kernel has
+#: none of it, wants another state first, or another type).
+FORBIDDEN = {
+    "SO_BINDTODEVICE": (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0\0", True),
+    "SO_BINDTOIFINDEX": (socket.SOL_SOCKET, 62, 2, True),
+    "SO_MARK": (socket.SOL_SOCKET, socket.SO_MARK, 7, True),
+    "SO_ATTACH_BPF": (socket.SOL_SOCKET, 50, 0, False),
+    "SO_ATTACH_REUSEPORT_CBPF": (socket.SOL_SOCKET, 51, 0, False),
+    "SO_ATTACH_REUSEPORT_EBPF": (socket.SOL_SOCKET, 52, 0, False),
+    "IP_TRANSPARENT": (socket.IPPROTO_IP, 19, 1, True),
+    "IP_OPTIONS": (socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01\x01\x01\x01", True),
+    "IP_UNICAST_IF": (socket.IPPROTO_IP, 50, 2 << 24, True),
+    "IP_LOCAL_PORT_RANGE": (socket.IPPROTO_IP, 51, struct.pack("=HH", 40000, 40000), True),
+    "IP_IPSEC_POLICY": (socket.IPPROTO_IP, 16, 0, False),
+    "IP_XFRM_POLICY": (socket.IPPROTO_IP, 17, 0, False),
+    "IP_ADD_MEMBERSHIP": (socket.IPPROTO_IP, 35, GROUP + bytes(4), False),
+    "IP_ADD_SOURCE_MEMBERSHIP": (socket.IPPROTO_IP, 39, GROUP + bytes(8), False),
+    "MCAST_JOIN_GROUP": (socket.IPPROTO_IP, 42, bytes(136), False),
+    "MCAST_JOIN_SOURCE_GROUP": (socket.IPPROTO_IP, 46, bytes(264), False),
+    "IPV6_TRANSPARENT": (socket.IPPROTO_IPV6, 75, 1, True),
+    "IPV6_UNICAST_IF": (socket.IPPROTO_IPV6, 76, 2 << 24, True),
+    "IPV6_PKTINFO": (socket.IPPROTO_IPV6, 50, bytes(20), True),
+    "IPV6_2292PKTOPTIONS": (socket.IPPROTO_IPV6, 6, b"", True),
+    "IPV6_NEXTHOP": (socket.IPPROTO_IPV6, 9, bytes(28), False),
+    "IPV6_RTHDR": (socket.IPPROTO_IPV6, 57, b"", True),
+    "IPV6_RTHDRDSTOPTS": (socket.IPPROTO_IPV6, 55, b"", True),
+    "IPV6_HOPOPTS": (socket.IPPROTO_IPV6, 54, b"", True),
+    "IPV6_DSTOPTS": (socket.IPPROTO_IPV6, 59, b"", True),
+    "IPV6_IPSEC_POLICY": (socket.IPPROTO_IPV6, 34, 0, False),
+    "IPV6_XFRM_POLICY": (socket.IPPROTO_IPV6, 35, 0, False),
+    "IPV6_JOIN_GROUP": (socket.IPPROTO_IPV6, 20, bytes(20), False),
+    "IPV6_JOIN_ANYCAST": (socket.IPPROTO_IPV6, 27, bytes(20), False),
+    "MCAST_JOIN_GROUP, IPv6": (socket.IPPROTO_IPV6, 42, bytes(136), False),
+    "MCAST_JOIN_SOURCE_GROUP, IPv6": (socket.IPPROTO_IPV6, 46, bytes(264), False),
+    "TCP_REPAIR": (socket.IPPROTO_TCP, TCP_REPAIR, 1, True),
+    "TCP_SAVE_SYN": (socket.IPPROTO_TCP, TCP_SAVE_SYN, 1, True),
+    "TCP_MD5SIG": (socket.IPPROTO_TCP, 14, MD5, False),
+    "TCP_MD5SIG_EXT": (socket.IPPROTO_TCP, 32, MD5, False),
+    "TCP_AO_ADD_KEY": (socket.IPPROTO_TCP, 38, bytes(256), False),
+    "TCP_AO_DEL_KEY": (socket.IPPROTO_TCP, 39, bytes(256), False),
+    "TCP_AO_INFO": (socket.IPPROTO_TCP, 40, bytes(256), False),
+    "TCP_AO_GET_KEYS": (socket.IPPROTO_TCP, 41, bytes(256), False),
+    "TCP_AO_REPAIR": (socket.IPPROTO_TCP, 42, bytes(256), False),
+    "TCP_ULP, smc": (socket.IPPROTO_TCP, TCP_ULP, b"smc", False),
+    "UDP_ENCAP": (SOL_UDP, 100, 1, False),
+}
+
+
+@pytest.mark.parametrize("option", FORBIDDEN)
+def test_options_that_would_lead_around(lab, option):
+    """What names a device, an address, a port or a peer of the underlay, or shows one:
+    though root with every capability asks. On the host it may."""
+    level, number, value, taken = FORBIDDEN[option]
     endpoint = lab.endpoint()
     family = INET6 if level == socket.IPPROTO_IPV6 else INET
-    if option != TCP_REPAIR or kind == STREAM:
-        endpoint.host.root.socket(family, kind).setsockopt(level, option, value)
-    before = endpoint.host.counters().get(Reason.OPTION, 0)
-    sock = endpoint.socket(family, kind)
-    assert refusal(sock.setsockopt, level, option, value) == errno.EPERM
-    assert endpoint.host.counters()[Reason.OPTION] == before + 1
+    kinds = {socket.IPPROTO_TCP: [STREAM], SOL_UDP: [DATAGRAM]}.get(level, [STREAM, DATAGRAM])
+    for kind in kinds:
+        if taken:
+            endpoint.host.root.socket(family, kind).setsockopt(level, number, value)
+        before = endpoint.host.counters().get(Reason.OPTION, 0)
+        sock = endpoint.socket(family, kind)
+        assert refusal(sock.setsockopt, level, number, value) == errno.EPERM
+        assert endpoint.host.counters()[Reason.OPTION] == before + 1
+
+
+def _attach_filter(family: int, kind: int, code: bytes) -> None:
+    import ctypes
+
+    program = ctypes.create_string_buffer(code)
+    value = struct.pack("@HxxxxxxP", len(code) // 8, ctypes.addressof(program))
+    with socket.socket(family, kind) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, 26, value)
+
+
+def test_a_filter_that_reads_headers(lab):
+    """It tells its packets' addresses bit by bit, by what it lets through. Sockets that
+    name nothing of the underlay keep theirs: libudev's have one."""
+    endpoint = lab.endpoint()
+    for family in (INET, INET6):
+        for kind in (STREAM, DATAGRAM):
+            endpoint.host.root.call(_attach_filter, family, kind, PASS)
+            assert refusal(endpoint.call, _attach_filter, family, kind, PASS) == errno.EPERM
+    endpoint.call(_attach_filter, socket.AF_UNIX, DATAGRAM, PASS)
+    endpoint.call(_attach_filter, socket.AF_NETLINK, DATAGRAM, PASS)
+
+
+def test_tls_is_the_applications_own_business(lab):
+    """The one upper-layer protocol that stays in TCP: refused for its state, if at all."""
+    sock = lab.endpoint().socket()
+    assert refusal(sock.setsockopt, socket.IPPROTO_TCP, TCP_ULP, b"tls") in {
+        errno.ENOTCONN,
+        errno.ENOENT,
+    }
+
+
+def _getsockopt(sock: socket.socket, level: int, option: int, size: int) -> tuple[int, bytes]:
+    """getsockopt(2)'s errno, and what it left in the caller's buffer."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(b"\xaa" * size, size)
+    length = ctypes.c_uint32(size)
+    failed = libc.getsockopt(sock.fileno(), level, option, buffer, ctypes.byref(length))
+    return ctypes.get_errno() if failed else 0, buffer.raw
 
 
 @pytest.mark.parametrize(
     ("level", "option"),
     [
         (socket.IPPROTO_TCP, TCP_SAVED_SYN),
-        (socket.IPPROTO_IP, SO_ORIGINAL_DST),
         (socket.IPPROTO_IP, IP_PKTOPTIONS),
     ],
-    ids=["TCP_SAVED_SYN", "SO_ORIGINAL_DST", "IP_PKTOPTIONS"],
+    ids=["TCP_SAVED_SYN", "IP_PKTOPTIONS"],
 )
 def test_options_that_show_the_underlay(ends, level, option):
-    """Its addresses, the first the tag as well."""
+    """Its addresses, the first the tag as well. The refusal comes after the kernel's answer,
+    so nothing may have been saved for one: it would be in the caller's memory already."""
     client, server = ends
     listener = server.socket()
     listener.bind(("0.0.0.0", 80))
-    listener.setsockopt(socket.IPPROTO_TCP, TCP_SAVE_SYN, 1)
+    assert refusal(listener.setsockopt, socket.IPPROTO_TCP, TCP_SAVE_SYN, 1) == errno.EPERM
+    listener.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     listener.listen()
     client.connect(server.address, 80)
     accepted, _ = listener.accept()
     before = server.host.counters().get(Reason.OPTION, 0)
-    assert refusal(accepted.getsockopt, level, option, 256) == errno.EPERM
+    number, left = server.call(_getsockopt, accepted, level, option, 256)
+    assert number == errno.EPERM
+    assert left == b"\xaa" * 256
     assert server.host.counters()[Reason.OPTION] == before + 1
+
+
+def test_the_original_destination(lab, ends):
+    """Connection tracking knows the underlay's: at both ends it is the one that was dialled,
+    and the kernel's own answer is nowhere in the buffer."""
+    client, server = ends
+    for host in {client.host, server.host}:
+        # It runs for a rule that wants it.
+        host.netns.run(
+            "nft",
+            "table ip track { chain input { type filter hook input priority 0;"
+            " ct state established accept; }; }",
+        )
+    try:
+        listener = server.listen(80)
+        opened = client.connect(server.address, 80)
+        accepted, _ = listener.accept()
+        wanted = struct.pack("=H", INET) + struct.pack("!H", 80)
+        wanted += socket.inet_aton(server.address) + bytes(8) + b"\xaa" * 48
+        for hands, sock in ((client, opened), (server, accepted)):
+            number, left = hands.call(_getsockopt, sock, socket.IPPROTO_IP, SO_ORIGINAL_DST, 64)
+            assert (number, left) == (0, wanted)
+    finally:
+        for host in {client.host, server.host}:
+            host.netns.run("nft", "delete table ip track")
+
+
+def _send_with_options(address: str, port: int, connected: bool, route: str) -> None:
+    """A datagram with a loose source route as control data (ip(7), IP_RETOPTS)."""
+    hops = bytes([1, 131, 7, 4]) + socket.inet_aton(route)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        if connected:
+            sock.connect((address, port))
+        control = [(socket.IPPROTO_IP, 7, hops)]
+        sock.sendmsg([b"x"], control, 0, *([] if connected else [(address, port)]))
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_ip_options_as_control_data(lab, connected):
+    """A source route is another destination than the one that policy is asked for."""
+    endpoint = lab.endpoint()
+    outside = lab.outside.address
+    denied = str(lab.hosts[1].address)
+    arguments = (outside, 9, connected, denied)
+    endpoint.host.root.call(_send_with_options, *arguments)
+    before = endpoint.host.counters().get(Reason.OPTION, 0)
+    assert refusal(endpoint.call, _send_with_options, *arguments) == errno.EPERM
+    assert endpoint.host.counters()[Reason.OPTION] == before + 1
 
 
 @pytest.mark.container
@@ -283,3 +410,81 @@ def test_udp_to_the_hosts_of_the_cluster_is_denied(lab):
         assert refusal(sock.sendto, b"x", (host.address, 53)) in DENIED
         sock = endpoint.socket(INET, DATAGRAM)
         assert refusal(sock.connect, (host.address, 53)) in DENIED
+
+
+# What a socket tells, and whose it is
+
+
+def _keep(first: int, count: int) -> list[socket.socket]:
+    return [socket.create_server(("", first + number)) for number in range(count)]
+
+
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "v6"])
+def test_the_name_after_a_connect_that_found_no_port(lab, ends, family):
+    """The kernel keeps the source address that it had chosen: the socket says that it has
+    none, as before."""
+    client, server = ends
+    server.serve(80)
+    sock = client.socket(family)
+    name = sock.getsockname()
+    with client.host.sysctl("net.ipv4.ip_local_port_range", "40000 40007"):
+        held = client.host.root.call(_keep, 40000, 8)
+        assert len(held) == 8
+        with pytest.raises(OSError) as caught:
+            sock.connect((server.address if family == INET else f"::ffff:{server.address}", 80))
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+        assert sock.getsockname() == name
+        for one in held:
+            one.close()
+
+
+def _in_a_namespace_of_its_own(port: int) -> list[str]:
+    """As root in a user namespace would: loopback, protocols, and a port of its own."""
+    import ctypes
+    import threading
+
+    said = []
+
+    def run() -> None:
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.unshare(0x40000000):
+                raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            server = socket.create_server(("127.0.0.1", 8000))
+            client = socket.create_connection(("127.0.0.1", 8000), 2)
+            child, name = server.accept()
+            said.append(f"{client.getpeername()[0]} {name[0]}")
+            child.sendall(b"hello")
+            said.append(client.recv(5).decode())
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close()
+            with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
+                file.write(f"{port} {port}")
+            for family in (socket.AF_INET, socket.AF_INET6):
+                listener = socket.socket(family)
+                if family == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.listen()
+                said.append(str(listener.getsockname()[1]))
+                kept.append(listener)
+        except OSError as error:
+            said.append(str(error))
+
+    kept: list[socket.socket] = globals().setdefault("_kept", [])
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return said
+
+
+def test_a_network_namespace_inside_an_endpoint(lab):
+    """It is none of slimnet's (bubblewrap, Chrome, docker in docker): what it has is its own,
+    and its ports do not silence the host's services of those numbers."""
+    endpoint = lab.endpoint()
+    host = endpoint.host
+    listener = host.root.listen(2222)
+    said = endpoint.call(_in_a_namespace_of_its_own, 2222)
+    assert said == ["127.0.0.1 127.0.0.1", "hello", "2222", "2222"]
+    opened = lab.outside.root.connect(host.address, 2222)
+    _, peer = listener.accept()
+    assert peer == opened.getsockname()

@@ -700,3 +700,43 @@ def _opening(address):
     return [
         tuple(int(end.rpartition(":")[2]) for end in line.split()[2:4]) for line in lines if line
     ]
+
+
+def _send_tagged(packet, interface, target, tags):
+    """As an Ethernet frame with these VLAN tags."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind((interface, 0))
+        own = sender.getsockname()[4]
+        sender.send(target + own + b"".join(tags) + b"\x08\x00" + packet)
+
+
+@pytest.mark.parametrize(
+    ("ids", "seen"),
+    [
+        ([0], Reason.SYN_NO_OPTION),
+        ([0, 0], Reason.MALFORMED),
+        ([0, 5], Reason.MALFORMED),
+        ([5], Reason.SYN_NO_OPTION),
+        ([5, 0], None),
+    ],
+    ids=str,
+)
+def test_vlan_tags(lab, ids, seen):
+    """Behind a tag of VLAN 0, which is a priority and no VLAN, the kernel takes a second one
+    off where tc does not look. Such a packet is none that passes."""
+    host, thief = lab.endpoint(1).host, lab.outside
+    target = bytes.fromhex(host.root.call(_hardware_address, "eth0"))
+    syn = Syn(source=thief.address, destination=host.address, port=WIRE, source_port=4711)
+    tags = [struct.pack("!HH", 0x8100, number) for number in ids]
+    before = host.counters()
+    thief.root.call(_send_tagged, syn.packets()[0], "eth0", target, tags)
+    time.sleep(0.2)
+    found = difference(host, before)
+    found.pop(Reason.SHIELD, None)
+    assert found == ({seen: 1} if seen else {})
+
+
+def _hardware_address(interface):
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((interface, 0))
+        return sock.getsockname()[4].hex()

@@ -39,6 +39,15 @@ struct bpf_iter__tcp {
 	struct sock_common *sk_common;
 } __attribute__((preserve_access_index));
 
+/* struct sockaddr_in6, which comes with libc's headers. */
+struct slim_name6 {
+	__u16 family;
+	__be16 port;
+	__be32 flow;
+	__be32 address[4];
+	__u32 scope;
+};
+
 #define SLIM_HOOK_REFUSE 0
 #define SLIM_HOOK_ALLOW 1
 #define SLIM_BIND_ALLOW 3	/* and no CAP_NET_BIND_SERVICE is wanted */

@@ -321,13 +321,7 @@ static __always_inline int
 slim_dial_source(struct bpf_sock_addr *ctx, const struct slim_dial *dial, __be32 source)
 {
 	if (dial->v6) {
-		struct {
-			__u16 family;
-			__be16 port;
-			__be32 flow;
-			__be32 address[4];
-			__u32 scope;
-		} name = { .family = AF_INET6 };
+		struct slim_name6 name = { .family = AF_INET6 };
 
 		if (source)
 			slim_map_v4(name.address, source);
@@ -597,6 +591,37 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 	return stream ? slim_dial_outside(ctx, dial) : 0;
 }
 
+/* The kernel's own types, as in bind.h. */
+struct ip_options_rcu;
+struct ipcm_cookie {
+	__be32 addr;
+	struct ip_options_rcu *opt;
+} __attribute__((preserve_access_index));
+struct bpf_sock_addr_kern {
+	void *t_ctx;
+} __attribute__((preserve_access_index));
+
+extern void *bpf_cast_to_kern_ctx(void *object) __ksym __weak;	/* Linux 6.2 */
+
+/*
+ * Does this datagram bring IP options of its own (IP_RETOPTS as control data,
+ * ip(7))? A source route among them would be the packet's destination in place
+ * of the one that policy is asked for. The hook's context does not say, but
+ * udp_sendmsg() runs it on the address in its struct ipcm_cookie, which does.
+ */
+static __always_inline bool slim_dial_has_options(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock_addr_kern *kernel;
+	struct ipcm_cookie *cookie;
+
+	/* Set by the loader: libbpf before 1.2 cannot ask for a kfunc's address. */
+	if (!slim_fixed.casts)
+		return false;
+	kernel = bpf_cast_to_kern_ctx(ctx);
+	cookie = kernel->t_ctx - bpf_core_field_offset(struct ipcm_cookie, addr);
+	return BPF_CORE_READ(cookie, opt);
+}
+
 static __always_inline int
 slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 {
@@ -620,6 +645,11 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 	}
 	if (!dial.sk)
 		return slim_errno(EINVAL);
+	if (!connects && !v6 && slim_dial_has_options(ctx)) {
+		dial.call.reason = SLIM_REASON_OPTION;
+		slim_refuse(dial.local, dial.address, &dial.call);
+		return slim_errno(EPERM);
+	}
 	if (connects && dial.call.protocol == IPPROTO_TCP)
 		dial.socket = bpf_sk_storage_get(&slim_socket, dial.sk, NULL, 0);
 

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * getsockname(2), getpeername(2) and the address that accept(2) returns: what
- * a container would see. No underlay or inner address ever leaves here.
+ * a container would see.
+ *
+ * The kernel's own answer leaves here in two cases only: the wildcard, and the
+ * peer of a connection from or to outside of the overlay. All else is written
+ * from what the hooks know of the socket, and what they do not know is zero.
  */
 #ifndef SLIMNET_NAME_H
 #define SLIMNET_NAME_H
@@ -26,48 +30,63 @@ slim_name_write(struct bpf_sock_addr *ctx, bool v6, const __be32 *address)
 
 static __always_inline bool slim_name_is_any(struct bpf_sock_addr *ctx, bool v6)
 {
+	__be32 address[4];
+
 	if (!v6)
-		return !ctx->user_ip4;
-	return !ctx->user_ip6[0] && !ctx->user_ip6[1] && !ctx->user_ip6[3] &&
-	       (!ctx->user_ip6[2] || ctx->user_ip6[2] == bpf_htonl(0xffff));
+		return !SLIM_CTX(ctx, user_ip4);
+	address[0] = SLIM_CTX(ctx, user_ip6[0]);
+	address[1] = SLIM_CTX(ctx, user_ip6[1]);
+	address[2] = SLIM_CTX(ctx, user_ip6[2]);
+	address[3] = SLIM_CTX(ctx, user_ip6[3]);
+	return slim_is_any(address);
 }
 
 static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 {
+	const bool any = slim_name_is_any(ctx, v6);
+	const __be16 port = (__be16)SLIM_CTX(ctx, user_port);
 	struct slim_socket *socket = NULL;
-	struct slim_local *local;
+	const struct slim_local *local;
+	__be32 address[4] = {};
 
 	if (ctx->protocol == IPPROTO_TCP)
 		socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
-	if (socket) {
-		/* Neither bound nor connected, or no longer: the kernel says so. */
-		if (!ctx->user_port && !(socket->flags & SLIM_SOCKET_ANY_PORT))
+	if (!socket) {
+		if (any)
 			return SLIM_HOOK_ALLOW;
-		if (slim_name_is_any(ctx, v6) && !socket->local_port &&
-		    socket->flags & SLIM_SOCKET_WILDCARD)
-			return SLIM_HOOK_ALLOW;
-		slim_name_write(ctx, v6, socket->local);
-		if (socket->local_port && ctx->user_port)
-			ctx->user_port = socket->local_port;
-		return SLIM_HOOK_ALLOW;
+		/* UDP that is connected to the outside; or a connect that failed. */
+		local = bpf_get_local_storage(&slim_cgroup, 0);
+		if (port)
+			slim_copy(address, local->address);
+	} else if (!port && !(socket->flags & SLIM_SOCKET_ANY_PORT)) {
+		/* Not bound, or no more: what the kernel has is a connect's that is over. */
+	} else if (!(socket->flags & SLIM_SOCKET_WILDCARD) ||
+		   (port && !(any && !socket->local_port))) {
+		slim_copy(address, socket->local);
 	}
-	if (slim_name_is_any(ctx, v6))
-		return SLIM_HOOK_ALLOW;
-	/* Connected to the outside: the kernel says the host's address. */
-	local = bpf_get_local_storage(&slim_cgroup, 0);
-	slim_name_write(ctx, v6, local->address);
+	slim_name_write(ctx, v6, address);
+	if (socket && socket->local_port && port)
+		ctx->user_port = socket->local_port;
 	return SLIM_HOOK_ALLOW;
 }
 
 static __always_inline int slim_name_peer(struct bpf_sock_addr *ctx, bool v6)
 {
-	struct slim_socket *socket = NULL;
+	struct slim_socket *socket;
 
-	if (ctx->protocol == IPPROTO_TCP)
-		socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
-	if (socket && socket->peer_endpoint) {
+	if (ctx->protocol != IPPROTO_TCP)
+		return SLIM_HOOK_ALLOW;		/* connected to the outside: nothing else is carried */
+	socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
+	if (socket && socket->flags & (SLIM_SOCKET_OUTSIDE | SLIM_SOCKET_PUBLISHED))
+		return SLIM_HOOK_ALLOW;
+	if (socket) {
 		slim_name_write(ctx, v6, socket->peer);
 		ctx->user_port = socket->peer_port;
+	} else {
+		const __be32 any[4] = {};
+
+		slim_name_write(ctx, v6, any);
+		ctx->user_port = 0;
 	}
 	return SLIM_HOOK_ALLOW;
 }

@@ -9,19 +9,42 @@
 
 #define SOL_IP 0
 #define SOL_TCP 6
+#define SOL_UDP 17
 #define SOL_IPV6 41
 
+/* From the kernel's uapi headers, as far as libc's and ours do not have them. */
 #define SO_BROADCAST 6
 #define SO_BINDTODEVICE 25
+#define SO_ATTACH_FILTER 26
 #define SO_MARK 36
+#define SO_ATTACH_BPF 50
+#define SO_ATTACH_REUSEPORT_CBPF 51
+#define SO_ATTACH_REUSEPORT_EBPF 52
 #define SO_BINDTOIFINDEX 62
 #define SO_ORIGINAL_DST 80
+#define IP_LOCAL_PORT_RANGE 51
 #define IPV6_2292PKTINFO 2
 #define IPV6_2292PKTOPTIONS 6
+#define IPV6_NEXTHOP 9
+#define IPV6_JOIN_GROUP 20
+#define IPV6_JOIN_ANYCAST 27
+#define IPV6_IPSEC_POLICY 34
+#define IPV6_XFRM_POLICY 35
 #define IPV6_RECVPKTINFO 49
+#define IPV6_PKTINFO 50
+#define IPV6_HOPOPTS 54
+#define IPV6_RTHDRDSTOPTS 55
+#define IPV6_RTHDR 57
+#define IPV6_DSTOPTS 59
 #define IPV6_RECVORIGDSTADDR 74
 #define IPV6_TRANSPARENT 75
 #define IPV6_UNICAST_IF 76
+#define TCP_AO_ADD_KEY 38
+#define TCP_AO_DEL_KEY 39
+#define TCP_AO_INFO 40
+#define TCP_AO_GET_KEYS 41
+#define TCP_AO_REPAIR 42
+#define UDP_ENCAP 100
 
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
@@ -39,20 +62,99 @@ static __always_inline int slim_create(struct bpf_sock *sk)
 	return slim_errno(EPROTONOSUPPORT);
 }
 
+/* Sockets of other families name nothing of the underlay (netlink's have filters, say). */
+static __always_inline bool slim_option_is_inet(const struct bpf_sockopt *ctx)
+{
+	const struct bpf_sock *sk = ctx->sk;
+
+	return sk && (sk->family == AF_INET || sk->family == AF_INET6);
+}
+
+/*
+ * Of all that Linux 6.18 has: what names a device, an address, a port or a peer
+ * of the underlay, or shows one. EPERM, for none of it is set by a library that
+ * its caller did not ask for it.
+ */
 static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 {
 	switch (level) {
 	case SOL_SOCKET:
-		return name == SO_BINDTODEVICE || name == SO_BINDTOIFINDEX || name == SO_MARK ||
-		       name == SO_BROADCAST;
+		switch (name) {
+		case SO_BINDTODEVICE:		/* a device of the host */
+		case SO_BINDTOIFINDEX:
+		case SO_MARK:			/* the host's routing rules */
+		case SO_BROADCAST:
+		case SO_ATTACH_FILTER:		/* a filter reads its packets' addresses, bit by bit */
+		case SO_ATTACH_BPF:
+		case SO_ATTACH_REUSEPORT_CBPF:
+		case SO_ATTACH_REUSEPORT_EBPF:
+			return true;
+		}
+		return false;
 	case SOL_IP:
-		return name == IP_TRANSPARENT || name == IP_OPTIONS || name == IP_UNICAST_IF;
+		switch (name) {
+		case IP_TRANSPARENT:		/* foreign addresses */
+		case IP_OPTIONS:		/* a source route: another destination than policy was asked for */
+		case IP_UNICAST_IF:		/* a device */
+		case IP_LOCAL_PORT_RANGE:	/* a port of the host by its number */
+		case IP_IPSEC_POLICY:		/* the host's IPsec */
+		case IP_XFRM_POLICY:
+		case IP_ADD_MEMBERSHIP:		/* the host's multicast is heard */
+		case IP_ADD_SOURCE_MEMBERSHIP:
+		case MCAST_JOIN_GROUP:
+		case MCAST_JOIN_SOURCE_GROUP:
+			return true;
+		}
+		return false;
 	case SOL_IPV6:
-		return name == IPV6_TRANSPARENT || name == IPV6_UNICAST_IF;
+		switch (name) {
+		case IPV6_TRANSPARENT:
+		case IPV6_UNICAST_IF:
+		case IPV6_PKTINFO:		/* source address and device */
+		case IPV6_2292PKTOPTIONS:	/* the same, and routing headers */
+		case IPV6_NEXTHOP:
+		case IPV6_RTHDR:
+		case IPV6_RTHDRDSTOPTS:
+		case IPV6_HOPOPTS:
+		case IPV6_DSTOPTS:
+		case IPV6_IPSEC_POLICY:
+		case IPV6_XFRM_POLICY:
+		case IPV6_JOIN_GROUP:
+		case IPV6_JOIN_ANYCAST:
+		case MCAST_JOIN_GROUP:
+		case MCAST_JOIN_SOURCE_GROUP:
+			return true;
+		}
+		return false;
 	case SOL_TCP:
-		return name == TCP_REPAIR;
+		switch (name) {
+		case TCP_REPAIR:		/* a connection out of nothing */
+		case TCP_SAVE_SYN:		/* shows underlay addresses, wire port and tag */
+		case TCP_MD5SIG:		/* the peer by its address: the kernel would look for */
+		case TCP_MD5SIG_EXT:		/* the underlay's, find no key, and sign nothing */
+		case TCP_AO_ADD_KEY:
+		case TCP_AO_DEL_KEY:
+		case TCP_AO_INFO:
+		case TCP_AO_GET_KEYS:
+		case TCP_AO_REPAIR:
+			return true;
+		}
+		return false;
+	case SOL_UDP:
+		return name == UDP_ENCAP;	/* the host's IPsec and L2TP */
 	}
 	return false;
+}
+
+/* TCP_ULP: "tls" is the application's own business; "smc" leaves TCP, and so our hooks. */
+static __always_inline bool slim_option_leaves_tcp(const struct bpf_sockopt *ctx)
+{
+	const char *value = ctx->optval;
+
+	if (ctx->level != SOL_TCP || ctx->optname != TCP_ULP)
+		return false;
+	return (void *)(value + 3) > ctx->optval_end || value[0] != 't' || value[1] != 'l' ||
+	       value[2] != 's';
 }
 
 /*
@@ -75,62 +177,119 @@ static __always_inline bool slim_option_swallowed(__s32 level, __s32 name)
 	return false;
 }
 
-/* No application lifts what its endpoint is held to. */
-static __always_inline void slim_option_pace(struct bpf_sockopt *ctx)
+/*
+ * No application lifts what its endpoint is held to. Answers how long the value
+ * is that the kernel must take from us; 0: it may take the caller's.
+ */
+static __always_inline __s32 slim_option_pace(struct bpf_sockopt *ctx)
 {
 	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
 	__u32 pace = slim_pace(local->index);
 	void *value = ctx->optval, *end = ctx->optval_end;
 
 	if (!pace)
-		return;
+		return 0;
 	if (value + sizeof(__u64) <= end) {
 		if (*(__u64 *)value > pace)
 			*(__u64 *)value = pace;
-	} else if (value + sizeof(__u32) <= end) {
+		return sizeof(__u64);
+	}
+	if (value + sizeof(__u32) <= end) {
 		if (*(__u32 *)value > pace)
 			*(__u32 *)value = pace;
+		return sizeof(__u32);
 	}
+	return 0;
 }
 
+/*
+ * The kernel hands a program the first page of a longer value, and takes the
+ * caller's own buffer only where the program sets the length to 0 (struct
+ * bpf_sockopt). So what was changed here has a length of ours.
+ */
 static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 {
-	__s32 length = SLIM_CTX(ctx, optlen);
+	__s32 length = SLIM_CTX(ctx, optlen), changed = 0;
 
-	if (slim_option_forbidden(ctx->level, ctx->optname)) {
+	if (slim_option_is_inet(ctx) && (slim_option_forbidden(ctx->level, ctx->optname) ||
+					 slim_option_leaves_tcp(ctx))) {
 		slim_count(SLIM_REASON_OPTION);
 		return slim_errno(EPERM);
 	}
 	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
-		slim_option_pace(ctx);
+		changed = slim_option_pace(ctx);
 	if (slim_option_swallowed(ctx->level, ctx->optname))
 		length = -1;		/* the kernel does nothing */
 	else if (length > SLIM_OPTION_BUFFER)
-		length = 0;		/* the kernel takes what the caller gave */
-	if (length <= 0)
-		ctx->optlen = length;
+		length = changed;
+	else
+		return SLIM_HOOK_ALLOW;
+	ctx->optlen = length;
 	return SLIM_HOOK_ALLOW;
 }
 
-/* What shows underlay addresses; the first our tag as well. */
+/* What shows underlay addresses. Nothing is saved or noted for them: see above. */
 static __always_inline bool slim_option_reveals(__s32 level, __s32 name)
 {
 	switch (level) {
 	case SOL_TCP:
-		return name == TCP_SAVED_SYN;
+		return name == TCP_SAVED_SYN || name == TCP_AO_GET_KEYS;
 	case SOL_IP:
-		return name == SO_ORIGINAL_DST || name == IP_PKTOPTIONS;
+		return name == IP_PKTOPTIONS;
 	case SOL_IPV6:
-		return name == SO_ORIGINAL_DST || name == IPV6_2292PKTOPTIONS;
+		return name == IPV6_2292PKTOPTIONS;
 	}
 	return false;
 }
 
+/*
+ * Connection tracking has told the underlay's addresses (SO_ORIGINAL_DST), and
+ * they are in the caller's buffer by now: an error would leave them there. So
+ * the answer is written over: nothing translates this connection's destination,
+ * which is the name of the end that was dialled.
+ */
+static __always_inline int slim_option_destination(struct bpf_sockopt *ctx)
+{
+	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
+	const __be32 none[4] = {}, *address = none;
+	__be16 port = 0;
+
+	if (ctx->retval < 0)
+		return SLIM_HOOK_ALLOW;		/* the kernel told nothing */
+	if (socket) {
+		const bool accepted = socket->flags & SLIM_SOCKET_ACCEPTED;
+
+		address = accepted ? socket->local : socket->peer;
+		port = accepted ? socket->local_port : socket->peer_port;
+	}
+	if (ctx->level == SOL_IP) {
+		struct sockaddr_in *name = ctx->optval;
+
+		if ((void *)(name + 1) > ctx->optval_end)
+			return slim_errno(EPERM);
+		name->sin_port = port;
+		name->sin_addr.s_addr = address[3];
+	} else {
+		struct slim_name6 *name = ctx->optval;
+
+		if ((void *)(name + 1) > ctx->optval_end)
+			return slim_errno(EPERM);
+		name->port = port;
+		slim_copy(name->address, address);
+	}
+	return SLIM_HOOK_ALLOW;
+}
+
 static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
 {
-	if (slim_option_reveals(ctx->level, ctx->optname)) {
-		slim_count(SLIM_REASON_OPTION);
-		return slim_errno(EPERM);
+	if (slim_option_is_inet(ctx)) {
+		if (ctx->optname == SO_ORIGINAL_DST &&
+		    (ctx->level == SOL_IP || ctx->level == SOL_IPV6))
+			return slim_option_destination(ctx);
+		if (slim_option_reveals(ctx->level, ctx->optname)) {
+			slim_count(SLIM_REASON_OPTION);
+			return slim_errno(EPERM);
+		}
 	}
 	if (ctx->optlen > SLIM_OPTION_BUFFER)
 		ctx->optlen = 0;

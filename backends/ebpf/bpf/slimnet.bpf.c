@@ -34,96 +34,128 @@ const volatile struct {
 SEC("cgroup/sock_create")
 int slim_sock_create(struct bpf_sock *sk)
 {
+	if (slim_is_elsewhere(sk))
+		return SLIM_HOOK_ALLOW;
 	return slim_create(sk);
 }
 
 SEC("cgroup/bind4")
 int slim_bind4(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_bind_hook(ctx, false);
 }
 
 SEC("cgroup/bind6")
 int slim_bind6(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_bind_hook(ctx, true);
 }
 
 SEC("cgroup/post_bind4")
 int slim_post_bind4(struct bpf_sock *sk)
 {
+	if (slim_is_elsewhere(sk))
+		return SLIM_HOOK_ALLOW;
 	return slim_post_bind(sk);
 }
 
 SEC("cgroup/post_bind6")
 int slim_post_bind6(struct bpf_sock *sk)
 {
+	if (slim_is_elsewhere(sk))
+		return SLIM_HOOK_ALLOW;
 	return slim_post_bind(sk);
 }
 
 SEC("cgroup/sock_release")
 int slim_sock_release(struct bpf_sock *sk)
 {
+	if (slim_is_elsewhere(sk))
+		return SLIM_HOOK_ALLOW;
 	return slim_release(sk);
 }
 
 SEC("cgroup/connect4")
 int slim_connect4(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_dial_hook(ctx, false, true);
 }
 
 SEC("cgroup/connect6")
 int slim_connect6(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_dial_hook(ctx, true, true);
 }
 
 SEC("cgroup/sendmsg4")
 int slim_sendmsg4(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_dial_hook(ctx, false, false);
 }
 
 SEC("cgroup/sendmsg6")
 int slim_sendmsg6(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_dial_hook(ctx, true, false);
 }
 
 SEC("cgroup/getsockname4")
 int slim_getsockname4(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_name_own(ctx, false);
 }
 
 SEC("cgroup/getsockname6")
 int slim_getsockname6(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_name_own(ctx, true);
 }
 
 SEC("cgroup/getpeername4")
 int slim_getpeername4(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_name_peer(ctx, false);
 }
 
 SEC("cgroup/getpeername6")
 int slim_getpeername6(struct bpf_sock_addr *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_name_peer(ctx, true);
 }
 
 SEC("cgroup/setsockopt")
 int slim_setsockopt(struct bpf_sockopt *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_option_set(ctx);
 }
 
 SEC("cgroup/getsockopt")
 int slim_getsockopt(struct bpf_sockopt *ctx)
 {
+	if (slim_is_elsewhere(ctx))
+		return SLIM_HOOK_ALLOW;
 	return slim_option_get(ctx);
 }
 

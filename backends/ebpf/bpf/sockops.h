@@ -407,6 +407,10 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 	sk = ctx->sk;
 	if (!sk || !slim_state_get(&state))
 		return 1;
+	/* The other calls find nothing kept for a socket of another namespace. */
+	if ((ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB ||
+	     ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) && slim_is_elsewhere(ctx))
+		return 1;
 	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB) {
 		slim_sockops_listen(ctx, &state, sk, bpf_get_local_storage(&slim_cgroup, 0));
 		return 1;

@@ -414,8 +414,27 @@ static __always_inline bool slim_is_multicast(const __be32 *address)
 const volatile struct {
 	__be32 range;
 	__u16 wire_port;
-	__u16 pad;
+	__u8 casts;			/* this kernel has bpf_cast_to_kern_ctx() */
+	__u8 pad;
 } slim_fixed = { .range = bpf_htonl(0xf0000000), .wire_port = 4790 };
+
+/*
+ * A socket of another network namespace than the host's, which a process of an
+ * endpoint may make for itself (unshare(1), bubblewrap, Chrome): it has ports
+ * and addresses of its own, reaches nothing but that namespace, and is none of
+ * ours. What holds that is the kernel: to connect it with anything, or to enter
+ * one that somebody else connected, takes CAP_NET_ADMIN or CAP_SYS_ADMIN over
+ * the other namespace.
+ */
+static __always_inline bool slim_elsewhere(__u64 cookie)
+{
+	__u32 zero = 0;
+	const struct slim_control *control = bpf_map_lookup_elem(&slim_control, &zero);
+
+	return control && control->netns && control->netns != cookie;
+}
+
+#define slim_is_elsewhere(ctx) slim_elsewhere(bpf_get_netns_cookie(ctx))
 
 /* Inner addresses (design 4.5): the port is in the address. */
 

@@ -35,6 +35,8 @@ struct slim_icmp {
 	__be32 rest;
 };
 
+#define VLAN_ID_MASK 0xfff		/* of the tag's control information, IEEE 802.1Q */
+
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_FRAGMENT_OFFSET 0x1fff
 
@@ -302,6 +304,22 @@ static __noinline int slim_icmp_error(struct __sk_buff *skb)
 	return SLIM_TC_NEXT;
 }
 
+/*
+ * A tag behind a tag. Where the outer one has VLAN id 0 (802.1p: a priority
+ * alone), the kernel takes the inner one off behind tc and delivers what is in
+ * it, so tc would never see the packet (__netif_receive_skb_core()). With
+ * another id it is for a VLAN device, which is no underlay.
+ */
+static __always_inline int slim_vlan_again(struct __sk_buff *skb)
+{
+	if (skb->protocol != bpf_htons(ETH_P_8021Q) && skb->protocol != bpf_htons(ETH_P_8021AD))
+		return SLIM_TC_NEXT;
+	if (skb->vlan_tci & VLAN_ID_MASK)
+		return SLIM_TC_NEXT;
+	slim_count(SLIM_REASON_MALFORMED);
+	return TC_ACT_SHOT;
+}
+
 static __always_inline int slim_ingress(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -312,7 +330,7 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 	__u16 fragment;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return SLIM_TC_NEXT;
+		return slim_vlan_again(skb);
 	if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end) {
 		if (bpf_skb_pull_data(skb, SLIM_TCP_OFFSET + sizeof(*tcp))) {
 			/* Shorter than a TCP header: is it one? */

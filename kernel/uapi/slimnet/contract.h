@@ -202,6 +202,7 @@ struct slim_control {
 	__u32 wire_turn;		/* connects of an endpoint before it takes the next wire port */
 	__u32 pad2;
 	__u64 key[2];			/* the cluster's SipHash key */
+	__u64 netns;			/* cookie of the host's network namespace; 0: not known */
 };
 
 /* Tables. One slot of each pair is active (SLIM_MAP_ACTIVE), the other is being written. */

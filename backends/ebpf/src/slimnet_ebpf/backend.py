@@ -160,7 +160,10 @@ class EbpfBackend(Backend):
                         f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
                     )
                 fixed = struct.pack(
-                    "=4sHxx", self._options.inner_range.network.packed, self._options.wire_ports
+                    "=4sH?x",
+                    self._options.inner_range.network.packed,
+                    self._options.wire_ports,
+                    requirements.knows("bpf_cast_to_kern_ctx"),
                 )
                 loaded.set_constant("slim_fixed", fixed)
                 loaded.load()
@@ -249,6 +252,7 @@ class EbpfBackend(Backend):
             "underlay": to_bytes16(self.context.host.address),
             "wire_port": self._options.wire_ports,
             "held_limit": self._options.held_ports,
+            "netns": self._netns.cookie,
             # Two little-endian numbers, as SipHash reads a key, in this machine's order.
             "key": struct.pack("=2Q", *struct.unpack("<2Q", self.context.key)),
         }

@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["Netns", "enter"]
 
 _CLONE_NEWNET = 0x40000000
+_SO_NETNS_COOKIE = 71  # Linux 5.14, asm-generic/socket.h
 _CURRENT = "/proc/thread-self/ns/net"
 
 
@@ -21,6 +24,10 @@ class Netns:
     def __init__(self) -> None:
         self.fd = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
         self.inode = os.fstat(self.fd).st_ino
+        with socket.socket(socket.AF_UNIX) as one:
+            raw = one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        #: What BPF programs know it by (bpf_get_netns_cookie); never used again.
+        self.cookie = int.from_bytes(raw, sys.byteorder)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from slimnet.exceptions import CapabilityMissing
 from slimnet_ebpf.cgroups import find_mount
 from slimnet_ebpf.libbpf import library
 
-__all__ = ["OBJECT", "check"]
+__all__ = ["OBJECT", "check", "knows"]
 
 OBJECT = Path(__file__).with_name("slimnet.bpf.o")
 # bpf_set_retval(): before it every refusal would be EPERM, and nothing tells them apart.
@@ -43,6 +43,12 @@ def check() -> None:
             f"{_BTF} is missing: use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y"
         )
     library()
+
+
+def knows(name: str) -> bool:
+    """Whether the running kernel's types (BTF) have something of that name: a function
+    that programs may call, say."""
+    return b"\0%s\0" % name.encode() in _BTF.read_bytes()
 
 
 def _check_privilege() -> None:
