@@ -65,6 +65,53 @@ def test_the_hosts_other_addresses(lab):
         host.refresh()
 
 
+def test_what_the_hosts_routes_deliver_to_it(lab):
+    """No interface has these addresses, and the host hears what is sent there (RTN_LOCAL)."""
+    endpoint = lab.endpoint()
+    host = endpoint.host
+    # Loopback's own device: the routes go with the test, not with an interface.
+    own = {
+        "198.51.100.0/24": "table local",
+        "203.0.113.0/29": "table main",
+        "203.0.113.16/29": "table 77",
+    }
+    #: For the marked packets of a transparent proxy only, and so nobody's own.
+    marked = f"route add local {lab.outside.address}/32 dev lo table 78"
+    commands = [
+        *(f"route add local {range_} dev lo {table}" for range_, table in own.items()),
+        "rule add not fwmark 1 lookup 77",
+        marked,
+        "rule add fwmark 2 lookup 78",
+    ]
+    beside = lab.outside.root.listen(8080)
+    try:
+        for command in commands:
+            host.netns.ip(command)
+        host.refresh()
+        listener = host.root.listen(8080)
+        datagrams = host.root.socket(INET, DATAGRAM)
+        datagrams.bind(("0.0.0.0", 8080))
+        for address in ("198.51.100.7", "203.0.113.7", "203.0.113.17"):
+            own_socket = host.root.socket(INET, DATAGRAM)
+            own_socket.bind((host.address, 0))
+            own_socket.sendto(b"own", (address, 8080))
+            assert datagrams.recv(10) == b"own"
+            with pytest.raises(PermissionError):
+                endpoint.connect(address, 8080)
+            with pytest.raises(PermissionError):
+                endpoint.socket(INET, DATAGRAM).sendto(b"x", (address, 8080))
+        silent(datagrams)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        assert endpoint.connect(lab.outside.address, 8080)
+        assert beside.accept()
+    finally:
+        for command in reversed(commands):
+            host.netns.ip(command.replace(" add ", " del "))
+        host.refresh()
+
+
 @pytest.mark.parametrize("target", ["192.168.50.255", "255.255.255.255", "224.0.0.1"])
 def test_broadcast_and_multicast_reach_no_host(lab, target):
     """Every host of the underlay listens to these."""

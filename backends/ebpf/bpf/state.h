@@ -159,12 +159,15 @@ struct {
 	__type(value, __u32);
 } slim_shield SEC(".maps");
 
-/* Policy knows the host by its underlay address; it answers on these as well. */
+/*
+ * What the host's routes deliver to itself (RTN_LOCAL), whether an interface has
+ * the address or not. The tables say it of every host; this one knows it first.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __be32[4]);
+	__type(key, struct slim_cidr_key);
 	__type(value, __u32);
 } slim_own SEC(".maps");
 
@@ -256,10 +259,17 @@ slim_cidr_get(const struct slim_state *state, __u32 vni, const __be32 *address)
 	};
 	__u32 slot = state->slot;
 	void *table = bpf_map_lookup_elem(&slim_cidr, &slot);
+	struct slim_cidr *found = table ? bpf_map_lookup_elem(table, &key) : NULL;
 
-	if (bpf_map_lookup_elem(&slim_own, key.address))
-		slim_copy(key.address, state->control->underlay);
-	return table ? bpf_map_lookup_elem(table, &key) : NULL;
+	if (found && found->flags & SLIM_CIDR_HOST)
+		return found;
+	key.vni = 0;
+	if (!table || !bpf_map_lookup_elem(&slim_own, &key))
+		return found;
+	/* Newer than the tables: policy knows the host by its underlay address. */
+	key.vni = bpf_htonl(vni);
+	slim_copy(key.address, state->control->underlay);
+	return bpf_map_lookup_elem(table, &key);
 }
 
 static __always_inline const struct slim_policy *

@@ -51,7 +51,7 @@ enum slim_map {
 	SLIM_MAP_BOUND,		/* hash: struct slim_tuple -> struct slim_bound */
 	SLIM_MAP_HELD,		/* hash: struct slim_listener_key -> struct slim_held */
 	SLIM_MAP_SHIELD,	/* array[65536]: __u32 listeners of endpoints on that port of the host */
-	SLIM_MAP_OWN,		/* hash: __be32[4] -> __u32; this host's own addresses */
+	SLIM_MAP_OWN,		/* lpm: struct slim_cidr_key of vni 0 -> __u32; this host itself */
 	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
 	SLIM_MAP_COUNT,

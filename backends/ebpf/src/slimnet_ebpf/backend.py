@@ -35,6 +35,7 @@ from slimnet.model import (
     Status,
     Wire,
 )
+from slimnet.local import local_ranges
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
@@ -52,7 +53,7 @@ from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
 from slimnet_ebpf.question import Question, ask, sweep
-from slimnet_ebpf.records import u32
+from slimnet_ebpf.records import cidr_key, u32
 from slimnet_ebpf.revocation import Revoked, may_forbid, revoked
 from slimnet_ebpf.sockets import LIVE, Diagnosis
 from slimnet_ebpf.underlay import Underlay
@@ -261,10 +262,11 @@ class EbpfBackend(Backend):
         """What others may change on the host at any time."""
         self._write_control(wire_turn=self._wire_turn())
         own: Map = self._maps[contract.SLIM_MAP_OWN]
-        wanted = {to_bytes16(address) for address in Underlay.addresses()}
+        ranges = local_ranges([self._options.inner_range])
+        wanted = {cidr_key((0, each)) for each in ranges}
         held = {key for key, _ in own.items()}
+        own.update((key, u32(1)) for key in wanted - held)  # first: one may replace several
         own.remove(held - wanted)
-        own.update((key, u32(1)) for key in wanted - held)
 
     def _write_control(self, **fields: int | bytes) -> None:
         control: Map = self._maps[contract.SLIM_MAP_CONTROL]

@@ -25,7 +25,7 @@ from slimnet.tables import (
 )
 from slimnet_ebpf.layout import Layout, to_bytes16
 
-__all__ = ["ENDPOINT", "Kind", "kinds", "u32"]
+__all__ = ["ENDPOINT", "Kind", "cidr_key", "kinds", "u32"]
 
 _ADDRESS_KEY = Layout(contract.slim_address_key)
 ENDPOINT = Layout(contract.slim_endpoint)
@@ -50,7 +50,8 @@ def _address_key(key: tuple[int, IPAddress]) -> bytes:
     return _ADDRESS_KEY.pack(vni=key[0], address=to_bytes16(key[1]))
 
 
-def _cidr_key(key: tuple[int, IPNetwork]) -> bytes:
+def cidr_key(key: tuple[int, IPNetwork]) -> bytes:
+    """A range of a network, by its VNI; of none with VNI 0."""
     vni, network = key
     length = network.prefixlen + (96 if network.version == 4 else 0)
     return _CIDR_KEY.pack(prefixlen=32 + length, vni=vni, address=to_bytes16(network.network))
@@ -167,7 +168,7 @@ def kinds(indexes: Mapping[int, int]) -> tuple[Kind, ...]:
             contract.SLIM_MAP_CIDR,
             lambda tables: tables.cidrs,
             lambda change: change.gone_cidrs,
-            _cidr_key,
+            cidr_key,
             lambda _, record: _cidr(record),
         ),
         Kind(

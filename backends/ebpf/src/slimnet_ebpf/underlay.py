@@ -12,10 +12,9 @@ import errno
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from socket import AF_INET
 from typing import Any
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPNetwork
 
 from slimnet.exceptions import BackendError, ConfigError
 from slimnet_ebpf import filters
@@ -76,13 +75,6 @@ class Underlay:
                 names = ", ".join(link.get_attr("IFLA_IFNAME") for link in netlink.get_links())
                 raise ConfigError("underlay.interface", f"one of {names}", interface)
             return int(found[0])
-
-    @staticmethod
-    def addresses() -> set[IPAddress]:
-        """Every address of this host, on whatever interface."""
-        with _netlink() as netlink:
-            found = (address.get_attr("IFA_LOCAL") for address in netlink.get_addr(family=AF_INET))
-            return {IPAddress(text) for text in found if text}
 
     def apply(self, interface: str, ifindex: int) -> None:
         """Bring the host to what the data path needs; what is so already stays."""

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which addresses are this host: what its routes deliver to itself (rtnetlink(7)).
+
+Not the addresses of its interfaces: ``ip route add local 198.51.100.0/24 dev lo``
+makes a host answer on a whole range that no interface has.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+
+from netaddr import IPNetwork, cidr_merge
+
+__all__ = ["local_ranges"]
+
+# include/uapi/linux/netlink.h, rtnetlink.h, fib_rules.h
+_REQUEST_DUMP = 0x301
+_ERROR, _DONE = 2, 3
+_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
+_GET_ROUTE, _GET_RULE = 26, 34
+_RTA_DST, _RTA_TABLE = 1, 15
+_FRA_IIFNAME, _FRA_FWMARK, _FRA_TABLE, _FRA_L3MDEV = 3, 10, 15, 19
+_FIB_RULE_INVERT = 2
+_SELECTING = frozenset({_FRA_IIFNAME, _FRA_FWMARK})
+_TYPE_LOCAL = 2
+
+#: Nobody's own, whatever the routes say: each network namespace has its loopback,
+#: and link-local addresses (RFC 3927) are those of one link.
+_NOBODYS = (IPNetwork("127.0.0.0/8"), IPNetwork("169.254.0.0/16"))
+
+
+def local_ranges(without: Iterable[IPNetwork] = ()) -> frozenset[IPNetwork]:
+    """The IPv4 ranges that this network namespace delivers to itself.
+
+    Not those of tables to which only packets with a mark, or from one interface, are
+    led (ip-rule(8)): a transparent proxy's say ``local 0.0.0.0/0``.
+
+    Args:
+        without: ranges to leave out, with all that lies in them.
+    """
+    left_out = (*_NOBODYS, *without)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
+        # The kernel then picks the routes itself: of a table with 100,000 it sends none.
+        route.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        every, some = set(), set()
+        vrf = False
+        for header, rule in _dump(route, _GET_RULE, struct.pack("=B11x", socket.AF_INET)):
+            table = rule.get(_FRA_TABLE, bytes(4))
+            inverted = header[8] & _FIB_RULE_INVERT
+            (some if rule.keys() & _SELECTING and not inverted else every).add(table)
+            vrf |= _FRA_L3MDEV in rule  # leads to the table of any VRF (vrf.rst)
+        found = []
+        request = struct.pack("=7BBI", socket.AF_INET, *bytes(6), _TYPE_LOCAL, 0)
+        for header, entry in _dump(route, _GET_ROUTE, request):
+            table = entry[_RTA_TABLE]
+            if header[7] == _TYPE_LOCAL and (table in every or (vrf and table not in some)):
+                address = socket.inet_ntop(socket.AF_INET, entry.get(_RTA_DST, bytes(4)))
+                found.append(IPNetwork(f"{address}/{header[1]}"))
+    wanted = (each for each in found if not any(each in other for other in left_out))
+    return frozenset(cidr_merge(wanted))
+
+
+def _dump(
+    route: socket.socket, kind: int, request: bytes
+) -> Iterator[tuple[bytes, dict[int, bytes]]]:
+    """The messages of a dump: header and attributes."""
+    route.send(struct.pack("=IHHII", 16 + len(request), kind, _REQUEST_DUMP, 1, 0) + request)
+    while True:
+        data = route.recv(1 << 16)
+        while data:
+            length, got, *_ = struct.unpack_from("=IHHII", data)
+            if got in (_ERROR, _DONE):
+                (number,) = struct.unpack_from("=i", data, 16)
+                if number:
+                    raise OSError(-number, f"rtnetlink: {os.strerror(-number)}")
+                return
+            yield data[16:28], dict(_attributes(data[28:length]))
+            data = data[(length + 3) & ~3 :]
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        yield kind, data[4:length]
+        data = data[(length + 3) & ~3 :]
