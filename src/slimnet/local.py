@@ -28,8 +28,9 @@ _SELECTING = frozenset({_FRA_IIFNAME, _FRA_FWMARK})
 _TYPE_LOCAL = 2
 
 #: Nobody's own, whatever the routes say: each network namespace has its loopback,
-#: and link-local addresses (RFC 3927) are those of one link.
-_NOBODYS = (IPNetwork("127.0.0.0/8"), IPNetwork("169.254.0.0/16"))
+#: link-local addresses (RFC 3927) are those of one link, and inner ones (design 4.5)
+#: are the endpoints'.
+_NOBODYS = tuple(map(IPNetwork, ("127.0.0.0/8", "169.254.0.0/16", "240.0.0.0/4")))
 
 
 def local_ranges(without: Iterable[IPNetwork] = ()) -> frozenset[IPNetwork]:
@@ -45,7 +46,8 @@ def local_ranges(without: Iterable[IPNetwork] = ()) -> frozenset[IPNetwork]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
         # The kernel then picks the routes itself: of a table with 100,000 it sends none.
         route.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-        every, some = set(), set()
+        every: set[bytes] = set()
+        some: set[bytes] = set()
         vrf = False
         for header, rule in _dump(route, _GET_RULE, struct.pack("=B11x", socket.AF_INET)):
             table = rule.get(_FRA_TABLE, bytes(4))

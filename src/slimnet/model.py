@@ -216,6 +216,11 @@ _address = _check("an IP address", lambda value: isinstance(value, IPAddress))
 _labels = _check("a table of Kubernetes labels", _is_labels)
 _number = _check("a 32-bit number", lambda value: _is_number(value, 2**32 - 1))
 _port = _check("a port, 0 to 65535", lambda value: _is_number(value, 65535))
+_text = _check("text", lambda value: isinstance(value, str))
+_ranges = _check(
+    "CIDRs",
+    lambda value: isinstance(value, tuple) and all(isinstance(item, IPNetwork) for item in value),
+)
 _features = _check(f"some of {', '.join(Feature)}", lambda value: isinstance(value, frozenset))
 _wires = _check(f"some of {', '.join(Wire)}", lambda value: isinstance(value, frozenset))
 
@@ -273,6 +278,10 @@ class Host:
         labels: what cluster-wide rules select hosts by.
         enforcing: whether policy holds there against a hostile process.
         features: what its backend can do besides.
+        key: fingerprint of the cluster's key that it has; empty where its wires need
+            none, and of a host that is too old to say.
+        ranges: what else the host is: the addresses and ranges that it delivers to
+            itself, as it says.
     """
 
     name: str = field(validator=_name)
@@ -286,6 +295,12 @@ class Host:
     features: frozenset[Feature] = field(
         factory=frozenset, converter=_to_features, validator=_features
     )
+    key: str = field(default="", validator=_text)
+    ranges: tuple[IPNetwork, ...] = field(default=(), converter=_to_networks, validator=_ranges)
+
+    def differs_in_key(self, other: Host) -> bool:
+        """Whether both say which key they have, and it is not the same."""
+        return bool(self.key and other.key and self.key != other.key)
 
 
 @frozen

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lab.agents import LEASE, Cluster, connects, until
+from lab.agents import LEASE, Cluster, Host, connects, until
 
 from slimnet import (
     AgentUnreachable,
@@ -297,6 +297,42 @@ def test_policy_by_range_and_port(cluster, hosts, pair, cgroup):
         node.wait()
         assert client.connect(machine, 7002)
         connects(client, db)
+
+
+def test_every_address_of_a_peer_host_is_the_host(hosts, pair, cgroup):
+    """One that it got later too, and a range that no interface has (RTN_LOCAL)."""
+    client = pair[2]
+    address, far = "203.0.113.9", "198.51.100.77"
+
+    def ip(host, words):
+        subprocess.run(["nsenter", f"--net={host.where.netns}", "ip", *words.split()], check=True)
+
+    commands = [
+        (hosts[0], f"route add {address} via {hosts[1].where.address}"),
+        (hosts[0], f"route add {far} via {hosts[1].where.address}"),
+        (hosts[1], f"address add {address}/32 dev lo"),
+        (hosts[1], "route add local 198.51.100.0/24 dev lo"),
+    ]
+    with contextlib.ExitStack() as undo, Resident(cgroup, hosts[1].where.netns) as machine:
+        machine.serve(7002)
+        for host, words in commands:
+            ip(host, words)
+            undo.callback(ip, host, words.replace(" add ", " del "))
+        until(lambda: not client.connect(address, 7002, 1), LEASE)
+        assert not client.connect(far, 7002, 1)
+        for each in (address, far):
+            said = hosts[0].node().explain("prod", "web", each, 7002)
+            assert not said["allowed"], said
+            assert f"host h2 ({each})" in said["summary"]
+            assert "IN DOUBT" not in said["summary"]
+        hosts[0].node().apply_policy(
+            "{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy,"
+            " metadata: {name: h2}, spec: {tier: Admin, priority: 1, subject: {namespaces: {}},"
+            " egress: [{action: Accept, to: [{networks: [198.51.100.77/32]}]}]}}"
+        )
+        assert client.connect(far, 7002)
+        assert not client.connect(address, 7002, 1)
+    until(lambda: all(not each.ranges[1:] for each in hosts[1].node().hosts()), LEASE)
 
 
 def test_ping(hosts, pair):
@@ -964,6 +1000,46 @@ def test_key_is_made_once_for_all(hosts, cluster):
     assert oct(key.stat().st_mode & 0o777) == "0o600"
     assert len(bytes.fromhex(key.read_text())) == 16
     assert [each.name for each in cluster.directory.glob(".key*")] == []
+
+
+def test_hosts_with_different_keys(fresh):
+    """A file that was forgotten when the second host was set up: said on both, by ping
+    too, and gone when it is mended. Without a wire that needs it there is no key to miss."""
+    one = fresh.hosts[0]
+    two = fresh.hosts[1] = Host(
+        fresh, fresh.clustered[1], key_file=str(fresh.directory / "another-key")
+    )
+    nodes = [host.start() for host in fresh.hosts]
+    nodes[0].create_network("prod", "10.77.0.0/24")
+    for host, node in zip(fresh.hosts, nodes, strict=True):
+        node.attach("prod", f"on-{host.where.name}")
+    prints = {each.name: each.key for each in nodes[0].hosts()}
+    if fresh.backend == "noop":
+        assert prints == {"h1": "", "h2": ""}
+        until(lambda: all(node.status()["ready"] for node in nodes))
+        return
+    assert prints["h1"] != prints["h2"]
+    for each in prints.values():
+        assert re.fullmatch("[0-9a-f]{16}", each)
+    secrets = [(fresh.directory / name).read_text().strip() for name in ("key", "another-key")]
+    assert not any(part in secret for part in prints.values() for secret in secrets)
+    for number, (here, there) in enumerate((("h1", "h2"), ("h2", "h1"))):
+        until(lambda node=nodes[number]: not node.status()["ready"], 5)
+        (trouble,) = nodes[number].status()["trouble"]
+        for words in (f"{here} ({prints[here]})", f"{there} ({prints[there]})", "copy /"):
+            assert words in trouble
+    answer = nodes[0].ping("on-h2", source="on-h1")
+    assert answer["carried"] == "unreachable"
+    for words in (*prints.values(), "different keys"):
+        assert words in answer["why"]
+    assert answer["error"] == "ECONNREFUSED"
+    assert "their keys differ" in str(nodes[0].explain("prod", "on-h1", "on-h2", 7))
+    two.stop()
+    (fresh.directory / "another-key").write_text(secrets[0])
+    two.start()
+    until(lambda: all(host.node().status()["ready"] for host in fresh.hosts))
+    answer = one.node().ping("on-h2", source="on-h1")
+    assert (answer["carried"], answer["error"]) == ("accelerated", None)
 
 
 def test_teardown_refuses_while_it_is_used(hosts, pair):

@@ -25,6 +25,19 @@ HOSTS = (
     Host("h2", "192.0.2.2", labels={"rack": "b"}),
     Host("h3", "192.0.2.9"),
 )
+#: They say that they are more: of one another, of the overlay and of the world too.
+CLAIMING = tuple(
+    evolve(host, ranges=ranges)
+    for host, ranges in zip(
+        HOSTS,
+        (
+            ("198.51.100.0/24", "192.0.2.2/32", "0.0.0.0/0"),
+            ("198.51.100.0/25", "8.8.8.8/32", "10.1.0.0/29"),
+            ("10.0.0.0/8", "192.0.2.0/24", "198.51.0.0/16"),
+        ),
+        strict=True,
+    )
+)
 NETWORKS = (
     Network("n1", 1, ["10.1.0.0/16"]),
     # The same addresses mean others here.
@@ -34,6 +47,7 @@ ADDRESSES = tuple(f"10.1.0.{last}" for last in range(1, 9))
 OUTSIDE = (
     *("8.8.8.8", "9.9.9.9", "1.1.1.1", "10.2.0.1", "10.9.0.9", "2001:db8::1"),
     *("192.0.2.1", "192.0.2.2", "192.0.2.9", "192.0.2.77"),
+    *("198.51.100.7", "198.51.100.207", "198.51.7.7"),
 )
 CIDRS = (
     "0.0.0.0/0",
@@ -47,6 +61,8 @@ CIDRS = (
     "10.1.0.3/32",
     "192.0.2.0/24",
     "192.0.2.2/32",
+    "198.51.100.7/32",
+    "198.51.100.128/25",
 )
 # A service may want an endpoint's address, or one outside of its network, and not get it.
 VIRTUAL = ("10.1.0.100", "10.1.0.100", "10.1.0.101", ADDRESSES[0], "10.7.0.1")
@@ -372,5 +388,6 @@ def worlds(draw):
     endpoints = [draw(_endpoints(identities, taken)) for _ in range(draw(st.integers(4, 8)))]
     policies = [draw(_policies(number)) for number in range(draw(st.integers(1, 9)))]
     services = many(draw, _services, 4)
-    state = State(NETWORKS, HOSTS, draw(_namespaces()), endpoints, policies, 1, services)
+    hosts = draw(st.sampled_from((HOSTS, CLAIMING)))
+    state = State(NETWORKS, hosts, draw(_namespaces()), endpoints, policies, 1, services)
     return World(state, draw(st.integers(0, 2**32)))

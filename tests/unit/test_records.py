@@ -51,6 +51,7 @@ ALLOWED = Verdict(True, Reason.RULE_ALLOW, 7)
         (records.namespace, Namespace("prod", "shop", {"tier": "a"})),
         (records.host, Host("h1", "192.0.2.1", {Wire.SYN, Wire.VXLAN}, "ebpf", {"zone": "a"})),
         (records.host, Host("h1", "192.0.2.1", enforcing=True, features=set(Feature))),
+        (records.host, Host("h1", "192.0.2.1", key="0f1e", ranges=["198.51.100.0/24"])),
         (records.account, Account(7, 9, Direction.INGRESS, 3, 1, 1000, 50)),
         (
             records.endpoint,
@@ -87,6 +88,15 @@ ALLOWED = Verdict(True, Reason.RULE_ALLOW, 7)
 )
 def test_there_and_back(decode, value):
     assert records.load("key", records.dump(value), decode) == value
+
+
+def test_a_host_that_is_too_old_to_say_which_key_it_has():
+    """No trouble: nobody knows that it is another."""
+    old = records.host({"name": "h1", "address": "192.0.2.1", "wires": ["syn"], "backend": "ebpf"})
+    new = Host("h2", "192.0.2.2", key="0f1e")
+    assert not old.differs_in_key(new)
+    assert not new.differs_in_key(old)
+    assert new.differs_in_key(Host("h3", "192.0.2.3", key="0f1f"))
 
 
 def test_status_in_words():

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import attrs
 from netaddr import IPAddress
 
 from slimnet import records
@@ -33,7 +34,7 @@ from slimnet.agent.inquiry import Inquiries
 from slimnet.agent.installer import Installer
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.notify import notify, watchdog_interval
-from slimnet.agent.site import Site, survey
+from slimnet.agent.site import Site, ranges, survey
 from slimnet.cluster import Cluster
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.config import Config
@@ -306,6 +307,16 @@ class Agent:
             _log.warning("the lease of host %s ran out; registering again", self.config.host)
             self._register()
         self._renewed = now
+        self._follow_ranges()
+
+    def _follow_ranges(self) -> None:
+        """Tell the others what this host is by now."""
+        found = ranges()
+        if found == self.site.host.ranges:
+            return
+        host = attrs.evolve(self.site.host, ranges=found)
+        self.cluster.set_host(host, self._lease)
+        self.site = attrs.evolve(self.site, host=host)
 
     def _report(self) -> None:
         """Tell the cluster up to which revision this host has followed."""
@@ -328,8 +339,23 @@ class Agent:
             self.installer.trouble,
             *self.endpoints.trouble.values(),
             *self.mirror.problems.values(),
+            self._strangers(),
         ]
         return list(dict.fromkeys(each for each in found if each))
+
+    def _strangers(self) -> str:
+        """The hosts with which none of our connections is accelerated, since their key
+        is another; each refuses what the other sends."""
+        here = self.site.host
+        others = [each for each in self.mirror.hosts() if each.differs_in_key(here)]
+        if not others:
+            return ""
+        names = ", ".join(f"{each.name} ({each.key})" for each in others)
+        return (
+            f"{here.name} ({here.key}) has not the key of {names}: no connection between them"
+            f" is possible; copy {self.config.key_file} from one host to the others and"
+            " start their agents again"
+        )
 
     def _summary(self) -> str:
         tables = self.installer.tables

@@ -87,9 +87,9 @@ class Mirror:
 
     def state(self, host: Host) -> State:
         """What tables are compiled from, seen from ``host``: the hosts that are
-        alive, ``host`` among them, and their endpoints."""
+        alive, ``host`` among them even if its lease ran out, and their endpoints."""
         with self._lock:
-            hosts = {each.name: each for each in self.hosts()} | {host.name: host}
+            hosts = {host.name: host} | {each.name: each for each in self.hosts()}
             networks = {each.name: each for each in self.networks()}
 
             def of_networks(kind: str) -> tuple[Any, ...]:

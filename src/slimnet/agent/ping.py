@@ -160,7 +160,8 @@ def _from(
         return answer
     result = _connect(agent, source, destination, port or 7, timeout, count)
     answer["milliseconds"] = [1000 * seconds for seconds in result["times"]]
-    if result["error"] != "ECONNREFUSED" or port is not None or answer["carried"] == "denied":
+    reached = answer["carried"] in ("accelerated", "fallback")
+    if result["error"] != "ECONNREFUSED" or port is not None or not reached:
         answer["error"] = result["error"]
     return answer
 
@@ -176,6 +177,9 @@ def _carried(agent: Agent, source: Endpoint, destination: Endpoint) -> dict[str,
     if here == there:
         fast = bool(here.wires & accelerated)
         return {"carried": "accelerated" if fast else "fallback", "wire": None, "why": "same host"}
+    if common & accelerated and here.differs_in_key(there):
+        why = f"hosts {here.name} ({here.key}) and {there.name} ({there.key}) have different keys"
+        return {"carried": "unreachable", "wire": None, "why": why}
     for wire in (Wire.SYN, Wire.ANNOUNCE):
         if wire in common:
             why = f"{here.name} and {there.name} speak it"

@@ -4,20 +4,30 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
 import os
 import secrets
 import tempfile
 from pathlib import Path
 
 from attrs import frozen
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from slimnet.abc import Backend, Context
 from slimnet.config import Config
 from slimnet.exceptions import CapabilityMissing, ConfigError
-from slimnet.model import Host
+from slimnet.local import local_ranges
+from slimnet.model import Host, Wire
 
-__all__ = ["Site", "cgroup_mount", "survey"]
+__all__ = ["Site", "cgroup_mount", "fingerprint", "ranges", "survey"]
+
+_log = logging.getLogger(__name__)
+
+#: The wires that are no use to hosts with different keys.
+_KEYED = frozenset({Wire.SYN, Wire.ANNOUNCE})
+#: A host's record is read by every other one.
+_RANGES_MAX = 4096
 
 
 @frozen
@@ -51,6 +61,7 @@ def survey(config: Config, backend: type[Backend]) -> Site:
         CapabilityMissing: no cgroup v2.
     """
     interface, address = _underlay(config)
+    key = _key(config.key_file)
     return Site(
         host=Host(
             name=config.host,
@@ -60,11 +71,28 @@ def survey(config: Config, backend: type[Backend]) -> Site:
             labels=config.labels,
             enforcing=backend.enforcing,
             features=backend.features,
+            key=fingerprint(key) if _KEYED & backend.wires else "",
+            ranges=ranges(),
         ),
         interface=interface,
         cgroups=cgroup_mount() / "slimnet" / config.instance,
-        key=_key(config.key_file),
+        key=key,
     )
+
+
+def fingerprint(key: bytes) -> str:
+    """What tells one key from another and is no way back: 8 bytes of BLAKE2s
+    (RFC 7693) over it, personalized so that it is no other hash of slimnet's."""
+    return hashlib.blake2s(key, digest_size=8, person=b"slim-key").hexdigest()
+
+
+def ranges() -> tuple[IPNetwork, ...]:
+    """What this host tells the others that it is, the widest first."""
+    found = sorted(local_ranges(), key=lambda each: (each.prefixlen, each))
+    if len(found) > _RANGES_MAX:
+        _log.warning("this host delivers %d ranges to itself: the others hear of %d",
+                     len(found), _RANGES_MAX)  # fmt: skip
+    return tuple(found[:_RANGES_MAX])
 
 
 def cgroup_mount() -> Path:

@@ -60,6 +60,7 @@ _HOST_COLUMNS: Columns = {
     "BACKEND": "backend",
     "WIRES": "wires",
     "ENFORCING": "enforcing",
+    "KEY": "key",
     "FEATURES": _features,
 }
 _COLUMNS: Columns = {

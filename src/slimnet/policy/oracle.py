@@ -8,6 +8,8 @@ proves the other. What slimnet adds:
 - A service is its endpoints: a flow to its address is one to the endpoint that serves it,
   at that endpoint's port, and is judged as such.
 - An endpoint always reaches itself.
+- A host of the cluster is at its underlay address, and where it says that it is: outside
+  of the overlay, no other's underlay address, and in ranges of /8 or less.
 - To a host of the cluster is denied unless a rule allows it by name: one that selects
   it as a node, or whose range is its one address. A range that it merely lies in
   may deny it, but does not allow it. A rule that passes it on by name makes it an
@@ -24,6 +26,7 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet.model import Direction, Endpoint, Flow, Host, Protocol, Reason
 from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy, Service
+from slimnet.policy.hosts import WIDEST
 from slimnet.policy.rule import Action, Peer, Port, Rule, Tier
 from slimnet.policy.selector import Operator, Selector
 from slimnet.policy.state import State, host_labels, namespace_labels
@@ -119,7 +122,7 @@ class Oracle:
         peer = self.endpoint(flow.network, there)
         host = None
         if peer is None:
-            host = next((item for item in self.state.hosts if item.address == there), None)
+            host = self.host(flow.network, there, subject.host)
             if host is None and any(there in cidr for cidr in self._overlay(flow.network)):
                 return Judgement(False, Reason["NO_ENDPOINT"])
         guarded = egress and host is not None
@@ -259,6 +262,21 @@ class Oracle:
         if not any(address in cidr for cidr in self._overlay(network)):
             return None
         return self._endpoints.get((network, address))
+
+    def host(self, network: str, address: IPAddress, near: str = "") -> Host | None:
+        """The host of the cluster that has an address: as its underlay address, else the
+        first that says so, ``near`` before all others."""
+        for host in self.state.hosts:
+            if host.address == address:
+                return host
+        if any(address in cidr for cidr in self._overlay(network)):
+            return None
+        claims = [
+            host
+            for host in self.state.hosts
+            if any(address in each and each.prefixlen >= WIDEST for each in host.ranges)
+        ]
+        return min(claims, key=lambda host: (host.name != near, host.name), default=None)
 
     def _overlay(self, network: str) -> tuple[IPNetwork, ...]:
         return next(item.cidrs for item in self.state.networks if item.name == network)

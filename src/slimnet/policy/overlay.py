@@ -17,6 +17,7 @@ from netaddr import IPNetwork
 from slimnet import contract
 from slimnet.model import Endpoint, Host, Namespace, Network
 from slimnet.policy.document import Policy
+from slimnet.policy.hosts import HostRanges
 from slimnet.policy.number import Numbers
 from slimnet.policy.placement import Placement, RuleIds, place, questions
 from slimnet.policy.population import Population
@@ -63,8 +64,8 @@ class Overlay:
         self.network = network
         self._host = host
         self._numbers = numbers
-        self._hosts = {prefix_of(IPNetwork(item.address)): item for item in hosts}
-        self._ranges = Ranges([*network.cidrs, *(IPNetwork(h.address) for h in hosts)])
+        self._hosts = HostRanges(hosts, network.cidrs, host)
+        self._ranges = Ranges([*network.cidrs, *self._hosts.networks()])
         self._overlay = [prefix_of(cidr) for cidr in network.cidrs]
         self._written: dict[Prefix, IPNetwork] = {}
         self._population = Population()
@@ -311,7 +312,7 @@ class Overlay:
         nodes = [term for term in self._terms.values() if term.question.nodes is not None]
         classes: dict[tuple[frozenset[Term], bool], list[Prefix]] = {}
         for prefix, terms in self._ranges:
-            host = self._hosts.get(prefix)
+            host = self._hosts.find(prefix)
             if host is not None:
                 labels = host_labels(host)
                 terms |= {term for term in nodes if _selects(term, labels)}

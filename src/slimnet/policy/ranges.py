@@ -11,7 +11,7 @@ from netaddr import IPAddress, IPNetwork
 from slimnet.policy.rule import Block
 from slimnet.policy.term import Term
 
-__all__ = ["Prefix", "Ranges", "inside", "network_of", "prefix_of"]
+__all__ = ["Prefix", "Ranges", "above", "inside", "network_of", "prefix_of"]
 
 #: IP version, first address as a number, prefix length.
 Prefix = tuple[int, int, int]
@@ -33,10 +33,10 @@ def network_of(prefix: Prefix) -> IPNetwork:
 
 def inside(prefix: Prefix, other: Prefix) -> bool:
     """Whether the whole first prefix is in the second."""
-    return prefix[0] == other[0] and other in _above(prefix, (other[2],))
+    return prefix[0] == other[0] and other in above(prefix, (other[2],))
 
 
-def _above(prefix: Prefix, lengths: Iterable[int]) -> Iterator[Prefix]:
+def above(prefix: Prefix, lengths: Iterable[int]) -> Iterator[Prefix]:
     """The prefixes of these lengths that this one lies in, itself included."""
     version, value, own = prefix
     width = _WIDTH[version]
@@ -127,8 +127,8 @@ class Ranges:
             for version in _WIDTH
         }
         for prefix in self._count:
-            above = _above(prefix, lengths[prefix[0]])
-            if prefix not in self._terms or not self._changed.isdisjoint(above):
+            wider = above(prefix, lengths[prefix[0]])
+            if prefix not in self._terms or not self._changed.isdisjoint(wider):
                 self._terms[prefix] = self._inside(prefix)
         self._changed.clear()
         return True, touched
@@ -147,11 +147,11 @@ class Ranges:
         return iter(self._terms.items())
 
     def _inside(self, prefix: Prefix) -> frozenset[Term]:
-        above = set(_above(prefix, self._lengths[prefix[0]]))
+        wider = set(above(prefix, self._lengths[prefix[0]]))
         found = []
-        for cidr in above:
+        for cidr in wider:
             for block, term in self._blocks.get(cidr, ()):
-                if not any(prefix_of(hole) in above for hole in block.excepts):
+                if not any(prefix_of(hole) in wider for hole in block.excepts):
                     found.append(term)
         return frozenset(found)
 

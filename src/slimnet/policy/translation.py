@@ -97,9 +97,9 @@ def title(oracle: Oracle, network: str, address: IPAddress) -> str:
     endpoint = oracle.endpoint(network, address)
     if endpoint is not None:
         return f"{endpoint.namespace}/{endpoint.name} ({address})"
-    for host in oracle.state.hosts:
-        if host.address == address:
-            return f"host {host.name} ({address})"
+    host = oracle.host(network, address)
+    if host is not None:
+        return f"host {host.name} ({address})"
     names = [
         service.title
         for service in oracle.state.services
@@ -119,7 +119,8 @@ def _published(
 ) -> Translation | None:
     """To a port of a host that is an endpoint's; its policy sees whoever comes as an address."""
     state = oracle.state
-    host = next((item for item in state.hosts if item.address == flow.destination), None)
+    near = "" if source is None else source.host
+    host = oracle.host(flow.network, flow.destination, near)
     if host is None:
         return None
     found = tables(host.name)
@@ -151,6 +152,8 @@ def _carried(
     if protocol is not Protocol.TCP:
         wire = Wire.VXLAN if Wire.VXLAN in common else None
     by = f" by wire {wire}" if wire else ""
+    if wire in {Wire.SYN, Wire.ANNOUNCE} and one.differs_in_key(other):
+        by += ", which refuses: their keys differ"
     return f"{other.name} ({other.address}){by}"
 
 

@@ -18,6 +18,7 @@ from typing import ClassVar
 from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.local import local_ranges
 from slimnet.model import (
     Account,
     Attachment,
@@ -35,7 +36,6 @@ from slimnet.model import (
     Status,
     Wire,
 )
-from slimnet.local import local_ranges
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
