@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from slimnet.trusted import open_trusted
+
 __all__ = ["hold", "holder", "remove_if_idle"]
 
 
@@ -27,9 +29,8 @@ def hold(directory: Path, *, shared: bool = False, wait: bool = True) -> Iterato
     """
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = open_trusted(directory, mode=0o755)
         except FileNotFoundError:
             continue
         try:

@@ -967,6 +967,7 @@ WRONG_CONFIGURATIONS = [
     ("lease = ", "leese = ", "leese: wanted one of"),
     ("store.db", "file/store.db", "store .*/file/store.db"),
     ("/key", "/public", "key_file: wanted mode 0600"),
+    ("/key", "/theirs", "key_file: wanted root's own file"),
     ("/key", "/short", "key_file: wanted 32 hexadecimal digits"),
     ("/key", "/letters", "key_file: wanted 32 hexadecimal digits"),
     ("/key", "/file/key", "key_file: wanted a readable file"),
@@ -978,10 +979,11 @@ def test_wrong_configuration(fresh):
     """One line, exit status 2, nothing changed, and no secret told."""
     host = fresh.hosts[0]
     (fresh.directory / "file").write_text("")
-    secrets = {"public": "5ec0" * 8, "short": "5ec0", "letters": "5ecret" * 6}
+    secrets = {"public": "5ec0" * 8, "theirs": "5ec0" * 8, "short": "5ec0", "letters": "5ecret" * 6}
     for name, text in secrets.items():
         (fresh.directory / name).write_text(text)
         (fresh.directory / name).chmod(0o644 if name == "public" else 0o600)
+    os.chown(fresh.directory / "theirs", 65534, 0)
     right = host.config_file.read_text()
     for old, new, said in WRONG_CONFIGURATIONS:
         assert old in right

@@ -48,6 +48,7 @@ from slimnet.exceptions import (
 from slimnet.plugins import open_store
 from slimnet.policy import Document, PolicyWarning, State
 from slimnet.policy import check as policy_check
+from slimnet.trusted import make_trusted
 
 __all__ = ["Agent"]
 
@@ -100,7 +101,7 @@ class Agent:
         #: What the store, or what it holds, does to us; empty when all is well.
         self._trouble = ""
         self._register()
-        (config.run / "state").mkdir(parents=True, exist_ok=True)
+        make_trusted(config.run / "state")
         self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
         self._held.callback(self.backend.close)
         instance.note(config, backend.name)

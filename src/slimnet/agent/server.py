@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from slimnet.agent import cgroup, failure
 from slimnet.exceptions import CapabilityMissing, InvalidValue, NotFound, SlimnetError
+from slimnet.trusted import make_trusted
 
 __all__ = ["Peer", "Reply", "Server", "Stream"]
 
@@ -100,7 +101,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.route = route
         self.closed = closed
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_trusted(path.parent)
         fresh = path.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         before = os.umask(0o177)

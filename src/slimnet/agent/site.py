@@ -19,6 +19,7 @@ from slimnet.config import Config
 from slimnet.exceptions import CapabilityMissing, ConfigError
 from slimnet.local import local_ranges
 from slimnet.model import Host, Wire
+from slimnet.trusted import make_trusted
 
 __all__ = ["Site", "cgroup_mount", "fingerprint", "ranges", "survey"]
 
@@ -146,14 +147,19 @@ def _underlay(config: Config) -> tuple[str, IPAddress]:
 def _key(path: Path) -> bytes:
     """The cluster's secret; made when the file is not there."""
     try:
+        make_trusted(path.parent)
         if not path.exists():
             _make_key(path)
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="ascii").strip()
+        with path.open(encoding="ascii") as file:
+            found = os.fstat(file.fileno())
+            text = file.read().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("key_file", f"a readable file ({error})", str(path)) from error
-    if mode & 0o077:
-        raise ConfigError("key_file", "mode 0600: a secret", f"{path} of mode {mode & 0o777:04o}")
+    if found.st_mode & 0o077:
+        got = f"{path} of mode {found.st_mode & 0o777:04o}"
+        raise ConfigError("key_file", "mode 0600: a secret", got)
+    if found.st_uid not in (0, os.geteuid()):
+        raise ConfigError("key_file", "root's own file", f"{path} of user {found.st_uid}")
     try:
         key = bytes.fromhex(text)
     except ValueError:
@@ -164,7 +170,6 @@ def _key(path: Path) -> bytes:
 
 
 def _make_key(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # NamedTemporaryFile makes it readable for its owner only.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as fresh:
         fresh.write(secrets.token_hex(16) + "\n")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
+from slimnet.trusted import make_trusted
 
 __all__ = ["SqliteStore"]
 
@@ -68,7 +69,7 @@ class SqliteStore(Store):
         self._away = False  # since the last failure
         self._lock = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_trusted(path.parent)
             # Only root's: whoever can open it can hold its writers up.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:

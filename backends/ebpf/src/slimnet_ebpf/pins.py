@@ -29,6 +29,7 @@ from typing import Any
 
 from slimnet import contract
 from slimnet.exceptions import BackendError, CapabilityMissing, ConfigError
+from slimnet.trusted import open_trusted
 from slimnet_ebpf.libbpf import check, library
 from slimnet_ebpf.links import program_type
 from slimnet_ebpf.maps import TYPE_ARRAY, Map
@@ -97,12 +98,12 @@ class Pins:
 
         Raises:
             BackendError: the instance is gone.
+            CapabilityMissing: a directory on the way is another user's, who may have
+                made it before us, bpffs being writable for all where it was mounted so.
         """
         while True:
-            if create:
-                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
-                fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fd = open_trusted(self.root, mode=0o700 if create else None)
             except FileNotFoundError as error:
                 if create:
                     continue
