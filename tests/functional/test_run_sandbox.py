@@ -572,6 +572,60 @@ def test_killing_the_cgroup_is_an_end(home):
     assert process.wait(10) == -signal.SIGKILL
 
 
+def layers(home):
+    """The processes above the command: who stays outside, and the init."""
+    init = wait_for(lambda: [pid for pid in members(home) if name(pid) == "slimnet-init"])[0]
+    return {"outside": int(stat_of(init)[1]), "init": init}
+
+
+def name(pid):
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def stat_of(pid):
+    """State, parent, ... (proc_pid_stat(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+@pytest.mark.parametrize("layer", ["outside", "init"])
+@pytest.mark.parametrize("end", ["its own", "SIGTERM"])
+def test_stopping_what_is_between_hangs_nobody(home, tmp_path, layer, end):
+    """SIGSTOP to one of ours, by the host's root: nobody else would continue it, so that
+    neither the command's end nor a signal would come through."""
+    flag = tmp_path / "end"
+    code = f"trap 'exit 42' TERM; echo ready; until [ -e {flag} ]; do sleep 0.02; done; exit 7"
+    with caller(home, ["sh", "-c", code]) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            os.kill(layers(home)[layer], signal.SIGSTOP)
+            time.sleep(0.1)
+            if end == "SIGTERM":
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(5) == 42
+            else:
+                flag.touch()
+                assert process.wait(5) == 7
+        finally:
+            process.kill()
+    wait_for(lambda: not members(home))
+
+
+def test_job_control(home):
+    """SIGTSTP stops the command and its caller, as a shell expects of a job; SIGCONT
+    continues both."""
+    with caller(home, ["sh", "-c", "echo ready; exec sleep 60"], process_group=0) as process:
+        assert process.stdout.readline() == b"ready\n"
+        command = wait_for(lambda: [pid for pid in members(home) if name(pid) == "sleep"])[0]
+        process.send_signal(signal.SIGTSTP)
+        wait_for(lambda: stat_of(command)[0] == "T")
+        wait_for(lambda: stat_of(process.pid)[0] == "T")
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: stat_of(command)[0] == "S")
+        wait_for(lambda: stat_of(process.pid)[0] == "S")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 128 + signal.SIGTERM
+
+
 def test_no_such_command(home):
     with pytest.raises(
         sandbox.CommandNotFound, match="command not found: no-such-program"

@@ -126,7 +126,8 @@ def run(attached: Attached, argv: Sequence[str], **options: Any) -> int:
     before = relay.block()
     try:
         process = spawn(attached, argv, terminal=terminal, **options)
-        status = relay.wait(process.pid)
+        # A command that leads the terminal cannot be stopped: nothing would continue it.
+        status = relay.wait(process.pid, suspend=not terminal)
         process.returncode = status  # the relay has taken it in
         return status
     finally:

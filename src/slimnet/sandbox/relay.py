@@ -35,6 +35,8 @@ RELAYED: frozenset[int] = frozenset(
     )
 )
 
+_LOOK = os.WNOHANG | os.WUNTRACED
+
 
 def block() -> set[int]:
     """Hold the relayed signals and SIGCHLD back until :func:`wait` takes them;
@@ -49,7 +51,7 @@ def status_of(waited: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def wait(child: int, *, reap: bool = False) -> int:
+def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
     """Wait for ``child``, passing on every signal that comes, and return its
     exit status. Call :func:`block` before the child is started.
 
@@ -60,6 +62,7 @@ def wait(child: int, *, reap: bool = False) -> int:
     Args:
         child: its process id.
         reap: also take in every other child that dies, as an init does.
+        suspend: stop with the child when SIGTSTP is passed on, as a shell's job does.
     """
     watched = RELAYED | {signal.SIGCHLD}
     while True:
@@ -73,6 +76,8 @@ def wait(child: int, *, reap: bool = False) -> int:
                 os.kill(child, received.si_signo)
             except ProcessLookupError:
                 continue  # its SIGCHLD is on the way
+            if suspend and received.si_signo == signal.SIGTSTP:
+                os.kill(os.getpid(), signal.SIGSTOP)
         elif received.si_signo == signal.SIGTSTP:
             os.kill(os.getpid(), signal.SIGSTOP)  # the terminal's stop, held back above
 
@@ -81,10 +86,14 @@ def _take(child: int, *, reap: bool) -> int | None:
     found = None
     while True:
         try:
-            pid, waited = os.waitpid(-1 if reap else child, os.WNOHANG)
+            # An init leaves what is stopped alone: it is the command's. What the others
+            # wait for is ours, and whoever stopped it would have stopped its signals too.
+            pid, waited = os.waitpid(*((-1, os.WNOHANG) if reap else (child, _LOOK)))
         except ChildProcessError:
             return found
-        if pid == child:
+        if pid == child and os.WIFSTOPPED(waited):
+            os.kill(child, signal.SIGCONT)
+        elif pid == child:
             found = status_of(waited)
         if pid == 0 or not reap:
             return found
