@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 from attrs import frozen
-from netaddr import IPAddress
+from netaddr import AddrFormatError, IPAddress
 
 from slimnet.abc import Backend
 from slimnet.agent import cgroup, names
@@ -111,6 +111,8 @@ class Endpoints:
         for needed in ("network", "name"):
             if not isinstance(asked.get(needed), str):
                 raise InvalidValue(f"endpoint.{needed}", "a name", asked.get(needed))
+        if asked.get("address") is not None:
+            asked["address"] = _address(asked["address"])
         asked.setdefault("namespace", "default")
         network = self._cluster.network(asked["network"])
         with self._changing:
@@ -332,12 +334,19 @@ def _port(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _address(value: object) -> IPAddress:
+    try:
+        return IPAddress(str(value))
+    except (AddrFormatError, ValueError) as error:
+        raise InvalidValue("endpoint.address", "an IP address", value) from error
+
+
 def _same(asked: Mapping[str, Any], there: Endpoint) -> bool:
     """Whether ``there`` is what was asked for; what was not said is as it is."""
     address = asked.get("address")
     ports = {key: _port(value) for key, value in asked.get("ports", there.ports).items()}
     return (
-        (address is None or IPAddress(str(address)) == there.address)
+        address in (None, there.address)
         and dict(asked.get("labels", there.labels)) == dict(there.labels)
         and ports == dict(there.ports)
         and str(asked.get("cgroup", there.cgroup)) == there.cgroup

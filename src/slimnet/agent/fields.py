@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,11 @@ from slimnet.exceptions import InvalidValue
 from slimnet.plugins import suggest
 
 __all__ = ["check"]
+
+#: As in a policy's text (slimnet.policy.node), with what is around it.
+_DEPTH_MAX = 40
+#: Half of a character beyond 16 bits (RFC 8259, section 7).
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def _number(low: int, high: int, *kinds: type[int | float]) -> Callable[[Any], bool]:
@@ -72,7 +78,26 @@ def check(body: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in body.items():
         if name not in _FIELDS:
             raise InvalidValue(name, suggest(name, _FIELDS), "an unknown field")
+        _check_whole(name, value)
         wanted, holds = _FIELDS[name]
         if value is not None and not holds(value):
             raise InvalidValue(name, wanted, value)
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _check_whole(name: str, value: Any) -> None:
+    """Refuse what JSON can say and nothing here can hold."""
+    level = [value]
+    for _ in range(_DEPTH_MAX):
+        for each in level:
+            if isinstance(each, str) and _HALF.search(each):
+                raise InvalidValue(name, "text of whole characters", each)
+        level = [
+            item
+            for each in level
+            if isinstance(each, (dict, list))
+            for item in ((*each, *each.values()) if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    raise InvalidValue(name, f"at most {_DEPTH_MAX} levels", "one nested deeper")

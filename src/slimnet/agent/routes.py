@@ -36,6 +36,7 @@ GET      /v1/events                        lines of JSON, for as long as it is r
 
 from __future__ import annotations
 
+import inspect
 import queue
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -77,13 +78,10 @@ class Routes:
         if path[1:] == ["endpoints"] and method == "POST":
             fields["peer"] = peer
         try:
-            return found(*path[2:], **fields)
+            inspect.signature(found).bind(*path[2:], **fields)
         except TypeError as error:
-            if error.__traceback__ and error.__traceback__.tb_next is None:
-                raise InvalidValue(
-                    f"{method} /{'/'.join(path)}", "other fields", str(error)
-                ) from error
-            raise
+            raise InvalidValue(f"{method} /{'/'.join(path)}", "other fields", str(error)) from error
+        return found(*path[2:], **fields)
 
     # Reading
 
@@ -155,7 +153,7 @@ class Routes:
 
     # Changing
 
-    def post_networks(self, name: str, cidrs: Any, vni: int | None = None) -> Reply:
+    def post_networks(self, *, name: str, cidrs: Any, vni: int | None = None) -> Reply:
         network, revision = self._cluster.create_network(name, cidrs, vni)
         self.agent.sync()
         return {"network": records.encode(network), "revision": revision}
@@ -190,7 +188,7 @@ class Routes:
         self.agent.endpoints.detach(network, namespace, name, kill=kill)
         return {}
 
-    def post_policies(self, policies: list[dict[str, Any]]) -> Reply:
+    def post_policies(self, *, policies: list[dict[str, Any]]) -> Reply:
         made, revision = self.agent.apply([Document.from_json(each) for each in policies])
         return {"policies": [each.to_json() for each in made], "revision": revision}
 
@@ -217,17 +215,43 @@ class Routes:
 
     # Asking
 
-    def post_check(self, policies: list[dict[str, Any]]) -> Reply:
+    def post_check(self, *, policies: list[dict[str, Any]]) -> Reply:
         documents = [Document.from_json(each) for each in policies]
         return records.encode(self.agent.check(documents))
 
-    def post_explain(self, **question: Any) -> Reply:
-        return explain(self.agent, **question)
+    def post_explain(
+        self, *, network: str, source: str, destination: str, port: int = 0, protocol: str = "tcp"
+    ) -> Reply:
+        return explain(
+            self.agent,
+            network=network,
+            source=source,
+            destination=destination,
+            port=port,
+            protocol=protocol,
+        )
 
-    def post_ping(self, target: str, **options: Any) -> Reply:
-        return ping(self.agent, target, **options)
+    def post_ping(
+        self,
+        *,
+        target: str,
+        network: str | None = None,
+        source: str | None = None,
+        port: int | None = None,
+        timeout: float = 3.0,
+        count: int = 1,
+    ) -> Reply:
+        return ping(
+            self.agent,
+            target,
+            network=network,
+            source=source,
+            port=port,
+            timeout=timeout,
+            count=count,
+        )
 
-    def post_wait(self, revision: int | None = None, timeout: float = 10.0) -> Reply:
+    def post_wait(self, *, revision: int | None = None, timeout: float = 10.0) -> Reply:
         return {"installed": self.agent.wait(revision, timeout)}
 
 

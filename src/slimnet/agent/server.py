@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import select
 import socket
 import socketserver
@@ -18,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from slimnet.agent import cgroup, failure
-from slimnet.exceptions import CapabilityMissing, InvalidValue, NotFound, SlimnetError
+from slimnet.exceptions import CapabilityMissing, InvalidValue, SlimnetError
 from slimnet.trusted import make_trusted
 
 __all__ = ["Peer", "Reply", "Server", "Stream"]
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _SO_PEERPIDFD = 77  # Linux 6.5, asm-generic/socket.h
 _BODY_MAX = 16 * 2**20
+_LENGTH = re.compile("[0-9]{1,9}")
 
 #: What a route answers: a JSON value, or lines of JSON for as long as it lasts.
 Reply = Any
@@ -166,8 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 raise self._refused
             body = self._body()
-            segments = [unquote(part) for part in urlsplit(self.path).path.split("/") if part]
-            reply = self.server.route(self.command, segments, body, self._peer)
+            reply = self.server.route(self.command, self._segments(), body, self._peer)
         except SlimnetError as error:
             self._send(failure.http_status(error), failure.to_json(error))
         except Exception as error:  # noqa: BLE001  # told to the client, and logged
@@ -180,16 +181,33 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._send(200, reply)
 
+    def _segments(self) -> list[str]:
+        try:
+            parts = urlsplit(self.path).path.split("/")
+            segments = [unquote(part, errors="strict") for part in parts if part]
+        except ValueError as error:
+            raise InvalidValue("path", "a path of UTF-8 (RFC 3986)", self.path) from error
+        for segment in segments:
+            if not segment.isprintable():
+                raise InvalidValue("path", "printable characters", segment)
+        return segments
+
     def _body(self) -> dict[str, Any]:
-        length = self.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > _BODY_MAX:
+        coding = self.headers.get("Transfer-Encoding")
+        lengths = self.headers.get_all("Content-Length", ["0"])
+        length = lengths[0]
+        # What is not read as the body would be read as the next request.
+        if coding is not None:
             self.close_connection = True
-            raise InvalidValue("Content-Length", f"at most {_BODY_MAX}", length)
+            raise InvalidValue("Transfer-Encoding", "none, but a Content-Length", coding)
+        if len(lengths) > 1 or not _LENGTH.fullmatch(length) or int(length) > _BODY_MAX:
+            self.close_connection = True
+            raise InvalidValue("Content-Length", f"one, at most {_BODY_MAX}", ", ".join(lengths))
         if not int(length):
             return {}
         try:
-            body = json.loads(self.rfile.read(int(length)))
-        except ValueError as error:
+            body = json.loads(self.rfile.read(int(length)), parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
             raise InvalidValue("body", "JSON", str(error)) from error
         if not isinstance(body, dict):
             raise InvalidValue("body", "a JSON object", body)
@@ -218,6 +236,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
 
-def not_found(method: str, segments: list[str]) -> NotFound:
-    """For a route that is none."""
-    return NotFound(f"the agent knows no {method} /{'/'.join(segments)}")
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON's (RFC 8259)")

@@ -141,6 +141,8 @@ def restore(value: Mapping[str, Any]) -> Document:
     file, manifest, lines = value.get("file", ""), value.get("manifest"), value.get("lines", {})
     if not isinstance(manifest, dict) or not isinstance(file, str) or not isinstance(lines, dict):
         raise PolicyError("document", wanted, value)
+    if not file.isprintable() or not all(isinstance(line, int) for line in lines.values()):
+        raise PolicyError("document", wanted, {"file": file, "lines": lines})
     return _document(Node.of(manifest, file), "default", Source(file, lines))
 
 

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's API against whatever may come: a real agent behind its socket, without a kernel."""
+
+import itertools
+import json
+import logging
+import os
+import random
+import socket
+import time
+from collections import Counter
+from urllib.parse import quote
+
+import pytest
+
+from slimnet import config as configuration
+from slimnet.agent import agent as agents
+from slimnet.agent.fields import _FIELDS
+from slimnet.agent.routes import Routes
+from slimnet.agent.server import Server
+from slimnet.agent.site import Site
+from slimnet.config import Config
+from slimnet.model import Host
+from slimnet.testing import MemoryBackend
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent answers to root only")
+
+#: Seconds that the random requests may take.
+PATIENCE = float(os.environ.get("SLIMNET_API_SECONDS", "2"))
+SEED = int(os.environ.get("SLIMNET_API_SEED", "1"))
+METHODS = ("get", "post", "put", "delete")
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """The socket of an agent with a network and an endpoint."""
+    host = Host("h1", "192.0.2.1", {"vxlan"}, "memory")
+    site = Site(host, "eth0", tmp_path / "cgroups", bytes(16))
+    monkeypatch.setattr(configuration, "_RUN", tmp_path / "run")
+    monkeypatch.setattr(agents.instance, "running", lambda _: {})
+    monkeypatch.setattr(agents.instance, "choose", lambda *_: (MemoryBackend, "for a test"))
+    monkeypatch.setattr(agents, "survey", lambda *_: site)
+    monkeypatch.setattr(agents, "ranges", tuple)
+    name = f"api-{os.getpid()}"
+    config = Config(instance=name, host="h1", store=f"sqlite://{tmp_path}/store.db", lease=60)
+    agent = agents.Agent(config)
+    agent.start()
+    agent.cluster.create_network("prod", "10.1.0.0/24")
+    server = Server(config.socket, Routes(agent), tuple)
+    server.start()
+    try:
+        yield config.socket
+    finally:
+        server.close()
+        agent.close()
+        MemoryBackend.running.pop(name, None)
+
+
+class Line:
+    """One connection to the agent; opened anew where the agent closes it."""
+
+    def __init__(self, path):
+        self._path = path
+        self._socket = None
+
+    def send(self, data):
+        """What is answered: status and JSON; ``None`` where nothing comes."""
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.settimeout(10)
+            self._socket.connect(str(self._path))
+        try:
+            self._socket.sendall(data)
+            return self._read()
+        except BrokenPipeError:
+            return self._read()
+
+    def _read(self):
+        with self._socket.makefile("rb") as answer:
+            first = answer.readline()
+            if not first:
+                self.close()
+                return None
+            status = int(first.split()[1])
+            headers = {}
+            while line := answer.readline().strip():
+                key, _, value = line.decode("latin-1").partition(":")
+                headers[key.lower()] = value.strip()
+            body = answer.read(int(headers["content-length"]))
+        if headers.get("connection") == "close" or first.startswith(b"HTTP/1.0"):
+            self.close()
+        return status, body
+
+    def close(self):
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def request(method, target, body=b""):
+    if isinstance(target, str):
+        target = target.encode("latin-1", "replace")
+    head = b"%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    return head % (method.encode(), target, len(body)) + body
+
+
+#: By kind, what no field, or only another one, can be.
+NASTY = [
+    *(None, True, False, 0, -1, 1, 7, 80, 65536, 2**31, 2**32, 2**63, 2**64, 10**40, 1.5, 1e308),
+    *(float("nan"), float("inf"), "", " ", "x", "prod", "default", "web", "h1", "X", "a" * 64),
+    *("a" * 70000, "prod/default/web", "../../x", "a/b", "a.b", "x\x00y", "\x00", "x\ny", "\ud800"),
+    *(
+        "é",
+        "\U0001d4b3",
+        "10.1.0.5",
+        "10.1.0.0/24",
+        "10.2.0.0/16",
+        "999.1.1.1",
+        "1.2",
+        "::",
+        "::/0",
+        "-1",
+    ),
+    *("0.0.0.0/0", "10.3.0.0/255.255.255.0", "10.3.0.0/0.0.0.255", "10.3.0.0/99", "tcp", "TCP"),
+    *("icmp", "/", "/proc/self", "0x7f", "1e3", "٣", "{}", "%00", "%s", "null"),
+    *([], [[]], [None], [0], ["x"], ["10.4.0.0/16"], ["10.5.0.0/16", 3], [{}], [{"kind": 3}]),
+    *({}, {"": ""}, {"a": "b"}, {"a": 1}, {"a": None}, {"a": []}, {"a": {}}, {"a": "b\x00"}),
+    *({"a": ["tcp", 80]}, {"a": ["tcp"]}, {"a": ["tcp", "80"]}, {"a": [[], 80]}, {"a": ["x", 2.5]}),
+    *({"a": ["tcp", 10**30]}, {"a": ["tcp", 80, 1]}, {"a": {"tcp": 80}}, {"\ud800": "x"}),
+    *({"a/b/c": "x"}, {"a" * 300: "x"}, {"a": "x" * 300}, {"http": ["TCP", 80], "": []}),
+]
+
+NETWORK_POLICY = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "p", "namespace": "default"},
+    "spec": {
+        "podSelector": {
+            "matchLabels": {"app": "web"},
+            "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a"]}],
+        },
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": 80, "endPort": 90}]}],
+        "egress": [{"to": [{"ipBlock": {"cidr": "8.0.0.0/8", "except": ["8.8.0.0/16"]}}]}],
+    },
+}
+CLUSTER_POLICY = {
+    "apiVersion": "policy.networking.k8s.io/v1alpha2",
+    "kind": "ClusterNetworkPolicy",
+    "metadata": {"name": "c"},
+    "spec": {
+        "tier": "Admin",
+        "priority": 1,
+        "subject": {"namespaces": {}},
+        "egress": [
+            {
+                "action": "Accept",
+                "to": [{"networks": ["9.0.0.0/8"]}, {"nodes": {"matchLabels": {"a": "b"}}}],
+                "protocols": [{"tcp": {"destinationPort": {"range": {"start": 1, "end": 9}}}}],
+            }
+        ],
+    },
+}
+
+OTHERS = [
+    {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "s", "namespace": "default"},
+        "spec": {
+            "selector": {"app": "web"},
+            "clusterIP": "10.1.0.77",
+            "ports": [{"port": 80, "targetPort": "http", "protocol": "TCP"}],
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 30}},
+            "weights": [{"selector": {"matchLabels": {"app": "web"}}, "weight": 2}],
+        },
+    },
+    {
+        "apiVersion": "slimnet.io/v1alpha1",
+        "kind": "PublishedPort",
+        "metadata": {"name": "o", "namespace": "default"},
+        "spec": {"endpoint": "none", "port": 8080, "targetPort": 80, "address": "192.0.2.1"},
+    },
+    {
+        "apiVersion": "slimnet.io/v1alpha1",
+        "kind": "EgressLimit",
+        "metadata": {"name": "l", "namespace": "default"},
+        "spec": {"endpointSelector": {}, "rate": "1M", "connectionRate": "1M"},
+    },
+]
+#: As the API has them (Document.to_json).
+DOCUMENTS = [
+    {"manifest": manifest, "file": "a.yaml", "lines": {"spec": 3, "ingress[0]": 4, "egress[0]": 5}}
+    for manifest in (NETWORK_POLICY, CLUSTER_POLICY, *OTHERS)
+]
+
+#: Route to the fields that it takes, as a client sends them.
+BODIES = {
+    "POST /v1/networks": {"name": "n", "cidrs": ["10.6.0.0/24"], "vni": 5000},
+    "PUT /v1/namespaces/prod/other": {"labels": {"a": "b"}},
+    "POST /v1/endpoints": {
+        "network": "prod",
+        "namespace": "default",
+        "name": "e",
+        "address": "10.1.0.9",
+        "labels": {"app": "e"},
+        "ports": {"http": ["tcp", 80]},
+        "cgroup": None,
+        "ephemeral": False,
+    },
+    "DELETE /v1/endpoints/prod/default/e": {"kill": False},
+    "POST /v1/policies": {"policies": []},
+    "POST /v1/check": {"policies": []},
+    "POST /v1/explain": {
+        "network": "prod",
+        "source": "web",
+        "destination": "10.1.0.2",
+        "port": 80,
+        "protocol": "tcp",
+    },
+    "POST /v1/ping": {
+        "target": "none",
+        "source": "web",
+        "network": "prod",
+        "port": 80,
+        "timeout": 0,
+        "count": 1,
+    },
+    "POST /v1/wait": {"revision": 1, "timeout": 0},
+}
+BODIES_OF_OTHERS = [b"", b"", b"{}", b'{"kill": false}', b'{"labels": {}}', b'{"name": "x"}']
+
+
+def places(value, path=()):
+    """Where in a JSON value anything could be something else."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def with_other(value, path, other):
+    """A copy with something else at one place."""
+    if not path:
+        return other
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[path[0]] = with_other(value[path[0]], path[1:], other)
+    return copied
+
+
+def dump(value):
+    return json.dumps(value).encode("utf-8", "replace")
+
+
+def cases(chance):
+    """Requests without end: route, field and value, or a document, wrong at one place."""
+    routes = list(BODIES)
+    while True:
+        route = chance.choice(routes)
+        body = BODIES[route]
+        if "policies" in body and chance.random() < 0.9:
+            document = chance.choice(DOCUMENTS)
+            path = chance.choice(list(places(document)))
+            yield route, {"policies": [with_other(document, path, chance.choice(NASTY))]}
+            continue
+        body = {key: value for key, value in body.items() if chance.random() < 0.95}
+        if "timeout" in BODIES[route]:
+            body["timeout"] = 0
+        for _ in range(chance.choice((1, 1, 1, 2))):
+            field = chance.choice(list(BODIES[route] if chance.random() < 0.9 else _FIELDS))
+            value = chance.choice(NASTY)
+            if field == "kill" and value is True:
+                continue  # no cgroup here has processes, nor the file to kill them by
+            if field in ("timeout", "count") and (value is None or type(value) in (int, float)):
+                continue  # seconds, and processes
+            body[field] = value
+        yield route, body
+
+
+def check(line, data, caplog):
+    """Send one request; neither an answer of the agent's own failure nor a traceback."""
+    caplog.clear()
+    answer = line.send(data)
+    logged = [repr(each.exc_info[1]) for each in caplog.records if each.exc_info]
+    assert not logged, f"{logged} for {data[-500:]!r}"
+    assert answer is not None, f"no answer for {data[-500:]!r}"
+    status, body = answer
+    value = json.loads(body)
+    if status >= 400:
+        message = value["message"]
+        # That others are late is neither side's fault.
+        assert status < 500 or "not everywhere at revision" in message, f"{data[-500:]!r}"
+        assert message, data[-500:]
+        assert "\n" not in message, data[-500:]
+    return status, value
+
+
+def test_wrong_values(path, caplog):
+    """One field, or one place of a document, is what it cannot be."""
+    caplog.set_level(logging.INFO)
+    line, chance = Line(path), random.Random(SEED)
+    end, answers = time.monotonic() + PATIENCE, Counter()
+    for route, body in cases(chance):
+        method, _, target = route.partition(" ")
+        answers[check(line, request(method, target, dump(body)), caplog)[0]] += 1
+        if time.monotonic() > end:
+            break
+    assert answers[400] > answers[200] > 0
+
+
+def test_wrong_paths(path, caplog):
+    """Every route with too few, too many and impossible names."""
+    line, chance = Line(path), random.Random(SEED)
+    end = time.monotonic() + PATIENCE / 2
+    names = [name for name in dir(Routes) if name.partition("_")[0] in METHODS]
+    assert len(names) > 20
+    segments = [quote(text, errors="replace") for text in NASTY if isinstance(text, str)]
+    segments += ["%", "%zz", "%ff", "%c3%28", "..", "%2e%2e", "a%2fb", "%0d%0aX:%20y", "?x=y", "#"]
+    for name in itertools.cycle(names):
+        method, _, kind = name.partition("_")
+        some = [chance.choice(segments)[:500] for _ in range(chance.choice((0, 1, 2, 3, 3, 4)))]
+        if kind == "events":
+            continue  # answered for ever
+        target = "/".join(["/v1", chance.choice((kind, kind, kind.upper())), *some])
+        check(line, request(method.upper(), target, chance.choice(BODIES_OF_OTHERS)), caplog)
+        if time.monotonic() > end:
+            break
+
+
+RAW = [
+    # Not JSON, or JSON that says what nothing here can hold.
+    (request("POST", "/v1/networks", b"\xff\xfe{}"), 400, "body: wanted JSON"),
+    (request("POST", "/v1/networks", b'{"name": "\xc3\x28"}'), 400, "body: wanted JSON"),
+    (request("POST", "/v1/networks", b'{"vni": NaN}'), 400, "NaN is no number"),
+    (request("POST", "/v1/networks", b"[" * 100_000), 400, "body: wanted JSON"),
+    (request("POST", "/v1/check", b'{"policies": ' + b'[{"a":' * 400 + b"1" + b"}]" * 400 + b"}"),
+     400, "policies: wanted at most 40 levels"),
+    (request("POST", "/v1/networks", b'{"name": "\\ud800"}'), 400, "name: wanted text of whole"),
+    (request("POST", "/v1/networks", b'{"vni": ' + b"9" * 5000 + b"}"), 400, "body: wanted JSON"),
+    (request("POST", "/v1/explain", b'{"network": "prod", "source": "x", "destination": "y",'
+             b' "target": "z"}'), 400, "unexpected keyword argument 'target'"),
+    (request("POST", "/v1/ping", b'{"target": "x", "protocol": "tcp"}'),
+     400, "unexpected keyword argument 'protocol'"),
+    # Lengths.
+    (b"GET /v1/status HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "Content-Length: wanted"),
+    (b"GET /v1/status HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "Content-Length: wanted"),
+    (b"GET /v1/status HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n", 400, "Content-Length: wanted"),
+    (b"GET /v1/status HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+     400, "Content-Length: wanted"),
+    (b"POST /v1/networks HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 40\r\n\r\n{}",
+     400, "Content-Length: wanted"),
+    (request("GET", "/v1/%ff"), 400, "path: wanted"),
+    (request("GET", "http://[/v1/status"), 400, "path: wanted"),
+    # Chunks would be taken for the next request.
+    (b"POST /v1/networks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+     400, "Transfer-Encoding: wanted"),
+]  # fmt: skip
+
+
+def test_wrong_requests(path, caplog):
+    """What is no request of HTTP's, or no JSON."""
+    line = Line(path)
+    for data, status, said in RAW:
+        got, value = check(line, data, caplog)
+        assert got == status, data[-500:]
+        assert said in value["message"]
+        assert check(line, request("GET", "/v1/status"), caplog)[0] == 200
+
+
+def test_a_body_that_does_not_come(path, caplog):
+    """Whoever hangs up in the middle of it is not answered, and nobody else notices."""
+    with socket.socket(socket.AF_UNIX) as half:
+        half.connect(str(path))
+        half.sendall(b'POST /v1/networks HTTP/1.1\r\nContent-Length: 100\r\n\r\n{"name"')
+    assert check(Line(path), request("GET", "/v1/networks"), caplog)[0] == 200
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
