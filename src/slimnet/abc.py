@@ -81,7 +81,8 @@ class Backend(abc.ABC):
 
     #: The name of the entry point.
     name: ClassVar[str]
-    #: Whether policy holds against a hostile process inside an endpoint.
+    #: Whether policy on connections holds against a hostile process inside an endpoint;
+    #: no claim about what else of the host such a process sees or reaches.
     enforcing: ClassVar[bool]
     #: What it can talk to other hosts with.
     wires: ClassVar[frozenset[Wire]]

@@ -276,7 +276,7 @@ class Host:
         wires: the wires that its backend speaks.
         backend: the name of the backend that it runs.
         labels: what cluster-wide rules select hosts by.
-        enforcing: whether policy holds there against a hostile process.
+        enforcing: whether policy on connections holds there against a hostile process.
         features: what its backend can do besides.
         key: fingerprint of the cluster's key that it has; empty where its wires need
             none, and of a host that is too old to say.

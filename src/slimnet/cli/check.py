@@ -43,7 +43,8 @@ def check(output: str) -> int:
 def backends(output: str) -> None:
     """List the installed backends.
 
-    What each of them can do, and whether it works here.
+    What each of them can do, and whether it works here. ENFORCING: policy on
+    connections holds against a hostile process in an endpoint.
     """
     from slimnet.exceptions import SlimnetError  # noqa: PLC0415  # the library, when it runs
     from slimnet.plugins import backend_class  # noqa: PLC0415
