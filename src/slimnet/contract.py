@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0x21C0E324F20FCE66
-FINGERPRINT_HEX: Final[str] = "21c0e324f20fce66"
+FINGERPRINT: Final[int] = 0x0A03F1AD266A20A5
+FINGERPRINT_HEX: Final[str] = "0a03f1ad266a20a5"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -39,10 +39,13 @@ SLIM_MAP_FLOW: Final[int] = 15
 SLIM_MAP_BOUND: Final[int] = 16
 SLIM_MAP_HELD: Final[int] = 17
 SLIM_MAP_SHIELD: Final[int] = 18
-SLIM_MAP_OWN: Final[int] = 19
-SLIM_MAP_COUNTER: Final[int] = 20
-SLIM_MAP_EVENT: Final[int] = 21
-SLIM_MAP_COUNT: Final[int] = 22
+SLIM_MAP_OPENING: Final[int] = 19
+SLIM_MAP_PORT: Final[int] = 20
+SLIM_MAP_JOINED: Final[int] = 21
+SLIM_MAP_OWN: Final[int] = 22
+SLIM_MAP_COUNTER: Final[int] = 23
+SLIM_MAP_EVENT: Final[int] = 24
+SLIM_MAP_COUNT: Final[int] = 25
 
 # enum slim_wire
 SLIM_OPTION_KIND: Final[int] = 253
@@ -54,8 +57,13 @@ SLIM_BOUND_PORTS: Final[int] = 32
 SLIM_INDEX_MAX: Final[int] = 2046
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
 SLIM_LINGER_SECONDS: Final[int] = 60
-SLIM_FLOW_SHARE: Final[int] = 8192
-SLIM_BOUND_SHARE: Final[int] = 16384
+
+# enum slim_room
+SLIM_FLOW_ROOM: Final[int] = 65536
+SLIM_BOUND_ROOM: Final[int] = 87380
+SLIM_BOUND_RECORDS: Final[int] = 3
+SLIM_HELD_ROOM: Final[int] = 262144
+SLIM_LISTENER_ROOM: Final[int] = 262144
 
 # enum slim_direction
 SLIM_INGRESS: Final[int] = 0
@@ -144,6 +152,12 @@ SLIM_SOCKET_DUAL: Final[int] = 65536
 SLIM_SOCKET_SERVICE: Final[int] = 131072
 SLIM_SOCKET_PUBLISHED: Final[int] = 262144
 
+# enum slim_counted
+SLIM_COUNTED_LISTENER: Final[int] = 1
+SLIM_COUNTED_PORT: Final[int] = 2
+SLIM_COUNTED_JOINED: Final[int] = 4
+SLIM_COUNTED_FOLLOWED: Final[int] = 8
+
 # enum slim_event_kind
 SLIM_EVENT_OPENED: Final[int] = 1
 SLIM_EVENT_REFUSED: Final[int] = 2
@@ -186,6 +200,9 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_BOUND: "slim_bound",
     SLIM_MAP_HELD: "slim_held",
     SLIM_MAP_SHIELD: "slim_shield",
+    SLIM_MAP_OPENING: "slim_opening",
+    SLIM_MAP_PORT: "slim_port",
+    SLIM_MAP_JOINED: "slim_joined",
     SLIM_MAP_OWN: "slim_own",
     SLIM_MAP_COUNTER: "slim_counter",
     SLIM_MAP_EVENT: "slim_event",
@@ -218,6 +235,8 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
     "slim_flow": frozenset({"source", "destination", "source_port", "destination_port"}),
     "slim_listener_key": frozenset(),
     "slim_held": frozenset(),
+    "slim_shield": frozenset(),
+    "slim_port": frozenset(),
     "slim_bound": frozenset({"address", "port"}),
     "slim_socket": frozenset(
         {
@@ -248,7 +267,7 @@ class slim_control(ctypes.Structure):
     pad: int
     held_limit: int
     wire_turn: int
-    pad2: int
+    port_room: int
     key: ctypes.Array[ctypes.c_uint64]
     netns: int
 
@@ -263,7 +282,7 @@ class slim_control(ctypes.Structure):
         ("pad", ctypes.c_uint16),
         ("held_limit", ctypes.c_uint32),
         ("wire_turn", ctypes.c_uint32),
-        ("pad2", ctypes.c_uint32),
+        ("port_room", ctypes.c_uint32),
         ("key", ctypes.c_uint64 * 2),
         ("netns", ctypes.c_uint64),
     )
@@ -520,7 +539,7 @@ class slim_local(ctypes.Structure):
 
 
 class slim_usage(ctypes.Structure):
-    """struct slim_usage, 40 bytes."""
+    """struct slim_usage, 56 bytes."""
 
     epoch: int
     held: int
@@ -528,6 +547,10 @@ class slim_usage(ctypes.Structure):
     connects: int
     flows: int
     bound: int
+    places: int
+    listeners: int
+    datagrams: int
+    ports: int
     next: int
 
     _fields_ = (
@@ -537,6 +560,10 @@ class slim_usage(ctypes.Structure):
         ("connects", ctypes.c_uint32),
         ("flows", ctypes.c_uint32),
         ("bound", ctypes.c_uint32),
+        ("places", ctypes.c_uint32),
+        ("listeners", ctypes.c_uint32),
+        ("datagrams", ctypes.c_uint32),
+        ("ports", ctypes.c_uint32),
         ("next", ctypes.c_uint64),
     )
 
@@ -626,7 +653,7 @@ class slim_tuple(ctypes.Structure):
 
 
 class slim_flow(ctypes.Structure):
-    """struct slim_flow, 72 bytes."""
+    """struct slim_flow, 80 bytes."""
 
     time: int
     generation: int
@@ -639,6 +666,8 @@ class slim_flow(ctypes.Structure):
     inner: int
     rule: int
     flags: int
+    charged: int
+    pad: int
 
     _fields_ = (
         ("time", ctypes.c_uint64),
@@ -652,6 +681,8 @@ class slim_flow(ctypes.Structure):
         ("inner", ctypes.c_uint32),
         ("rule", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
+        ("charged", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
     )
 
 
@@ -682,6 +713,32 @@ class slim_held(ctypes.Structure):
         ("reuse_address", ctypes.c_uint32),
         ("reuse_port", ctypes.c_uint32),
         ("dual", ctypes.c_uint32),
+    )
+
+
+class slim_shield(ctypes.Structure):
+    """struct slim_shield, 8 bytes."""
+
+    v4: int
+    v6: int
+
+    _fields_ = (
+        ("v4", ctypes.c_uint32),
+        ("v6", ctypes.c_uint32),
+    )
+
+
+class slim_port(ctypes.Structure):
+    """struct slim_port, 16 bytes."""
+
+    owner: int
+    sockets: int
+    pad: int
+
+    _fields_ = (
+        ("owner", ctypes.c_uint64),
+        ("sockets", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
     )
 
 
@@ -720,10 +777,10 @@ class slim_socket(ctypes.Structure):
     underlay_port: int  # __be16
     bound_port: int  # __be16
     target_port: int  # __be16
-    pad: int
+    host_port: int
     pace: int
     dialled: int
-    pad2: int
+    counted: int
     generation: int
     opened: int
 
@@ -744,10 +801,10 @@ class slim_socket(ctypes.Structure):
         ("underlay_port", ctypes.c_uint16),
         ("bound_port", ctypes.c_uint16),
         ("target_port", ctypes.c_uint16),
-        ("pad", ctypes.c_uint16),
+        ("host_port", ctypes.c_uint16),
         ("pace", ctypes.c_uint32),
         ("dialled", ctypes.c_uint32),
-        ("pad2", ctypes.c_uint32),
+        ("counted", ctypes.c_uint32),
         ("generation", ctypes.c_uint64),
         ("opened", ctypes.c_uint64),
     )

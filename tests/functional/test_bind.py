@@ -647,13 +647,14 @@ def test_connections_take_no_source_port_for_themselves(lab, place):
     client, server = lab.endpoint(0), lab.endpoint(0 if place == "one-host" else 1)
     for port in range(80, 84):
         server.serve(port)
-    host = client.host
+    host, other = client.host, lab.endpoint(0)
     lab.outside.root.serve(7000)
+    # The agent does not hear of it: what is counted here is the kernel's.
     with host.sysctl("net.ipv4.ip_local_port_range", "40000 40199"):
         for port in range(80, 84):
             assert client.call(_connect_many, (server.address, port), 150) == 150
         host.root.connect(lab.outside.address, 7000).close()
-        lab.endpoint(0).connect(server.address, 80).close()
+        other.connect(server.address, 80).close()
     client.call(_give_ports)
 
 

@@ -11,17 +11,21 @@
 #define SLIMNET_BIND_H
 
 #include "event.h"
+#include "share.h"
 
 /* The kernel's own types, as far as we read them; offsets come from its BTF. */
 struct proto;
 struct sock_common {
 	struct proto *skc_prot;
+	unsigned char skc_reuseport : 1;
 	unsigned char skc_ipv6only : 1;
 } __attribute__((preserve_access_index));
 struct sock {
 	struct sock_common __sk_common;
 	struct proto *sk_prot_creator;
 	void *sk_user_data;
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
 } __attribute__((preserve_access_index));
 struct inet_sock {
 	struct sock sk;
@@ -62,11 +66,6 @@ static __always_inline int slim_errno(int error)
 static __always_inline __u64 slim_minute(void)
 {
 	return bpf_ktime_get_ns() / 60000000000ULL;
-}
-
-static __always_inline struct slim_usage *slim_usage_get(__u32 index)
-{
-	return bpf_map_lookup_elem(&slim_local, &index);
 }
 
 static __always_inline __u32 slim_usage_held(const struct slim_usage *usage)
@@ -154,13 +153,18 @@ static __always_inline void slim_socket_forget(struct slim_socket *socket)
 	__builtin_memset(socket->peer, 0, sizeof(socket->peer));
 }
 
-static __always_inline void slim_shield_add(__be16 port, int count)
+/* A v6-only listener says nothing of the host's IPv4 service on that number, nor the other way. */
+static __always_inline void slim_shield_add(const struct slim_socket *socket, int count)
 {
-	__u32 index = bpf_ntohs(port);
-	__u32 *shield = bpf_map_lookup_elem(&slim_shield, &index);
+	__u32 index = bpf_ntohs(socket->bound_port);
+	struct slim_shield *shield = bpf_map_lookup_elem(&slim_shield, &index);
 
-	if (shield)
-		__sync_fetch_and_add(shield, count);
+	if (!shield)
+		return;
+	if (!(socket->flags & SLIM_SOCKET_V6ONLY))
+		__sync_fetch_and_add(&shield->v4, count);
+	if (socket->flags & (SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL))
+		__sync_fetch_and_add(&shield->v6, count);
 }
 
 static __always_inline void slim_held_key(const struct slim_socket *socket,
@@ -176,21 +180,22 @@ static __always_inline void slim_held_key(const struct slim_socket *socket,
  */
 static __always_inline void slim_shield_take(struct slim_socket *socket)
 {
-	slim_shield_add(socket->bound_port, 1);
+	slim_shield_add(socket, 1);
 	socket->flags |= SLIM_SOCKET_SHIELDED;
 }
 
 static __always_inline void slim_shield_leave(struct slim_socket *socket)
 {
-	slim_shield_add(socket->bound_port, -1);
+	slim_shield_add(socket, -1);
 	socket->flags &= ~SLIM_SOCKET_SHIELDED;
 }
 
 /*
  * A socket has its port: `port` is the kernel's. bind(0), or a listen() without
- * bind(), took one of the host, which is counted.
+ * bind(), took one of the host, which is counted. False: it could not be
+ * written down, so that nobody would know of a conflict.
  */
-static __always_inline void slim_hold(struct slim_socket *socket, __be16 port)
+static __always_inline bool slim_hold(struct slim_socket *socket, __be16 port)
 {
 	__u32 flags = socket->flags;
 	const struct slim_held one = {
@@ -201,39 +206,47 @@ static __always_inline void slim_hold(struct slim_socket *socket, __be16 port)
 		.dual = !!(flags & SLIM_SOCKET_DUAL),
 	};
 	struct slim_listener_key key = {};
+	struct slim_share share;
 	struct slim_held *held;
 
+	if (!slim_share_get(socket->index, &share))
+		return false;
 	if (flags & SLIM_SOCKET_ANY_PORT) {
-		struct slim_usage *usage = slim_usage_get(socket->index);
-
-		if (usage)
-			__sync_fetch_and_add(&usage->held, 1);
 		socket->bound_port = port;
 		socket->inner = slim_inner(flags & SLIM_SOCKET_LOOPBACK, socket->index,
 					   socket->local_port ?: port);
 	}
-	socket->flags |= SLIM_SOCKET_HELD;
 	slim_held_key(socket, &key);
 	held = bpf_map_lookup_elem(&slim_held, &key);
-	if (!held) {
-		bpf_map_update_elem(&slim_held, &key, &one, BPF_ANY);
-		return;
+	if (held) {
+		__sync_fetch_and_add(&held->sockets, one.sockets);
+		__sync_fetch_and_add(&held->host, one.host);
+		__sync_fetch_and_add(&held->reuse_address, one.reuse_address);
+		__sync_fetch_and_add(&held->reuse_port, one.reuse_port);
+		__sync_fetch_and_add(&held->dual, one.dual);
+	} else {
+		if (!slim_share_room(&share, places, SLIM_HELD_ROOM) ||
+		    bpf_map_update_elem(&slim_held, &key, &one, BPF_ANY))
+			return false;
+		slim_share_take(&share, places);
 	}
-	__sync_fetch_and_add(&held->sockets, one.sockets);
-	__sync_fetch_and_add(&held->host, one.host);
-	__sync_fetch_and_add(&held->reuse_address, one.reuse_address);
-	__sync_fetch_and_add(&held->reuse_port, one.reuse_port);
-	__sync_fetch_and_add(&held->dual, one.dual);
+	if (flags & SLIM_SOCKET_ANY_PORT)
+		__sync_fetch_and_add(&share.mine->held, 1);
+	socket->flags |= SLIM_SOCKET_HELD;
+	return true;
 }
 
 static __always_inline void slim_unhold(struct slim_socket *socket)
 {
 	__u32 flags = socket->flags;
 	struct slim_listener_key key = {};
+	struct slim_share share;
 	struct slim_held *held;
 
 	slim_held_key(socket, &key);
 	socket->flags &= ~SLIM_SOCKET_HELD;
+	if (!slim_share_get(socket->index, &share))
+		return;
 	held = bpf_map_lookup_elem(&slim_held, &key);
 	if (held) {
 		if (flags & SLIM_SOCKET_ANY_PORT)
@@ -244,15 +257,33 @@ static __always_inline void slim_unhold(struct slim_socket *socket)
 			__sync_fetch_and_add(&held->reuse_port, -1);
 		if (flags & SLIM_SOCKET_DUAL)
 			__sync_fetch_and_add(&held->dual, -1);
-		if (__sync_fetch_and_add(&held->sockets, -1) == 1)
-			bpf_map_delete_elem(&slim_held, &key);
+		if (__sync_fetch_and_add(&held->sockets, -1) == 1 &&
+		    !bpf_map_delete_elem(&slim_held, &key))
+			slim_share_give_back(&share, places);
 	}
-	if (flags & SLIM_SOCKET_ANY_PORT) {
-		struct slim_usage *usage = slim_usage_get(socket->index);
+	if (flags & SLIM_SOCKET_ANY_PORT)
+		slim_share_less(&share.mine->held);
+}
 
-		if (usage)
-			__sync_fetch_and_add(&usage->held, -1);
-	}
+static __always_inline void slim_listener_leave(struct slim_socket *socket)
+{
+	struct slim_share share;
+
+	if (!(socket->counted & SLIM_COUNTED_LISTENER))
+		return;
+	socket->counted &= ~SLIM_COUNTED_LISTENER;
+	if (slim_share_get(socket->index, &share))
+		slim_share_give_back(&share, listeners);
+}
+
+/* Whatever the socket is counted in, but the port of a connection: STATE_CB says when that ends. */
+static __always_inline void slim_uncount(struct slim_socket *socket)
+{
+	if (socket->flags & SLIM_SOCKET_HELD)
+		slim_unhold(socket);
+	if (!(socket->counted & SLIM_COUNTED_FOLLOWED))
+		slim_port_leave(socket);
+	slim_listener_leave(socket);
 }
 
 #define SOL_SOCKET 1
@@ -357,6 +388,7 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 {
 	__be16 port = (__be16)ctx->user_port;
 	struct slim_socket *socket;
+	struct slim_share share;
 	struct slim_state state;
 	bool any, loopback;
 	__u32 flags;
@@ -406,20 +438,20 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 		*reason = SLIM_REASON_PORT_IN_USE;
 		return EADDRINUSE;
 	}
-	if (flags & SLIM_SOCKET_ANY_PORT) {
-		struct slim_usage *usage = slim_usage_get(local->index);
-
-		if (!usage || slim_usage_held(usage) >= state.control->held_limit) {
-			*reason = SLIM_REASON_PORT_LIMIT;
-			return EADDRINUSE;
-		}
+	if (!slim_share_get(local->index, &share) ||
+	    !slim_share_room(&share, places, SLIM_HELD_ROOM) ||
+	    !slim_share_room(&share, listeners, SLIM_LISTENER_ROOM) ||
+	    (flags & SLIM_SOCKET_ANY_PORT &&
+	     (slim_usage_held(share.mine) >= state.control->held_limit ||
+	      !slim_share_room(&share, ports, state.control->port_room)))) {
+		*reason = SLIM_REASON_PORT_LIMIT;
+		return EADDRINUSE;
 	}
 
 	socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
 		return EADDRNOTAVAIL;
-	if (socket->flags & SLIM_SOCKET_HELD)
-		slim_unhold(socket);
+	slim_uncount(socket);
 	__builtin_memset(socket, 0, sizeof(*socket));
 	socket->endpoint = local->endpoint;
 	socket->index = local->index;
@@ -473,6 +505,37 @@ static __always_inline int slim_bind_hook(struct bpf_sock_addr *ctx, bool v6)
 	return SLIM_BIND_ALLOW;
 }
 
+/*
+ * UDP. The kernel gives a socket its port in bind(0), connect(2) and sendto(2),
+ * and in the last one, inet_autobind(), before any hook is asked. So it is the
+ * sockets that are counted: none has more than one port.
+ */
+static __always_inline bool slim_datagram_open(void)
+{
+	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
+	struct slim_share share;
+	struct slim_state state;
+
+	/* Before it is ready an endpoint is refused whatever it asks for. */
+	if (!local->index)
+		return true;
+	if (!slim_state_get(&state) || !slim_share_get(local->index, &share) ||
+	    share.mine->datagrams >= state.control->held_limit ||
+	    !slim_share_room(&share, datagrams, state.control->port_room))
+		return false;
+	slim_share_take(&share, datagrams);
+	return true;
+}
+
+static __always_inline void slim_datagram_close(void)
+{
+	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
+	struct slim_share share;
+
+	if (slim_share_get(local->index, &share))
+		slim_share_give_back(&share, datagrams);
+}
+
 static __always_inline int slim_post_bind(struct bpf_sock *sk)
 {
 	struct slim_socket *socket;
@@ -483,8 +546,15 @@ static __always_inline int slim_post_bind(struct bpf_sock *sk)
 	if (!socket || socket->flags & SLIM_SOCKET_HELD)
 		return SLIM_HOOK_ALLOW;
 	/* The endpoint's address itself conflicts with what the kernel sees. */
-	if (socket->flags & (SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD | SLIM_SOCKET_LOOPBACK))
-		slim_hold(socket, bpf_htons((__u16)sk->src_port));
+	if (!(socket->flags &
+	      (SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD | SLIM_SOCKET_LOOPBACK)))
+		return SLIM_HOOK_ALLOW;
+	if (!slim_hold(socket, bpf_htons((__u16)sk->src_port))) {
+		slim_count(SLIM_REASON_PORT_LIMIT);
+		return slim_errno(EADDRINUSE);
+	}
+	if (socket->flags & SLIM_SOCKET_ANY_PORT)
+		slim_port_take(socket, (__u16)sk->src_port);
 	return SLIM_HOOK_ALLOW;
 }
 

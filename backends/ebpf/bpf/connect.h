@@ -138,12 +138,11 @@ static __always_inline int
 slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 {
 	struct slim_bound to_inner = {}, to_underlay = {};
-	struct slim_usage *usage = slim_usage_get(socket->index);
 	__u64 now = bpf_ktime_get_ns();
 	struct slim_tuple out, in;
 	struct slim_bound *old;
 
-	if (!usage || usage->bound >= SLIM_BOUND_SHARE)
+	if (!slim_bound_may(socket->index))
 		return -1;
 	slim_bound_overlay_key(socket, &out);
 	if (bpf_map_update_elem(&slim_bound, &out, &to_inner, BPF_NOEXIST))
@@ -169,7 +168,7 @@ slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 		if (bpf_map_update_elem(&slim_bound, &in, &to_inner, BPF_NOEXIST))
 			continue;
 		if (!bpf_map_update_elem(&slim_bound, &out, &to_underlay, BPF_ANY)) {
-			__sync_fetch_and_add(&usage->bound, 1);
+			slim_bound_add(socket->index);
 			return 0;
 		}
 		bpf_map_delete_elem(&slim_bound, &in);
@@ -516,6 +515,18 @@ static __always_inline void slim_dial_forget(struct slim_dial *dial)
 	slim_socket_forget(socket);
 }
 
+/*
+ * The kernel is going to take a port of the host for this connect, whatever its
+ * destination is. What is left when endpoints have all they get is the host's.
+ */
+static __always_inline int slim_dial_port(struct slim_dial *dial)
+{
+	if (dial->sk->src_port ||
+	    slim_port_may(dial->local->index, dial->state.control->port_room))
+		return 0;
+	return slim_dial_refuse(dial, SLIM_REASON_PORT_LIMIT, EADDRNOTAVAIL);
+}
+
 /* `connects` is false for sendto(2), which only ever carries datagrams. */
 static __always_inline int
 slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects)
@@ -542,6 +553,9 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 			return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
 		dial->call.peer = dial->local->endpoint;
 		target->port = dial->call.port;
+		error = slim_dial_port(dial);
+		if (error)
+			return error;
 		slim_count(SLIM_REASON_SELF);
 		return slim_dial_same_host(ctx, dial, dial->local->index, true);
 	}
@@ -575,6 +589,9 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 		error = slim_dial_egress(dial, me);
 		if (error)
 			return error;
+		error = slim_dial_port(dial);
+		if (error)
+			return error;
 		if (!(target->peer->flags & SLIM_ENDPOINT_LOCAL))
 			return slim_dial_wire(ctx, dial, target->peer);
 		error = slim_dial_ingress(dial, me);
@@ -586,9 +603,10 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 	if (stream && target->flags & SLIM_CIDR_HOST && slim_is_wire_port(dial->call.port))
 		return slim_dial_refuse(dial, SLIM_REASON_WIRE_PORT, EACCES);
 	error = slim_dial_egress(dial, me);
-	if (error)
+	if (error || !stream)
 		return error;
-	return stream ? slim_dial_outside(ctx, dial) : 0;
+	error = slim_dial_port(dial);
+	return error ?: slim_dial_outside(ctx, dial);
 }
 
 /* The kernel's own types, as in bind.h. */
@@ -675,13 +693,17 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 /* close(2) of the last descriptor. */
 static __always_inline int slim_release(struct bpf_sock *sk)
 {
-	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
+	struct slim_socket *socket;
 	struct slim_state state;
 
+	if (sk->protocol == IPPROTO_UDP) {
+		slim_datagram_close();
+		return SLIM_HOOK_ALLOW;
+	}
+	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
 	if (!socket)
 		return SLIM_HOOK_ALLOW;
-	if (socket->flags & SLIM_SOCKET_HELD)
-		slim_unhold(socket);
+	slim_uncount(socket);
 	/* A connect that found no route had no SYN, and will have no TCP_CLOSE. */
 	if (socket->flags & SLIM_SOCKET_SOURCE_BOUND &&
 	    !(socket->flags & SLIM_SOCKET_ESTABLISHED) && slim_state_get(&state))

@@ -1,68 +1,100 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The records of handshakes and of source-bound connections: each endpoint has
- * a share of either table, so that none can take the table from all others on
- * its host; and what nobody came back for is swept out.
- *
- * A share is counted here alone. A count that was lost (an index given to
- * another endpoint) is at worst a smaller count, never one below zero.
+ * The records of handshakes and of source-bound connections, and who is charged
+ * for them (share.h); what nobody came back for is swept out.
  */
 #ifndef SLIMNET_FLOW_H
 #define SLIMNET_FLOW_H
 
-#include "state.h"
+#include "share.h"
 
 #define SLIM_HANDSHAKE (SLIM_HANDSHAKE_SECONDS * SLIM_SECOND)
 #define SLIM_BOUND_LINGER (SLIM_LINGER_SECONDS * SLIM_SECOND)
 
-static __always_inline void slim_share_give_back(__u32 *count)
+static __always_inline void slim_opening_less(__u32 inner)
 {
-	if (*(volatile __u32 *)count)
-		__sync_fetch_and_add(count, -1);
-}
+	__u32 *opening = bpf_map_lookup_elem(&slim_opening, &inner);
 
-static __always_inline struct slim_usage *slim_usage_of(__u32 inner)
-{
-	__u32 index = inner >> 16 & 0x7ff;	/* 11 bits */
-
-	return bpf_map_lookup_elem(&slim_local, &index);
+	if (opening)
+		slim_share_less(opening);
 }
 
 static __always_inline void slim_flow_drop(const struct slim_tuple *tuple)
 {
 	struct slim_flow *flow = bpf_map_lookup_elem(&slim_flow, tuple);
-	struct slim_usage *usage;
-	__u32 inner;
+	struct slim_share share;
+	__u32 charged;
 
 	if (!flow)
 		return;
-	inner = flow->inner;
+	charged = flow->charged;
 	if (bpf_map_delete_elem(&slim_flow, tuple))
 		return;
-	usage = slim_usage_of(inner);
-	if (usage)
-		slim_share_give_back(&usage->flows);
+	slim_opening_less(charged);
+	if (slim_share_get(slim_inner_index(charged), &share))
+		slim_share_give_back(&share, flows);
 }
 
-/* 0, or no room: in the table, or in the share of the endpoint that listens. */
+/*
+ * An endpoint's share is shared by its ports in the same way, so that one whose
+ * listener does not accept leaves something to the others.
+ */
+static __always_inline bool
+slim_flow_may(const struct slim_share *share, const __u32 *opening)
+{
+	return *opening < slim_share_room(share, flows, SLIM_FLOW_ROOM);
+}
+
+/*
+ * 0, or no room: in the table, or in the share of who is charged. Over the wire
+ * that is the listener's port. On one host it is the endpoint that connects,
+ * whose socket keeps the record there: so nobody shuts a neighbour's port.
+ */
 static __always_inline int
 slim_flow_put(const struct slim_tuple *tuple, const struct slim_flow *flow)
 {
-	struct slim_usage *usage = slim_usage_of(flow->inner);
+	__u32 charged = flow->charged, none = 0, *opening;
+	struct slim_share share;
 
-	if (!usage)
+	if (!slim_share_get(slim_inner_index(charged), &share))
 		return -1;
-	/* A SYN that was sent again has a place already. */
-	if (usage->flows >= SLIM_FLOW_SHARE)
+	opening = bpf_map_lookup_elem(&slim_opening, &charged);
+	if (!opening) {
+		bpf_map_update_elem(&slim_opening, &charged, &none, BPF_NOEXIST);
+		opening = bpf_map_lookup_elem(&slim_opening, &charged);
+		if (!opening)
+			return -1;
+	}
+	if (!slim_flow_may(&share, opening)) {
+		/* A SYN that was sent again has a place already. */
 		slim_flow_drop(tuple);
-	if (usage->flows >= SLIM_FLOW_SHARE)
-		return -1;
+		if (!slim_flow_may(&share, opening))
+			return -1;
+	}
 	if (bpf_map_update_elem(&slim_flow, tuple, flow, BPF_NOEXIST)) {
 		slim_flow_drop(tuple);
 		if (bpf_map_update_elem(&slim_flow, tuple, flow, BPF_NOEXIST))
 			return -1;
 	}
-	__sync_fetch_and_add(&usage->flows, 1);
+	__sync_fetch_and_add(opening, 1);
+	slim_share_take(&share, flows);
+	return 0;
+}
+
+/* Of their own frames, since connect has no room in its. */
+static __noinline int slim_bound_may(__u32 index)
+{
+	struct slim_share share;
+
+	return slim_share_get(index, &share) && slim_share_room(&share, bound, SLIM_BOUND_ROOM);
+}
+
+static __noinline int slim_bound_add(__u32 index)
+{
+	struct slim_share share;
+
+	if (slim_share_get(index, &share))
+		slim_share_take(&share, bound);
 	return 0;
 }
 
@@ -70,13 +102,12 @@ slim_flow_put(const struct slim_tuple *tuple, const struct slim_flow *flow)
 static __always_inline void
 slim_bound_drop(const struct slim_tuple *tuple, __be32 address)
 {
-	struct slim_usage *usage;
+	struct slim_share share;
 
 	if (bpf_map_delete_elem(&slim_bound, tuple) || !slim_in_range_v4(address))
 		return;
-	usage = slim_usage_of(bpf_ntohl(address));
-	if (usage)
-		slim_share_give_back(&usage->bound);
+	if (slim_share_get(slim_inner_index(bpf_ntohl(address)), &share))
+		slim_share_give_back(&share, bound);
 }
 
 /* Handshakes that never ended. */
@@ -114,6 +145,7 @@ static __always_inline int slim_sweep_run(void)
 {
 	bpf_for_each_map_elem(&slim_flow, slim_sweep_flow, NULL, 0);
 	bpf_for_each_map_elem(&slim_bound, slim_sweep_bound, NULL, 0);
+	slim_share_sum_up();
 	return 0;
 }
 

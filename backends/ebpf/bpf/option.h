@@ -56,8 +56,12 @@ static __always_inline int slim_create(struct bpf_sock *sk)
 {
 	if (sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP)
 		return SLIM_HOOK_ALLOW;
-	if (sk->type == SOCK_DGRAM && sk->protocol == IPPROTO_UDP)
-		return SLIM_HOOK_ALLOW;
+	if (sk->type == SOCK_DGRAM && sk->protocol == IPPROTO_UDP) {
+		if (slim_datagram_open())
+			return SLIM_HOOK_ALLOW;
+		slim_count(SLIM_REASON_PORT_LIMIT);
+		return slim_errno(ENOBUFS);
+	}
 	slim_count(SLIM_REASON_PROTOCOL);
 	return slim_errno(EPROTONOSUPPORT);
 }

@@ -57,6 +57,10 @@ slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 {
 	int follow = BPF_SOCK_OPS_STATE_CB_FLAG;
 
+	if (ctx->local_port != SLIM_INNER_PORT) {
+		slim_port_take(socket, (__u16)ctx->local_port);
+		socket->counted |= SLIM_COUNTED_FOLLOWED;
+	}
 	if (socket->flags & SLIM_SOCKET_SAME_HOST) {
 		struct slim_tuple tuple = {};
 		struct slim_flow flow = {};
@@ -78,6 +82,7 @@ slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		flow.source_endpoint = socket->endpoint;
 		flow.destination_endpoint = socket->peer_endpoint;
 		flow.inner = socket->dialled;
+		flow.charged = slim_inner(false, socket->index, 0);
 		flow.rule = socket->peer_rule;
 		flow.flags = socket->flow_flags;
 		if (slim_flow_put(&tuple, &flow))
@@ -272,13 +277,33 @@ slim_sockops_wildcard(struct bpf_sock_ops *ctx, struct slim_socket *socket)
 		__builtin_memset(socket->local, 0, sizeof(socket->local));
 }
 
+/* Is there room for one more listener of this endpoint? It is kept until the last close. */
+static __always_inline bool slim_sockops_may_listen(struct slim_socket *socket)
+{
+	struct slim_share share;
+
+	if (socket->counted & SLIM_COUNTED_LISTENER)
+		return true;
+	if (!slim_share_get(socket->index, &share) ||
+	    !slim_share_room(&share, listeners, SLIM_LISTENER_ROOM))
+		return false;
+	slim_share_take(&share, listeners);
+	socket->counted |= SLIM_COUNTED_LISTENER;
+	return true;
+}
+
 static __always_inline void
 slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		    struct bpf_sock *sk, struct slim_local *local)
 {
 	struct slim_listener_key key = {};
-	struct slim_usage *usage;
+	struct slim_share share;
 	struct slim_socket *socket;
+	struct slim_call call = {
+		.reason = SLIM_REASON_PORT_LIMIT,
+		.protocol = IPPROTO_TCP,
+		.direction = SLIM_EGRESS,
+	};
 	__be16 port;
 
 	if (!local->endpoint)
@@ -301,23 +326,37 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 			socket->index = local->index;
 			socket->local_port = 0;
 			if (!(socket->flags & SLIM_SOCKET_LOOPBACK))
-				socket->flags |= SLIM_SOCKET_WILDCARD;
+				socket->flags |= SLIM_SOCKET_WILDCARD | SLIM_SOCKET_DUAL;
+			socket->flags |= SLIM_SOCKET_ANY_PORT;
+		}
+		/* IPV6_V6ONLY may have changed while it had no port. */
+		if (socket->flags & SLIM_SOCKET_WILDCARD &&
+		    socket->flags & (SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL)) {
+			socket->flags &= ~(SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL);
 			if (ctx->family == AF_INET6)
 				socket->flags |= slim_is_v6only(sk) ? SLIM_SOCKET_V6ONLY :
 								      SLIM_SOCKET_DUAL;
-			socket->flags |= SLIM_SOCKET_ANY_PORT;
 		}
 		/* It passed no bind hook, and listen(2) cannot be refused here. */
-		usage = slim_usage_get(local->index);
-		if (!usage || slim_usage_held(usage) >= state->control->held_limit)
+		if (!slim_share_get(socket->index, &share) ||
+		    slim_usage_held(share.mine) >= state->control->held_limit ||
+		    !slim_share_room(&share, ports, state->control->port_room) ||
+		    !slim_share_room(&share, places, SLIM_HELD_ROOM))
 			slim_sockops_destroy(ctx, socket, SLIM_REASON_PORT_LIMIT);
 		slim_hold(socket, port);
 	}
 	if (socket->flags & SLIM_SOCKET_WILDCARD)
 		slim_sockops_wildcard(ctx, socket);
 	if (socket->flags & SLIM_SOCKET_ANY_PORT) {
+		slim_port_take(socket, (__u16)ctx->local_port);
+		socket->counted |= SLIM_COUNTED_FOLLOWED;
 		slim_shield_take(socket);
 		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	}
+	if (!slim_sockops_may_listen(socket)) {
+		call.port = socket->local_port ?: port;
+		slim_refuse(local, socket->local, &call);
+		return;		/* nobody finds it, as if its port were filtered */
 	}
 	if (!slim_is_original(sk))
 		return;		/* nobody finds it, as if its port were filtered */
@@ -372,6 +411,7 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	/* The kernel takes a port back that it chose itself. */
 	if (socket->flags & SLIM_SOCKET_ANY_PORT && socket->flags & SLIM_SOCKET_HELD)
 		slim_unhold(socket);
+	slim_port_leave(socket);
 	if (!(socket->flags & SLIM_SOCKET_ESTABLISHED))
 		return;
 	slim_sockops_account(ctx, socket, old);

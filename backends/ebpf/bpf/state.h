@@ -30,6 +30,7 @@
 #define EADDRINUSE 98
 #define EADDRNOTAVAIL 99
 #define ENETUNREACH 101
+#define ENOBUFS 105
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 
@@ -119,7 +120,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, SLIM_LISTENER_ROOM);
 	__type(key, struct slim_listener_key);
 	__type(value, __u64);
 } slim_listener SEC(".maps");
@@ -131,14 +132,22 @@ struct {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, SLIM_FLOW_ROOM);
 	__type(key, struct slim_tuple);
 	__type(value, struct slim_flow);
 } slim_flow SEC(".maps");
 
+/* A port that is forgotten here may have more handshakes under way, within its endpoint's share. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, __u32);
+} slim_opening SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 262144);
+	__uint(max_entries, SLIM_BOUND_ROOM * SLIM_BOUND_RECORDS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct slim_tuple);
 	__type(value, struct slim_bound);
@@ -146,7 +155,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, SLIM_HELD_ROOM);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct slim_listener_key);
 	__type(value, struct slim_held);
@@ -156,8 +165,24 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 65536);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct slim_shield);
 } slim_shield SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct slim_port);
+} slim_port SEC(".maps");
+
+/* Whoever finds no room here is charged for each socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} slim_joined SEC(".maps");
 
 /*
  * What the host's routes deliver to itself (RTN_LOCAL), whether an interface has
@@ -453,6 +478,11 @@ static __always_inline bool slim_elsewhere(__u64 cookie)
 static __always_inline __u32 slim_inner(bool loopback, __u32 index, __be16 port)
 {
 	return (loopback ? SLIM_INNER_LOOPBACK : 0) | (index << 16) | bpf_ntohs(port);
+}
+
+static __always_inline __u32 slim_inner_index(__u32 inner)
+{
+	return inner >> 16 & 0x7ff;	/* 11 bits */
 }
 
 static __always_inline __be32 slim_inner_v4(__u32 inner)

@@ -92,7 +92,27 @@ slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option,
 	bpf_ringbuf_submit(event, 0);
 }
 
-/* The listener of an endpoint; put back into the SOCKHASH where its group lost its entry. */
+/*
+ * Does the kernel drop a SYN to this listener for want of room (sk_acceptq_is_full()
+ * in tcp_conn_request())? Then it needs no record, which nobody would remove. Of a
+ * reuseport group another member may have room.
+ */
+static __always_inline bool slim_is_full(struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct sock *listener;
+
+	if (!tcp)
+		return false;
+	listener = &tcp->inet_conn.icsk_inet.sk;
+	return listener->sk_ack_backlog > listener->sk_max_ack_backlog &&
+	       !BPF_CORE_READ_BITFIELD(&listener->__sk_common, skc_reuseport);
+}
+
+/*
+ * 1: an endpoint listens there; -1: and its queue is full; 0: nobody. Puts it
+ * back into the SOCKHASH where its group lost its entry.
+ */
 static __noinline int
 slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 {
@@ -103,8 +123,9 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 
 	sk = bpf_map_lookup_elem(&slim_listener, &key);
 	if (sk) {
+		found = slim_is_full(sk) ? -1 : 1;
 		bpf_sk_release(sk);
-		return 1;
+		return found;
 	}
 	struct bpf_sock_tuple tuple = {
 		.ipv4.daddr = slim_inner_v4(inner),
@@ -116,7 +137,7 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 		return 0;
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
 	if (socket && socket->endpoint == endpoint && socket->inner == inner &&
-	    slim_is_original(sk))
+	    slim_is_original(sk) && socket->counted & SLIM_COUNTED_LISTENER)
 		found = !bpf_map_update_elem(&slim_listener, &key, sk, BPF_ANY);
 	bpf_sk_release(sk);
 	return found;
@@ -178,7 +199,9 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		goto refuse;
 	}
 	flow.inner = slim_inner(false, destination->index, option.port);
-	if (!slim_listener_repair(skb, flow.inner, bpf_ntohl(option.destination))) {
+	flow.charged = flow.inner;
+	found = slim_listener_repair(skb, flow.inner, bpf_ntohl(option.destination));
+	if (!found) {
 		reason = SLIM_REASON_SYN_NO_LISTENER;
 		goto refuse;
 	}
@@ -192,7 +215,7 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	flow.source_endpoint = bpf_ntohl(option.source);
 	flow.destination_endpoint = bpf_ntohl(option.destination);
 	flow.rule = verdict.rule;
-	if (slim_flow_put(&syn->tuple, &flow)) {
+	if (found < 0 || slim_flow_put(&syn->tuple, &flow)) {
 		slim_count(SLIM_REASON_FLOW_FULL);
 		return TC_ACT_SHOT;
 	}
@@ -515,7 +538,8 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 	struct slim_state state;
 	struct slim_flow *flow;
 	struct bpf_sock *sk;
-	__u32 port = ctx->local_port, *shield;
+	__u32 port = ctx->local_port;
+	struct slim_shield *shield;
 	bool inner, wire;
 	int error;
 
@@ -543,7 +567,9 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 		if (published)
 			return slim_steer_published(ctx, &state, published);
 		shield = bpf_map_lookup_elem(&slim_shield, &port);
-		return shield && *shield ? slim_steer_shielded() : SK_PASS;
+		if (shield && (ctx->family == AF_INET ? shield->v4 : shield->v6))
+			return slim_steer_shielded();
+		return SK_PASS;
 	}
 	if (ctx->ingress_ifindex != (inner ? SLIM_LOOPBACK_IFINDEX : state.control->ifindex))
 		return slim_steer_shielded();

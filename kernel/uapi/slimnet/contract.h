@@ -50,7 +50,10 @@ enum slim_map {
 	SLIM_MAP_FLOW,		/* hash: struct slim_tuple -> struct slim_flow */
 	SLIM_MAP_BOUND,		/* hash: struct slim_tuple -> struct slim_bound */
 	SLIM_MAP_HELD,		/* hash: struct slim_listener_key -> struct slim_held */
-	SLIM_MAP_SHIELD,	/* array[65536]: __u32 listeners of endpoints on that port of the host */
+	SLIM_MAP_SHIELD,	/* array[65536]: struct slim_shield by port of the host */
+	SLIM_MAP_OPENING,	/* LRU hash: __u32 inner address -> __u32 records in SLIM_MAP_FLOW */
+	SLIM_MAP_PORT,		/* array[65536]: struct slim_port by port of the host */
+	SLIM_MAP_JOINED,	/* hash: __u32 index << 16 | port -> __u32 sockets beside another's */
 	SLIM_MAP_OWN,		/* lpm: struct slim_cidr_key of vni 0 -> __u32; this host itself */
 	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
@@ -68,8 +71,15 @@ enum slim_wire {
 	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
 	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
 	SLIM_LINGER_SECONDS = 60,	/* TIME_WAIT: how long a closed source-bound tuple is kept */
-	SLIM_FLOW_SHARE = 8192,		/* handshakes under way to one endpoint */
-	SLIM_BOUND_SHARE = 16384,	/* source-bound connections of one endpoint, live or kept */
+};
+
+/* What the endpoints of one host share; what each may have of it, share.h says. */
+enum slim_room {
+	SLIM_FLOW_ROOM = 65536,		/* records of handshakes */
+	SLIM_BOUND_ROOM = 87380,	/* source-bound connections, live or kept */
+	SLIM_BOUND_RECORDS = 3,		/* of each such connection, while it lives */
+	SLIM_HELD_ROOM = 262144,	/* records of bound ports */
+	SLIM_LISTENER_ROOM = 262144,
 };
 
 enum slim_direction {
@@ -118,7 +128,7 @@ enum slim_reason {
 	SLIM_REASON_WIRE_PORT = 11,		/* connect straight to a wire port */
 	SLIM_REASON_FOREIGN_ADDRESS = 12,	/* bind to an address that is not the endpoint's */
 	SLIM_REASON_PORT_IN_USE = 13,		/* explicit bind to a port held by bind(0) */
-	SLIM_REASON_PORT_LIMIT = 14,		/* too many ports of the host held by bind(0) */
+	SLIM_REASON_PORT_LIMIT = 14,		/* no share left of ports, bound ports or listeners */
 	SLIM_REASON_BOUND_OUTSIDE = 15,		/* bound source port, destination outside the overlay */
 	SLIM_REASON_BOUND_FULL = 16,		/* every source-bound wire port is taken */
 	SLIM_REASON_PROTOCOL = 17,		/* socket of a protocol that is not virtualized */
@@ -132,7 +142,7 @@ enum slim_reason {
 	SLIM_REASON_MALFORMED = 25,		/* IP options, fragment or short header to a wire port */
 	SLIM_REASON_SHIELD = 26,		/* packet for an endpoint's socket without a flow record */
 	SLIM_REASON_NO_FLOW = 27,		/* child without a flow record: destroyed */
-	SLIM_REASON_FLOW_FULL = 28,		/* no room for a flow record, or no share left: SYN dropped */
+	SLIM_REASON_FLOW_FULL = 28,		/* no share left for a flow record, or accept queue full: SYN dropped */
 	SLIM_REASON_GENERATION = 29,		/* the newer generation forbids what the SYN's allowed */
 	SLIM_REASON_RESERVED_RANGE = 30,	/* packet to or from the inner range on the underlay */
 	SLIM_REASON_FAMILY = 31,		/* IPv6 destinations: not yet */
@@ -175,6 +185,14 @@ enum slim_socket_flag {
 	SLIM_SOCKET_PUBLISHED = 262144,	/* accepted through a published port */
 };
 
+/* What a socket is counted in. Apart from its flags: no connect and no bind forgets it. */
+enum slim_counted {
+	SLIM_COUNTED_LISTENER = 1,	/* a listener, until its last close */
+	SLIM_COUNTED_PORT = 2,		/* on a port of the host */
+	SLIM_COUNTED_JOINED = 4,	/* where another endpoint was first */
+	SLIM_COUNTED_FOLLOWED = 8,	/* STATE_CB will say when it leaves that port */
+};
+
 enum slim_event_kind {
 	SLIM_EVENT_OPENED = 1,
 	SLIM_EVENT_REFUSED = 2,
@@ -198,9 +216,9 @@ struct slim_control {
 	__be32 underlay[4];		/* this host's underlay address */
 	__u16 wire_port;		/* the first of SLIM_WIRE_PORTS */
 	__u16 pad;
-	__u32 held_limit;		/* ports of the host that one endpoint may hold with bind(0) */
+	__u32 held_limit;		/* an endpoint's sockets on bind(0), and its UDP sockets */
 	__u32 wire_turn;		/* connects of an endpoint before it takes the next wire port */
-	__u32 pad2;
+	__u32 port_room;		/* ports of the host that all endpoints may have, of either kind */
 	__u64 key[2];			/* the cluster's SipHash key */
 	__u64 netns;			/* cookie of the host's network namespace; 0: not known */
 };
@@ -343,14 +361,18 @@ struct slim_local {
 	__be32 address[4];
 };
 
-/* What one endpoint holds of the host, by index. */
+/* What one endpoint holds of the host, by index; at index 0, which is nobody's, what all hold. */
 struct slim_usage {
 	__u64 epoch;			/* the minute that waiting[epoch & 1] counts */
 	__u32 held;			/* live sockets on bind(0) */
 	__u32 waiting[2];		/* such sockets that went into TIME_WAIT, by minute */
 	__u32 connects;			/* over the wire, from the first on */
-	__u32 flows;			/* records of handshakes to it, SLIM_FLOW_SHARE at most */
-	__u32 bound;			/* its source-bound connections, SLIM_BOUND_SHARE at most */
+	__u32 flows;			/* records of handshakes that are charged to it */
+	__u32 bound;			/* its source-bound connections, live or kept */
+	__u32 places;			/* its records in SLIM_MAP_HELD */
+	__u32 listeners;
+	__u32 datagrams;		/* UDP sockets */
+	__u32 ports;			/* distinct ports of the host that its TCP sockets are on */
 	__u64 next;			/* bpf_ktime_get_ns() at which the rate lets more through */
 };
 
@@ -405,6 +427,8 @@ struct slim_flow {
 	__u32 inner;			/* the listener's inner address: loopback, index, port */
 	__u32 rule;
 	__u32 flags;			/* enum slim_flow_flag */
+	__u32 charged;			/* an inner address: whose room this takes */
+	__u32 pad;
 };
 
 enum slim_flow_flag {
@@ -429,6 +453,19 @@ struct slim_held {
 	__u32 reuse_address;		/* of these with SO_REUSEADDR */
 	__u32 reuse_port;		/* of these with SO_REUSEPORT */
 	__u32 dual;			/* of these on both families */
+};
+
+/* Listeners of endpoints on a port of the host, by the family that they listen for. */
+struct slim_shield {
+	__u32 v4;
+	__u32 v6;
+};
+
+/* TCP sockets of endpoints on a port of the host. */
+struct slim_port {
+	__u64 owner;			/* index << 32 | sockets of that endpoint */
+	__u32 sockets;
+	__u32 pad;
 };
 
 /* A source-bound connection: underlay tuple -> inner source, and back. */
@@ -456,10 +493,10 @@ struct slim_socket {
 	__be16 underlay_port;
 	__be16 bound_port;
 	__be16 target_port;		/* as policy was asked: behind a service another than dialled */
-	__u16 pad;
+	__u16 host_port;		/* in host order: SLIM_COUNTED_PORT */
 	__u32 pace;			/* what the kernel was told for a limit; 0: nothing */
 	__u32 dialled;			/* the inner address that a connect on this host goes to */
-	__u32 pad2;
+	__u32 counted;			/* enum slim_counted */
 	__u64 generation;
 	__u64 opened;			/* bpf_ktime_get_ns(), 0 before */
 };

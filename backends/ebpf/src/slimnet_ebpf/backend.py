@@ -260,7 +260,13 @@ class EbpfBackend(Backend):
 
     def _follow_host(self) -> None:
         """What others may change on the host at any time."""
-        self._write_control(wire_turn=self._wire_turn())
+        ports = self._source_ports()
+        self._write_control(
+            # Then no wire port is ever searched for a free source port.
+            wire_turn=max(1, min(ports // 4, contract.SLIM_WIRE_TURN)),
+            # The rest is the host's own.
+            port_room=ports * 3 // 4,
+        )
         own: Map = self._maps[contract.SLIM_MAP_OWN]
         ranges = local_ranges([self._options.inner_range])
         wanted = {cidr_key((0, each)) for each in ranges}
@@ -274,12 +280,11 @@ class EbpfBackend(Backend):
         if held != held | fields:
             control.set(u32(0), _CONTROL.pack(**(held | fields)))
 
-    def _wire_turn(self) -> int:
-        """A quarter of the host's source ports: then no wire port is ever
-        searched for a free one (networking/ip-sysctl.rst, ip_local_port_range)."""
+    def _source_ports(self) -> int:
+        """How many the host has (networking/ip-sysctl.rst, ip_local_port_range)."""
         with self._netns.entered():
             low, high = map(int, _PORT_RANGE.read_text().split())
-        return max(1, min((high - low + 1) // 4, contract.SLIM_WIRE_TURN))
+        return high - low + 1
 
     def _attach_lookup(self) -> None:
         pin = self._pins.links / "lookup"

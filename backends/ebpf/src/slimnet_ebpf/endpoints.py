@@ -322,6 +322,10 @@ class Endpoints:
             for key, _ in held.items()
             if _LISTENER_KEY.unpack(key)["inner"] >> 16 & 0x7FF == index
         )
+        # Records of its connections stay for a while; they are given back when they go.
+        local = self._maps[contract.SLIM_MAP_LOCAL]
+        usage = _USAGE.unpack(local.get(u32(index)) or b"")
+        local.set(u32(index), _USAGE.pack(waiting=b"", flows=usage["flows"], bound=usage["bound"]))
         accounts = self._maps[contract.SLIM_MAP_ACCOUNT]
         accounts.remove(
             key

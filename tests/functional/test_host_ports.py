@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ports of a host are the host's: endpoints get a share of them, choose none, and
+hear and speak for nobody but themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import time
+
+import pytest
+
+from slimnet.model import Reason
+
+INET, INET6 = socket.AF_INET, socket.AF_INET6
+STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+IP_LOCAL_PORT_RANGE = 51
+
+
+@contextlib.contextmanager
+def source_ports(lab, host, count):
+    """The host has so many, and its agent knows."""
+    with host.sysctl("net.ipv4.ip_local_port_range", f"40000 {39999 + count}"):
+        lab.install()
+        yield
+    lab.install()
+
+
+# Nobody takes them all
+
+
+def _take(kind, how, target, count):
+    """Sockets until one is refused: how many, the errno, and the call it came from."""
+    global taken
+    taken = globals().get("taken", [])
+    for number in range(count):
+        call = "socket"
+        try:
+            sock = socket.socket(socket.AF_INET, kind)
+            taken.append(sock)
+            sock.settimeout(5)
+            call = how
+            if how == "bind":
+                sock.bind(("0.0.0.0", 0))
+            elif how == "sendto":
+                sock.sendto(b"x", tuple(target))
+            elif how == "refused sendto":
+                with contextlib.suppress(OSError):
+                    sock.sendto(b"x", ("255.255.255.255", 9))
+            else:
+                sock.connect(tuple(target))
+        except OSError as error:
+            return number, error.errno, call
+    return count, 0, ""
+
+
+def _give_back():
+    while taken:
+        sock = taken.pop()
+        # A RST leaves no TIME_WAIT, in which a port is nobody's that is counted.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+        sock.close()
+
+
+def _ask(target):
+    """As a resolver does."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.sendto(b"query", tuple(target))
+    return sock.recv(100)
+
+
+def _answer(sock):
+    import threading
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                data, peer = sock.recvfrom(100)
+                sock.sendto(data, peer)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+@pytest.mark.parametrize("how", ["bind", "connect", "sendto", "refused sendto"])
+def test_no_endpoint_takes_all_ports_of_datagrams(lab, how):
+    """Three quarters are the endpoints', and one has half of that; sendto(2) gives a
+    socket its port before any hook is asked, so it is the socket that is refused."""
+    host = lab.hosts[0]
+    name_server = lab.outside.root.socket(INET, DATAGRAM)
+    name_server.bind(("0.0.0.0", 53))
+    lab.outside.root.call(_answer, name_server)
+    target = (lab.outside.address, 53)
+    one, two = lab.endpoint(0), lab.endpoint(0)
+    with source_ports(lab, host, 80):
+        for _ in range(2):  # what is closed is given back
+            assert one.call(_take, DATAGRAM, how, target, 100) == (30, errno.ENOBUFS, "socket")
+            assert two.call(_take, DATAGRAM, how, target, 100) == (15, errno.ENOBUFS, "socket")
+            assert host.user.call(_ask, target) == b"query"
+            assert lab.endpoint(0).call(_ask, target) == b"query"
+            assert host.user.call(_take, DATAGRAM, "bind", None, 20) == (20, 0, "")
+            for hands in (one, two, host.user):
+                hands.call(_give_back)
+    assert host.counters()[Reason.PORT_LIMIT] >= 4
+
+
+@pytest.mark.parametrize("where", ["outside", "another host", "this host"])
+def test_connections_leave_ports_to_the_host(lab, where):
+    """Each connection to one destination that lives has a source port of its own."""
+    host = lab.hosts[0]
+    one, two, newcomer = (lab.endpoint(0) for _ in range(3))
+    lab.outside.root.serve(7000)
+    outside = (lab.outside.address, 7000)
+    target = outside
+    if where != "outside":
+        server = lab.endpoint(1 if where == "another host" else 0)
+        server.serve(7000)
+        target = (server.address, 7000)
+    with source_ports(lab, host, 80):
+        for _ in range(2):  # what is closed is given back
+            count, *refused = one.call(_take, STREAM, "connect", target, 100)
+            assert refused == [errno.EADDRNOTAVAIL, "connect"]
+            # A wire port serves a turn of 20 connects; the next has source ports of its own.
+            assert count == 30 or (where == "another host" and count > 30)
+            assert max(host.driver.call(_ports, host.backend)) == 30
+            count, *refused = two.call(_take, STREAM, "connect", target, 100)
+            assert refused == [errno.EADDRNOTAVAIL, "connect"]
+            # On one host each endpoint has a source address, and ports are shared.
+            assert count == 15 or (where != "outside" and count > 15)
+            assert max(host.driver.call(_ports, host.backend)) <= 45
+            refused = (errno.EADDRINUSE, "bind")
+            assert two.call(_take, STREAM, "bind", None, 1) == (0, *refused)
+            assert host.user.call(_take, STREAM, "bind", None, 10) == (10, 0, "")
+            assert host.user.call(_take, STREAM, "connect", outside, 10) == (10, 0, "")
+            assert newcomer.call(_take, STREAM, "connect", target, 3) == (3, 0, "")
+            for hands in (one, two, newcomer, host.user):
+                hands.call(_give_back)
+
+
+def _take_each(targets, count):
+    """So many connections to each; the source ports that they have."""
+    global taken
+    taken = globals().get("taken", [])
+    for target in targets:
+        for _ in range(count):
+            taken.append(socket.create_connection(tuple(target), timeout=5))
+    return [sock.getsockname()[1] for sock in taken]
+
+
+def test_a_port_is_counted_once(lab):
+    """Connections to different destinations share a source port, those of different
+    endpoints too; each is charged for those that it is on itself."""
+    host = lab.hosts[0]
+    clients = [lab.endpoint(0) for _ in range(3)]
+    server = lab.endpoint(1)
+    ports = [(server.address, port) for port in range(7000, 7008)]
+    for _, port in ports:
+        server.serve(port)
+    with source_ports(lab, host, 400):
+        for _ in range(2):
+            held = [client.call(_take_each, ports, 10) for client in clients]
+            distinct = sorted(len(set(one)) for one in held)
+            together = len(set().union(*held))
+            assert together < 3 * 80
+            counted = sorted(host.driver.call(_ports, host.backend))
+            assert counted[-1] == together
+            assert counted[-4:-1] == distinct
+            for client in (clients[1], clients[0], clients[2]):
+                client.call(_give_back)
+            until = time.monotonic() + 5
+            while any(host.driver.call(_ports, host.backend)):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+
+def _ports(backend):
+    """Distinct ports of the host by index."""
+    from slimnet import contract
+    from slimnet_ebpf.layout import Layout
+
+    layout = Layout(contract.slim_usage)
+    return [
+        layout.unpack(value)["ports"] for _, value in backend._maps[contract.SLIM_MAP_LOCAL].items()
+    ]
+
+
+# The shield knows families
+
+
+def _host_listens(family, port):
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    sock.listen()
+    return sock
+
+
+def _knock(family, address, port):
+    sock = socket.socket(family)
+    sock.settimeout(3)
+    return sock.connect_ex((address, port))
+
+
+@pytest.mark.parametrize("how", ["bound", "changed"])
+def test_a_v6only_listener_does_not_silence_the_hosts_v4_service(lab, how):
+    endpoint, host = lab.endpoint(0), lab.hosts[0]
+    sock = endpoint.socket(INET6)
+    if how == "changed":
+        sock.bind(("::", 0))
+        sock.listen()
+        sock.shutdown(socket.SHUT_RDWR)  # takes its port from it
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if how == "bound":
+        sock.bind(("::", 0))
+    sock.listen()
+    port = sock.getsockname()[1]
+    host.root.call(_host_listens, INET, port)
+    assert lab.outside.root.call(_knock, INET, host.address, port) == 0
+    assert host.root.call(_knock, INET6, "::1", port) == errno.ECONNREFUSED
+    sock.close()
+
+
+def test_a_v4_listener_does_not_silence_the_hosts_v6_service(lab):
+    endpoint, host = lab.endpoint(0), lab.hosts[0]
+    sock = endpoint.socket()
+    sock.bind(("0.0.0.0", 0))
+    sock.listen()
+    port = sock.getsockname()[1]
+    host.root.call(_host_listens, INET6, port)
+    assert host.root.call(_knock, INET6, "::1", port) == 0
+    assert lab.outside.root.call(_knock, INET, host.address, port) == errno.ECONNREFUSED
+
+
+def test_a_listener_of_both_families_is_shielded_in_both(lab):
+    endpoint, host = lab.endpoint(0), lab.hosts[0]
+    sock = endpoint.socket(INET6)
+    sock.bind(("::", 0))
+    sock.listen()
+    port = sock.getsockname()[1]
+    assert host.root.call(_knock, INET6, "::1", port) == errno.ECONNREFUSED
+    assert host.root.call(_knock, INET, "127.0.0.1", port) == errno.ECONNREFUSED
+    sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        sock.accept()
