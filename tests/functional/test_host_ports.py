@@ -186,6 +186,52 @@ def _ports(backend):
     ]
 
 
+# Nobody chooses one
+
+
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "v6"])
+@pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["tcp", "udp"])
+def test_no_port_by_its_number(lab, family, kind):
+    """IP_LOCAL_PORT_RANGE and port 0 are a port of choice."""
+    endpoint = lab.endpoint(0)
+    sock = endpoint.socket(family, kind)
+    for port in (22, 45678):
+        with pytest.raises(PermissionError):
+            sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=HH", port, port))
+    sock.bind(("::" if family == INET6 else "0.0.0.0", 0))
+    assert sock.getsockname()[1] not in (22, 45678)
+
+
+def _autobind(sock, target):
+    with contextlib.suppress(OSError):
+        sock.sendto(b"x", tuple(target))
+    return sock.getsockname()[1]
+
+
+@pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+def test_no_port_of_a_datagram_service(lab, option):
+    """With SO_REUSEADDR, or as the same user with SO_REUSEPORT, the kernel would give
+    port 0 the port of a service that has it too; then one hears for the other."""
+    endpoint, host = lab.endpoint(0), lab.hosts[0]
+    with host.sysctl("net.ipv4.ip_local_port_range", "40000 40003"):
+        for port in range(40000, 40004):
+            service = host.root.socket(INET, DATAGRAM)
+            service.setsockopt(socket.SOL_SOCKET, option, 1)
+            service.bind(("0.0.0.0", port))
+        for call in ("bind", "connect", "sendto"):
+            sock = endpoint.socket(INET, DATAGRAM)
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+            if call == "sendto":
+                assert endpoint.call(_autobind, sock, (lab.outside.address, 9)) == 0
+                continue
+            with pytest.raises(OSError) as caught:
+                if call == "bind":
+                    sock.bind(("0.0.0.0", 0))
+                else:
+                    sock.connect((lab.outside.address, 9))
+            assert caught.value.errno == (errno.EADDRINUSE if call == "bind" else errno.EAGAIN)
+
+
 # The shield knows families
 
 

@@ -182,6 +182,17 @@ static __always_inline bool slim_option_swallowed(__s32 level, __s32 name)
 }
 
 /*
+ * Swallowed as well: with these a UDP socket's bind(0) may be given the port of
+ * a socket of the host that has them, and then hears and answers for it.
+ */
+static __always_inline bool slim_option_joins(const struct bpf_sockopt *ctx)
+{
+	return ctx->level == SOL_SOCKET &&
+	       (ctx->optname == SO_REUSEADDR || ctx->optname == SO_REUSEPORT) &&
+	       ctx->sk->protocol == IPPROTO_UDP;
+}
+
+/*
  * No application lifts what its endpoint is held to. Answers how long the value
  * is that the kernel must take from us; 0: it may take the caller's.
  */
@@ -222,7 +233,7 @@ static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 	}
 	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
 		changed = slim_option_pace(ctx);
-	if (slim_option_swallowed(ctx->level, ctx->optname))
+	if (slim_option_swallowed(ctx->level, ctx->optname) || slim_option_joins(ctx))
 		length = -1;		/* the kernel does nothing */
 	else if (length > SLIM_OPTION_BUFFER)
 		length = changed;
