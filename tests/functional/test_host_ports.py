@@ -292,3 +292,58 @@ def test_a_listener_of_both_families_is_shielded_in_both(lab):
     sock.setblocking(False)
     with pytest.raises(BlockingIOError):
         sock.accept()
+
+
+# Whose datagrams
+
+
+def _send_from(sock, source, target, level, kind):
+    address = socket.inet_aton(source)
+    if level == socket.IPPROTO_IPV6:
+        info = bytes(10) + b"\xff\xff" + address + struct.pack("=I", 0)
+    else:
+        info = struct.pack("=I", 0) + address + bytes(4)
+    sock.sendmsg([b"hello"], [(level, kind, info)], 0, *([tuple(target)] if target else []))
+
+
+@pytest.mark.parametrize("connected", [False, True], ids=["sendto", "connected"])
+@pytest.mark.parametrize("how", ["v4", "v6 socket", "IPV6_PKTINFO"])
+def test_datagrams_leave_from_the_address_that_the_route_says(lab, connected, how):
+    """IP_PKTINFO names any address of the host as their source (ip(7))."""
+    endpoint, host = lab.endpoint(0), lab.hosts[0]
+    another = "10.200.0.9"
+    host.netns.ip(f"address add {another}/32 dev lo")
+    try:
+        lab.outside.netns.ip(f"route add {another} via {host.address}")
+        server = lab.outside.root.socket(INET, DATAGRAM)
+        server.bind(("0.0.0.0", 53))
+        server.settimeout(5)
+        sock = endpoint.socket(INET if how == "v4" else INET6, DATAGRAM)
+        mapped = "" if how == "v4" else "::ffff:"
+        target = (mapped + lab.outside.address, 53)
+        level, kind = (socket.IPPROTO_IPV6, 50) if how == "IPV6_PKTINFO" else (socket.IPPROTO_IP, 8)
+        if connected:
+            sock.connect(target)
+        endpoint.call(_send_from, sock, another, None if connected else target, level, kind)
+        data, peer = server.recvfrom(100)
+        assert (data, peer[0]) == (b"hello", host.address)
+    finally:
+        host.netns.ip(f"address delete {another}/32 dev lo")
+        with contextlib.suppress(Exception):
+            lab.outside.netns.ip(f"route delete {another}")
+
+
+def _send_marked(sock):
+    sock.sendmsg([b"hello"], [(socket.IPPROTO_IP, socket.IP_TOS, struct.pack("=i", 2))])
+
+
+def test_control_data_on_a_connected_datagram_socket(lab):
+    """QUIC marks its datagrams for ECN this way; the destination was decided before."""
+    endpoint = lab.endpoint(0)
+    server = lab.outside.root.socket(INET, DATAGRAM)
+    server.bind(("0.0.0.0", 53))
+    server.settimeout(5)
+    sock = endpoint.socket(INET, DATAGRAM)
+    sock.connect((lab.outside.address, 53))
+    endpoint.call(_send_marked, sock)
+    assert server.recv(100) == b"hello"

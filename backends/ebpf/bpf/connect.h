@@ -613,6 +613,7 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 struct ip_options_rcu;
 struct ipcm_cookie {
 	__be32 addr;
+	int oif;
 	struct ip_options_rcu *opt;
 } __attribute__((preserve_access_index));
 struct bpf_sock_addr_kern {
@@ -622,12 +623,13 @@ struct bpf_sock_addr_kern {
 extern void *bpf_cast_to_kern_ctx(void *object) __ksym __weak;	/* Linux 6.2 */
 
 /*
- * Does this datagram bring IP options of its own (IP_RETOPTS as control data,
- * ip(7))? A source route among them would be the packet's destination in place
- * of the one that policy is asked for. The hook's context does not say, but
- * udp_sendmsg() runs it on the address in its struct ipcm_cookie, which does.
+ * Does this datagram's control data (ip(7)) bring IP options or name a device?
+ * A source route would be the packet's destination in place of the one that
+ * policy is asked for (IP_RETOPTS); a device is another way than the route's
+ * (IP_PKTINFO). The hook's context does not say, but udp_sendmsg() runs it on
+ * the address in its struct ipcm_cookie, which does.
  */
-static __always_inline bool slim_dial_has_options(struct bpf_sock_addr *ctx)
+static __always_inline bool slim_dial_leads_around(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock_addr_kern *kernel;
 	struct ipcm_cookie *cookie;
@@ -637,7 +639,7 @@ static __always_inline bool slim_dial_has_options(struct bpf_sock_addr *ctx)
 		return false;
 	kernel = bpf_cast_to_kern_ctx(ctx);
 	cookie = kernel->t_ctx - bpf_core_field_offset(struct ipcm_cookie, addr);
-	return BPF_CORE_READ(cookie, opt);
+	return BPF_CORE_READ(cookie, opt) || BPF_CORE_READ(cookie, oif);
 }
 
 static __always_inline int
@@ -663,10 +665,24 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 	}
 	if (!dial.sk)
 		return slim_errno(EINVAL);
-	if (!connects && !v6 && slim_dial_has_options(ctx)) {
-		dial.call.reason = SLIM_REASON_OPTION;
-		slim_refuse(dial.local, dial.address, &dial.call);
-		return slim_errno(EPERM);
+	if (!connects) {
+		if (!v6 && slim_dial_leads_around(ctx)) {
+			dial.call.reason = SLIM_REASON_OPTION;
+			slim_refuse(dial.local, dial.address, &dial.call);
+			return slim_errno(EPERM);
+		}
+		/* IP_PKTINFO named a source: the route chooses it, as for everybody. */
+		if (v6) {
+			ctx->msg_src_ip6[0] = 0;
+			ctx->msg_src_ip6[1] = 0;
+			ctx->msg_src_ip6[2] = 0;
+			ctx->msg_src_ip6[3] = 0;
+		} else {
+			ctx->msg_src_ip4 = 0;
+		}
+		/* No port, no address: control data on a connected socket, whose connect was decided. */
+		if (!dial.call.port)
+			return SLIM_HOOK_ALLOW;
 	}
 	if (connects && dial.call.protocol == IPPROTO_TCP)
 		dial.socket = bpf_sk_storage_get(&slim_socket, dial.sk, NULL, 0);
