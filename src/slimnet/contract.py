@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0x0A03F1AD266A20A5
-FINGERPRINT_HEX: Final[str] = "0a03f1ad266a20a5"
+FINGERPRINT: Final[int] = 0x6D2C4D5A51448CA3
+FINGERPRINT_HEX: Final[str] = "6d2c4d5a51448ca3"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -131,6 +131,11 @@ SLIM_ENDPOINT_WIRE_SYN: Final[int] = 2
 # enum slim_cidr_flag
 SLIM_CIDR_OVERLAY: Final[int] = 1
 SLIM_CIDR_HOST: Final[int] = 2
+SLIM_CIDR_BROADCAST: Final[int] = 4
+
+# enum slim_own
+SLIM_OWN_LOCAL: Final[int] = 1
+SLIM_OWN_BROADCAST: Final[int] = 2
 
 # enum slim_socket_flag
 SLIM_SOCKET_BOUND: Final[int] = 1

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from netaddr import IPNetwork, cidr_merge
 
-__all__ = ["local_ranges"]
+__all__ = ["broadcast_addresses", "local_ranges"]
 
 # include/uapi/linux/netlink.h, rtnetlink.h, fib_rules.h
 _REQUEST_DUMP = 0x301
@@ -25,7 +25,7 @@ _RTA_DST, _RTA_TABLE = 1, 15
 _FRA_IIFNAME, _FRA_FWMARK, _FRA_TABLE, _FRA_L3MDEV = 3, 10, 15, 19
 _FIB_RULE_INVERT = 2
 _SELECTING = frozenset({_FRA_IIFNAME, _FRA_FWMARK})
-_TYPE_LOCAL = 2
+_TYPE_LOCAL, _TYPE_BROADCAST = 2, 3
 
 #: Nobody's own, whatever the routes say: each network namespace has its loopback,
 #: link-local addresses (RFC 3927) are those of one link, and inner ones (design 4.5)
@@ -43,9 +43,7 @@ def local_ranges(without: Iterable[IPNetwork] = ()) -> frozenset[IPNetwork]:
         without: ranges to leave out, with all that lies in them.
     """
     left_out = (*_NOBODYS, *without)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
-        # The kernel then picks the routes itself: of a table with 100,000 it sends none.
-        route.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+    with _netlink() as route:
         every: set[bytes] = set()
         some: set[bytes] = set()
         vrf = False
@@ -54,15 +52,35 @@ def local_ranges(without: Iterable[IPNetwork] = ()) -> frozenset[IPNetwork]:
             inverted = header[8] & _FIB_RULE_INVERT
             (some if rule.keys() & _SELECTING and not inverted else every).add(table)
             vrf |= _FRA_L3MDEV in rule  # leads to the table of any VRF (vrf.rst)
-        found = []
-        request = struct.pack("=7BBI", socket.AF_INET, *bytes(6), _TYPE_LOCAL, 0)
-        for header, entry in _dump(route, _GET_ROUTE, request):
-            table = entry[_RTA_TABLE]
-            if header[7] == _TYPE_LOCAL and (table in every or (vrf and table not in some)):
-                address = socket.inet_ntop(socket.AF_INET, entry.get(_RTA_DST, bytes(4)))
-                found.append(IPNetwork(f"{address}/{header[1]}"))
+        found = [
+            to
+            for to, table in _routes(route, _TYPE_LOCAL)
+            if table in every or (vrf and table not in some)
+        ]
     wanted = (each for each in found if not any(each in other for other in left_out))
     return frozenset(cidr_merge(wanted))
+
+
+def broadcast_addresses() -> frozenset[IPNetwork]:
+    """The IPv4 addresses at which this network namespace's links have everybody."""
+    with _netlink() as route:
+        return frozenset(to for to, _ in _routes(route, _TYPE_BROADCAST))
+
+
+def _netlink() -> socket.socket:
+    route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    # The kernel then picks the routes itself: of a table with 100,000 it sends none.
+    route.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+    return route
+
+
+def _routes(route: socket.socket, kind: int) -> Iterator[tuple[IPNetwork, bytes]]:
+    """The IPv4 routes of one type: where to, and the table that has it."""
+    request = struct.pack("=7BBI", socket.AF_INET, *bytes(6), kind, 0)
+    for header, entry in _dump(route, _GET_ROUTE, request):
+        if header[7] == kind:
+            address = socket.inet_ntop(socket.AF_INET, entry.get(_RTA_DST, bytes(4)))
+            yield IPNetwork(f"{address}/{header[1]}"), entry[_RTA_TABLE]
 
 
 def _dump(

@@ -292,6 +292,30 @@ def test_ip_options_as_control_data(lab, connected):
     assert endpoint.host.counters()[Reason.OPTION] == before + 1
 
 
+def _send_through(address: str, port: int, interface: str) -> None:
+    """A datagram with the device that it is to leave by as control data."""
+    where = struct.pack("=i8x", socket.if_nametoindex(interface))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendmsg([b"x"], [(socket.IPPROTO_IP, 8, where)], 0, (address, port))
+
+
+def test_a_device_as_control_data(lab):
+    """As SO_BINDTODEVICE, for one datagram (ip(7), IP_PKTINFO)."""
+    endpoint = lab.endpoint()
+    arguments = (lab.outside.address, 9, "eth0")
+    endpoint.host.root.call(_send_through, *arguments)
+    assert refusal(endpoint.call, _send_through, *arguments) == errno.EPERM
+
+
+@pytest.mark.container
+def test_broadcast_may_be_allowed(lab, ends):
+    """Go sets it on every datagram socket, and gives an error back: nothing would have names.
+    Where a datagram goes is decided when it is sent."""
+    sock = ends[0].socket(INET, DATAGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST) == 1
+
+
 @pytest.mark.container
 def test_ordinary_options_work(ends):
     client, server = ends

@@ -600,6 +600,8 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 		return slim_dial_same_host(ctx, dial, target->peer->index, false);
 	}
 
+	if (!stream && target->flags & SLIM_CIDR_BROADCAST)
+		return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
 	if (stream && target->flags & SLIM_CIDR_HOST && slim_is_wire_port(dial->call.port))
 		return slim_dial_refuse(dial, SLIM_REASON_WIRE_PORT, EACCES);
 	error = slim_dial_egress(dial, me);

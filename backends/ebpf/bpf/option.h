@@ -13,7 +13,6 @@
 #define SOL_IPV6 41
 
 /* From the kernel's uapi headers, as far as libc's and ours do not have them. */
-#define SO_BROADCAST 6
 #define SO_BINDTODEVICE 25
 #define SO_ATTACH_FILTER 26
 #define SO_MARK 36
@@ -87,7 +86,6 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 		case SO_BINDTODEVICE:		/* a device of the host */
 		case SO_BINDTOIFINDEX:
 		case SO_MARK:			/* the host's routing rules */
-		case SO_BROADCAST:
 		case SO_ATTACH_FILTER:		/* a filter reads its packets' addresses, bit by bit */
 		case SO_ATTACH_BPF:
 		case SO_ATTACH_REUSEPORT_CBPF:

@@ -274,7 +274,12 @@ slim_address_get(const struct slim_state *state, __u32 vni, const __be32 *addres
 	return id ? *id : 0;
 }
 
-static __always_inline struct slim_cidr *
+const volatile struct slim_cidr slim_broadcast = {
+	.identity = SLIM_IDENTITY_WORLD,
+	.flags = SLIM_CIDR_BROADCAST,
+};
+
+static __always_inline const struct slim_cidr *
 slim_cidr_get(const struct slim_state *state, __u32 vni, const __be32 *address)
 {
 	struct slim_cidr_key key = {
@@ -285,12 +290,16 @@ slim_cidr_get(const struct slim_state *state, __u32 vni, const __be32 *address)
 	__u32 slot = state->slot;
 	void *table = bpf_map_lookup_elem(&slim_cidr, &slot);
 	struct slim_cidr *found = table ? bpf_map_lookup_elem(table, &key) : NULL;
+	__u32 *own;
 
 	if (found && found->flags & SLIM_CIDR_HOST)
 		return found;
 	key.vni = 0;
-	if (!table || !bpf_map_lookup_elem(&slim_own, &key))
+	own = bpf_map_lookup_elem(&slim_own, &key);
+	if (!table || !own)
 		return found;
+	if (*own == SLIM_OWN_BROADCAST)
+		return (const struct slim_cidr *)&slim_broadcast;
 	/* Newer than the tables: policy knows the host by its underlay address. */
 	key.vni = bpf_htonl(vni);
 	slim_copy(key.address, state->control->underlay);

@@ -54,7 +54,7 @@ enum slim_map {
 	SLIM_MAP_OPENING,	/* LRU hash: __u32 inner address -> __u32 records in SLIM_MAP_FLOW */
 	SLIM_MAP_PORT,		/* array[65536]: struct slim_port by port of the host */
 	SLIM_MAP_JOINED,	/* hash: __u32 index << 16 | port -> __u32 sockets beside another's */
-	SLIM_MAP_OWN,		/* lpm: struct slim_cidr_key of vni 0 -> __u32; this host itself */
+	SLIM_MAP_OWN,		/* lpm: struct slim_cidr_key of vni 0 -> __u32 enum slim_own */
 	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
 	SLIM_MAP_COUNT,
@@ -161,6 +161,13 @@ enum slim_endpoint_flag {
 enum slim_cidr_flag {
 	SLIM_CIDR_OVERLAY = 1,		/* inside a network's CIDR */
 	SLIM_CIDR_HOST = 2,		/* an underlay address of a host of the cluster */
+	SLIM_CIDR_BROADCAST = 4,	/* everybody on a link of this host; in no table */
+};
+
+/* What an address is by the routes of this host. */
+enum slim_own {
+	SLIM_OWN_LOCAL = 1,		/* delivered to itself */
+	SLIM_OWN_BROADCAST = 2,
 };
 
 /* The state of one socket of an endpoint, in its socket storage. */

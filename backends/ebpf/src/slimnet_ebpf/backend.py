@@ -18,7 +18,7 @@ from typing import ClassVar
 from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
-from slimnet.local import local_ranges
+from slimnet.local import broadcast_addresses, local_ranges
 from slimnet.model import (
     Account,
     Attachment,
@@ -268,11 +268,13 @@ class EbpfBackend(Backend):
             port_room=ports * 3 // 4,
         )
         own: Map = self._maps[contract.SLIM_MAP_OWN]
-        ranges = local_ranges([self._options.inner_range])
-        wanted = {cidr_key((0, each)) for each in ranges}
-        held = {key for key, _ in own.items()}
-        own.update((key, u32(1)) for key in wanted - held)  # first: one may replace several
-        own.remove(held - wanted)
+        found = dict.fromkeys(
+            local_ranges([self._options.inner_range]), contract.SLIM_OWN_LOCAL
+        ) | dict.fromkeys(broadcast_addresses(), contract.SLIM_OWN_BROADCAST)
+        wanted = {cidr_key((0, each)): u32(what) for each, what in found.items()}
+        held = dict(own.items())
+        own.update(wanted.items() - held.items())  # first: one may replace several
+        own.remove(held.keys() - wanted.keys())
 
     def _write_control(self, **fields: int | bytes) -> None:
         control: Map = self._maps[contract.SLIM_MAP_CONTROL]
