@@ -127,14 +127,22 @@ class Backend(abc.ABC):
         Attaching an attached endpoint returns the same attachment. One of the same
         id with another address, network or cgroup is another endpoint.
 
+        A cgroup that was an endpoint's may be that endpoint's again. For another one
+        it has to be removed and made anew, where sockets belong to the cgroup: those
+        of the first may live on in other processes.
+
         Raises:
-            BackendError: it could not, or its id is another endpoint's; nothing is
-                left behind, and nothing changed.
+            BackendError: it could not, or its id or its cgroup is another endpoint's;
+                nothing is left behind, and nothing changed.
         """
 
     @abc.abstractmethod
     def detach(self, endpoint: int) -> None:
         """Let go of an endpoint. One that is not attached is no error.
+
+        Its sockets may live on, in processes that they were handed to. From now on
+        whatever these try is refused, for as long as there are such sockets; in a
+        cgroup that its caller keeps, for as long as that is there.
 
         Raises:
             InUse: its cgroup has processes; it stays attached and policed.
@@ -197,7 +205,7 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def teardown(self) -> None:
         """Remove the data path and everything that it left on the machine,
-        then close.
+        then close. What is refused to the sockets of detached endpoints stays so.
 
         Raises:
             InUse: an endpoint still has processes; nothing was removed.

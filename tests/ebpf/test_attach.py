@@ -2,6 +2,7 @@
 """Endpoints: attached, detached, and what goes with them."""
 
 import socket
+import sys
 
 import pytest
 from machine import NETWORK, endpoint, run, wait_for
@@ -12,6 +13,13 @@ from slimnet_ebpf.netns import enter
 from slimnet_ebpf.sockets import Diagnosis
 
 pytestmark = pytest.mark.root
+
+NEVER_BOUND = """
+import socket, sys
+s = socket.socket()
+print("ready", flush=True)
+sys.stdin.readline()
+"""
 
 LISTEN = """
 import socket, sys
@@ -31,6 +39,13 @@ def programs_on(cgroup):
     return run(f"bpftool cgroup show {cgroup}").count("slim_")
 
 
+def local(backend, cgroup):
+    """What a cgroup knows of itself."""
+    key = cgroups.number(cgroup).to_bytes(8, sys.byteorder)
+    storage = backend._maps[contract.SLIM_MAP_CGROUP].get(key)
+    return contract.slim_local.from_buffer_copy(storage)
+
+
 def test_every_program_is_on_the_cgroup_and_it_knows_who_it_is(machine):
     backend = machine.start()
     attachment = backend.attach(endpoint(1), NETWORK)
@@ -38,11 +53,9 @@ def test_every_program_is_on_the_cgroup_and_it_knows_who_it_is(machine):
     assert attachment.netns is None
     assert machine.context.cgroup / "prod.default.e1" == attachment.cgroup
     assert programs_on(attachment.cgroup) >= 15
-    key = cgroups.number(attachment.cgroup).to_bytes(8, "little")
-    storage = backend._maps[contract.SLIM_MAP_CGROUP].get(key)
-    local = contract.slim_local.from_buffer_copy(storage)
-    assert (local.endpoint, local.index, local.vni) == (101, 1, 7)
-    assert bytes(local.address)[12:] == bytes([10, 1, 0, 1])
+    found = local(backend, attachment.cgroup)
+    assert (found.endpoint, found.index, found.vni) == (101, 1, 7)
+    assert bytes(found.address)[12:] == bytes([10, 1, 0, 1])
 
 
 def test_attaching_twice_is_one_attachment(machine):
@@ -79,7 +92,77 @@ def test_a_cgroup_of_somebody_elses_stays(machine):
     assert attachment.cgroup == theirs
     backend.detach(101)
     assert theirs.exists()
-    assert programs_on(theirs) == 0
+    # Its sockets may be anywhere, and are to meet them still.
+    assert programs_on(theirs) >= 15
+    assert local(backend, theirs).endpoint == 0
+    assert backend.status().endpoints == frozenset()
+    backend.teardown()
+    assert programs_on(theirs) >= 15
+    another = machine.start()
+    with pytest.raises(BackendError, match=f"{theirs} was another endpoint's"):
+        another.attach(endpoint(1, cgroup=str(theirs)), NETWORK)
+    theirs.rmdir()
+    theirs.mkdir()
+    another.attach(endpoint(1, cgroup=str(theirs)), NETWORK)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_index_is_given_back_by_the_kernel(machine, monkeypatch, given):
+    """When the cgroup's last socket has gone, wherever it was."""
+    monkeypatch.setattr(contract, "SLIM_INDEX_MAX", 1)
+    monkeypatch.setattr(endpoints, "_QUARANTINE", 0)
+    backend = machine.start()
+    theirs = machine.cgroup / "theirs"
+    one = endpoint(1, cgroup=str(theirs)) if given else endpoint(1)
+    if given:
+        theirs.mkdir()
+    attachment = backend.attach(one, NETWORK)
+    process = machine.process(attachment.cgroup, NEVER_BOUND)
+    assert process.stdout.readline() == "ready\n"
+    (machine.cgroup / "cgroup.procs").write_text(str(process.pid))
+    backend.detach(101)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="all 1 endpoints of a host are taken"):
+            backend.attach(endpoint(2), NETWORK)
+    process.communicate("close\n", timeout=10)
+    if given:
+        with pytest.raises(BackendError, match="all 1 endpoints"):
+            backend.attach(endpoint(2), NETWORK)
+        theirs.rmdir()
+    wait_for(lambda: attaches(backend, endpoint(2)))
+    assert backend.status().detail["indexes"] == {102: 1}
+
+
+def attaches(backend, one):
+    try:
+        return backend.attach(one, NETWORK)
+    except BackendError:
+        return None
+
+
+@pytest.mark.parametrize("where", ["itself", "above"])
+def test_the_directory_of_endpoints_is_no_endpoints(machine, where):
+    backend = machine.start()
+    left = machine.left()
+    path = machine.context.cgroup if where == "itself" else machine.context.cgroup.parent
+    with pytest.raises(BackendError, match=f"{path} holds the cgroups of endpoints"):
+        backend.attach(endpoint(1, cgroup=str(path)), NETWORK)
+    assert left == machine.left()
+
+
+def test_what_is_no_endpoints_is_refused_while_the_data_path_is_there(machine):
+    """A start makes it so, also where the directory was there or came anew."""
+    machine.context.cgroup.mkdir(parents=True)
+    backend = machine.start()
+    assert programs_on(machine.context.cgroup) >= 15
+    machine.context.cgroup.rmdir()
+    backend.attach(endpoint(1), NETWORK)
+    assert programs_on(machine.context.cgroup) >= 15
+    somebodys = machine.context.cgroup / "somebodys"
+    somebodys.mkdir()
+    backend.teardown()
+    assert programs_on(machine.context.cgroup) == 0
+    assert somebodys.exists()
 
 
 def test_a_cgroup_with_processes_stays_policed(machine):
@@ -122,21 +205,25 @@ def test_what_cannot_be_attached(machine, tmp_path):
     assert left == machine.left()
 
 
-def test_an_attach_that_fails_leaves_nothing(machine, monkeypatch):
+@pytest.mark.parametrize("given", [False, True])
+def test_an_attach_that_fails_leaves_nothing(machine, monkeypatch, given):
+    theirs = machine.cgroup / "theirs"
+    theirs.mkdir()
     backend = machine.start()
     backend.attach(endpoint(2), NETWORK)
     before = machine.left()
-    attach, count = endpoints.links.attach, iter(range(100))
+    keep, count = endpoints.links.keep, iter(range(100))
 
     def fail_later(*arguments):
         if next(count) == 5:
             raise BackendError("the kernel refused")
-        attach(*arguments)
+        keep(*arguments)
 
-    monkeypatch.setattr(endpoints.links, "attach", fail_later)
+    monkeypatch.setattr(endpoints.links, "keep", fail_later)
     with pytest.raises(BackendError, match="the kernel refused"):
-        backend.attach(endpoint(1), NETWORK)
+        backend.attach(endpoint(1, cgroup=str(theirs) if given else ""), NETWORK)
     assert before == machine.left()
+    assert programs_on(theirs) == 0
     assert backend.status().endpoints == {102}
 
 
@@ -161,7 +248,7 @@ def test_an_index_is_used_again_after_a_minute(machine, monkeypatch):
     with pytest.raises(BackendError, match="a moment ago"):
         backend.attach(endpoint(3), NETWORK)
     monkeypatch.setattr(endpoints, "_QUARANTINE", 0)
-    backend.attach(endpoint(3), NETWORK)
+    wait_for(lambda: attaches(backend, endpoint(3)))
     assert backend.status().detail["indexes"] == {101: 1, 103: 2}
 
 

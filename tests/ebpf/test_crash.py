@@ -5,13 +5,14 @@ A child process runs one step and is killed at the n-th call into the package;
 n goes through the whole step in equal strides.
 """
 
+import errno
 import os
 import signal
 import sys
 
 import pytest
 from attrs import evolve
-from machine import NETWORK, endpoint
+from machine import NETWORK, endpoint, wait_for
 from test_writer import in_force, some_tables, wanted
 
 from slimnet_ebpf import cgroups, maps, pins
@@ -128,6 +129,62 @@ def test_detach(machine):
         after = machine.left()
         after["cgroups"] = before["cgroups"]
         assert before == after, moment
+
+
+HOLDS = """
+import socket, sys
+s = socket.socket()
+while True:
+    print(s.connect_ex(("127.0.0.1", 8080)), flush=True)
+    if not sys.stdin.readline():
+        break
+"""
+
+
+def test_detach_from_a_cgroup_that_stays(machine):
+    """Its socket, in a process that has left, is refused at every moment."""
+    theirs = machine.cgroup / "theirs"
+    theirs.mkdir()
+    backend = machine.start()
+    one = endpoint(1, cgroup=str(theirs))
+    backend.attach(one, NETWORK)
+    process = machine.process(theirs, HOLDS)
+
+    def answer():
+        return int(process.stdout.readline())
+
+    def again():
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return answer()
+
+    assert answer() == errno.EACCES
+    (machine.cgroup / "cgroup.procs").write_text(str(process.pid))
+    every = moments(lambda: machine.start().detach(one.id))
+    for number, moment in enumerate(every):
+        backend.attach(one, NETWORK)
+        assert killed_at(lambda: machine.start().detach(one.id), moment), moment
+        assert again() == errno.EACCES, moment
+        if number % 2:
+            machine.start().close()
+            assert again() == errno.EACCES, moment
+        else:
+            backend.attach(one, NETWORK)
+            assert killed_at(lambda: machine.start().attach(one, NETWORK), moment), moment
+            assert again() == errno.EACCES, moment
+        backend.detach(one.id)
+        assert again() == errno.EACCES, moment
+        assert backend.status().endpoints == frozenset()
+    theirs.rmdir()
+    process.communicate(timeout=10)
+    backend.attach(endpoint(2), NETWORK)
+    wait_for(lambda: reaped(backend) == {102})
+
+
+def reaped(backend):
+    """Whose the indexes are, after a while."""
+    backend._keep_house()
+    return {entry.endpoint for entry in backend._endpoints._entries().values()} - {0}
 
 
 def test_install(machine):

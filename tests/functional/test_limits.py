@@ -14,6 +14,7 @@ import time
 import pytest
 
 from slimnet.model import Direction, Reason
+from slimnet_ebpf import cgroups, links
 
 MEGABYTE = 1 << 20
 
@@ -207,15 +208,18 @@ def test_no_program_runs_where_there_is_no_limit(lab):
     free, held = lab.endpoint(0), lab.endpoint(0)
     lab.limit(held, rate=MEGABYTE)
     lab.install()
-    pins = [free.host.driver.call(_pins, free.host.backend, each.id) for each in (free, held)]
-    assert [("slim_rate" in names) for names in pins] == [False, True]
+    assert [programs(each.cgroup, "egress") for each in (free, held)] == [[], ["slim_rate"]]
+    assert [programs(each.cgroup, "ingress") for each in (free, held)] == [[], []]
     lab.limits.clear()
     lab.install()
-    assert "slim_rate" not in held.host.driver.call(_pins, held.host.backend, held.id)
+    assert programs(held.cgroup, "egress") == []
 
 
-def _pins(backend, endpoint: int) -> list[str]:
-    return [path.name for path in (backend._pins.links / str(endpoint)).iterdir()]
+def programs(cgroup, way):
+    """What runs for each packet of a cgroup's sockets."""
+    number = {"ingress": links.ATTACH_CGROUP_INGRESS, "egress": links.ATTACH_CGROUP_EGRESS}[way]
+    with cgroups.opened(cgroup) as fd:
+        return [links.program_name(each) for each in links.attached(fd, number)]
 
 
 def accounts(endpoint):

@@ -50,9 +50,18 @@
 
 #define SLIM_OPTION_BUFFER 4096	/* what a sockopt program is given at the most */
 
-/* TCP and UDP. Everything else is a way around (MPTCP, UDP-Lite, raw, ping, SCTP, ...). */
+/*
+ * TCP and UDP, where there is an endpoint (dead.h). Everything else is a way around
+ * (MPTCP, UDP-Lite, raw, ping, SCTP, ...).
+ */
 static __always_inline int slim_create(struct bpf_sock *sk)
 {
+	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
+
+	if (!local->endpoint) {
+		slim_count(SLIM_REASON_NO_TABLES);
+		return slim_errno(EACCES);
+	}
 	if (sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP)
 		return SLIM_HOOK_ALLOW;
 	if (sk->type == SOCK_DGRAM && sk->protocol == IPPROTO_UDP) {

@@ -11,6 +11,7 @@
  *  target.h   who is at an address: an endpoint, behind a service too, or a range
  *  flow.h     the records of handshakes, and each endpoint's share of them
  *  limit.h    what an endpoint may send
+ *  dead.h     what is left of an endpoint that is no more
  *  ask.h      what would be decided
  */
 #include "state.h"
@@ -21,6 +22,7 @@
 #include "sockops.h"
 #include "steer.h"
 #include "limit.h"
+#include "dead.h"
 #include "ask.h"
 
 #include <slimnet/fingerprint.h>
@@ -187,6 +189,12 @@ SEC("cgroup_skb/egress")
 int slim_rate(struct __sk_buff *skb)
 {
 	return slim_limit_run(skb);
+}
+
+SEC("cgroup/skb")
+int slim_silence(struct __sk_buff *skb)
+{
+	return slim_silence_run();
 }
 
 SEC("iter/tcp")

@@ -306,8 +306,6 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	};
 	__be16 port;
 
-	if (!local->endpoint)
-		return;
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
 		return;
@@ -343,6 +341,7 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		    !slim_share_room(&share, ports, state->control->port_room) ||
 		    !slim_share_room(&share, places, SLIM_HELD_ROOM))
 			slim_sockops_destroy(ctx, socket, SLIM_REASON_PORT_LIMIT);
+		socket->bound_port = port;	/* for the shield, also where there is no room */
 		slim_hold(socket, port);
 	}
 	if (socket->flags & SLIM_SOCKET_WILDCARD)
@@ -352,6 +351,11 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		socket->counted |= SLIM_COUNTED_FOLLOWED;
 		slim_shield_take(socket);
 		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	}
+	if (!local->endpoint) {
+		/* Of an endpoint that is no more: behind the shield, until the agent comes. */
+		slim_sockops_destroy(ctx, socket, SLIM_REASON_NO_TABLES);
+		return;
 	}
 	if (!slim_sockops_may_listen(socket)) {
 		call.port = socket->local_port ?: port;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import socket
 import struct
@@ -60,6 +61,8 @@ from slimnet_ebpf.underlay import Underlay
 from slimnet_ebpf.writer import Writer
 
 __all__ = ["EbpfBackend"]
+
+_log = logging.getLogger(__name__)
 
 _CONTROL = Layout(contract.slim_control)
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -145,6 +148,8 @@ class EbpfBackend(Backend):
                 self._follow_host()
                 self._underlay.apply(self.context.interface, ifindex)
                 self._attach_lookup()
+                self._endpoints.shelter()
+                self._endpoints.reap()
             except BaseException:
                 if not adopting:
                     self._remove()
@@ -432,6 +437,8 @@ class EbpfBackend(Backend):
                 raise InUse(f"endpoints with processes: {names}")
             for endpoint in self._endpoints.every():
                 self._endpoints.detach(endpoint)
+            for path in self._endpoints.kept():
+                _log.warning("cgroup %s was an endpoint's: whatever it does is refused", path)
             self._events.close()
             self._remove()
         self.close()
@@ -447,6 +454,8 @@ class EbpfBackend(Backend):
         for directory in [*orphans, *self._pins.record().get("cgroups", ())]:
             with contextlib.suppress(OSError):
                 Path(directory).rmdir()
+        if self._underlay is not None:
+            self._endpoints.unshelter()
         self._pins.remove()
         self._pins.remove_root()
 

@@ -1,15 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endpoints: a cgroup, an inner index, and the programs that are attached there."""
+"""Endpoints: a cgroup, an inner index, and the programs that are attached there.
+
+The life of an index, by the flags of its entry in maps/index:
+
+==============  ======================================================================
+none            an attach that is under way, or whose process died: it is taken back
+READY           an attached endpoint
+DEAD            a detach that is under way, or whose process died: it is done again
+DEAD, BURIED    a detached endpoint: everything is refused to its sockets, which may
+                live on in other processes
+(no endpoint)   free again: the kernel has dropped the cgroup, with its last socket
+==============  ======================================================================
+
+A descriptor that went to another process by SCM_RIGHTS outlives its endpoint, and a
+socket that was never bound is in none of the kernel's tables, so that nobody can find
+it. What holds it is that its cgroup keeps its programs (links.py), and that these refuse
+everything to endpoint 0.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -20,10 +39,11 @@ from slimnet.policy.difference import altered
 from slimnet.tables import LimitRecord
 from slimnet_ebpf import cgroups, links
 from slimnet_ebpf.layout import Layout, to_bytes16
+from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program
-from slimnet_ebpf.pins import INDEX_ENTRY, Pins
+from slimnet_ebpf.pins import INDEX_DEAD, INDEX_ENTRY, Pins
 from slimnet_ebpf.records import u32
 from slimnet_ebpf.sockets import Diagnosis
 
@@ -40,9 +60,16 @@ _NEVER = bytes(_ENTRY.size)
 
 _MADE = 1  # the cgroup is ours to remove
 _READY = 2  # everything is attached and the cgroup knows who it is
+_DEAD = INDEX_DEAD
+_BURIED = 8  # and everything is done that detach does
+_SILENT = 16  # no packet of its sockets passes
 
-# A TIME_WAIT socket of the endpoint before may live this long (ns).
-_QUARANTINE = 60 * 10**9
+_SILENCE = "slim_silence"
+_BOTH_WAYS = (links.ATTACH_CGROUP_INGRESS, links.ATTACH_CGROUP_EGRESS)
+
+# A record of a handshake with the endpoint before may live this long (ns); so may,
+# for less, a TIME_WAIT socket of it.
+_QUARANTINE = contract.SLIM_HANDSHAKE_SECONDS * 10**9
 
 
 @frozen
@@ -51,7 +78,7 @@ class _Entry:
 
     Attributes:
         endpoint: its id; 0: free.
-        flags: _MADE, _READY.
+        flags: _MADE, _READY, _DEAD, _BURIED, _SILENT.
         cgroup: id of its cgroup.
         freed: when the index was last given back, CLOCK_MONOTONIC in ns.
     """
@@ -90,6 +117,7 @@ class Endpoints:
     ) -> None:
         self._pins = pins
         self._programs = [program for program in programs if program.type in links.ON_CGROUP]
+        (self._silence,) = (program for program in programs if program.name == _SILENCE)
         self._maps = maps
         self._below = below
         self._sockets = sockets
@@ -97,6 +125,7 @@ class Endpoints:
         self._on_index = on_index
         self._indexes = pins.open_map("index")
         self._mount = cgroups.find_mount()
+        self._sheltered = 0  # id of the cgroup that shelter() has seen
 
     def indexes(self) -> dict[int, int]:
         """The inner index of every attached endpoint."""
@@ -109,8 +138,8 @@ class Endpoints:
     def owners(self) -> dict[int, int]:
         """Cgroup id, of those below an endpoint's too, to the endpoint's id."""
         found = {}
-        for entry in self._entries().values():
-            path = self._path(entry) if entry.endpoint else None
+        for entry in self._living():
+            path = self._path(entry)
             if path is not None:
                 found[entry.cgroup] = entry.endpoint
                 found |= dict.fromkeys(
@@ -130,12 +159,32 @@ class Endpoints:
         changed = None if before is None else altered(before, wanted)
         for index, entry in self._entries().items() if changed != set() else ():
             path = None
-            if entry.endpoint and (changed is None or entry.endpoint in changed):
+            if entry.flags & _READY and (changed is None or entry.endpoint in changed):
                 path = self._path(entry)
-            if path is not None and entry.flags & _READY:
-                self._limits.apply(entry.endpoint, index, path, self._links(entry.endpoint))
+            if path is not None:
+                self._limits.apply(entry.endpoint, index, path)
         if changed != set():
             self._limits.repace()
+
+    def shelter(self) -> None:
+        """Refuse everything to every cgroup below the directory that has not all of
+        an endpoint's programs: one that is half attached or nobody's.
+
+        They are the same programs, with a cgroup of no endpoint, and give way to
+        those of a descendant one by one (BPF_F_ALLOW_OVERRIDE).
+        """
+        self._note_missing()
+        self._below.mkdir(parents=True, exist_ok=True)
+        with cgroups.opened(self._below) as fd:
+            for program in self._programs:
+                links.keep(program.fd, fd, program.attach_type, links.OVERRIDE)
+        self._sheltered = cgroups.number(self._below)
+
+    def unshelter(self) -> None:
+        """Take that back."""
+        with contextlib.suppress(FileNotFoundError), cgroups.opened(self._below) as fd:
+            for program in self._programs:
+                links.take_off(program.fd, fd, program.attach_type)
 
     def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
         """See :meth:`slimnet.abc.Backend.attach`."""
@@ -147,12 +196,12 @@ class Endpoints:
                 "an IPv4 address (the ebpf backend carries no IPv6 overlay addresses yet)",
                 str(endpoint.address),
             )
-        entries = self._entries()
+        entries = self._bury_the_dying()
         index = _find(entries, endpoint.id)
         if index is not None:
             path = self._path(entries[index])
             if path is not None:
-                self._refuse_another(endpoint, network, path)
+                self._refuse_another(endpoint, network, path, entries[index])
                 # Whoever began to attach it may have died before the end.
                 self._finish(endpoint, network, index, path, entries[index])
                 return Attachment(endpoint=endpoint.id, cgroup=path)
@@ -161,13 +210,15 @@ class Endpoints:
         path, made = self._make_cgroup(endpoint)
         try:
             self._refuse_overlap(entries, path)
-            index = _free(entries)
-            entry = _Entry(endpoint.id, _MADE if made else 0, cgroups.number(path))
-            self._write(index, entry)
+            fresh = _Entry(endpoint.id, _MADE if made else 0, cgroups.number(path))
+            index, entry = self._take_index(entries, fresh, path, endpoint, network)
             try:
                 self._finish(endpoint, network, index, path, entry)
             except BaseException:
-                self._let_go(index, entry)
+                if entry.flags & _DEAD:
+                    self._tell(entry, self._local(entry) | {"endpoint": 0})
+                else:
+                    self._take_back(index, entry, path)
                 raise
         except BaseException:
             if made:
@@ -179,40 +230,39 @@ class Endpoints:
         """See :meth:`slimnet.abc.Backend.detach`."""
         entries = self._entries()
         index = _find(entries, endpoint)
-        if index is None:
-            return
-        entry = entries[index]
-        path = self._path(entry)
-        cgroup_ids = {entry.cgroup}
-        if path is not None:
-            if cgroups.populated(path):
-                raise InUse(f"endpoint {endpoint}: its cgroup {path} has processes")
-            cgroup_ids |= {cgroups.number(below) for below in cgroups.descendants(path)}
-            # The kernel's answer leaves no moment in which a process could enter.
-            if entry.flags & _MADE and not cgroups.remove(path):
-                raise InUse(f"endpoint {endpoint}: its cgroup {path} has processes")
-        # The programs of a removed cgroup still see its sockets go.
-        self._destroy_sockets(endpoint, cgroup_ids)
-        self._let_go(index, entry)
+        if index is not None:
+            self._leave(index, entries[index])
 
     def every(self) -> list[int]:
-        """The endpoints, half attached ones included."""
-        return [entry.endpoint for entry in self._entries().values() if entry.endpoint]
+        """The endpoints, half attached and half detached ones included."""
+        return [entry.endpoint for entry in self._living()]
 
     def populated(self) -> list[int]:
         """The endpoints that have processes."""
         found = []
-        for entry in self._entries().values():
-            path = self._path(entry) if entry.endpoint else None
+        for entry in self._living():
+            path = self._path(entry)
             if path is not None and cgroups.populated(path):
                 found.append(entry.endpoint)
         return found
 
+    def kept(self) -> list[Path]:
+        """The cgroups of detached endpoints that their makers have not removed."""
+        dead = [entry for entry in self._entries().values() if entry.flags & _DEAD]
+        return [path for entry in dead if (path := self._path(entry)) is not None]
+
     def reap(self) -> None:
-        """Detach the endpoints whose cgroup somebody has removed."""
-        for entry in self._entries().values():
-            if entry.endpoint and self._path(entry) is None:
-                self.detach(entry.endpoint)
+        """Detach the endpoints whose cgroup somebody has removed, and give the indexes
+        back of those that the kernel has nothing of any more."""
+        heard = set()
+        for index, entry in self._bury_the_dying().items():
+            if entry.flags & _BURIED:
+                if not self._free_if_gone(index, entry) and not entry.flags & _SILENT:
+                    heard.add(entry.cgroup)
+            elif entry.endpoint and self._path(entry) is None:
+                self._leave(index, entry)
+        if heard:
+            self._destroy_sockets(0, heard)
 
     def _entries(self) -> dict[int, _Entry]:
         """All indexes that are or were in use."""
@@ -221,6 +271,14 @@ class Endpoints:
             for key, value in self._indexes.items()
             if value != _NEVER
         }
+
+    def _living(self) -> list[_Entry]:
+        """The entries of endpoints, half attached and half detached ones included."""
+        return [
+            entry
+            for entry in self._entries().values()
+            if entry.endpoint and not entry.flags & _BURIED
+        ]
 
     def _write(self, index: int, entry: _Entry) -> None:
         self._indexes.set(u32(index), entry.pack())
@@ -232,15 +290,21 @@ class Endpoints:
         """Its cgroup, and whether it is ours to remove."""
         if endpoint.cgroup:
             path = Path(endpoint.cgroup)
-            ours = not path.exists()
         else:
-            name = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
-            path = self._below / name
-            ours = True  # also one that was left by somebody who died right here
-            self._note_missing()
+            path = self._below / f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
+        # Also one that was left by somebody who died right here.
+        ours = path.parent == self._below or not path.exists()
         try:
             if not cgroups.is_cgroup(path):
                 raise BackendError(f"{path} is no directory of cgroup v2")
+            if not self._below.exists() or cgroups.number(self._below) != self._sheltered:
+                self.shelter()
+            if ours and path.exists() and self._is_foreign(path):
+                # What is left of that data path is not to go on beside ours.
+                if cgroups.populated(path):
+                    raise _used(path)
+                self._silence_cgroup(path)
+                cgroups.remove(path)
             path.mkdir(parents=True, exist_ok=True)
             path = path.resolve(strict=True)
         except OSError as error:
@@ -257,50 +321,87 @@ class Endpoints:
         if set(missing) - set(noted):
             self._pins.write_record(cgroups=missing)
 
-    def _refuse_another(self, endpoint: Endpoint, network: Network, path: Path) -> None:
+    def _refuse_another(
+        self, endpoint: Endpoint, network: Network, path: Path, entry: _Entry
+    ) -> None:
         """What only has an attached endpoint's id is not that endpoint."""
         name = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
         wanted = Path(endpoint.cgroup) if endpoint.cgroup else self._below / name
-        key = cgroups.number(path).to_bytes(8, sys.byteorder)
-        found = self._maps[contract.SLIM_MAP_CGROUP].get(key)
-        held = _LOCAL.unpack(found) if found else None  # none of a half attached one
-        says = network.vni, to_bytes16(endpoint.address)
-        if wanted.resolve() != path or (
-            held is not None and (held["vni"], held["address"]) != says
-        ):
+        half = not entry.flags & (_READY | _DEAD)
+        if wanted.resolve() != path or not (half or self._is_same(endpoint, network, entry)):
             raise BackendError(f"endpoint {endpoint.id}: that id is another's, with cgroup {path}")
+
+    def _is_same(self, endpoint: Endpoint, network: Network, entry: _Entry) -> bool:
+        """Whether a cgroup is, or was, this endpoint's."""
+        held = self._local(entry)
+        says = network.vni, to_bytes16(endpoint.address)
+        return entry.endpoint == endpoint.id and (held["vni"], held["address"]) == says
 
     def _refuse_overlap(self, entries: dict[int, _Entry], path: Path) -> None:
         """Within each other, both endpoints' programs would run."""
+        if self._below.resolve().is_relative_to(path):
+            raise BackendError(f"cgroup {path} holds the cgroups of endpoints")
         for entry in entries.values():
             other = self._path(entry) if entry.endpoint else None
-            if other is not None and (other.is_relative_to(path) or path.is_relative_to(other)):
+            if other is None or (other == path and entry.flags & _DEAD):
+                continue
+            if other.is_relative_to(path) or path.is_relative_to(other):
+                verb = "was" if entry.flags & _DEAD else "is"
                 raise BackendError(
-                    f"cgroup {path} overlaps {other}, which is endpoint {entry.endpoint}'s"
+                    f"cgroup {path} overlaps {other}, which {verb} endpoint {entry.endpoint}'s"
                 )
+
+    def _take_index(
+        self,
+        entries: dict[int, _Entry],
+        fresh: _Entry,
+        path: Path,
+        endpoint: Endpoint,
+        network: Network,
+    ) -> tuple[int, _Entry]:
+        """An index of its own, or the one that the endpoint had in this cgroup.
+
+        Raises:
+            BackendError: there is none, or the cgroup was another endpoint's.
+        """
+        for index, old in entries.items():
+            if old.endpoint and old.cgroup == fresh.cgroup:
+                # Its sockets may live on elsewhere, and would be the new one's.
+                if not self._is_same(endpoint, network, old):
+                    raise _used(path)
+                # Until it is ready again, it is one whose detach is not done.
+                dying = evolve(old, flags=old.flags & ~(_BURIED | _SILENT))
+                self._write(index, dying)
+                return index, dying
+        if self._is_foreign(path):
+            raise _used(path)
+        try:
+            index = _free(entries)
+        except BackendError:
+            self.reap()
+            index = _free(self._entries())
+        self._write(index, fresh)
+        return index, fresh
 
     def _finish(
         self, endpoint: Endpoint, network: Network, index: int, path: Path, entry: _Entry
     ) -> None:
         if entry.flags & _READY:
             return
+        if entry.flags & _DEAD:
+            self._unsilence_cgroup(path)
         self._put_in_force(endpoint, network, index, path)
-        self._write(index, evolve(entry, flags=entry.flags | _READY))
+        self._write(index, evolve(entry, flags=entry.flags & ~_DEAD | _READY))
         self._on_index(endpoint.id, index)
 
     def _put_in_force(self, endpoint: Endpoint, network: Network, index: int, path: Path) -> None:
-        directory = self._links(endpoint.id)
-        directory.mkdir(exist_ok=True)
-        self._maps[contract.SLIM_MAP_LOCAL].set(u32(index), _USAGE.pack(waiting=b""))
         with cgroups.opened(path) as fd:
             for program in self._programs:
-                pin = directory / program.name
-                if not pin.exists():
-                    links.attach(program.fd, fd, program.attach_type, pin)
-        self._limits.apply(endpoint.id, index, path, directory)
+                links.keep(program.fd, fd, program.attach_type)
+        self._limits.apply(endpoint.id, index, path)
         # Last: until the cgroup knows who it is, everything is refused.
         self._maps[contract.SLIM_MAP_CGROUP].set(
-            cgroups.number(path).to_bytes(8, sys.byteorder),
+            _key(cgroups.number(path)),
             _LOCAL.pack(
                 endpoint=endpoint.id,
                 index=index,
@@ -309,13 +410,110 @@ class Endpoints:
             ),
         )
 
-    def _let_go(self, index: int, entry: _Entry) -> None:
-        """Take the programs off and give the index back."""
-        directory = self._links(entry.endpoint)
-        with contextlib.suppress(FileNotFoundError):
-            for pin in directory.iterdir():
-                pin.unlink()
-            directory.rmdir()
+    def _is_foreign(self, path: Path) -> bool:
+        """Whether it has programs of a data path whose pins are gone, or of another
+        instance."""
+        first, *_ = self._programs
+        ours = links.program_id(first.fd)
+        with cgroups.opened(path) as fd:
+            return any(
+                number != ours and links.program_name(number) == first.name[:15]
+                for number in links.attached(fd, first.attach_type)
+            )
+
+    def _local(self, entry: _Entry) -> dict[str, Any]:
+        """What a cgroup knows of itself."""
+        found = self._maps[contract.SLIM_MAP_CGROUP].get(_key(entry.cgroup))
+        return _LOCAL.unpack(found or bytes(_LOCAL.size))
+
+    def _leave(self, index: int, entry: _Entry) -> None:
+        """Detach, whoever has done whatever part of that before."""
+        path = self._path(entry)
+        if path is not None and cgroups.populated(path):
+            raise InUse(f"endpoint {entry.endpoint}: its cgroup {path} has processes")
+        if entry.flags & (_READY | _DEAD) or self._local(entry)["endpoint"]:
+            self._bury(index, entry, path)
+        else:
+            # In a cgroup that never was an endpoint's there are no sockets of one.
+            self._take_back(index, entry, path)
+
+    def _take_back(self, index: int, entry: _Entry, path: Path | None) -> None:
+        if path is not None:
+            with cgroups.opened(path) as fd:
+                for program in self._programs:
+                    links.take_off(program.fd, fd, program.attach_type)
+            if entry.flags & _MADE:
+                cgroups.remove(path)
+        self._write(index, _Entry(freed=time.monotonic_ns()))
+
+    def _bury(self, index: int, entry: _Entry, path: Path | None) -> None:
+        """Refuse everything to what is left of an endpoint, for ever."""
+        dead = evolve(entry, flags=entry.flags & ~(_READY | _SILENT) | _DEAD)
+        self._write(index, dead)
+        local = self._local(entry)
+        self._tell(entry, local | {"endpoint": 0})
+        cgroup_ids = {entry.cgroup}
+        if path is not None:
+            cgroup_ids |= {cgroups.number(below) for below in cgroups.descendants(path)}
+        # First this: their peers are to hear a RST of it.
+        self._destroy_sockets(entry.endpoint, cgroup_ids)
+        if path is not None:
+            silent = self._silence_cgroup(path)
+            dead = evolve(dead, flags=dead.flags | (_SILENT if silent else 0))
+            # The kernel's answer leaves no moment in which a process could enter.
+            if entry.flags & _MADE and not cgroups.remove(path):
+                self._unsilence_cgroup(path)
+                self._tell(entry, local | {"endpoint": entry.endpoint})
+                self._write(index, evolve(entry, flags=entry.flags & ~_DEAD | _READY))
+                raise InUse(f"endpoint {entry.endpoint}: its cgroup {path} has processes")
+        self._drop_accounts(entry.endpoint)
+        self._on_index(entry.endpoint, 0)
+        dead = evolve(dead, flags=dead.flags | _BURIED)
+        self._write(index, dead)
+        self._free_if_gone(index, dead)
+
+    def _bury_the_dying(self) -> dict[int, _Entry]:
+        """Go on where somebody died who was detaching; all entries, after that."""
+        entries = self._entries()
+        dying = [
+            (index, entry)
+            for index, entry in entries.items()
+            if entry.flags & (_DEAD | _BURIED) == _DEAD
+        ]
+        for index, entry in dying:
+            with contextlib.suppress(InUse):
+                self._leave(index, entry)
+        return self._entries() if dying else entries
+
+    def _tell(self, entry: _Entry, local: dict[str, Any]) -> None:
+        try:
+            self._maps[contract.SLIM_MAP_CGROUP].set(_key(entry.cgroup), _LOCAL.pack(**local))
+        except BpfError as error:
+            if error.errno != errno.ENOENT:  # the kernel has dropped the cgroup
+                raise
+
+    def _silence_cgroup(self, path: Path) -> bool:
+        """Drop every packet of its sockets, for what passes no hook; whether it could be."""
+        with cgroups.opened(path) as fd:
+            try:
+                for way in _BOTH_WAYS:
+                    links.keep(self._silence.fd, fd, way)
+            except BpfError as error:
+                if error.errno != errno.EPERM:
+                    raise
+                return False  # somebody has a program there that takes none beside it
+        return True
+
+    def _unsilence_cgroup(self, path: Path) -> None:
+        with cgroups.opened(path) as fd:
+            for way in _BOTH_WAYS:
+                links.take_off(self._silence.fd, fd, way)
+
+    def _free_if_gone(self, index: int, entry: _Entry) -> bool:
+        """Give an index back once the kernel has dropped the cgroup (cgroup_bpf_release()),
+        which its last socket keeps; its storage goes with it. Whether it has."""
+        if self._maps[contract.SLIM_MAP_CGROUP].get(_key(entry.cgroup)) is not None:
+            return False
         held = self._maps[contract.SLIM_MAP_HELD]
         held.remove(
             key
@@ -326,17 +524,16 @@ class Endpoints:
         local = self._maps[contract.SLIM_MAP_LOCAL]
         usage = _USAGE.unpack(local.get(u32(index)) or b"")
         local.set(u32(index), _USAGE.pack(waiting=b"", flows=usage["flows"], bound=usage["bound"]))
+        if entry.endpoint not in self.indexes():
+            self._drop_accounts(entry.endpoint)
+        self._write(index, _Entry(freed=time.monotonic_ns()))
+        return True
+
+    def _drop_accounts(self, endpoint: int) -> None:
         accounts = self._maps[contract.SLIM_MAP_ACCOUNT]
         accounts.remove(
-            key
-            for key, _ in accounts.items()
-            if _ACCOUNT_KEY.unpack(key)["endpoint"] == entry.endpoint
+            key for key, _ in accounts.items() if _ACCOUNT_KEY.unpack(key)["endpoint"] == endpoint
         )
-        self._on_index(entry.endpoint, 0)
-        self._write(index, _Entry(freed=time.monotonic_ns()))
-
-    def _links(self, endpoint: int) -> Path:
-        return self._pins.links / str(endpoint)
 
     def _destroy_sockets(self, endpoint: int, cgroup_ids: set[int]) -> None:
         """The endpoint's sockets, wherever their descriptors have gone."""
@@ -345,12 +542,28 @@ class Endpoints:
             one
             for one in every
             if one.cgroup in cgroup_ids
-            or (one.storage and _SOCKET.unpack(one.storage)["endpoint"] == endpoint)
+            or (endpoint and one.storage and _SOCKET.unpack(one.storage)["endpoint"] == endpoint)
         )
 
 
 def _find(entries: dict[int, _Entry], endpoint: int) -> int | None:
-    return next((index for index, entry in entries.items() if entry.endpoint == endpoint), None)
+    """The index of an endpoint, which is not its last one's, if it was detached."""
+    found = (
+        index
+        for index, entry in entries.items()
+        if entry.endpoint == endpoint and not entry.flags & _BURIED
+    )
+    return next(found, None)
+
+
+def _used(path: Path) -> BackendError:
+    return BackendError(
+        f"cgroup {path} was another endpoint's: remove the directory and make it anew"
+    )
+
+
+def _key(cgroup: int) -> bytes:
+    return cgroup.to_bytes(8, sys.byteorder)
 
 
 def _free(entries: dict[int, _Entry]) -> int:
@@ -368,6 +581,7 @@ def _free(entries: dict[int, _Entry]) -> int:
     )
     if not index or time.monotonic_ns() - freed < _QUARANTINE:
         raise BackendError(
-            f"all {contract.SLIM_INDEX_MAX} endpoints of a host are taken, or went a moment ago"
+            f"all {contract.SLIM_INDEX_MAX} endpoints of a host are taken, went a moment ago,"
+            " or have sockets in other processes"
         )
     return index

@@ -12,7 +12,7 @@ from slimnet.exceptions import CapabilityMissing
 from slimnet.model import Running
 from slimnet_ebpf import cgroups
 from slimnet_ebpf.libbpf import BpfError
-from slimnet_ebpf.pins import INDEX_ENTRY, Pins
+from slimnet_ebpf.pins import INDEX_DEAD, INDEX_ENTRY, Pins
 
 __all__ = ["find"]
 
@@ -39,8 +39,9 @@ def _endpoints(pins: Pins) -> Iterator[Path]:
             yield from _links(pins)  # made by another slimnet
             return
         for value in dict(index.items()).values():
-            endpoint, _flags, cgroup, *_ = struct.unpack(INDEX_ENTRY, value)
-            path = cgroups.path_of(mount, cgroup) if endpoint else None
+            endpoint, flags, cgroup, *_ = struct.unpack(INDEX_ENTRY, value)
+            lives = endpoint and not flags & INDEX_DEAD
+            path = cgroups.path_of(mount, cgroup) if lives else None
             if path is not None:
                 yield path
 

@@ -37,25 +37,21 @@ class Limits:
         #: Endpoint id to its limit, as the last tables have it; ``None`` before the first.
         self.wanted: Mapping[int, LimitRecord] | None = None
 
-    def apply(self, endpoint: int, index: int, cgroup: Path, pins: Path) -> None:
+    def apply(self, endpoint: int, index: int, cgroup: Path) -> None:
         """Put an endpoint's limit in force; what is so already stays.
 
         Args:
             endpoint: its id.
             index: its inner index.
             cgroup: its directory.
-            pins: the directory of its pinned links.
         """
         limit = (self.wanted or {}).get(endpoint, _NONE)
         value = _LIMIT.pack(rate=limit.rate, connection_rate=limit.connection_rate)
         if self._table.get(u32(index)) != value:
             self._table.set(u32(index), value)
-        pin = pins / self._rate.name
-        if not limit.rate:
-            pin.unlink(missing_ok=True)
-        elif not pin.exists():
-            with cgroups.opened(cgroup) as fd:
-                links.attach(self._rate.fd, fd, self._rate.attach_type, pin)
+        change = links.keep if limit.rate else links.take_off
+        with cgroups.opened(cgroup) as fd:
+            change(self._rate.fd, fd, self._rate.attach_type)
 
     def repace(self) -> None:
         """Tell the kernel anew how to pace the live connections of the namespace that

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs where they run: links on cgroups, the network namespace, the interface.
+"""Programs where they run: on cgroups, the network namespace, the interface.
 
-A link is attached by program, target and attach type, never through libbpf's
+Everything is attached by program, target and attach type, never through libbpf's
 objects, so that a process that adopts pinned programs does it the same way.
 
-Source: ``uapi/linux/bpf.h`` (BPF_LINK_CREATE, struct bpf_link_info).
+A network namespace and an interface get links, which are pinned. A cgroup keeps
+its programs itself (BPF_PROG_ATTACH): they need no pin, and stay until the cgroup's
+last socket has gone, long after its directory.
+
+Source: ``uapi/linux/bpf.h`` (BPF_LINK_CREATE, struct bpf_link_info, BPF_PROG_ATTACH).
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ __all__ = [
     "attach",
     "attached",
     "iterate",
+    "keep",
     "program_id",
     "program_name",
     "program_type",
+    "take_off",
     "target_of",
 ]
 
@@ -35,12 +41,19 @@ SK_LOOKUP = 30
 ON_CGROUP = frozenset({CGROUP_SOCK, SOCK_OPS, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT})
 
 # enum bpf_attach_type
+ATTACH_CGROUP_INGRESS = 0
+ATTACH_CGROUP_EGRESS = 1
 ATTACH_SK_LOOKUP = 36
 ATTACH_TCX_INGRESS = 46
 ATTACH_TCX_EGRESS = 47
 
 # Of a TCX link: before all others, which may end the chain.
 FIRST = 1 << 3
+
+# Of a program that is kept on a cgroup: it gives way to any that a descendant has,
+# or it runs beside them (BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI).
+OVERRIDE = 1 << 0
+MULTI = 1 << 1
 
 
 class _ProgramInfo(ctypes.Structure):
@@ -124,8 +137,7 @@ def attach(program: int, target: int, attach_type: int, pin: Path, *, flags: int
 
     Args:
         program: descriptor of the program.
-        target: descriptor of a cgroup directory or of a network namespace, or
-            the index of an interface.
+        target: descriptor of a network namespace, or the index of an interface.
         attach_type: enum bpf_attach_type.
         pin: where; not there yet.
         flags: BPF_F_*, for TCX.
@@ -161,6 +173,36 @@ def iterate(program: int, attach_type: int) -> None:
     with os.fdopen(fd, "rb", buffering=0) as stream:
         while stream.read(4096):
             pass
+
+
+def keep(program: int, cgroup: int, attach_type: int, flags: int = MULTI) -> None:
+    """Attach a program to a cgroup, which keeps it; once there it is there.
+
+    Args:
+        program: descriptor of the program.
+        cgroup: descriptor of the cgroup's directory.
+        attach_type: enum bpf_attach_type.
+        flags: OVERRIDE or MULTI.
+
+    Raises:
+        BpfError: the kernel refused; nothing is attached.
+    """
+    there = attached(cgroup, attach_type)
+    if not there or program_id(program) not in there:
+        check(
+            library().bpf_prog_attach(program, cgroup, attach_type, flags),
+            f"attach {_program(program).name.decode()}",
+        )
+
+
+def take_off(program: int, cgroup: int, attach_type: int) -> None:
+    """The inverse of :func:`keep`; what is not there is no error."""
+    there = attached(cgroup, attach_type)
+    if there and program_id(program) in there:
+        check(
+            library().bpf_prog_detach2(program, cgroup, attach_type),
+            f"detach {_program(program).name.decode()}",
+        )
 
 
 def attached(target: int, attach_type: int) -> list[int]:

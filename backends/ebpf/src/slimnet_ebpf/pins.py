@@ -10,9 +10,9 @@
         programs/<program>-<attach type>
         links/lookup                 sk_lookup on the network namespace
         links/tcx-*                  tc programs on the underlay interface (Linux 6.6)
-        links/<endpoint>/<program>   the endpoint's cgroup programs
 
-The record dies with the boot, as what it records does.
+The programs of endpoints have no pins: their cgroups keep them. The record dies with
+the boot, as what it records does.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ from slimnet_ebpf.links import program_type
 from slimnet_ebpf.maps import TYPE_ARRAY, Map
 from slimnet_ebpf.objects import Object, Program
 
-__all__ = ["BPFFS", "Pins", "mount_bpffs"]
+__all__ = ["BPFFS", "INDEX_DEAD", "INDEX_ENTRY", "Pins", "mount_bpffs"]
 
 BPFFS = Path("/sys/fs/bpf")
 _RECORD_SIZE = 4096
 #: A value of maps/index: endpoint, flags, cgroup id, freed at (monotonic, ns).
 INDEX_ENTRY = "=IIQQ"
+#: One of these flags: the endpoint is detached, but the kernel still has sockets of it.
+INDEX_DEAD = 4
 _ZERO = bytes(4)
 
 
