@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Endpoints: attached, detached, and what goes with them."""
 
+import errno
 import socket
 import sys
 
@@ -19,6 +20,18 @@ import socket, sys
 s = socket.socket()
 print("ready", flush=True)
 sys.stdin.readline()
+"""
+
+TRIES = """
+import errno, socket, sys
+tcp, udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
+sys.stdin.readline()
+print(tcp.connect_ex(("127.0.0.1", 8080)))
+for call, address in ((udp.connect, ("127.0.0.1", 53)), (tcp.bind, ("0.0.0.0", 0))):
+    try:
+        call(address)
+    except OSError as error:
+        print(error.errno)
 """
 
 LISTEN = """
@@ -148,6 +161,18 @@ def test_the_directory_of_endpoints_is_no_endpoints(machine, where):
     with pytest.raises(BackendError, match=f"{path} holds the cgroups of endpoints"):
         backend.attach(endpoint(1, cgroup=str(path)), NETWORK)
     assert left == machine.left()
+
+
+def test_a_socket_from_before_is_refused_below(machine):
+    """Of a process that was there before the data path: nobody's either."""
+    nobodys = machine.context.cgroup / "nobodys"
+    nobodys.mkdir(parents=True)
+    process = machine.process(nobodys, TRIES)
+    machine.start()
+    answers, _ = process.communicate("\n", timeout=10)
+    assert answers.split() == [str(errno.EACCES)] * 3
+    wait_for(lambda: not cgroups.populated(nobodys))
+    nobodys.rmdir()
 
 
 def test_what_is_no_endpoints_is_refused_while_the_data_path_is_there(machine):
