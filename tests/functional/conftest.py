@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +65,32 @@ def ends(lab: Lab, place: str) -> tuple[Endpoint, Endpoint]:
     return lab.endpoint(0), lab.endpoint(0 if place == "one-host" else 1)
 
 
+#: What the kernel writes when something is wrong with it.
+FAULT = re.compile(
+    r"WARNING:|BUG|Oops|KASAN|refcount|\bleak|hung task|lockup|Call Trace|general protection"
+)
+
+
+@pytest.fixture
+def kernel_faults():
+    """Lines of trouble that came into the kernel's log since the test began."""
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(log, 0, os.SEEK_END)
+
+    def read():
+        lines = []
+        while True:
+            try:
+                lines.append(os.read(log, 8192).decode(errors="replace"))
+            except BlockingIOError:
+                return [line for line in lines if FAULT.search(line)]
+            except BrokenPipeError:
+                continue  # overwritten before it was read
+
+    yield read
+    os.close(log)
+
+
 @pytest.fixture(scope="session")
 def built():
     """Compiles a program once; its command."""
@@ -88,6 +116,9 @@ def built():
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "plain.c", "-o", target)
         elif name == "ring":
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "ring.c", "-o", target, "-luring")
+        elif name == "fuzz":
+            warnings = ("-Wall", "-Wextra", "-Werror")
+            run("gcc", "-O2", *warnings, PROGRAMS / "fuzz.c", "-o", target, "-luring", "-pthread")
         elif name == "go":
             run("go", "build", "-o", target, PROGRAMS / "plain.go", CGO_ENABLED="0")
         elif name == "java":

@@ -5,8 +5,6 @@ of its first connection speaks for the next, and the kernel comes to no harm."""
 from __future__ import annotations
 
 import errno
-import os
-import re
 import socket
 
 import pytest
@@ -16,27 +14,6 @@ from lab.packets import Syn
 from slimnet.model import Direction, Reason
 
 EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
-
-#: What the kernel writes when something is wrong with it.
-FAULT = re.compile(r"WARNING:|BUG:|Oops|refcount_t|Call Trace")
-
-
-@pytest.fixture
-def kernel_log():
-    """Lines that come into the kernel's log from now on."""
-    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    os.lseek(log, 0, os.SEEK_END)
-
-    def read():
-        lines = []
-        while True:
-            try:
-                lines.append(os.read(log, 8192).decode(errors="replace"))
-            except BlockingIOError:
-                return lines
-
-    yield read
-    os.close(log)
 
 
 def used(client, server, port=80):
@@ -69,7 +46,7 @@ def _settled(in_use: int) -> bool:
     return False
 
 
-def test_a_listener_that_was_accepted(lab, ends, kernel_log):
+def test_a_listener_that_was_accepted(lab, ends, kernel_faults):
     """Its own children end as anywhere: the peer sees the end of the file, and the kernel
     keeps nothing of them (it never freed them, with a WARN in sock_map_close())."""
     client, server = ends
@@ -86,7 +63,7 @@ def test_a_listener_that_was_accepted(lab, ends, kernel_log):
     assert opened.recv(1) == b""
     opened.close()
     assert server.host.root.call(_settled, before)
-    assert [line for line in kernel_log() if FAULT.search(line)] == []
+    assert kernel_faults() == []
     # What was there before is not disturbed.
     again = client.connect(server.address, 80)
     _, peer = listener.accept()
