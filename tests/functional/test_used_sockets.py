@@ -142,3 +142,33 @@ def test_a_published_connection_from_port_0(lab):
         with pytest.raises(OSError) as caught:
             child.recv(1)
         assert caught.value.errno == errno.ECONNABORTED
+
+
+@pytest.mark.container
+def test_a_listener_that_listens_on_another_port(ends):
+    """Its first port is closed: the kernel gives a port back that it chose itself."""
+    client, server = ends
+    listener = server.socket()
+    listener.bind(("0.0.0.0", 0))
+    listener.listen()
+    _, first = listener.getsockname()
+    server.disconnect(listener)
+    listener.listen()
+    _, second = listener.getsockname()
+    assert second != first
+    with pytest.raises(ConnectionRefusedError):
+        client.connect(server.address, first)
+    opened = client.connect(server.address, second)
+    _, peer = listener.accept()
+    assert peer == opened.getsockname()
+
+
+def test_a_listener_that_connects_to_its_own_port(lab):
+    """It does not meet itself there, and its port is free when it is closed."""
+    endpoint = lab.endpoint()
+    sock = endpoint.listen(80, "127.0.0.1")
+    endpoint.disconnect(sock)
+    with pytest.raises(ConnectionRefusedError):
+        sock.connect(("127.0.0.1", 80))
+    sock.close()
+    endpoint.socket().bind(("0.0.0.0", 80))

@@ -153,6 +153,18 @@ static __always_inline void slim_socket_forget(struct slim_socket *socket)
 	__builtin_memset(socket->peer, 0, sizeof(socket->peer));
 }
 
+/*
+ * Is it what `key` says? The kernel leaves a socket in the SOCKHASH until it is
+ * closed: disconnected, connected or listening on another port.
+ */
+static __always_inline bool slim_listens_at(const struct slim_listener_key *key,
+					    const struct bpf_sock *sk,
+					    const struct slim_socket *socket)
+{
+	return sk->state == BPF_TCP_LISTEN && socket->inner == key->inner &&
+	       !!(socket->flags & SLIM_SOCKET_V6ONLY) == key->v6only;
+}
+
 /* A v6-only listener says nothing of the host's IPv4 service on that number, nor the other way. */
 static __always_inline void slim_shield_add(const struct slim_socket *socket, int count)
 {
@@ -321,6 +333,7 @@ static __noinline int slim_is_taken(const struct slim_listener_key *key, __u32 f
 	struct slim_listener_key place;
 	struct slim_held *held;
 	struct bpf_sock *sk;
+	int listens;
 
 	if (!key)
 		return 1;
@@ -333,9 +346,11 @@ static __noinline int slim_is_taken(const struct slim_listener_key *key, __u32 f
 	if (!(flags & SLIM_SOCKET_REUSE_ADDRESS) || held->reuse_address != held->sockets)
 		return 1;
 	sk = bpf_map_lookup_elem(&slim_listener, &place);
-	if (sk)
-		bpf_sk_release(sk);
-	return !!sk;
+	if (!sk)
+		return 0;
+	listens = sk->state == BPF_TCP_LISTEN;
+	bpf_sk_release(sk);
+	return listens;
 }
 
 /*

@@ -188,11 +188,12 @@ struct slim_found {
 };
 
 static __always_inline void
-slim_found_fill(struct slim_found *found, struct bpf_sock *sk, __u32 endpoint, __u32 direct)
+slim_found_fill(struct slim_found *found, const struct slim_listener_key *key,
+		struct bpf_sock *sk, __u32 endpoint, __u32 direct)
 {
 	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
 
-	if (!socket || socket->endpoint != endpoint)
+	if (!socket || socket->endpoint != endpoint || !slim_listens_at(key, sk, socket))
 		return;
 	found->found = 1;
 	found->flags = socket->flags;
@@ -220,9 +221,10 @@ slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 e
 	found->direct = 0;
 	sk = bpf_map_lookup_elem(&slim_listener, &key);
 	if (sk) {
-		slim_found_fill(found, sk, endpoint, 0);
+		slim_found_fill(found, &key, sk, endpoint, 0);
 		bpf_sk_release(sk);
-		return found->found;
+		if (found->found)
+			return 1;
 	}
 	if (v6only)
 		return 0;
@@ -234,7 +236,7 @@ slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 e
 
 		sk = bpf_sk_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 		if (sk) {
-			slim_found_fill(found, sk, endpoint, 1);
+			slim_found_fill(found, &key, sk, endpoint, 1);
 			bpf_sk_release(sk);
 		}
 	}

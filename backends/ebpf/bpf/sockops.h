@@ -243,7 +243,9 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 	}
 	slim_sockops_tuple(ctx, state->control, false, &tuple);
 	flow = bpf_map_lookup_elem(&slim_flow, &tuple);
-	socket->flags = SLIM_SOCKET_ACCEPTED;
+	/* A child has none; a socket that met itself (simultaneous open) keeps its port. */
+	socket->flags &= SLIM_BIND_FLAGS;
+	socket->flags |= SLIM_SOCKET_ACCEPTED;
 	socket->index = local->index;
 	if (flow) {
 		slim_copy(socket->local, flow->destination);

@@ -123,9 +123,12 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 
 	sk = bpf_map_lookup_elem(&slim_listener, &key);
 	if (sk) {
-		found = slim_is_full(sk) ? -1 : 1;
+		socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
+		if (socket && slim_listens_at(&key, sk, socket))
+			found = slim_is_full(sk) ? -1 : 1;
 		bpf_sk_release(sk);
-		return found;
+		if (found)
+			return found;
 	}
 	struct bpf_sock_tuple tuple = {
 		.ipv4.daddr = slim_inner_v4(inner),
@@ -481,6 +484,24 @@ slim_steer_shielded(void)
 }
 
 /*
+ * Gives the SYN to what is in the SOCKHASH, and gives that back. A socket that
+ * listened and now connects somewhere would take the SYN for a simultaneous
+ * open of the peer that it connects to.
+ */
+static __always_inline int
+slim_steer_assign(struct bpf_sk_lookup *ctx, struct bpf_sock *sk)
+{
+	int error = -1;
+
+	/* On a port of the host a host user may have joined its reuseport group. */
+	if (sk->state == BPF_TCP_LISTEN)
+		error = bpf_sk_assign(ctx, sk, sk->src_port == SLIM_INNER_PORT ?
+						       0 : BPF_SK_LOOKUP_F_NO_REUSEPORT);
+	bpf_sk_release(sk);
+	return error ? slim_steer_shielded() : SK_PASS;
+}
+
+/*
  * To a published port, from anywhere: its endpoint's listener, if that one's
  * policy lets the client in. Nothing is written down for the handshake, so that
  * a flood of SYNs fills no table of ours.
@@ -502,7 +523,6 @@ slim_steer_published(struct bpf_sk_lookup *ctx, struct slim_state *state,
 	struct slim_local outside = {};
 	__be32 address[4];
 	struct bpf_sock *sk;
-	int error;
 
 	endpoint = slim_endpoint_get(state, published->endpoint);
 	if (!endpoint || !endpoint->index)
@@ -519,10 +539,7 @@ slim_steer_published(struct bpf_sk_lookup *ctx, struct slim_state *state,
 		sk = bpf_map_lookup_elem(&slim_listener, &key);
 		if (sk) {
 			slim_count(verdict.reason);
-			error = bpf_sk_assign(ctx, sk, sk->src_port == SLIM_INNER_PORT ?
-						       0 : BPF_SK_LOOKUP_F_NO_REUSEPORT);
-			bpf_sk_release(sk);
-			return error ? slim_steer_shielded() : SK_PASS;
+			return slim_steer_assign(ctx, sk);
 		}
 		call.reason = SLIM_REASON_SYN_NO_LISTENER;
 	}
@@ -541,7 +558,6 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 	__u32 port = ctx->local_port;
 	struct slim_shield *shield;
 	bool inner, wire;
-	int error;
 
 	if (!slim_state_get(&state))
 		return SK_DROP;
@@ -597,13 +613,7 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 	key.inner = flow->inner;
 	key.v6only = !!(flow->flags & SLIM_FLOW_V6ONLY);
 	sk = bpf_map_lookup_elem(&slim_listener, &key);
-	if (!sk)
-		return slim_steer_shielded();
-	/* On a port of the host a host user may have joined its reuseport group. */
-	error = bpf_sk_assign(ctx, sk, sk->src_port == SLIM_INNER_PORT ?
-					       0 : BPF_SK_LOOKUP_F_NO_REUSEPORT);
-	bpf_sk_release(sk);
-	return error ? slim_steer_shielded() : SK_PASS;
+	return sk ? slim_steer_assign(ctx, sk) : slim_steer_shielded();
 }
 
 #endif /* SLIMNET_STEER_H */
