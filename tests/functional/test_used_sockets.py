@@ -4,6 +4,7 @@ of its first connection speaks for the next, and the kernel comes to no harm."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 
@@ -172,3 +173,43 @@ def test_a_listener_that_connects_to_its_own_port(lab):
         sock.connect(("127.0.0.1", 80))
     sock.close()
     endpoint.socket().bind(("0.0.0.0", 80))
+
+
+def _bind_and_connect(own: str, seconds: float) -> set[tuple[str, int]]:
+    """A bind, and a connect that is refused, at once; the names that came of it."""
+    import threading
+    import time
+
+    names = set()
+    gate = threading.Barrier(2)
+
+    def refused() -> None:
+        while True:
+            gate.wait()
+            if sock is None:
+                return
+            sock.connect_ex(("240.0.0.1", 80))
+            gate.wait()
+
+    thread = threading.Thread(target=refused)
+    thread.start()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sock = socket.socket()
+        gate.wait()
+        with contextlib.suppress(OSError):
+            sock.bind((own, 5000))
+        gate.wait()
+        names.add(sock.getsockname())
+        sock.close()
+    sock = None
+    gate.wait()
+    thread.join()
+    return names
+
+
+def test_bind_and_a_refused_connect_at_once(lab):
+    """bind(2) holds the socket's lock twice, and connect(2) may come in between."""
+    endpoint = lab.endpoint()
+    names = endpoint.call(_bind_and_connect, endpoint.address, 1.5)
+    assert names <= {(endpoint.address, 5000), ("0.0.0.0", 0)}

@@ -551,14 +551,23 @@ static __always_inline void slim_datagram_close(void)
 		slim_share_give_back(&share, datagrams);
 }
 
-static __always_inline int slim_post_bind(struct bpf_sock *sk)
+/* `at` is the kernel's address, of which the last word is enough. */
+static __always_inline int slim_post_bind(struct bpf_sock *sk, __be32 at)
 {
 	struct slim_socket *socket;
 
 	if (sk->protocol != IPPROTO_TCP || !sk->src_port)
 		return SLIM_HOOK_ALLOW;
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
-	if (!socket || socket->flags & SLIM_SOCKET_HELD)
+	/*
+	 * bind(2) takes the socket's lock once for the hook above and once for
+	 * itself. Where another thread's bind or connect came in between, the
+	 * storage tells of that one, and this one has not been.
+	 */
+	if (!socket || at != (socket->flags & SLIM_SOCKET_BOUND ?
+			      slim_inner_v4(socket->inner) : 0))
+		return slim_errno(EINVAL);
+	if (socket->flags & SLIM_SOCKET_HELD)
 		return SLIM_HOOK_ALLOW;
 	/* The endpoint's address itself conflicts with what the kernel sees. */
 	if (!(socket->flags &

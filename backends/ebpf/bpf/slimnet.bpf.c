@@ -62,7 +62,7 @@ int slim_post_bind4(struct bpf_sock *sk)
 {
 	if (slim_is_elsewhere(sk))
 		return SLIM_HOOK_ALLOW;
-	return slim_post_bind(sk);
+	return slim_post_bind(sk, sk->src_ip4);
 }
 
 SEC("cgroup/post_bind6")
@@ -70,7 +70,7 @@ int slim_post_bind6(struct bpf_sock *sk)
 {
 	if (slim_is_elsewhere(sk))
 		return SLIM_HOOK_ALLOW;
-	return slim_post_bind(sk);
+	return slim_post_bind(sk, sk->src_ip6[3]);
 }
 
 SEC("cgroup/sock_release")
