@@ -175,6 +175,16 @@ def test_a_listener_that_connects_to_its_own_port(lab):
     endpoint.socket().bind(("0.0.0.0", 80))
 
 
+@pytest.mark.parametrize("target", ["224.0.0.1", "240.0.0.1"])
+def test_a_refused_connect_of_an_accepted_socket(ends, target):
+    """The kernel remembers the port that its first connection came in by: a wire port, or
+    that of inner addresses."""
+    child, _ = used(*ends)
+    with pytest.raises(OSError):
+        child.connect((target, 80))
+    assert child.getsockname() == ("0.0.0.0", 0)
+
+
 def _bind_and_connect(own: str, seconds: float) -> set[tuple[str, int]]:
     """A bind, and a connect that is refused, at once; the names that came of it."""
     import threading

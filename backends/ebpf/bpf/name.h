@@ -41,16 +41,28 @@ static __always_inline bool slim_name_is_any(struct bpf_sock_addr *ctx, bool v6)
 	return slim_is_any(address);
 }
 
+/* The port of a wire, or of inner addresses: no endpoint's socket is at one. */
+static __always_inline bool slim_is_reserved(__be16 port)
+{
+	return slim_is_wire_port(port) || port == bpf_htons(SLIM_INNER_PORT);
+}
+
 static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 {
 	const bool any = slim_name_is_any(ctx, v6);
-	const __be16 port = (__be16)SLIM_CTX(ctx, user_port);
+	__be16 port = (__be16)SLIM_CTX(ctx, user_port);
 	struct slim_socket *socket = NULL;
 	const struct slim_local *local;
 	__be32 address[4] = {};
 
 	if (ctx->protocol == IPPROTO_TCP)
 		socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
+	if (socket && port) {
+		if (socket->local_port)
+			port = socket->local_port;
+		else if (slim_is_reserved(port))
+			port = 0;	/* inet_sport tells still what accept(2) gave */
+	}
 	if (!socket) {
 		if (any)
 			return SLIM_HOOK_ALLOW;
@@ -65,8 +77,8 @@ static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 		slim_copy(address, socket->local);
 	}
 	slim_name_write(ctx, v6, address);
-	if (socket && socket->local_port && port)
-		ctx->user_port = socket->local_port;
+	if (socket)
+		ctx->user_port = port;
 	return SLIM_HOOK_ALLOW;
 }
 
