@@ -175,6 +175,25 @@ def test_a_listener_that_connects_to_its_own_port(lab):
     endpoint.socket().bind(("0.0.0.0", 80))
 
 
+def test_a_socket_that_met_itself(lab):
+    """By a simultaneous open, which a listener on its own port lets it do: it keeps its
+    name, and the next one that it connects to does not take it for a local client."""
+    endpoint, neighbour = lab.endpoint(0), lab.endpoint(0)
+    listener = neighbour.listen(80)
+    endpoint.listen(81, reuseport=True)
+    sock = endpoint.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind((endpoint.address, 81))
+    sock.connect(("127.0.0.1", 81))
+    assert sock.getsockname() == (endpoint.address, 81)
+    assert sock.getpeername() == ("127.0.0.1", 81)
+    endpoint.disconnect(sock)
+    sock.connect((neighbour.address, 80))
+    _, peer = listener.accept()
+    assert peer == (endpoint.address, 81)
+
+
 @pytest.mark.parametrize("target", ["224.0.0.1", "240.0.0.1"])
 def test_a_refused_connect_of_an_accepted_socket(ends, target):
     """The kernel remembers the port that its first connection came in by: a wire port, or

@@ -241,11 +241,14 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 		slim_count(SLIM_REASON_NO_FLOW);
 		return;
 	}
+	/* No child: it met itself (simultaneous open), and has the name that it dialled with. */
+	if (socket->flags & (SLIM_SOCKET_SAME_HOST | SLIM_SOCKET_WIRE | SLIM_SOCKET_OUTSIDE)) {
+		slim_sockops_open(ctx, state, socket);
+		return;
+	}
 	slim_sockops_tuple(ctx, state->control, false, &tuple);
 	flow = bpf_map_lookup_elem(&slim_flow, &tuple);
-	/* A child has none; a socket that met itself (simultaneous open) keeps its port. */
-	socket->flags &= SLIM_BIND_FLAGS;
-	socket->flags |= SLIM_SOCKET_ACCEPTED;
+	socket->flags = SLIM_SOCKET_ACCEPTED;
 	socket->index = local->index;
 	if (flow) {
 		slim_copy(socket->local, flow->destination);
