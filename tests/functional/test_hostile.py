@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import socket
 import struct
 import threading
@@ -289,6 +290,32 @@ def _stamped(sock, how):
         except BlockingIOError:
             return found
         found += [data, *(item for *_, item in ancillary)]
+
+
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "mapped"])
+def test_icmp_errors_show_no_underlay_address(lab, family):
+    """IP_RECVERR says which host made an error, here the endpoint's own: no neighbour answers."""
+    client = lab.endpoint(0)
+    with contextlib.ExitStack() as stack:
+        for name, value in (("retrans_time_ms", 100), ("mcast_solicit", 1)):
+            stack.enter_context(client.host.sysctl(f"net.ipv4.neigh.eth0.{name}", value))
+        assert client.call(_errors, family, "192.168.50.99") == []
+
+
+def _errors(family, address):
+    """What the error queue says in the half second after a datagram to nobody."""
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, 25, 1)  # IPV6_RECVERR
+        address = f"::ffff:{address}"
+    sock.sendto(b"x", (address, 53))
+    select.select([], [], [sock], 0.5)
+    sock.setblocking(False)
+    try:
+        return [sock.recvmsg(2000, 2000, socket.MSG_ERRQUEUE)]
+    except BlockingIOError:
+        return []
 
 
 @pytest.mark.parametrize("option", [8, 20], ids=["IP_PKTINFO", "IP_RECVORIGDSTADDR"])

@@ -29,6 +29,7 @@
 #define IPV6_JOIN_ANYCAST 27
 #define IPV6_IPSEC_POLICY 34
 #define IPV6_XFRM_POLICY 35
+#define IPV6_RECVERR 25
 #define IPV6_RECVPKTINFO 49
 #define IPV6_PKTINFO 50
 #define IPV6_HOPOPTS 54
@@ -172,7 +173,8 @@ static __always_inline bool slim_option_leaves_tcp(const struct bpf_sockopt *ctx
  * Swallowed, so that the kernel does nothing and the caller hears nothing of
  * it. Fast Open: a cached cookie would leave no room for our option in the
  * client's SYN. The others say with each datagram by which address of the host
- * it came in; who asks for that takes it as a hint and does without.
+ * it came in, and with each ICMP error which host made it; who asks for that
+ * takes it as a hint and does without (the resolver of glibc does).
  */
 static __always_inline bool slim_option_swallowed(__s32 level, __s32 name)
 {
@@ -180,10 +182,10 @@ static __always_inline bool slim_option_swallowed(__s32 level, __s32 name)
 	case SOL_TCP:
 		return name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT;
 	case SOL_IP:
-		return name == IP_PKTINFO || name == IP_RECVORIGDSTADDR;
+		return name == IP_PKTINFO || name == IP_RECVORIGDSTADDR || name == IP_RECVERR;
 	case SOL_IPV6:
 		return name == IPV6_2292PKTINFO || name == IPV6_RECVPKTINFO ||
-		       name == IPV6_RECVORIGDSTADDR;
+		       name == IPV6_RECVORIGDSTADDR || name == IPV6_RECVERR;
 	}
 	return false;
 }
