@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0x6D2C4D5A51448CA3
-FINGERPRINT_HEX: Final[str] = "6d2c4d5a51448ca3"
+FINGERPRINT: Final[int] = 0x99C3D6E9E30FCF6B
+FINGERPRINT_HEX: Final[str] = "99c3d6e9e30fcf6b"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -183,6 +183,7 @@ SLIM_FLOW_LOOPBACK: Final[int] = 1
 SLIM_FLOW_V6ONLY: Final[int] = 2
 SLIM_FLOW_DIRECT: Final[int] = 4
 SLIM_FLOW_SAME_HOST: Final[int] = 8
+SLIM_FLOW_MINE: Final[int] = 16
 
 # Map number to map name.
 MAPS: Final[Mapping[int, str]] = {

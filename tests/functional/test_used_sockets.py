@@ -194,6 +194,29 @@ def test_a_socket_that_met_itself(lab):
     assert peer == (endpoint.address, 81)
 
 
+def test_a_connect_that_the_kernel_refuses(lab):
+    """A connection on the same addresses and ports is in its way, and that one keeps its
+    name although its handshake is not over."""
+    client, server = lab.endpoint(0), lab.endpoint(0)
+    server.serve(81)
+    listener = server.listen(80)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
+    first, second = client.socket(), client.socket()
+    for sock in (first, second):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((client.address, 5000))
+    second.connect((server.address, 81))  # it is followed to its end from here on
+    client.disconnect(second)
+    first.connect((server.address, 80))
+    with pytest.raises(OSError) as caught:
+        second.connect((server.address, 80))
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    first.sendall(b"x")
+    child, peer = listener.accept()
+    assert peer == (client.address, 5000)
+    assert child.recv(1) == b"x"
+
+
 @pytest.mark.parametrize("target", ["224.0.0.1", "240.0.0.1"])
 def test_a_refused_connect_of_an_accepted_socket(ends, target):
     """The kernel remembers the port that its first connection came in by: a wire port, or

@@ -87,6 +87,8 @@ slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		flow.flags = socket->flow_flags;
 		if (slim_flow_put(&tuple, &flow))
 			slim_count(SLIM_REASON_FLOW_FULL);
+		else
+			socket->flow_flags |= SLIM_FLOW_MINE;
 	} else if (socket->flags & SLIM_SOCKET_WIRE) {
 		follow |= BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
 	}
@@ -389,12 +391,17 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 {
 	__u32 old = ctx->args[0];
 
-	if (socket->flags & SLIM_SOCKET_SAME_HOST) {
-		/* No capability outlives the connect that it was made for. */
+	if (socket->flow_flags & SLIM_FLOW_MINE) {
+		/*
+		 * No capability outlives the connect that it was made for. One that
+		 * the kernel refused (EADDRNOTAVAIL) made none: the record on its
+		 * tuple is that of the connection which is in its way.
+		 */
 		struct slim_tuple tuple = {};
 
 		slim_sockops_tuple(ctx, state->control, true, &tuple);
 		slim_flow_drop(&tuple);
+		socket->flow_flags &= ~SLIM_FLOW_MINE;
 	}
 	if (old == BPF_TCP_SYN_SENT && socket->flags & SLIM_SOCKET_WILDCARD) {
 		/* A failed connect gives the wildcard back, as tcp_disconnect() does. */

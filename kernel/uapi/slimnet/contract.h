@@ -443,6 +443,7 @@ enum slim_flow_flag {
 	SLIM_FLOW_V6ONLY = 2,		/* to the listener on the IPv6 inner address */
 	SLIM_FLOW_DIRECT = 4,		/* same host: the kernel's own look-up finds the listener */
 	SLIM_FLOW_SAME_HOST = 8,
+	SLIM_FLOW_MINE = 16,		/* of a socket: the record is the one that it wrote */
 };
 
 struct slim_listener_key {
