@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 import subprocess
+import time
 
 import pytest
 
@@ -121,6 +123,7 @@ FORBIDDEN = {
     "SO_ATTACH_BPF": (socket.SOL_SOCKET, 50, 0, False),
     "SO_ATTACH_REUSEPORT_CBPF": (socket.SOL_SOCKET, 51, 0, False),
     "SO_ATTACH_REUSEPORT_EBPF": (socket.SOL_SOCKET, 52, 0, False),
+    "SO_TXTIME": (socket.SOL_SOCKET, 61, struct.pack("=iI", 1, 2), True),
     "IP_TRANSPARENT": (socket.IPPROTO_IP, 19, 1, True),
     "IP_OPTIONS": (socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01\x01\x01\x01", True),
     "IP_UNICAST_IF": (socket.IPPROTO_IP, 50, 2 << 24, True),
@@ -140,6 +143,7 @@ FORBIDDEN = {
     "IPV6_RTHDRDSTOPTS": (socket.IPPROTO_IPV6, 55, b"", True),
     "IPV6_HOPOPTS": (socket.IPPROTO_IPV6, 54, b"", True),
     "IPV6_DSTOPTS": (socket.IPPROTO_IPV6, 59, b"", True),
+    "IPV6_FLOWLABEL_MGR": (socket.IPPROTO_IPV6, 32, bytes(32), False),
     "IPV6_IPSEC_POLICY": (socket.IPPROTO_IPV6, 34, 0, False),
     "IPV6_XFRM_POLICY": (socket.IPPROTO_IPV6, 35, 0, False),
     "IPV6_JOIN_GROUP": (socket.IPPROTO_IPV6, 20, bytes(20), False),
@@ -159,6 +163,25 @@ FORBIDDEN = {
     "UDP_ENCAP": (SOL_UDP, 100, 1, False),
 }
 
+#: Taken without a word, and nothing is done: level, option, kinds of socket.
+SWALLOWED = {
+    "IP_RECVOPTS": (socket.IPPROTO_IP, 6, [STREAM, DATAGRAM]),
+    "IP_RETOPTS": (socket.IPPROTO_IP, 7, [STREAM, DATAGRAM]),
+    "IP_PKTINFO": (socket.IPPROTO_IP, 8, [STREAM, DATAGRAM]),
+    "IP_RECVERR": (socket.IPPROTO_IP, 11, [STREAM, DATAGRAM]),
+    "IP_RECVORIGDSTADDR": (socket.IPPROTO_IP, 20, [STREAM, DATAGRAM]),
+    "IP_RECVERR_RFC4884": (socket.IPPROTO_IP, 26, [STREAM, DATAGRAM]),
+    "IPV6_2292PKTINFO": (socket.IPPROTO_IPV6, 2, [STREAM, DATAGRAM]),
+    "IPV6_RECVERR": (socket.IPPROTO_IPV6, 25, [STREAM, DATAGRAM]),
+    "IPV6_RECVERR_RFC4884": (socket.IPPROTO_IPV6, 31, [STREAM, DATAGRAM]),
+    "IPV6_RECVPKTINFO": (socket.IPPROTO_IPV6, 49, [STREAM, DATAGRAM]),
+    "IPV6_RECVORIGDSTADDR": (socket.IPPROTO_IPV6, 74, [STREAM, DATAGRAM]),
+    "SO_REUSEADDR": (socket.SOL_SOCKET, socket.SO_REUSEADDR, [DATAGRAM]),
+    "SO_REUSEPORT": (socket.SOL_SOCKET, socket.SO_REUSEPORT, [DATAGRAM]),
+    "TCP_FASTOPEN": (socket.IPPROTO_TCP, socket.TCP_FASTOPEN, [STREAM]),
+    "TCP_FASTOPEN_CONNECT": (socket.IPPROTO_TCP, 30, [STREAM]),
+}
+
 
 @pytest.mark.parametrize("option", FORBIDDEN)
 def test_options_that_would_lead_around(lab, option):
@@ -175,6 +198,60 @@ def test_options_that_would_lead_around(lab, option):
         sock = endpoint.socket(family, kind)
         assert refusal(sock.setsockopt, level, number, value) == errno.EPERM
         assert endpoint.host.counters()[Reason.OPTION] == before + 1
+
+
+@pytest.mark.parametrize("option", SWALLOWED)
+def test_options_that_are_taken_and_void(lab, option):
+    """They would tell of the underlay with what arrives: an address of the host that a datagram
+    came to, or those in an ICMP error; whoever asks takes that as a hint."""
+    level, number, kinds = SWALLOWED[option]
+    endpoint = lab.endpoint()
+    family = INET6 if level == socket.IPPROTO_IPV6 else INET
+    for kind in kinds:
+        sock = endpoint.host.root.socket(family, kind)
+        sock.setsockopt(level, number, 1)
+        assert sock.getsockopt(level, number) == 1
+        sock = endpoint.socket(family, kind)
+        sock.setsockopt(level, number, 1)
+        assert sock.getsockopt(level, number) == 0
+
+
+def _every_option(family: int, kind: int, levels: list[int]) -> dict[tuple[int, int], list[int]]:
+    """The errnos of setting and getting each one of a fresh socket."""
+    found = {}
+    for level in levels:
+        for name in range(128):
+            said = []
+            for value in (b"", struct.pack("=i", 1), bytes(16)):
+                with socket.socket(family, kind) as sock:
+                    try:
+                        sock.setsockopt(level, name, value)
+                        said.append(0)
+                    except OSError as error:
+                        said.append(error.errno)
+            with socket.socket(family, kind) as sock:
+                try:
+                    sock.getsockopt(level, name, 256)
+                    said.append(0)
+                except OSError as error:
+                    said.append(error.errno)
+            found[level, name] = said
+    return found
+
+
+@pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["tcp", "udp"])
+def test_every_other_option_is_the_kernels(lab, kind):
+    """The lists above are whole: whatever is not in them is as it is on the host."""
+    named = {(level, number) for level, number, *_ in [*FORBIDDEN.values(), *SWALLOWED.values()]}
+    named |= {(socket.IPPROTO_TCP, TCP_SAVED_SYN), (socket.IPPROTO_IP, IP_PKTOPTIONS)}
+    named |= {(socket.SOL_SOCKET, SO_ATTACH_FILTER)}
+    endpoint = lab.endpoint()
+    levels = [socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6]
+    levels.append(socket.IPPROTO_TCP if kind == STREAM else SOL_UDP)
+    host, ours = (
+        hands.call(_every_option, INET6, kind, levels) for hands in (endpoint.host.root, endpoint)
+    )
+    assert {key for key, said in ours.items() if said != host[key]} - named == set()
 
 
 def _attach_filter(family: int, kind: int, code: bytes) -> None:
@@ -205,6 +282,44 @@ def test_tls_is_the_applications_own_business(lab):
         errno.ENOTCONN,
         errno.ENOENT,
     }
+
+
+def _swap_while_the_kernel_reads(seconds: float) -> set[int]:
+    """The errnos of setting an upper-layer protocol whose name another process changes."""
+    import ctypes
+    import mmap
+    import signal
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    value = mmap.mmap(-1, 8192)
+    swapper = os.fork()
+    while not swapper:
+        value[:6] = b"mptcp\0"
+        value[:6] = b"tls\0\0\0"
+    found = set()
+    until = time.monotonic() + seconds
+    address = ctypes.byref(ctypes.c_char.from_buffer(value))
+    with socket.socket() as sock:
+        while time.monotonic() < until:
+            failed = libc.setsockopt(sock.fileno(), 6, 31, address, 5000)
+            found.add(ctypes.get_errno() if failed else 0)
+    os.kill(swapper, signal.SIGKILL)
+    os.waitpid(swapper, 0)
+    return found
+
+
+def test_a_value_that_changes_while_the_kernel_reads_it(lab):
+    """Of a value that is longer than a page the kernel would read the caller's own memory,
+    after it was looked at."""
+    endpoint = lab.endpoint()
+    for name in (b"mptcp", b"tlsx"):
+        sock = endpoint.socket()
+        assert refusal(sock.setsockopt, socket.IPPROTO_TCP, TCP_ULP, name) == errno.EPERM
+    host = endpoint.host.root.socket()
+    other = refusal(host.setsockopt, socket.IPPROTO_TCP, TCP_ULP, b"mptcp")
+    assert other not in {errno.EPERM, errno.ENOENT, errno.ENOTCONN}
+    assert other in endpoint.host.root.call(_swap_while_the_kernel_reads, 0.5)
+    assert other not in endpoint.call(_swap_while_the_kernel_reads, 1.0)
 
 
 def _getsockopt(sock: socket.socket, level: int, option: int, size: int) -> tuple[int, bytes]:
@@ -267,6 +382,37 @@ def test_the_original_destination(lab, ends):
     finally:
         for host in {client.host, server.host}:
             host.netns.run("nft", "delete table ip track")
+
+
+def _with_a_record_of_its_route(address: str, port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, bytes([7, 11, 4, *bytes(9)]))
+    sock.connect((address, port))
+    return sock
+
+
+def test_ip_options_of_a_syn_to_a_published_port(lab):
+    """The child has them, and the host has written its own address into a record of the
+    route (RFC 791, option 7)."""
+    server = lab.endpoint()
+    lab.publish(server, 8080, 80)
+    lab.install()
+    listener = server.listen(80)
+    opened = lab.outside.root.call(_with_a_record_of_its_route, server.host.address, 8080)
+    child, name = listener.accept()
+    assert name == opened.getsockname()
+    number, left = server.call(_getsockopt, child, socket.IPPROTO_IP, socket.IP_OPTIONS, 64)
+    assert (number, left) == (0, bytes(12) + b"\xaa" * 52)
+
+
+def test_the_port_that_a_socket_sits_on(ends):
+    """IP_PROTOCOL says a TCP socket's port, of an accepted one a wire port."""
+    client, server = ends
+    listener = server.listen(80)
+    opened = client.connect(server.address, 80)
+    accepted, name = listener.accept()
+    ports = [sock.getsockopt(socket.IPPROTO_IP, 52) for sock in (listener, accepted, opened)]
+    assert ports == [80, 80, name[1]]
 
 
 def _send_with_options(address: str, port: int, connected: bool, route: str) -> None:
@@ -512,3 +658,40 @@ def test_a_network_namespace_inside_an_endpoint(lab):
     opened = lab.outside.root.connect(host.address, 2222)
     _, peer = listener.accept()
     assert peer == opened.getsockname()
+
+
+def _forget_handshakes(instance: str) -> int:
+    """As the sweep does with those that are too old."""
+    from slimnet_ebpf.pins import Pins
+
+    flows = Pins(instance).open_map("slim_flow")
+    keys = [key for key, _ in flows.items()]
+    flows.remove(keys)
+    return len(keys)
+
+
+def _accept_late(listener: socket.socket) -> list[tuple[str, int]]:
+    sock, name = listener.accept()
+    with sock:
+        return [name[:2], sock.getsockname()[:2]]
+
+
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "v6"])
+def test_a_child_whose_record_is_gone_has_no_name(lab, family):
+    """An accept that waits for data (TCP_DEFER_ACCEPT) may wait longer than the record lives
+    that would name both ends. The kernel's own are the hosts' addresses and a wire port."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    listener = server.socket(family)
+    listener.bind(("" if family == INET else "::", 80))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)
+    listener.listen()
+    nobody = ("0.0.0.0" if family == INET else "::", 0)
+    server.host.kill_backend()  # it destroys such a child, a moment later
+    try:
+        sock = client.connect(server.address, 80)
+        assert server.host.root.call(_forget_handshakes, f"{lab.name}-h1") == 1
+        sock.sendall(b"x")
+        assert server.call(_accept_late, listener) == [nobody, nobody]
+    finally:
+        server.host.start_backend()
+        lab.install()

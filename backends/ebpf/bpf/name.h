@@ -50,19 +50,18 @@ static __always_inline bool slim_is_reserved(__be16 port)
 static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 {
 	const bool any = slim_name_is_any(ctx, v6);
+	const bool stream = ctx->protocol == IPPROTO_TCP;
 	__be16 port = (__be16)SLIM_CTX(ctx, user_port);
 	struct slim_socket *socket = NULL;
 	const struct slim_local *local;
 	__be32 address[4] = {};
 
-	if (ctx->protocol == IPPROTO_TCP)
+	if (stream)
 		socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
-	if (socket && port) {
-		if (socket->local_port)
-			port = socket->local_port;
-		else if (slim_is_reserved(port))
-			port = 0;	/* inet_sport tells still what accept(2) gave */
-	}
+	if (socket && socket->local_port && port)
+		port = socket->local_port;
+	else if (stream && slim_is_reserved(port))
+		port = 0;	/* of a child that is no more, or came without a record */
 	if (!socket) {
 		if (any)
 			return SLIM_HOOK_ALLOW;
@@ -77,7 +76,7 @@ static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 		slim_copy(address, socket->local);
 	}
 	slim_name_write(ctx, v6, address);
-	if (socket)
+	if (stream)
 		ctx->user_port = port;
 	return SLIM_HOOK_ALLOW;
 }

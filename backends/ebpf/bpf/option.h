@@ -19,17 +19,22 @@
 #define SO_ATTACH_BPF 50
 #define SO_ATTACH_REUSEPORT_CBPF 51
 #define SO_ATTACH_REUSEPORT_EBPF 52
+#define SO_TXTIME 61
 #define SO_BINDTOIFINDEX 62
 #define SO_ORIGINAL_DST 80
+#define IP_RECVERR_RFC4884 26
 #define IP_LOCAL_PORT_RANGE 51
+#define IP_PROTOCOL 52
 #define IPV6_2292PKTINFO 2
 #define IPV6_2292PKTOPTIONS 6
 #define IPV6_NEXTHOP 9
 #define IPV6_JOIN_GROUP 20
+#define IPV6_RECVERR 25
 #define IPV6_JOIN_ANYCAST 27
+#define IPV6_RECVERR_RFC4884 31
+#define IPV6_FLOWLABEL_MGR 32
 #define IPV6_IPSEC_POLICY 34
 #define IPV6_XFRM_POLICY 35
-#define IPV6_RECVERR 25
 #define IPV6_RECVPKTINFO 49
 #define IPV6_PKTINFO 50
 #define IPV6_HOPOPTS 54
@@ -100,6 +105,7 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 		case SO_ATTACH_BPF:
 		case SO_ATTACH_REUSEPORT_CBPF:
 		case SO_ATTACH_REUSEPORT_EBPF:
+		case SO_TXTIME:			/* a packet that is late comes back with its headers */
 			return true;
 		}
 		return false;
@@ -129,6 +135,7 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 		case IPV6_RTHDRDSTOPTS:
 		case IPV6_HOPOPTS:
 		case IPV6_DSTOPTS:
+		case IPV6_FLOWLABEL_MGR:	/* the same with a label; of these a host has 4,096 */
 		case IPV6_IPSEC_POLICY:
 		case IPV6_XFRM_POLICY:
 		case IPV6_JOIN_GROUP:
@@ -158,34 +165,55 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 	return false;
 }
 
+static __always_inline bool slim_option_is_ulp(const struct bpf_sockopt *ctx)
+{
+	return ctx->level == SOL_TCP && ctx->optname == TCP_ULP;
+}
+
 /* TCP_ULP: "tls" is the application's own business; "smc" leaves TCP, and so our hooks. */
 static __always_inline bool slim_option_leaves_tcp(const struct bpf_sockopt *ctx)
 {
 	const char *value = ctx->optval;
 
-	if (ctx->level != SOL_TCP || ctx->optname != TCP_ULP)
-		return false;
-	return (void *)(value + 3) > ctx->optval_end || value[0] != 't' || value[1] != 'l' ||
-	       value[2] != 's';
+	return (void *)(value + sizeof("tls")) > ctx->optval_end || value[0] != 't' ||
+	       value[1] != 'l' || value[2] != 's' || (value[3] && ctx->optlen > 3);
 }
 
 /*
  * Swallowed, so that the kernel does nothing and the caller hears nothing of
- * it. Fast Open: a cached cookie would leave no room for our option in the
- * client's SYN. The others say with each datagram by which address of the host
- * it came in, and with each ICMP error which host made it; who asks for that
- * takes it as a hint and does without (the resolver of glibc does).
+ * it; whoever asks for these takes what they give as a hint and does without.
  */
 static __always_inline bool slim_option_swallowed(__s32 level, __s32 name)
 {
 	switch (level) {
 	case SOL_TCP:
-		return name == TCP_FASTOPEN || name == TCP_FASTOPEN_CONNECT;
+		switch (name) {
+		case TCP_FASTOPEN:		/* a cached cookie would leave no room for our option */
+		case TCP_FASTOPEN_CONNECT:	/* in the client's SYN */
+			return true;
+		}
+		return false;
 	case SOL_IP:
-		return name == IP_PKTINFO || name == IP_RECVORIGDSTADDR || name == IP_RECVERR;
+		switch (name) {
+		case IP_PKTINFO:		/* which address of the host a datagram came to */
+		case IP_RECVORIGDSTADDR:
+		case IP_RECVOPTS:		/* the same, in a record of the route (RFC 791) */
+		case IP_RETOPTS:
+		case IP_RECVERR:		/* who sent an ICMP error: the host itself, for one */
+		case IP_RECVERR_RFC4884:
+			return true;
+		}
+		return false;
 	case SOL_IPV6:
-		return name == IPV6_2292PKTINFO || name == IPV6_RECVPKTINFO ||
-		       name == IPV6_RECVORIGDSTADDR || name == IPV6_RECVERR;
+		switch (name) {
+		case IPV6_2292PKTINFO:
+		case IPV6_RECVPKTINFO:
+		case IPV6_RECVORIGDSTADDR:
+		case IPV6_RECVERR:
+		case IPV6_RECVERR_RFC4884:
+			return true;
+		}
+		return false;
 	}
 	return false;
 }
@@ -229,26 +257,30 @@ static __always_inline __s32 slim_option_pace(struct bpf_sockopt *ctx)
 /*
  * The kernel hands a program the first page of a longer value, and takes the
  * caller's own buffer only where the program sets the length to 0 (struct
- * bpf_sockopt). So what was changed here has a length of ours.
+ * bpf_sockopt); then another thread may have written there since. So what was
+ * looked at or changed here has a length of ours.
  */
 static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 {
-	__s32 length = SLIM_CTX(ctx, optlen), changed = 0;
+	__s32 length = SLIM_CTX(ctx, optlen), ours = 0;
 
-	if (slim_option_is_inet(ctx) && (slim_option_forbidden(ctx->level, ctx->optname) ||
-					 slim_option_leaves_tcp(ctx))) {
-		slim_count(SLIM_REASON_OPTION);
-		return slim_errno(EPERM);
+	if (slim_option_is_inet(ctx)) {
+		if (slim_option_forbidden(ctx->level, ctx->optname) ||
+		    (slim_option_is_ulp(ctx) && slim_option_leaves_tcp(ctx))) {
+			slim_count(SLIM_REASON_OPTION);
+			return slim_errno(EPERM);
+		}
+		if (slim_option_swallowed(ctx->level, ctx->optname) || slim_option_joins(ctx)) {
+			ctx->optlen = -1;	/* the kernel does nothing */
+			return SLIM_HOOK_ALLOW;
+		}
+		if (slim_option_is_ulp(ctx))
+			ours = 3;
 	}
 	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
-		changed = slim_option_pace(ctx);
-	if (slim_option_swallowed(ctx->level, ctx->optname) || slim_option_joins(ctx))
-		length = -1;		/* the kernel does nothing */
-	else if (length > SLIM_OPTION_BUFFER)
-		length = changed;
-	else
-		return SLIM_HOOK_ALLOW;
-	ctx->optlen = length;
+		ours = slim_option_pace(ctx);
+	if (length > SLIM_OPTION_BUFFER)
+		ctx->optlen = ours;
 	return SLIM_HOOK_ALLOW;
 }
 
@@ -264,6 +296,39 @@ static __always_inline bool slim_option_reveals(__s32 level, __s32 name)
 		return name == IPV6_2292PKTOPTIONS;
 	}
 	return false;
+}
+
+#define SLIM_IP_OPTIONS 40	/* bytes at the most, RFC 791 section 3.1 */
+
+/*
+ * An accepted socket has the IP options of its SYN, and in a record of the route
+ * the host has written its own address. Zeros in their place are options that
+ * say nothing (RFC 791, "End of Option List").
+ */
+static __always_inline int slim_option_no_options(struct bpf_sockopt *ctx)
+{
+	__u8 *value = ctx->optval;
+
+	for (int i = 0; i < SLIM_IP_OPTIONS; i++) {
+		if ((void *)(value + i + 1) > ctx->optval_end)
+			break;
+		value[i] = 0;
+	}
+	return SLIM_HOOK_ALLOW;
+}
+
+/* IP_PROTOCOL is the port of a socket that is not raw: the real one, which has another name. */
+static __always_inline int slim_option_port(struct bpf_sockopt *ctx)
+{
+	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
+	__u32 *value = ctx->optval;
+
+	if (!socket || !socket->local_port)
+		return SLIM_HOOK_ALLOW;
+	if ((void *)(value + 1) > ctx->optval_end)
+		return slim_errno(EPERM);
+	*value = bpf_ntohs(socket->local_port);
+	return SLIM_HOOK_ALLOW;
 }
 
 /*
@@ -310,6 +375,10 @@ static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
 		if (ctx->optname == SO_ORIGINAL_DST &&
 		    (ctx->level == SOL_IP || ctx->level == SOL_IPV6))
 			return slim_option_destination(ctx);
+		if (ctx->level == SOL_IP && ctx->optname == IP_OPTIONS)
+			return slim_option_no_options(ctx);
+		if (ctx->level == SOL_IP && ctx->optname == IP_PROTOCOL)
+			return slim_option_port(ctx);
 		if (slim_option_reveals(ctx->level, ctx->optname)) {
 			slim_count(SLIM_REASON_OPTION);
 			return slim_errno(EPERM);
