@@ -365,6 +365,32 @@ def test_what_leads_out_is_refused(home):
     assert python(home, code) == {name: number for name, (_, number) in REFUSED.items()}
 
 
+@pytest.mark.parametrize("filtered", [True, False])
+def test_the_original_destination_is_not_told(home, filtered):
+    """Connection tracking's answer would be the underlay's address; a data path's hook comes
+    when it is in the caller's memory."""
+    ruleset = "table ip t { chain c { type filter hook input priority 0; ct state new accept; }; }"
+    inside = ["nsenter", f"--net={home.netns}"]
+    subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run([*inside, "nft", ruleset], check=True)
+    code = """
+        import json, socket
+        listener = socket.create_server(("127.0.0.1", 8080))
+        opened = socket.create_connection(("127.0.0.1", 8080))
+        child, _ = listener.accept()
+        answers = []
+        for level, option in ((0, 80), (41, 80), (1, 80), (0, 1)):
+            try:
+                answers.append(child.getsockopt(level, option, 16)[:4].hex())
+            except OSError as error:
+                answers.append(error.errno)
+        print(json.dumps(answers))
+    """
+    told = [errno.ENOENT, errno.ENOENT] if filtered else ["02001f90", errno.EOPNOTSUPP]
+    found = python(home, code, seccomp=filtered)
+    assert found == [*told, errno.ENOPROTOOPT, "00000000"]
+
+
 @pytest.mark.parametrize(
     ("family", "kind", "protocol"), [(17, 3, 0x300), (17, 2, 0x300), (2, 3, 1), (10, 3, 58)]
 )

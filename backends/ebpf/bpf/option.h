@@ -165,20 +165,6 @@ static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
 	return false;
 }
 
-static __always_inline bool slim_option_is_ulp(const struct bpf_sockopt *ctx)
-{
-	return ctx->level == SOL_TCP && ctx->optname == TCP_ULP;
-}
-
-/* TCP_ULP: "tls" is the application's own business; "smc" leaves TCP, and so our hooks. */
-static __always_inline bool slim_option_leaves_tcp(const struct bpf_sockopt *ctx)
-{
-	const char *value = ctx->optval;
-
-	return (void *)(value + sizeof("tls")) > ctx->optval_end || value[0] != 't' ||
-	       value[1] != 'l' || value[2] != 's' || (value[3] && ctx->optlen > 3);
-}
-
 /*
  * Swallowed, so that the kernel does nothing and the caller hears nothing of
  * it; whoever asks for these takes what they give as a hint and does without.
@@ -216,6 +202,20 @@ static __always_inline bool slim_option_swallowed(__s32 level, __s32 name)
 		return false;
 	}
 	return false;
+}
+
+static __always_inline bool slim_option_is_ulp(const struct bpf_sockopt *ctx)
+{
+	return ctx->level == SOL_TCP && ctx->optname == TCP_ULP;
+}
+
+/* TCP_ULP: "tls" is the application's own business; "smc" leaves TCP, and so our hooks. */
+static __always_inline bool slim_option_leaves_tcp(const struct bpf_sockopt *ctx)
+{
+	const char *value = ctx->optval;
+
+	return (void *)(value + sizeof("tls")) > ctx->optval_end || value[0] != 't' ||
+	       value[1] != 'l' || value[2] != 's' || (value[3] && ctx->optlen > 3);
 }
 
 /*

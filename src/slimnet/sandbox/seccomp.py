@@ -14,6 +14,9 @@ capabilities back or passes by a data path's hooks:
 - bpf(2), userfaultfd(2), perf_event_open(2), open_by_handle_at(2), kernel
   modules and kexec, and the kernel's keyrings, which no namespace confines;
 - device nodes by mknod(2): the filter stands in for a device cgroup;
+- SO_ORIGINAL_DST: ENOENT, as for a connection that connection tracking does not know. The
+  kernel would write underlay addresses into the caller's memory, and a data path's hook
+  comes after it, too late for a second thread that watches;
 - TIOCSTI and TIOCLINUX, which type into the terminal that is shared with the host;
 - another ABI of the same machine (i386, x32), whose numbers differ: ENOSYS.
 
@@ -53,6 +56,7 @@ NUMBERS = {
     "fsmount": (432, 432),
     "fsopen": (430, 430),
     "fspick": (433, 433),
+    "getsockopt": (55, 209),
     "init_module": (175, 105),
     "ioctl": (16, 29),
     "kexec_file_load": (320, 294),
@@ -80,6 +84,7 @@ NUMBERS = {
 REFUSED = frozenset(NUMBERS) - {
     "clone",
     "clone3",
+    "getsockopt",
     "ioctl",
     "mknod",
     "mknodat",
@@ -89,6 +94,7 @@ REFUSED = frozenset(NUMBERS) - {
 }
 
 _NAMESPACES = 0x7E02_0000  # every CLONE_NEW* but CLONE_NEWTIME, which wants CAP_SYS_ADMIN anyway
+_SOL_IP, _SOL_IPV6, _SO_ORIGINAL_DST = 0, 41, 80
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _X32 = 0x4000_0000
 
@@ -143,6 +149,15 @@ def program(machine: str) -> list[_Instruction]:
     ]
     families = [(_JEQ, len(FAMILIES) - index, 0, family) for index, family in enumerate(FAMILIES)]
     bodies: dict[str, list[_Instruction]] = {
+        "getsockopt": [  # first: of what programs do often
+            _load_argument(2),
+            (_JEQ, 0, 4, _SO_ORIGINAL_DST),
+            _load_argument(1),
+            (_JEQ, 1, 0, _SOL_IP),
+            (_JEQ, 0, 1, _SOL_IPV6),
+            _refuse(errno.ENOENT),
+            _return(_ALLOW),
+        ],
         **{name: [_refuse(errno.EPERM)] for name in sorted(REFUSED)},
         "clone3": [_refuse(errno.ENOSYS)],
         "clone": namespaces,
