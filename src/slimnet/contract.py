@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0x99C3D6E9E30FCF6B
-FINGERPRINT_HEX: Final[str] = "99c3d6e9e30fcf6b"
+FINGERPRINT: Final[int] = 0x8BFFF485A0C44D59
+FINGERPRINT_HEX: Final[str] = "8bfff485a0c44d59"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -45,7 +45,9 @@ SLIM_MAP_JOINED: Final[int] = 21
 SLIM_MAP_OWN: Final[int] = 22
 SLIM_MAP_COUNTER: Final[int] = 23
 SLIM_MAP_EVENT: Final[int] = 24
-SLIM_MAP_COUNT: Final[int] = 25
+SLIM_MAP_DOOM: Final[int] = 25
+SLIM_MAP_REFUSAL: Final[int] = 26
+SLIM_MAP_COUNT: Final[int] = 27
 
 # enum slim_wire
 SLIM_OPTION_KIND: Final[int] = 253
@@ -156,6 +158,10 @@ SLIM_SOCKET_REUSE_PORT: Final[int] = 32768
 SLIM_SOCKET_DUAL: Final[int] = 65536
 SLIM_SOCKET_SERVICE: Final[int] = 131072
 SLIM_SOCKET_PUBLISHED: Final[int] = 262144
+SLIM_SOCKET_DOOMED: Final[int] = 524288
+
+# enum slim_interface
+SLIM_NOWHERE: Final[int] = 2147483647
 
 # enum slim_counted
 SLIM_COUNTED_LISTENER: Final[int] = 1
@@ -167,7 +173,6 @@ SLIM_COUNTED_FOLLOWED: Final[int] = 8
 SLIM_EVENT_OPENED: Final[int] = 1
 SLIM_EVENT_REFUSED: Final[int] = 2
 SLIM_EVENT_CLOSED: Final[int] = 3
-SLIM_EVENT_DESTROY: Final[int] = 4
 
 # enum slim_observe
 SLIM_OBSERVE_OPENED: Final[int] = 1
@@ -177,6 +182,9 @@ SLIM_OBSERVE_CLOSED: Final[int] = 2
 SLIM_PREFIX_ANY_PROTOCOL: Final[int] = 72
 SLIM_PREFIX_ANY_PORT: Final[int] = 80
 SLIM_PREFIX_PORT: Final[int] = 96
+
+# enum slim_refusal_limit
+SLIM_REFUSALS_TOLD: Final[int] = 64
 
 # enum slim_flow_flag
 SLIM_FLOW_LOOPBACK: Final[int] = 1
@@ -212,6 +220,8 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_OWN: "slim_own",
     SLIM_MAP_COUNTER: "slim_counter",
     SLIM_MAP_EVENT: "slim_event",
+    SLIM_MAP_DOOM: "slim_doom",
+    SLIM_MAP_REFUSAL: "slim_refusal",
 }
 
 # Struct to the fields that hold network order.
@@ -237,6 +247,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
     "slim_affinity": frozenset(),
     "slim_account_key": frozenset(),
     "slim_account": frozenset(),
+    "slim_refusal": frozenset(),
     "slim_tuple": frozenset({"source", "destination", "source_port", "destination_port"}),
     "slim_flow": frozenset({"source", "destination", "source_port", "destination_port"}),
     "slim_listener_key": frozenset(),
@@ -642,6 +653,22 @@ class slim_account(ctypes.Structure):
     )
 
 
+class slim_refusal(ctypes.Structure):
+    """struct slim_refusal, 16 bytes."""
+
+    second: int
+    told: int
+    omitted: int
+    pad: int
+
+    _fields_ = (
+        ("second", ctypes.c_uint32),
+        ("told", ctypes.c_uint32),
+        ("omitted", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
 class slim_tuple(ctypes.Structure):
     """struct slim_tuple, 36 bytes."""
 
@@ -820,7 +847,6 @@ class slim_event(ctypes.Structure):
     """struct slim_event, 104 bytes."""
 
     time: int
-    cookie: int
     kind: int
     reason: int
     rule: int
@@ -835,10 +861,11 @@ class slim_event(ctypes.Structure):
     sent: int
     received: int
     duration: int
+    omitted: int
+    pad: int
 
     _fields_ = (
         ("time", ctypes.c_uint64),
-        ("cookie", ctypes.c_uint64),
         ("kind", ctypes.c_uint32),
         ("reason", ctypes.c_uint32),
         ("rule", ctypes.c_uint32),
@@ -853,4 +880,6 @@ class slim_event(ctypes.Structure):
         ("sent", ctypes.c_uint64),
         ("received", ctypes.c_uint64),
         ("duration", ctypes.c_uint64),
+        ("omitted", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
     )

@@ -458,6 +458,8 @@ class Event:
         sent: payload bytes that this end sent (closed only).
         received: payload bytes that this end received (closed only).
         duration: seconds (closed only).
+        omitted: how many refusals like this one came since the one that was told
+            before, and were only counted: a data path may limit what it tells.
     """
 
     kind: EventKind
@@ -473,6 +475,7 @@ class Event:
     sent: int = 0
     received: int = 0
     duration: float = 0.0
+    omitted: int = 0
 
 
 @frozen

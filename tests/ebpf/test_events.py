@@ -11,7 +11,8 @@ from netaddr import IPAddress, IPNetwork
 from slimnet import BackendError, contract
 from slimnet.model import Direction, EventKind, Reason
 from slimnet.tables import CidrRecord, EndpointRecord, Tables
-from slimnet_ebpf.layout import Layout, to_bytes16
+from slimnet_ebpf.layout import Layout
+from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.records import u32
 
 pytestmark = pytest.mark.root
@@ -46,7 +47,6 @@ sys.stdin.read()
 FLOW = Layout(contract.slim_flow)
 TUPLE = Layout(contract.slim_tuple)
 BOUND = Layout(contract.slim_bound)
-EVENT = Layout(contract.slim_event)
 
 
 @pytest.fixture
@@ -141,22 +141,40 @@ def test_refusals_are_always_told_and_counted(machine, backend):
     assert backend.status().counters[Reason.NO_ENDPOINT] == 1
 
 
-def test_what_the_data_path_condemns_is_destroyed(machine, backend):
-    """The record is put where the ring buffer puts it; the connection is real."""
-    talk = Talk(machine, backend)
-    talk.go()
-    accepted = min(backend.connections(), key=lambda one: one.direction)
-    record = EVENT.pack(
-        kind=contract.SLIM_EVENT_DESTROY,
-        reason=contract.SLIM_REASON_NO_FLOW,
-        cookie=accepted.cookie,
-        source=to_bytes16(OWN),
-        destination=to_bytes16(OWN),
-    )
-    backend._events._raw.append(record)
-    (event,) = backend.events(0)
-    assert (event.kind, event.reason) == (EventKind.REFUSED, Reason.NO_FLOW)
-    assert talk.go() in ("ConnectionAbortedError", "ConnectionResetError", "BrokenPipeError")
+# Listens twice on ports of the host; ends when the second listener does.
+LISTEN = """
+import socket
+one, other = socket.socket(), socket.socket()
+one.listen()
+other.listen()
+print("listening", flush=True)
+try:
+    other.accept()
+except OSError as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+def test_a_destroy_that_failed_is_tried_again(machine, backend):
+    """A listener over the limit, and a kernel that refuses the first time."""
+    backend._write_control(held_limit=1)
+    destroy, failures = backend._sockets.destroy, [BpfError(16, "destroy a socket")]
+
+    def failing(victims):
+        victims = list(victims)
+        if victims and failures:
+            raise failures.pop()
+        return destroy(victims)
+
+    backend._sockets.destroy = failing
+    process = machine.process(backend.attach(endpoint(1), NETWORK).cgroup, LISTEN)
+    assert process.stdout.readline().strip() == "listening"
+    (event,) = all_events(backend, 1)
+    assert (event.kind, event.reason) == (EventKind.REFUSED, Reason.PORT_LIMIT)
+    assert failures == []
+    assert process.poll() is None
+    assert backend.events(1.5) == []
+    assert process.stdout.readline().strip() in ("ConnectionAbortedError", "OSError")
 
 
 def test_old_records_are_swept_and_young_ones_stay(backend):

@@ -11,13 +11,16 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
+from netaddr import IPAddress
 
+from slimnet import records
 from slimnet.cli import slimnet
 from slimnet.cli.node import age, find_endpoint, labels_of, ports_of, title
+from slimnet.cli.observe import _detail
 from slimnet.cli.output import show, show_one
 from slimnet.cli.usage import size
 from slimnet.exceptions import InvalidValue
-from slimnet.model import Endpoint, Network
+from slimnet.model import Direction, Endpoint, Event, EventKind, Network, Reason
 
 
 def run(*argv, **environment):
@@ -391,6 +394,22 @@ def test_json_has_every_field(capsys):
 def test_one_value_as_lines(capsys):
     show_one({"name": "prod", "nothing": None, "works": True}, "table")
     assert capsys.readouterr().out == "name     prod\nworks    yes\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "rule deny"),
+        ({"omitted": 311}, "rule deny (and 311 more)"),
+        ({"kind": "closed", "sent": 3, "duration": 1.5}, "sent 3 received 0 in 1.500s"),
+    ],
+)
+def test_what_observe_says_of_an_event(fields, text):
+    address = (IPAddress("10.0.0.1"), 80)
+    event = Event(
+        EventKind.REFUSED, 0.0, 1, 2, address, address, 6, Direction.EGRESS, Reason.RULE_DENY
+    )
+    assert _detail(records.encode(event) | fields) == text
 
 
 def test_what_run_hides_besides():

@@ -300,8 +300,10 @@ static __always_inline void slim_uncount(struct slim_socket *socket)
 
 #define SOL_SOCKET 1
 #define SO_REUSEADDR 2
+#define SO_KEEPALIVE 9
 #define SO_REUSEPORT 15
 #define SO_MAX_PACING_RATE 47
+#define SO_BINDTOIFINDEX 62
 
 /* What the kernel is to pace each connection of an endpoint at, in bytes a second; 0: nothing. */
 static __always_inline __u32 slim_pace(__u32 index)

@@ -24,6 +24,41 @@ slim_event_start(__u32 kind, __u32 reason, __u32 rule, __u32 direction, __u32 pr
 	return event;
 }
 
+/*
+ * The event of a refusal, unless there have been too many: `index` is the inner
+ * index of the endpoint that it is put down to, 0 for nobody known. Refusals are
+ * what anybody can make as fast as a processor goes; each endpoint has a number
+ * of them a second told, for each reason, so that none can hide another's. No
+ * lock: of two that come at once, one more may be told than should be.
+ */
+static __always_inline struct slim_event *
+slim_event_refused(__u32 index, __u32 reason, __u32 rule, __u32 direction, __u32 protocol)
+{
+	__u32 key = (index * 2 + (direction & 1)) * SLIM_REASON_COUNT + reason;
+	struct slim_refusal *refusal = bpf_map_lookup_elem(&slim_refusal, &key);
+	__u32 second = bpf_ktime_get_ns() >> 30, omitted;
+	struct slim_event *event = NULL;
+
+	if (!refusal)
+		return NULL;
+	if (*(volatile __u32 *)&refusal->second != second) {
+		refusal->second = second;
+		refusal->told = 0;
+	}
+	if (*(volatile __u32 *)&refusal->told < SLIM_REFUSALS_TOLD) {
+		__sync_fetch_and_add(&refusal->told, 1);
+		event = slim_event_start(SLIM_EVENT_REFUSED, reason, rule, direction, protocol);
+	}
+	if (!event) {
+		__sync_fetch_and_add(&refusal->omitted, 1);
+		return NULL;
+	}
+	omitted = *(volatile __u32 *)&refusal->omitted;
+	if (omitted)
+		event->omitted = __sync_lock_test_and_set(&refusal->omitted, 0);
+	return event;
+}
+
 /* What an endpoint asks for, and why it is refused. */
 struct slim_call {
 	__u32 reason;
@@ -50,8 +85,8 @@ slim_refuse(const struct slim_local *local, const __be32 *destination,
 	slim_count(call->reason);
 	if (slim_is_policy(call->reason))
 		slim_account_add(endpoint, call->rule, call->direction, &one);
-	event = slim_event_start(SLIM_EVENT_REFUSED, call->reason, call->rule,
-				 call->direction, call->protocol);
+	event = slim_event_refused(local->index, call->reason, call->rule, call->direction,
+				   call->protocol);
 	if (!event)
 		return 0;
 	event->endpoint = endpoint;
@@ -83,7 +118,7 @@ slim_event_bytes(struct bpf_sock_ops *ctx, __u32 direction, __u32 state, __u64 *
 	*received = *received > flags ? *received - flags : 0;
 }
 
-/* Opened and closed connections, for whoever observes. */
+/* Opened and closed connections, for whoever observes; and those that may not be. */
 static __always_inline void
 slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 kind,
 		  __u32 reason)
@@ -92,10 +127,12 @@ slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __
 	__be16 port = socket->local_port ?: bpf_htons((__u16)ctx->local_port);
 	struct slim_event *event;
 
-	event = slim_event_start(kind, reason, socket->rule, direction, IPPROTO_TCP);
+	event = kind == SLIM_EVENT_REFUSED ?
+			slim_event_refused(socket->index, reason, socket->rule, direction,
+					   IPPROTO_TCP) :
+			slim_event_start(kind, reason, socket->rule, direction, IPPROTO_TCP);
 	if (!event)
 		return;
-	event->cookie = bpf_get_socket_cookie(ctx);
 	event->endpoint = socket->endpoint;
 	event->peer_endpoint = socket->peer_endpoint;
 	if (direction == SLIM_EGRESS) {

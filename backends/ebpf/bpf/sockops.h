@@ -8,6 +8,10 @@
 
 #include "connect.h"
 
+/* Of the kernel's net/tcp.h. */
+#define TCPHDR_SYN 0x02
+#define TCPHDR_RST 0x04
+
 static __always_inline void
 slim_sockops_tuple(struct bpf_sock_ops *ctx, const struct slim_control *control, bool outgoing,
 		   struct slim_tuple *tuple)
@@ -123,12 +127,57 @@ slim_sockops_write(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	bpf_store_hdr_opt(ctx, &option, sizeof(option), 0);
 }
 
-/* A socket that may not be: the agent destroys it. */
-static __always_inline void
-slim_sockops_destroy(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 reason)
+/*
+ * A socket is dead from here on, whether there is an agent or not. Bound to an
+ * interface that does not exist, the kernel's look-up gives it none of its peer's
+ * packets (inet_sk_bound_dev_eq()), so that these are answered with a reset, and
+ * there is no route for what its owner still writes. With keepalives that cannot
+ * leave, an idle connection ends by itself in two seconds. Where the sysctl
+ * tcp_l3mdev_accept has bound it already, the kernel may refuse the first step;
+ * then it lives until the agent looks.
+ */
+static __noinline int slim_sockops_kill(struct bpf_sock_ops *ctx)
 {
+	int nowhere = SLIM_NOWHERE, one = 1, second = 1000;
+
+	bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &nowhere, sizeof(nowhere));
+	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		return 0;
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_KEEPIDLE, &one, sizeof(one));
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_KEEPINTVL, &one, sizeof(one));
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_KEEPCNT, &one, sizeof(one));
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &second, sizeof(second));
+	bpf_setsockopt(ctx, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+	slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+	return 0;
+}
+
+/* A socket that may not be: dead, and the agent is asked to destroy it. */
+static __always_inline void
+slim_sockops_doom(struct bpf_sock_ops *ctx, struct slim_socket *socket, __u32 reason)
+{
+	slim_sockops_kill(ctx);
+	socket->flags |= SLIM_SOCKET_DOOMED;
 	slim_count(reason);
-	slim_event_socket(ctx, socket, SLIM_EVENT_DESTROY, reason);
+	slim_event_socket(ctx, socket, SLIM_EVENT_REFUSED, reason);
+	bpf_ringbuf_output(&slim_doom, &reason, sizeof(reason), 0);
+}
+
+/*
+ * The end of a doomed connection is the one packet of it that leaves: its peer
+ * may be waiting without ever sending anything that would be answered. The
+ * kernel asks the capabilities of whatever process it has interrupted, so that
+ * without the agent, which is root, a timer's reset may be held back here.
+ */
+static __always_inline void slim_sockops_reset(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct slim_socket *socket;
+	int anywhere = 0;
+
+	socket = sk ? bpf_sk_storage_get(&slim_socket, sk, NULL, 0) : NULL;
+	if (socket && socket->flags & SLIM_SOCKET_DOOMED)
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &anywhere, sizeof(anywhere));
 }
 
 /*
@@ -194,7 +243,7 @@ slim_sockops_open(struct bpf_sock_ops *ctx, struct slim_state *state, struct sli
 	socket->opened = bpf_ktime_get_ns();
 	socket->flags |= SLIM_SOCKET_ESTABLISHED;
 	if (socket->generation != state->active >> 1 && !slim_sockops_again(state, socket)) {
-		slim_sockops_destroy(ctx, socket, SLIM_REASON_GENERATION);
+		slim_sockops_doom(ctx, socket, SLIM_REASON_GENERATION);
 		return;
 	}
 	slim_sockops_pace(ctx, socket);
@@ -241,6 +290,7 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket) {
 		slim_count(SLIM_REASON_NO_FLOW);
+		slim_sockops_kill(ctx);
 		return;
 	}
 	/* No child: it met itself (simultaneous open), and has the name that it dialled with. */
@@ -267,7 +317,7 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 	} else if (!slim_sockops_published(state, &tuple, local, socket)) {
 		socket->flags |= SLIM_SOCKET_ESTABLISHED;
 		socket->opened = bpf_ktime_get_ns();
-		slim_sockops_destroy(ctx, socket, SLIM_REASON_NO_FLOW);
+		slim_sockops_doom(ctx, socket, SLIM_REASON_NO_FLOW);
 		return;
 	}
 	slim_sockops_open(ctx, state, socket);
@@ -347,7 +397,7 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		    slim_usage_held(share.mine) >= state->control->held_limit ||
 		    !slim_share_room(&share, ports, state->control->port_room) ||
 		    !slim_share_room(&share, places, SLIM_HELD_ROOM))
-			slim_sockops_destroy(ctx, socket, SLIM_REASON_PORT_LIMIT);
+			slim_sockops_doom(ctx, socket, SLIM_REASON_PORT_LIMIT);
 		socket->bound_port = port;	/* for the shield, also where there is no room */
 		slim_hold(socket, port);
 	}
@@ -359,11 +409,11 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_shield_take(socket);
 		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	}
-	if (!local->endpoint) {
-		/* Of an endpoint that is no more: behind the shield, until the agent comes. */
-		slim_sockops_destroy(ctx, socket, SLIM_REASON_NO_TABLES);
+	/* Of an endpoint that is no more: behind the shield, until the agent comes. */
+	if (!local->endpoint && !(socket->flags & SLIM_SOCKET_DOOMED))
+		slim_sockops_doom(ctx, socket, SLIM_REASON_NO_TABLES);
+	if (socket->flags & SLIM_SOCKET_DOOMED)
 		return;
-	}
 	if (!slim_sockops_may_listen(socket)) {
 		call.port = socket->local_port ?: port;
 		slim_refuse(local, socket->local, &call);
@@ -443,8 +493,10 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
-		if (ctx->skb_tcp_flags & 0x02)
+		if (ctx->skb_tcp_flags & TCPHDR_SYN)
 			bpf_reserve_hdr_opt(ctx, SLIM_OPTION_LENGTH, 0);
+		else if (ctx->skb_tcp_flags & TCPHDR_RST)
+			slim_sockops_reset(ctx);
 		return 1;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 	case BPF_SOCK_OPS_WRITE_HDR_OPT_CB:

@@ -208,6 +208,22 @@ struct {
 	__uint(max_entries, 1 << 20);
 } slim_event SEC(".maps");
 
+/*
+ * Apart from slim_event, which refusals fill. Each entry says: look at all
+ * sockets. When it is full that has been said, so none is ever lost.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} slim_doom SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, (SLIM_INDEX_MAX + 1) * 2 * SLIM_REASON_COUNT);
+	__type(key, __u32);
+	__type(value, struct slim_refusal);
+} slim_refusal SEC(".maps");
+
 /* Addresses. IPv4 is held v4-mapped; v4 words are compared in network order. */
 
 static __always_inline void slim_map_v4(__be32 *to, __be32 v4)

@@ -76,7 +76,8 @@ slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option,
 	slim_count(reason);
 	if (option && slim_is_policy(reason))
 		slim_account_add(bpf_ntohl(option->destination), rule, SLIM_INGRESS, &one);
-	event = slim_event_start(SLIM_EVENT_REFUSED, reason, rule, SLIM_INGRESS, IPPROTO_TCP);
+	event = slim_event_refused(destination ? destination->index : 0, reason, rule,
+				   SLIM_INGRESS, IPPROTO_TCP);
 	if (!event)
 		return;
 	slim_copy(event->source, source ? source->address : syn->tuple.source);
@@ -529,6 +530,7 @@ slim_steer_published(struct bpf_sk_lookup *ctx, struct slim_state *state,
 		return slim_steer_shielded();
 	slim_map_v4(address, SLIM_CTX(ctx, remote_ip4));
 	slim_copy(outside.address, address);
+	outside.index = endpoint->index;	/* whose policy it is */
 	slim_target_range(state, endpoint->vni, address, &client);
 	verdict = slim_target_decide(state, published->endpoint, endpoint->identity, &client,
 				     SLIM_INGRESS, IPPROTO_TCP);
@@ -561,6 +563,10 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 
 	if (!slim_state_get(&state))
 		return SK_DROP;
+	/* No packet's, but that of sock_diag(7), by which listeners are destroyed. */
+	if (!ctx->remote_port &&
+	    (!ctx->ingress_ifindex || ctx->ingress_ifindex == SLIM_NOWHERE))
+		return SK_PASS;
 	if (ctx->family == AF_INET) {
 		/* Our own look-up for the listener behind an inner address. */
 		if (!ctx->remote_ip4 && !ctx->remote_port)

@@ -57,6 +57,8 @@ enum slim_map {
 	SLIM_MAP_OWN,		/* lpm: struct slim_cidr_key of vni 0 -> __u32 enum slim_own */
 	SLIM_MAP_COUNTER,	/* per-CPU array[SLIM_REASON_COUNT]: __u64 */
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
+	SLIM_MAP_DOOM,		/* ring buffer: __u32 enum slim_reason, of a socket to destroy */
+	SLIM_MAP_REFUSAL,	/* array: struct slim_refusal by index, direction and reason */
 	SLIM_MAP_COUNT,
 };
 
@@ -190,6 +192,12 @@ enum slim_socket_flag {
 	SLIM_SOCKET_DUAL = 65536,	/* bound to ::, and IPv4 comes in as well */
 	SLIM_SOCKET_SERVICE = 131072,	/* dialled a service */
 	SLIM_SOCKET_PUBLISHED = 262144,	/* accepted through a published port */
+	SLIM_SOCKET_DOOMED = 524288,	/* may not be: dead already, and to be destroyed */
+};
+
+/* What a doomed socket is bound to (SO_BINDTOIFINDEX): the last interface number there can be. */
+enum slim_interface {
+	SLIM_NOWHERE = 0x7fffffff,
 };
 
 /* What a socket is counted in. Apart from its flags: no connect and no bind forgets it. */
@@ -204,7 +212,6 @@ enum slim_event_kind {
 	SLIM_EVENT_OPENED = 1,
 	SLIM_EVENT_REFUSED = 2,
 	SLIM_EVENT_CLOSED = 3,
-	SLIM_EVENT_DESTROY = 4,		/* asks the agent to destroy this connection */
 };
 
 /* Bits of slim_control.observe: what is worth an event. Refusals always are. */
@@ -414,6 +421,18 @@ struct slim_account {
 	__u64 received;
 };
 
+enum slim_refusal_limit {
+	SLIM_REFUSALS_TOLD = 64,	/* events a second, of one slim_refusal */
+};
+
+/* The events of one endpoint's refusals in one direction for one reason. */
+struct slim_refusal {
+	__u32 second;			/* about a second of bpf_ktime_get_ns() */
+	__u32 told;			/* events in that second */
+	__u32 omitted;			/* refusals since the last event: counted, not told */
+	__u32 pad;
+};
+
 struct slim_tuple {
 	__be32 source[4];
 	__be32 destination[4];
@@ -511,7 +530,6 @@ struct slim_socket {
 
 struct slim_event {
 	__u64 time;			/* bpf_ktime_get_ns() */
-	__u64 cookie;			/* socket cookie, 0 where there is no socket */
 	__u32 kind;			/* enum slim_event_kind */
 	__u32 reason;			/* enum slim_reason */
 	__u32 rule;
@@ -526,6 +544,8 @@ struct slim_event {
 	__u64 sent;			/* bytes; CLOSED only */
 	__u64 received;
 	__u64 duration;			/* ns; CLOSED only */
+	__u32 omitted;			/* REFUSED: like it, and not told, since the event before */
+	__u32 pad;
 };
 
 #endif /* SLIMNET_CONTRACT_H */

@@ -96,11 +96,6 @@ def observe(
                 if endpoint is None or name == endpoint or name.rpartition("/")[2] == endpoint:
                     yield event
 
-        def detail(row: Mapping[str, Any]) -> str:
-            if row["kind"] == "closed":
-                return f"sent {row['sent']} received {row['received']} in {row['duration']:.3f}s"
-            return str(row["reason"]).replace("_", " ")
-
         columns = {
             "TIME": (12, lambda row: _clock(row["time"])),
             "KIND": (7, "kind"),
@@ -109,9 +104,16 @@ def observe(
             "PROTO": (5, lambda row: _PROTOCOLS.get(row["protocol"], row["protocol"])),
             "SOURCE": (21, lambda row: _at(row["source"])),
             "DESTINATION": (21, lambda row: _at(row["destination"])),
-            "DETAIL": (0, detail),
+            "DETAIL": (0, _detail),
         }
         stream(islice(wanted(), count), columns, output)
+
+
+def _detail(row: Mapping[str, Any]) -> str:
+    if row["kind"] == "closed":
+        return f"sent {row['sent']} received {row['received']} in {row['duration']:.3f}s"
+    reason = str(row["reason"]).replace("_", " ")
+    return f"{reason} (and {row['omitted']} more)" if row["omitted"] else reason
 
 
 def _clock(seconds: float) -> str:

@@ -444,6 +444,15 @@ class Lab:
         for host in self.hosts:
             host.backend.install(self.tables(host))
 
+    def install_and_die(self, host: Host) -> None:
+        """Put the lab's state in force on one host, whose agent dies right behind the
+        switch to the new tables."""
+        self._generation += 1
+        assert host.driver is not None
+        host.driver.start(_install_and_die, host.backend, self.tables(host))
+        host.driver.process.wait(10)
+        host.kill_backend()
+
     def close(self) -> None:
         for endpoint in list(self.endpoints.values()):
             self.remove(endpoint)
@@ -464,6 +473,11 @@ def _install_often(backend: Any, tables: Any, times: int) -> None:
 
     for number in range(1, times + 1):
         backend.install(attrs.evolve(tables, generation=tables.generation + number))
+
+
+def _install_and_die(backend: Any, tables: Any) -> None:
+    backend._revoke = lambda _: os._exit(9)
+    backend.install(tables)
 
 
 def _read_text(path: str) -> str:

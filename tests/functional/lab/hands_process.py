@@ -51,8 +51,8 @@ class Process:
         self.functions: dict[str, Any] = {}
         self.namespace: dict[str, Any] = {"__name__": "hands"}
         exec(
-            "import array, contextlib, ctypes, errno, fcntl, json, os, select, signal\n"
-            "import socket, struct, subprocess, sys, threading, time\n"
+            "import array, collections, contextlib, ctypes, errno, fcntl, json, os, select\n"
+            "import signal, socket, struct, subprocess, sys, threading, time\n"
             "from pathlib import Path\n"
             "from typing import Any\n",
             self.namespace,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import select
@@ -20,22 +21,27 @@ from slimnet.model import Direction, Event, EventKind, Reason
 from slimnet_ebpf.layout import Layout, from_bytes16
 from slimnet_ebpf.libbpf import BpfError, SampleFunction, check, library
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import PRESENT, Diagnosis, Socket
 
 __all__ = ["Events"]
 
 _log = logging.getLogger(__name__)
 
 _EVENT = Layout(contract.slim_event)
+_SOCKET = Layout(contract.slim_socket)
 
 _KINDS = {
     contract.SLIM_EVENT_OPENED: EventKind.OPENED,
     contract.SLIM_EVENT_REFUSED: EventKind.REFUSED,
     contract.SLIM_EVENT_CLOSED: EventKind.CLOSED,
-    contract.SLIM_EVENT_DESTROY: EventKind.REFUSED,
 }
 
 _HOUSEKEEPING = 10.0
+# What a flood of events holds up the rest of this for.
+_AT_ONCE = 4096
+# Looking at all sockets takes at most a fifth of one processor.
+_BREATH = 4
+_RETRY = 1.0
 
 
 class Events:
@@ -57,13 +63,23 @@ class Events:
         self._reading = threading.Lock()
         self._raw: list[bytes] = []
         self._told: list[Event] = []
-        self._sample = SampleFunction(self._take)  # must live as long as the ring
+        # Sockets may have been doomed while nobody read.
+        self._doomed = True
+        self._look_at = 0.0
+        # These must live as long as the rings.
+        self._samples = SampleFunction(self._take_doom), SampleFunction(self._take)
         ring = library().ring_buffer__new(
-            maps[contract.SLIM_MAP_EVENT].fd, self._sample, None, None
+            maps[contract.SLIM_MAP_DOOM].fd, self._samples[0], None, None
         )
         if ring is None:
-            check(None, "open the ring buffer of events")
+            check(None, "open the ring buffer of doomed sockets")
         self._ring: int | None = ring
+        check(
+            library().ring_buffer__add(
+                ring, maps[contract.SLIM_MAP_EVENT].fd, self._samples[1], None
+            ),
+            "open the ring buffer of events",
+        )
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.epoll()
         self._poll.register(library().ring_buffer__epoll_fd(ring), select.EPOLLIN)
@@ -78,13 +94,16 @@ class Events:
                     raise BackendError("the backend is closed")
                 found = self._drain()
                 now = time.monotonic()
+                if self._doomed and now >= self._look_at:
+                    self._destroy()
                 if now - self._kept > _HOUSEKEEPING:
                     self._kept = now
                     self._housekeeping()
-                left = deadline - now
+                left = deadline - time.monotonic()
                 if found or left <= 0:
                     return found
-                self._poll.poll(min(left, _HOUSEKEEPING))
+                next_look = self._look_at - now if self._doomed else left
+                self._poll.poll(max(0, min(left, next_look, _HOUSEKEEPING)))
                 if self._woken():
                     return self._drain()
 
@@ -112,30 +131,43 @@ class Events:
         except BlockingIOError:
             return False
 
-    def _take(self, _: Any, data: int, size: int) -> int:
-        self._raw.append(ctypes.string_at(data, size))
+    def _take_doom(self, _: Any, _data: int, _size: int) -> int:
+        self._doomed = True
         return 0
 
+    def _take(self, _: Any, data: int, size: int) -> int:
+        self._raw.append(ctypes.string_at(data, size))
+        return -errno.EAGAIN if len(self._raw) >= _AT_ONCE else 0
+
     def _drain(self) -> list[Event]:
-        check(library().ring_buffer__consume(self._ring), "read the ring buffer of events")
+        result = library().ring_buffer__consume(self._ring)
+        if result != -errno.EAGAIN:
+            check(result, "read the ring buffers")
         raw, self._raw[:] = list(self._raw), []
         records = [_EVENT.unpack(data[: _EVENT.size]) for data in raw]
-        doomed = {
-            record["cookie"]
-            for record in records
-            if record["kind"] == contract.SLIM_EVENT_DESTROY and record["cookie"]
-        }
-        if doomed:
-            self._destroy(doomed)
         epoch = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         told, self._told = self._told, []
         return told + [_to_event(record, epoch) for record in records if record["kind"] in _KINDS]
 
-    def _destroy(self, cookies: set[int]) -> None:
+    def _destroy(self) -> None:
+        """Destroy every socket that the data path has doomed (sockops.h)."""
+        started = time.monotonic()
+        self._doomed = False
         try:
-            self._sockets.destroy(one for one in self._sockets.sockets() if one.cookie in cookies)
+            self._sockets.destroy(filter(_is_doomed, self._sockets.sockets(states=PRESENT)))
         except BpfError as error:
-            _log.error("a connection that must not be stays open: %s", error)
+            _log.error("a socket that must not be, and is cut off, stays open: %s", error)
+            self._doomed = True
+            self._look_at = started + _RETRY
+            return
+        now = time.monotonic()
+        self._look_at = now + _BREATH * (now - started)
+
+
+def _is_doomed(one: Socket) -> bool:
+    return one.interface == contract.SLIM_NOWHERE or bool(
+        one.storage and _SOCKET.unpack(one.storage)["flags"] & contract.SLIM_SOCKET_DOOMED
+    )
 
 
 def _to_event(record: dict[str, Any], epoch: int) -> Event:
@@ -156,4 +188,5 @@ def _to_event(record: dict[str, Any], epoch: int) -> Event:
         sent=record["sent"],
         received=record["received"],
         duration=record["duration"] / 1e9,
+        omitted=record["omitted"],
     )

@@ -199,6 +199,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_tc_detach": (c_int, (POINTER(TcHook), POINTER(TcOptions))),
     "bpf_tc_query": (c_int, (POINTER(TcHook), POINTER(TcOptions))),
     "ring_buffer__new": (_RING, (c_int, SampleFunction, c_void_p, c_void_p)),
+    "ring_buffer__add": (c_int, (_RING, c_int, SampleFunction, c_void_p)),
     "ring_buffer__consume": (c_int, (_RING,)),
     "ring_buffer__epoll_fd": (c_int, (_RING,)),
     "ring_buffer__free": (None, (_RING,)),

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from slimnet_ebpf.libbpf import BpfError
 
-__all__ = ["LIVE", "STATES", "Diagnosis", "Socket"]
+__all__ = ["LIVE", "PRESENT", "STATES", "Diagnosis", "Socket"]
 
 _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY = 20
@@ -56,9 +56,10 @@ STATES = (
 )
 _LISTEN = STATES.index("LISTEN")
 _EVERY = 0xFFFFFFFF
-#: A mask of states: no listeners, nothing unconnected, and no TIME_WAIT, of which
-#: there may be very many.
-LIVE = _EVERY & ~sum(1 << STATES.index(name) for name in ("TIME-WAIT", "UNCONN", "LISTEN"))
+#: A mask of states: all but TIME_WAIT, of which there may be very many.
+PRESENT = _EVERY & ~(1 << STATES.index("TIME-WAIT"))
+#: Neither listeners nor anything unconnected.
+LIVE = PRESENT & ~sum(1 << STATES.index(name) for name in ("UNCONN", "LISTEN"))
 
 
 @frozen
@@ -89,6 +90,11 @@ class Socket:
         """The kernel's socket cookie."""
         low, high = struct.unpack("=II", self.id[40:48])
         return int(high << 32 | low)
+
+    @property
+    def interface(self) -> int:
+        """Number of the interface that it is bound to; 0: none."""
+        return int(struct.unpack("=I", self.id[36:40])[0])
 
     @property
     def ports(self) -> tuple[int, int]:

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may not be is dead in the kernel, whether there is an agent or not; and what the
+agent is to end, it ends whatever else happens on its host."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import socket
+import threading
+import time
+
+import pytest
+
+from slimnet import contract
+from slimnet.model import Direction, Reason
+from slimnet_ebpf.layout import Layout
+from slimnet_ebpf.maps import Map
+from slimnet_ebpf.pins import BPFFS
+
+EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
+INET, INET6 = socket.AF_INET, socket.AF_INET6
+RESET = 4  # of a TCP header's flags
+CLOSED = 7  # TCP_CLOSE, in struct tcp_info
+FLOW = Layout(contract.slim_flow)
+CONTROL = Layout(contract.slim_control)
+
+
+@contextlib.contextmanager
+def killed(host):
+    """kill -9 of the agent, for a while."""
+    host.kill_backend()
+    try:
+        yield
+    finally:
+        host.start_backend()
+
+
+def pinned(host, name):
+    """A map of a host's data path, whether anything drives it or not."""
+    return Map.pinned(BPFFS / "slimnet" / f"{host.lab.name}-{host.name}" / "maps" / name)
+
+
+def records(host):
+    return dict(pinned(host, "slim_flow").items())
+
+
+def forget_handshakes(host):
+    flows = pinned(host, "slim_flow")
+    found = [key for key, _ in flows.items()]
+    assert found
+    flows.remove(found)
+
+
+def deferred(client, server, *, family=INET, seconds=60):
+    """(client's socket, listener): connected as the client sees it, and no child yet."""
+    listener = server.call(_defer, family, 80, seconds)
+    prefix = "::ffff:" if family == INET6 else ""
+    return client.connect(prefix + server.address, 80, family=family), listener
+
+
+def _defer(family, port, seconds):
+    listener = socket.socket(family)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
+    listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    listener.listen()
+    return listener
+
+
+def _answer(listener, seconds):
+    """Accept one and answer it; whether there was one."""
+    listener.settimeout(seconds)
+    try:
+        sock, _ = listener.accept()
+    except TimeoutError:
+        return False
+    with contextlib.suppress(OSError):
+        for _ in range(3):
+            sock.sendall(b"answer")
+            time.sleep(0.1)
+    return True
+
+
+def _ask(sock, data, seconds):
+    """What comes back: bytes, or the errno that it ends with, or 0 for silence."""
+    sock.settimeout(seconds)
+    try:
+        if data:
+            sock.sendall(data)
+        return sock.recv(100)
+    except TimeoutError as error:
+        return error.errno or 0
+    except OSError as error:
+        return error.errno
+
+
+def _capture(interface, port, seconds):
+    """(flags, bytes of payload) of the TCP packets that leave from a port by an interface."""
+    found = []
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)) as tap:
+        tap.bind((interface, 3))
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            tap.settimeout(left)
+            try:
+                data, name = tap.recvfrom(2000)
+            except TimeoutError:
+                break
+            tcp = data[(data[0] & 15) * 4 : int.from_bytes(data[2:4], "big")]
+            out = name[2] == socket.PACKET_OUTGOING and data[0] >> 4 == 4 and data[9] == 6
+            if out and int.from_bytes(tcp[:2], "big") == port:
+                found.append((tcp[13], len(tcp) - (tcp[12] >> 4) * 4))
+    return found
+
+
+# Dead in the kernel
+
+
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "mapped"])
+def test_a_child_without_a_record_and_no_agent(ends, place, family):
+    """Its client hears a reset at once, and not a byte of the answer."""
+    client, server = ends
+    sock, listener = deferred(client, server, family=family)
+    host = server.host
+    (wire,) = records(host)
+    port = int.from_bytes(wire[-2:], "big")
+    with killed(host):
+        forget_handshakes(host)
+        interface = "lo" if place == "one-host" else "eth0"
+        leaving = host.root.start(_capture, interface, port, 0.6)
+        time.sleep(0.1)
+        answering = server.start(_answer, listener, 2)
+        assert client.call(_ask, sock, b"request", 2) == errno.ECONNRESET
+        assert answering.result(5)
+        packets = leaving.result(5)
+        assert packets
+        assert all(flags & RESET and not payload for flags, payload in packets), packets
+
+
+def test_it_ends_by_itself(lab):
+    """No agent, and a client that waits without a word: within two seconds either end
+    hears that it is over."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    sock, listener = deferred(client, server, seconds=1)
+    with killed(server.host):
+        forget_handshakes(server.host)
+        started = time.monotonic()
+        waiting = client.start(_ask, sock, b"", 6)
+        # Its SYN-ACK is sent again after a second, and that answer makes the child.
+        child, _ = listener.accept()
+        assert server.call(_ask, child, b"", 5) == errno.ETIMEDOUT
+        assert waiting.result(8) == errno.ECONNRESET
+        assert time.monotonic() - started < 4
+
+
+def test_an_agent_that_dies_before_it_has_looked(lab, ends):
+    """The tables are in force, and what they deny is not ended yet: that child is dead."""
+    client, server = ends
+    sock, listener = deferred(client, server)
+    lab.isolate(server, INGRESS)
+    lab.install_and_die(server.host)
+    try:
+        answering = server.start(_answer, listener, 2)
+        assert client.call(_ask, sock, b"request", 2) == errno.ECONNRESET
+        assert answering.result(5)
+    finally:
+        server.host.start_backend()
+    assert server.host.counters()[Reason.GENERATION] >= 1
+
+
+def test_a_client_whose_agent_dies_before_it_has_looked(lab):
+    """Its SYN is under way when its own tables deny it: the server never hears of it."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    listener = server.listen(80)
+    lab.hosts[1].backend.install(lab.tables(lab.hosts[1], without=client))
+    sock = client.socket()
+    asking = client.start(_dial_and_ask, sock, server.address)
+    until = time.monotonic() + 5
+    while not lab.hosts[1].counters().get(Reason.SYN_UNKNOWN):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    lab.isolate(client, EGRESS)
+    lab.install_and_die(client.host)
+    try:
+        lab.hosts[1].backend.install(lab.tables(lab.hosts[1]))
+        assert asking.result(10) == errno.ETIMEDOUT
+        assert server.call(_answer, listener, 0.1) is False
+    finally:
+        client.host.start_backend()
+
+
+def _dial_and_ask(sock, address):
+    sock.settimeout(8)
+    try:
+        sock.connect((address, 80))
+        sock.sendall(b"request")
+        return sock.recv(100)
+    except OSError as error:
+        return error.errno
+
+
+# The agent's part
+
+
+@contextlib.contextmanager
+def port_limit(host, number):
+    control = pinned(host, "slim_control")
+    before = control.get(bytes(4))
+    control.set(bytes(4), CONTROL.pack(**(CONTROL.unpack(before) | {"held_limit": number})))
+    try:
+        yield
+    finally:
+        control.set(bytes(4), before)
+
+
+def test_listeners_over_the_limit_during_anothers_flood(lab):
+    """Of 400, over IPv4 and IPv6, all are destroyed, whatever else there is to tell."""
+    greedy, loud = lab.endpoint(0), lab.endpoint(0)
+    with port_limit(greedy.host, 8):
+        flood = loud.start(_flood, 2.0)
+        time.sleep(0.3)
+        assert greedy.call(_listen_often, 400, 1.5) == 400 - 8
+        assert flood.result(10) > 50_000
+
+
+def _flood(seconds):
+    """Connect to an inner address, which is refused, as fast as two threads can."""
+
+    def run():
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for _ in range(1000):
+                sock.connect_ex(("240.1.2.3", 80))
+                counts[threading.get_ident()] += 1
+
+    sock = socket.socket()
+    counts = collections.Counter()
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts.values())
+
+
+def _listen_often(count, seconds):
+    """How many of so many listeners, on ports of the host, are destroyed within a time."""
+    listeners = []
+    for number in range(count):
+        listener = socket.socket(socket.AF_INET6 if number % 2 else socket.AF_INET)
+        listener.listen()
+        listeners.append(listener)
+    until = time.monotonic() + seconds
+    closed = 7  # TCP_CLOSE
+    while True:
+        states = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] for one in listeners]
+        if states.count(closed) >= count - 8 or time.monotonic() > until:
+            return states.count(closed)
+        time.sleep(0.05)
+
+
+def test_a_listener_over_the_limit_while_no_agent_runs(lab):
+    """The next one looks at all sockets as it starts."""
+    endpoint = lab.endpoint(0)
+    with port_limit(endpoint.host, 1), killed(endpoint.host):
+        listeners = [endpoint.socket() for _ in range(2)]
+        for listener in listeners:
+            listener.listen()
+    until = time.monotonic() + 3
+    while listeners[1].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != CLOSED:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert listeners[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != CLOSED
+
+
+@pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "v6"])
+def test_a_listener_that_outlives_its_endpoint(lab, family):
+    """On a port of the host, handed to a process of the host: destroyed by its removal."""
+    endpoint = lab.endpoint(0)
+    listener = endpoint.socket(family)
+    listener.listen()
+    left = endpoint.give(listener, endpoint.host.root)
+    lab.remove(endpoint)
+    assert left.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == CLOSED
+
+
+# What is told
+
+
+def test_a_flood_of_refusals_hides_no_other(lab):
+    """A limited number a second is told of it, and each says how many were not; what
+    another endpoint is refused is told, all of it."""
+    loud, quiet = lab.endpoint(0), lab.endpoint(0)
+    host = loud.host
+    host.watcher.forget()
+    before = host.counters().get(Reason.INNER_ADDRESS, 0)
+    flood = loud.start(_flood, 1.2)
+    for _ in range(20):
+        with pytest.raises(PermissionError):
+            quiet.connect("240.1.2.3", 80)
+        time.sleep(0.03)
+    count = flood.result(10)
+    time.sleep(1.1)
+    with pytest.raises(PermissionError):
+        loud.connect("240.1.2.3", 80)
+    events = host.events(1_000_000, timeout=0.5)
+    told = [each for each in events if each.endpoint == loud.id]
+    assert len([each for each in events if each.endpoint == quiet.id]) == 20
+    assert 64 <= len(told) <= 5 * 64
+    assert sum(1 + each.omitted for each in told) == count + 1
+    assert host.counters()[Reason.INNER_ADDRESS] - before == count + 21
