@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0x8BFFF485A0C44D59
-FINGERPRINT_HEX: Final[str] = "8bfff485a0c44d59"
+FINGERPRINT: Final[int] = 0xBDA84DA6D04887B1
+FINGERPRINT_HEX: Final[str] = "bda84da6d04887b1"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -58,6 +58,7 @@ SLIM_WIRE_TURN: Final[int] = 8192
 SLIM_BOUND_PORTS: Final[int] = 32
 SLIM_INDEX_MAX: Final[int] = 2046
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
+SLIM_ANSWER_SECONDS: Final[int] = 5
 SLIM_LINGER_SECONDS: Final[int] = 60
 
 # enum slim_room

@@ -183,7 +183,7 @@ def test_detach_from_a_cgroup_that_stays(machine):
 
 def reaped(backend):
     """Whose the indexes are, after a while."""
-    backend._keep_house()
+    backend.keep_house()
     return {entry.endpoint for entry in backend._endpoints._entries().values()} - {0}
 
 

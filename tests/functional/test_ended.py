@@ -53,7 +53,7 @@ def keep_house(host):
 
 
 def _keep_house(backend):
-    backend._keep_house()
+    backend.keep_house()
 
 
 def held(host, endpoint):

@@ -10,11 +10,12 @@ import errno
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from slimnet import contract
-from slimnet.model import Direction, Reason
+from slimnet.model import Direction, EventKind, Reason
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.pins import BPFFS
@@ -51,6 +52,27 @@ def forget_handshakes(host):
     found = [key for key, _ in flows.items()]
     assert found
     flows.remove(found)
+
+
+def age_handshakes(host, seconds):
+    flows = pinned(host, "slim_flow")
+    found = {key: FLOW.unpack(value) for key, value in flows.items()}
+    assert found
+    for key, record in found.items():
+        flows.set(key, FLOW.pack(**(record | {"time": record["time"] - seconds * 10**9})))
+
+
+def keep_house(host):
+    """Have it done now by whoever reads the events, and wait for that."""
+    host.driver.call(_keep_house, host.backend)
+
+
+def _keep_house(backend):
+    backend._events._kept = 0
+    while not backend._events._kept:
+        time.sleep(0.02)
+    with backend._mutex:
+        pass
 
 
 def deferred(client, server, *, family=INET, seconds=60):
@@ -285,6 +307,58 @@ def test_a_listener_that_outlives_its_endpoint(lab, family):
     assert left.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == CLOSED
 
 
+def requests(host):
+    """Handshakes under way (SYN-RECV), as the host's kernel lists them."""
+    return host.root.call(_requests)
+
+
+def _requests():
+    lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
+    return [line for line in lines if line.split()[3] == "03"]
+
+
+def test_a_handshake_that_is_older_than_a_denial(lab, ends):
+    """The server waits for data before it accepts: gone when install() returns."""
+    client, server = ends
+    other = lab.endpoint(1)
+    sock, _ = deferred(client, server)
+    stays, listener = deferred(other, server.host.lab.endpoint(1))
+    host = server.host
+    host.watcher.forget()
+    lab.isolate(server, INGRESS)
+    lab.install()
+    here = [] if host is client.host else requests(host)
+    assert len(here) == len(records(host)) == (0 if host is client.host else 1)
+    assert host.counters()[Reason.GENERATION] >= 1
+    assert client.call(_ask, sock, b"request", 2) == errno.ECONNRESET
+    (event,) = host.events(1)
+    assert (event.kind, event.reason, event.direction) == (
+        EventKind.REFUSED,
+        Reason.GENERATION,
+        INGRESS,
+    )
+    assert (event.endpoint, event.peer_endpoint) == (server.id, client.id)
+    assert event.destination == (server.record.address, 80)
+    # What the new tables allow goes on.
+    answering = listener._hands.start(_answer, listener, 2)
+    assert other.call(_ask, stays, b"request", 2).startswith(b"answer")
+    assert answering.result(5)
+
+
+def test_a_handshake_to_a_published_port(lab):
+    server = lab.endpoint(0)
+    server.call(_defer, INET, 80, 60)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    host = server.host
+    sock = lab.outside.root.connect(host.address, 8080)
+    assert len(requests(host)) == 1
+    lab.isolate(server, INGRESS)
+    lab.install()
+    assert requests(host) == []
+    assert lab.outside.root.call(_ask, sock, b"request", 2) == errno.ECONNRESET
+
+
 # What is told
 
 
@@ -310,3 +384,50 @@ def test_a_flood_of_refusals_hides_no_other(lab):
     assert 64 <= len(told) <= 5 * 64
     assert sum(1 + each.omitted for each in told) == count + 1
     assert host.counters()[Reason.INNER_ADDRESS] - before == count + 21
+
+
+# Records of handshakes
+
+
+def test_a_full_queue_leaves_no_records(ends):
+    """SYNs that the kernel dropped for want of room: their records go in seconds, and a
+    client that goes on trying gets in when there is room again. A listener in a
+    reuseport group, where only the kernel knows which member is full."""
+    client, server = ends
+    listener = server.listen(80, backlog=0, reuseport=True)
+    full = client.connect(server.address, 80)
+    host = server.host
+    waiting = [client.call(_dial, server.address) for _ in range(10)]
+    until = time.monotonic() + 3
+    while len(records(host)) < 10:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    shielded = host.counters().get(Reason.SHIELD, 0)
+    for sock in waiting[1:]:
+        sock.close()
+    age_handshakes(host, contract.SLIM_ANSWER_SECONDS)
+    keep_house(host)
+    assert len(records(host)) <= 1  # of the one that still tries
+    assert host.counters().get(Reason.SHIELD, 0) == shielded
+    listener.accept()
+    listener.settimeout(5)
+    assert listener.accept()[1] == waiting[0].getsockname()
+    full.close()
+
+
+def _dial(address):
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.connect_ex((address, 80))
+    return sock
+
+
+def test_a_deferred_accept_lives_as_long_as_the_listener_says(ends):
+    """However old its record is."""
+    client, server = ends
+    sock, listener = deferred(client, server)
+    age_handshakes(server.host, contract.SLIM_HANDSHAKE_SECONDS + 1)
+    keep_house(server.host)
+    answering = server.start(_answer, listener, 2)
+    assert client.call(_ask, sock, b"request", 2) == b"answer"
+    assert answering.result(5)

@@ -130,7 +130,9 @@ slim_bound_is_free(const struct slim_bound *old, __be32 inner, __u64 now)
 {
 	if (!old->closed)
 		return false;
-	return (old->address == inner && !old->waiting) || now - old->closed > SLIM_BOUND_LINGER;
+	/* Signed: it may have been closed after `now`. */
+	return (old->address == inner && !old->waiting) ||
+	       (__s64)(now - old->closed) > (__s64)SLIM_BOUND_LINGER;
 }
 
 /* Takes one of the source-bound wire ports to `socket->underlay`. */

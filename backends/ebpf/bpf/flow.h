@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The records of handshakes and of source-bound connections, and who is charged
- * for them (share.h); what nobody came back for is swept out.
+ * for them (share.h); what nobody came back for goes out in
+ * sweep.h.
  */
 #ifndef SLIMNET_FLOW_H
 #define SLIMNET_FLOW_H
@@ -108,45 +109,6 @@ slim_bound_drop(const struct slim_tuple *tuple, __be32 address)
 		return;
 	if (slim_share_get(slim_inner_index(bpf_ntohl(address)), &share))
 		slim_share_give_back(&share, bound);
-}
-
-/* Handshakes that never ended. */
-static long
-slim_sweep_flow(void *map, const void *key, void *value, void *context)
-{
-	const struct slim_flow *flow = value;
-	struct slim_tuple tuple;
-
-	if (bpf_ktime_get_ns() - flow->time < SLIM_HANDSHAKE)
-		return 0;
-	__builtin_memcpy(&tuple, key, sizeof(tuple));
-	slim_flow_drop(&tuple);
-	return 0;
-}
-
-/* Source-bound connections that nobody can be confused by any more. */
-static long
-slim_sweep_bound(void *map, const void *key, void *value, void *context)
-{
-	const struct slim_bound *bound = value;
-	struct slim_tuple tuple;
-	__be32 address;
-
-	if (!bound->closed || bpf_ktime_get_ns() - bound->closed < SLIM_BOUND_LINGER)
-		return 0;
-	__builtin_memcpy(&tuple, key, sizeof(tuple));
-	address = bound->address;
-	slim_bound_drop(&tuple, address);
-	return 0;
-}
-
-/* Run by BPF_PROG_TEST_RUN, every now and then. */
-static __always_inline int slim_sweep_run(void)
-{
-	bpf_for_each_map_elem(&slim_flow, slim_sweep_flow, NULL, 0);
-	bpf_for_each_map_elem(&slim_bound, slim_sweep_bound, NULL, 0);
-	slim_share_sum_up();
-	return 0;
 }
 
 #endif /* SLIMNET_FLOW_H */

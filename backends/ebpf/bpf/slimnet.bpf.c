@@ -10,6 +10,7 @@
  *  steer.h    tc and sk_lookup: from a SYN to its listener; the shield; published ports
  *  target.h   who is at an address: an endpoint, behind a service too, or a range
  *  flow.h     the records of handshakes, and each endpoint's share of them
+ *  sweep.h    which of them go: abandoned, or denied by new tables
  *  limit.h    what an endpoint may send
  *  dead.h     what is left of an endpoint that is no more
  *  ask.h      what would be decided
@@ -21,6 +22,7 @@
 #include "option.h"
 #include "sockops.h"
 #include "steer.h"
+#include "sweep.h"
 #include "limit.h"
 #include "dead.h"
 #include "ask.h"
@@ -212,7 +214,7 @@ int slim_ask(struct __sk_buff *skb)
 SEC("tc")
 int slim_sweep(struct __sk_buff *skb)
 {
-	return slim_sweep_run();
+	return slim_sweep_run(skb);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

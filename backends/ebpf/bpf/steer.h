@@ -477,10 +477,18 @@ static __always_inline int slim_egress(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-static __always_inline int
-slim_steer_shielded(void)
+/* Not the look-up of sock_diag(7), by which sockets are destroyed. */
+static __always_inline bool slim_steer_is_packet(const struct bpf_sk_lookup *ctx)
 {
-	slim_count(SLIM_REASON_SHIELD);
+	__u32 ifindex = ctx->ingress_ifindex;
+
+	return ifindex && ifindex != SLIM_NOWHERE;
+}
+
+static __always_inline int slim_steer_shielded(const struct bpf_sk_lookup *ctx)
+{
+	if (slim_steer_is_packet(ctx))
+		slim_count(SLIM_REASON_SHIELD);
 	return SK_DROP;
 }
 
@@ -499,7 +507,7 @@ slim_steer_assign(struct bpf_sk_lookup *ctx, struct bpf_sock *sk)
 		error = bpf_sk_assign(ctx, sk, sk->src_port == SLIM_INNER_PORT ?
 						       0 : BPF_SK_LOOKUP_F_NO_REUSEPORT);
 	bpf_sk_release(sk);
-	return error ? slim_steer_shielded() : SK_PASS;
+	return error ? slim_steer_shielded(ctx) : SK_PASS;
 }
 
 /*
@@ -527,7 +535,7 @@ slim_steer_published(struct bpf_sk_lookup *ctx, struct slim_state *state,
 
 	endpoint = slim_endpoint_get(state, published->endpoint);
 	if (!endpoint || !endpoint->index)
-		return slim_steer_shielded();
+		return slim_steer_shielded(ctx);
 	slim_map_v4(address, SLIM_CTX(ctx, remote_ip4));
 	slim_copy(outside.address, address);
 	outside.index = endpoint->index;	/* whose policy it is */
@@ -563,9 +571,8 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 
 	if (!slim_state_get(&state))
 		return SK_DROP;
-	/* No packet's, but that of sock_diag(7), by which listeners are destroyed. */
-	if (!ctx->remote_port &&
-	    (!ctx->ingress_ifindex || ctx->ingress_ifindex == SLIM_NOWHERE))
+	/* A listener of an endpoint that is to be destroyed. */
+	if (!ctx->remote_port && !slim_steer_is_packet(ctx))
 		return SK_PASS;
 	if (ctx->family == AF_INET) {
 		/* Our own look-up for the listener behind an inner address. */
@@ -580,21 +587,22 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 		wire = false;
 	}
 	if (ctx->protocol != IPPROTO_TCP)
-		return inner ? slim_steer_shielded() : SK_PASS;
+		return inner ? slim_steer_shielded(ctx) : SK_PASS;
 	if (!inner && !wire) {
 		struct slim_publish *published =
 			ctx->family == AF_INET ?
 			slim_publish_get(&state, SLIM_CTX(ctx, local_ip4), bpf_htons(port)) : NULL;
 
 		if (published)
-			return slim_steer_published(ctx, &state, published);
+			return slim_steer_is_packet(ctx) ?
+				       slim_steer_published(ctx, &state, published) : SK_DROP;
 		shield = bpf_map_lookup_elem(&slim_shield, &port);
 		if (shield && (ctx->family == AF_INET ? shield->v4 : shield->v6))
-			return slim_steer_shielded();
+			return slim_steer_shielded(ctx);
 		return SK_PASS;
 	}
 	if (ctx->ingress_ifindex != (inner ? SLIM_LOOPBACK_IFINDEX : state.control->ifindex))
-		return slim_steer_shielded();
+		return slim_steer_shielded(ctx);
 
 	if (ctx->family == AF_INET) {
 		slim_map_v4(tuple.source, SLIM_CTX(ctx, remote_ip4));
@@ -613,13 +621,13 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 	tuple.destination_port = bpf_htons(port);
 	flow = bpf_map_lookup_elem(&slim_flow, &tuple);
 	if (!flow || bpf_ktime_get_ns() - flow->time > SLIM_HANDSHAKE)
-		return slim_steer_shielded();
+		return slim_steer_shielded(ctx);
 	if (flow->flags & SLIM_FLOW_DIRECT && inner)
 		return SK_PASS;
 	key.inner = flow->inner;
 	key.v6only = !!(flow->flags & SLIM_FLOW_V6ONLY);
 	sk = bpf_map_lookup_elem(&slim_listener, &key);
-	return sk ? slim_steer_assign(ctx, sk) : slim_steer_shielded();
+	return sk ? slim_steer_assign(ctx, sk) : slim_steer_shielded(ctx);
 }
 
 #endif /* SLIMNET_STEER_H */

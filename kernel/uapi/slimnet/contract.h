@@ -72,6 +72,7 @@ enum slim_wire {
 	SLIM_BOUND_PORTS = 32,		/* a power of two; right behind, for source-bound sockets */
 	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
 	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
+	SLIM_ANSWER_SECONDS = 5,	/* a handshake that the kernel has no request socket for */
 	SLIM_LINGER_SECONDS = 60,	/* TIME_WAIT: how long a closed source-bound tuple is kept */
 };
 

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from netaddr import IPAddress
+
 from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
@@ -55,7 +57,7 @@ from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
 from slimnet_ebpf.question import Question, ask, sweep
 from slimnet_ebpf.records import cidr_key, u32
-from slimnet_ebpf.revocation import Revoked, may_forbid, revoked
+from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
 from slimnet_ebpf.sockets import LIVE, Diagnosis
 from slimnet_ebpf.underlay import Underlay
 from slimnet_ebpf.writer import Writer
@@ -245,7 +247,7 @@ class EbpfBackend(Backend):
         )
         self._tables: Tables | None = None
         self._events = self._held.enter_context(
-            contextlib.closing(Events(self._maps, self._sockets, self._keep_house))
+            contextlib.closing(Events(self._maps, self._sockets, self.keep_house))
         )
         return Underlay(self._pins, by_name, self._options.inner_range)
 
@@ -331,14 +333,23 @@ class EbpfBackend(Backend):
             self._tables = tables
 
     def _revoke(self, tables: Tables) -> None:
-        """Close the live connections that the tables forbid. A handshake that ends
-        from now on is decided again by itself (sockops.h)."""
+        """Close the live connections that the tables forbid, and end the handshakes.
+        One that is nowhere to be seen yet is decided again by itself (sockops.h)."""
         self._writer.settle()  # of programs that still saw the generation before
+        self._sweep_records()
         live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
+        flows: Map = self._maps[contract.SLIM_MAP_FLOW]
+        lost = {
+            one: key
+            for one in live
+            if (key := handshake(one, self._is_inside)) and flows.get(key) is None
+        }
+        # Asked twice: a SYN that is sent again has its record replaced.
+        self._sockets.destroy(one for one, key in lost.items() if flows.get(key) is None)
         found = list(
             revoked(
                 live,
-                tables.endpoints,
+                tables,
                 functools.cache(self._endpoints.owners),
                 lambda question: ask(self._ask.fd, question),
             )
@@ -352,6 +363,12 @@ class EbpfBackend(Backend):
         first, *rest = struct.unpack(f"={possible_cpus()}Q", counter.get(key) or b"")
         counter.set(key, struct.pack(f"={possible_cpus()}Q", first + len(found), *rest))
         self._events.tell([_to_event(one) for one in found])
+
+    def _is_inside(self, address: IPAddress, port: int) -> bool:
+        """Whether an endpoint is reached there only with a record of its handshake."""
+        if address == self.context.host.address:
+            return self.claims(port)
+        return address in (self._options.inner_range if address.version == 4 else INNER_RANGE6)
 
     def status(self) -> Status:
         """See :meth:`slimnet.abc.Backend.status`."""
@@ -459,16 +476,29 @@ class EbpfBackend(Backend):
         self._pins.remove()
         self._pins.remove_root()
 
-    def _keep_house(self) -> None:
+    def keep_house(self, everything: bool = True) -> None:  # noqa: FBT001, FBT002
+        """What is to be done every now and then. Whoever reads events has it done.
+
+        Args:
+            everything: detach endpoints whose cgroup is gone and follow the host too,
+                besides sweeping out the records that nobody came back for.
+        """
         # Whoever has the mutex may be waiting for the reader of events: us.
-        if self._mutex.acquire(blocking=False):
-            try:
-                with self._locked():
-                    sweep(self._sweep.fd)
+        if not self._mutex.acquire(blocking=False):
+            return
+        try:
+            with self._locked():
+                self._sweep_records()
+                if everything:
                     self._endpoints.reap()
                     self._follow_host()
-            finally:
-                self._mutex.release()
+        finally:
+            self._mutex.release()
+
+    def _sweep_records(self) -> None:
+        control = _CONTROL.unpack(self._maps[contract.SLIM_MAP_CONTROL].get(u32(0)) or b"")
+        with self._netns.entered():
+            sweep(self._sweep.fd, control["ifindex"])
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

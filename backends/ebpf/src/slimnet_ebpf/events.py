@@ -36,6 +36,7 @@ _KINDS = {
     contract.SLIM_EVENT_CLOSED: EventKind.CLOSED,
 }
 
+_SWEEPING = 2.0
 _HOUSEKEEPING = 10.0
 # What a flood of events holds up the rest of this for.
 _AT_ONCE = 4096
@@ -50,16 +51,17 @@ class Events:
     Args:
         maps: the contract's maps by number.
         sockets: to destroy what the data path asks for.
-        housekeeping: called every ten seconds or so, as long as somebody reads.
+        housekeeping: called every two seconds or so, as long as somebody reads; with
+            true every ten.
     """
 
     def __init__(
-        self, maps: dict[int, Map], sockets: Diagnosis, housekeeping: Callable[[], None]
+        self, maps: dict[int, Map], sockets: Diagnosis, housekeeping: Callable[[bool], None]
     ) -> None:
         self._maps = maps
         self._sockets = sockets
         self._housekeeping = housekeeping
-        self._kept = time.monotonic()
+        self._kept = self._swept = time.monotonic()
         self._reading = threading.Lock()
         self._raw: list[bytes] = []
         self._told: list[Event] = []
@@ -96,14 +98,16 @@ class Events:
                 now = time.monotonic()
                 if self._doomed and now >= self._look_at:
                     self._destroy()
-                if now - self._kept > _HOUSEKEEPING:
-                    self._kept = now
-                    self._housekeeping()
+                everything = now - self._kept > _HOUSEKEEPING
+                if everything or now - self._swept > _SWEEPING:
+                    self._swept = now
+                    self._kept = now if everything else self._kept
+                    self._housekeeping(everything)
                 left = deadline - time.monotonic()
                 if found or left <= 0:
                     return found
                 next_look = self._look_at - now if self._doomed else left
-                self._poll.poll(max(0, min(left, next_look, _HOUSEKEEPING)))
+                self._poll.poll(max(0, min(left, next_look, _SWEEPING)))
                 if self._woken():
                     return self._drain()
 

@@ -119,7 +119,7 @@ class TestRunOptions(ctypes.Structure):
         ("data_out", c_void_p),
         ("data_size_in", c_uint32),
         ("data_size_out", c_uint32),
-        ("ctx_in", c_void_p),
+        ("ctx_in", c_char_p),
         ("ctx_out", c_void_p),
         ("ctx_size_in", c_uint32),
         ("ctx_size_out", c_uint32),

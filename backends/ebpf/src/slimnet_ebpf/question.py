@@ -8,7 +8,9 @@ Source: the kernel's ``Documentation/bpf/bpf_prog_run.rst``.
 from __future__ import annotations
 
 import ctypes
+import errno
 import random
+import struct
 
 from attrs import frozen
 from netaddr import IPAddress
@@ -16,7 +18,7 @@ from netaddr import IPAddress
 from slimnet import contract
 from slimnet.model import Decision, Direction, Reason, Verdict
 from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
-from slimnet_ebpf.libbpf import TestRunOptions, check, library
+from slimnet_ebpf.libbpf import BpfError, TestRunOptions, check, library
 
 __all__ = ["Question", "ask", "sweep"]
 
@@ -81,21 +83,32 @@ def ask(program: int, question: Question) -> Decision:
     )
 
 
-def sweep(program: int) -> None:
-    """Remove the records of handshakes that never ended, and of source-bound
-    connections that nobody can be confused by.
+def sweep(program: int, interface: int) -> None:
+    """Remove the records of handshakes that nobody came back for or that the tables in
+    force deny, and of source-bound connections that nobody can be confused by. The
+    calling thread is in the underlay's network namespace.
 
     Args:
         program: descriptor of the loaded ``slim_sweep``.
+        interface: number of the underlay interface: the program looks up sockets as for
+            a packet that came in there. If it is gone, so is whoever would answer.
     """
-    _run(program, _PACKET, "sweep the data path's records")
+    context = struct.pack("=40xI", interface)  # struct __sk_buff up to ifindex
+    try:
+        _run(program, _PACKET, "sweep the data path's records", context)
+    except BpfError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        _run(program, _PACKET, "sweep the data path's records")
 
 
-def _run(program: int, data: bytes, what: str) -> bytes:
+def _run(program: int, data: bytes, what: str, context: bytes = b"") -> bytes:
     """What a program makes of these bytes in place of a packet."""
     answer = ctypes.create_string_buffer(len(data))
     options = TestRunOptions(
         sz=ctypes.sizeof(TestRunOptions),
+        ctx_in=context or None,
+        ctx_size_in=len(context),
         data_in=data,
         data_out=ctypes.addressof(answer),
         data_size_in=len(data),

@@ -17,14 +17,16 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.model import Decision, Direction, Reason
-from slimnet.tables import Change, EndpointRecord, Tables
-from slimnet_ebpf.layout import Layout, from_bytes16
+from slimnet.tables import Change, EndpointRecord, PublishKey, Tables
+from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
 from slimnet_ebpf.question import Question
-from slimnet_ebpf.sockets import Socket
+from slimnet_ebpf.sockets import STATES, Socket
 
-__all__ = ["Revoked", "may_forbid", "revoked"]
+__all__ = ["Revoked", "handshake", "may_forbid", "revoked"]
 
 _SOCKET = Layout(contract.slim_socket)
+_TUPLE = Layout(contract.slim_tuple)
+_SYN_RECV = STATES.index("SYN-RECV")
 # Not the peer's port: port 0 is one that a peer outside may have.
 _CONNECTED = (
     contract.SLIM_SOCKET_WIRE
@@ -73,7 +75,7 @@ def may_forbid(before: Tables | None, change: Change | None) -> bool:
 
 def revoked(
     sockets: Iterable[Socket],
-    endpoints: Mapping[int, EndpointRecord],
+    tables: Tables,
     owners: Callable[[], Mapping[int, int]],
     ask: Callable[[Question], Decision],
 ) -> Iterator[Revoked]:
@@ -81,16 +83,20 @@ def revoked(
 
     Args:
         sockets: TCP and UDP sockets of this host that are live.
-        endpoints: the tables' records.
+        tables: the ones in force.
         owners: cgroup id to endpoint id, asked for connected UDP sockets only, which
             keep nothing in storage.
         ask: puts a question to the data path.
     """
     answers: dict[Question, Decision] = {}
     for one in sockets:
-        found = _udp(one, endpoints, owners) if one.protocol == socket.IPPROTO_UDP else None
-        if one.storage:
-            found = _tcp(one, endpoints)
+        found = None
+        if one.protocol == socket.IPPROTO_UDP:
+            found = _udp(one, tables.endpoints, owners)
+        elif one.storage:
+            found = _tcp(one, tables.endpoints)
+        elif one.state == _SYN_RECV:
+            found = _published(one, tables)
         if found is None:
             continue
         endpoint, peer, question, ports = found
@@ -99,6 +105,32 @@ def revoked(
         verdict = answers[question].verdict
         if not verdict.allowed and verdict.reason in _DENIALS:
             yield Revoked(one, endpoint, peer, question, verdict.rule, ports)
+
+
+def handshake(one: Socket, inside: Callable[[IPAddress, int], bool]) -> bytes | None:
+    """The key of the record (struct slim_tuple) that a handshake to an endpoint must
+    have; ``None`` for any other socket. A request socket has no cgroup and no storage.
+
+    Args:
+        one: a TCP socket of this host.
+        inside: whether an endpoint is reached at an address and port of this host only
+            by such a record.
+    """
+    if one.state != _SYN_RECV or one.storage:
+        return None
+    local, remote = map(_address, one.addresses)
+    if not inside(local, one.ports[0]):
+        return None
+    return _TUPLE.pack(
+        source=to_bytes16(remote),
+        destination=to_bytes16(local),
+        source_port=one.ports[1],
+        destination_port=one.ports[0],
+    )
+
+
+def _address(raw: bytes) -> IPAddress:
+    return from_bytes16(raw) if len(raw) == 16 else IPAddress(int.from_bytes(raw, "big"), 4)
 
 
 _Found = tuple[int, int, Question, tuple[int, int]]
@@ -128,6 +160,26 @@ def _tcp(one: Socket, endpoints: Mapping[int, EndpointRecord]) -> _Found | None:
     return record["endpoint"], record["peer_endpoint"], question, ports
 
 
+def _published(one: Socket, tables: Tables) -> _Found | None:
+    """A handshake to a published port, which has no record."""
+    local, remote = map(_address, one.addresses)
+    port = one.ports[0]
+    for address in (local, None):
+        published = tables.published.get(PublishKey(address, socket.IPPROTO_TCP, port))
+        own = tables.endpoints.get(published.endpoint) if published else None
+        if published and own:
+            question = Question(
+                own.vni,
+                Direction.INGRESS,
+                remote,
+                own.address,
+                socket.IPPROTO_TCP,
+                published.port,
+            )
+            return published.endpoint, 0, question, (one.ports[1], published.port)
+    return None
+
+
 def _udp(
     one: Socket,
     endpoints: Mapping[int, EndpointRecord],
@@ -139,7 +191,6 @@ def _udp(
     own = endpoints.get(endpoint)
     if own is None:
         return None
-    raw = one.addresses[1]
-    other = from_bytes16(raw) if len(raw) == 16 else IPAddress(int.from_bytes(raw, "big"), 4)
+    other = _address(one.addresses[1])
     question = Question(own.vni, Direction.EGRESS, own.address, other, socket.IPPROTO_UDP, remote)
     return endpoint, 0, question, (local, remote)
