@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -267,6 +268,16 @@ def test_check_warns_of_packet_sockets():
     assert found.answer == "warning"
     assert "`slimnet run` takes CAP_NET_RAW away; not enforced" in found.reason
     assert found.remedy == "drop CAP_NET_RAW in the container runtime"
+
+
+@pytest.mark.parametrize(("there", "answer"), [("1", "warning"), ("", "yes")])
+def test_check_warns_of_32_bit_system_calls(monkeypatch, there, answer):
+    from slimnet.cli import machine
+
+    monkeypatch.setattr(machine.os, "uname", lambda: SimpleNamespace(machine="x86_64"))
+    monkeypatch.setattr(machine, "_read", lambda path: there if "abi" in path else "1024")
+    found = next(each for each in machine.findings() if "32-bit" in each.subject)
+    assert found.answer == answer
 
 
 def on_terminal(*argv, **environment):

@@ -44,6 +44,7 @@ def findings() -> Iterator[Finding]:
     yield _abstract_sockets()
     yield _packet_sockets()
     yield _other_families()
+    yield _other_calls()
     yield _filter()
 
 
@@ -121,6 +122,20 @@ def _other_families() -> Finding:
         "warning",
         f"`slimnet run` refuses {names} (seccomp); not enforced through io_uring",
         "sysctl kernel.io_uring_disabled=2, where nothing uses io_uring",
+    )
+
+
+def _other_calls() -> Finding:
+    """The kernel runs no hook for a socket option that is set or read by a system call of
+    another ABI of the same machine (net/socket.c, in_compat_syscall())."""
+    subject = "32-bit system calls"
+    if os.uname().machine == "x86_64" and not _read("abi/vsyscall32"):
+        return Finding(subject, "yes", "the kernel has none (CONFIG_IA32_EMULATION)")
+    return Finding(
+        subject,
+        "warning",
+        "`slimnet run` refuses them (seccomp); else socket options pass by the hooks",
+        "refuse other ABIs in the container runtime's seccomp filter",
     )
 
 
