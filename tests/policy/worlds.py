@@ -88,6 +88,12 @@ class World:
         chance = random.Random(self.seed)
         outside = [IPAddress(text) for text in (*OUTSIDE, ADDRESSES[-1])]
         owned = [(item.network, item.address) for item in self.state.endpoints]
+        served = [
+            (service.network, service.address, port.protocol, port.port)
+            for service in self.state.services
+            if service.address is not None
+            for port in service.ports
+        ]
         flows = []
         for _ in range(count):
             network, here = chance.choice(owned)
@@ -100,6 +106,11 @@ class World:
             source, destination = (here, there) if direction is Direction.EGRESS else (there, here)
             protocol = chance.choices(tuple(Protocol), (1, 8, 4, 2))[0]
             port = chance.choices((chance.choice(PORTS), 80), (2, 1))[0]
+            here_served = [each for each in served if each[0] == network]
+            if pool is virtual and here_served and chance.randrange(4):
+                # By chance alone hardly one flow would be to a port that a service has.
+                direction, source = Direction.EGRESS, here
+                _, destination, protocol, port = chance.choice(here_served)
             flows.append(Flow(network, source, destination, protocol, port, direction))
         return flows
 
