@@ -160,20 +160,28 @@ def test_a_child_without_a_record_and_no_agent(ends, place, family):
         assert all(flags & RESET and not payload for flags, payload in packets), packets
 
 
-def test_it_ends_by_itself(lab):
-    """No agent, and a client that waits without a word: within two seconds either end
-    hears that it is over."""
-    client, server = lab.endpoint(0), lab.endpoint(1)
+def without_a_record(client, server):
+    """A child that is made while its client only waits: the SYN-ACK is sent again after
+    a second, and the answer to that makes it."""
     sock, listener = deferred(client, server, seconds=1)
+    forget_handshakes(server.host)
+    waiting = client.start(_ask, sock, b"", 4)
+    child, _ = listener.accept()
+    return waiting, child
+
+
+def test_it_ends_by_itself(lab):
+    """No agent: within two seconds its owner hears that it is over."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
     with killed(server.host):
-        forget_handshakes(server.host)
-        started = time.monotonic()
-        waiting = client.start(_ask, sock, b"", 6)
-        # Its SYN-ACK is sent again after a second, and that answer makes the child.
-        child, _ = listener.accept()
-        assert server.call(_ask, child, b"", 5) == errno.ETIMEDOUT
-        assert waiting.result(8) == errno.ECONNRESET
-        assert time.monotonic() - started < 4
+        _, child = without_a_record(client, server)
+        assert server.call(_ask, child, b"", 4) == errno.ETIMEDOUT
+
+
+def test_a_client_that_only_waits_hears_of_it(lab):
+    """The agent ends it, and its reset leaves although nothing else of it does."""
+    waiting, _ = without_a_record(lab.endpoint(0), lab.endpoint(1))
+    assert waiting.result(5) == errno.ECONNRESET
 
 
 def test_an_agent_that_dies_before_it_has_looked(lab, ends):

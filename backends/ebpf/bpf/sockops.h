@@ -166,8 +166,8 @@ slim_sockops_doom(struct bpf_sock_ops *ctx, struct slim_socket *socket, __u32 re
 /*
  * The end of a doomed connection is the one packet of it that leaves: its peer
  * may be waiting without ever sending anything that would be answered. The
- * kernel asks the capabilities of whatever process it has interrupted, so that
- * without the agent, which is root, a timer's reset may be held back here.
+ * kernel wants CAP_NET_RAW of the current process, which the agent has; where
+ * it is a timer that ends the connection, that is whoever it has interrupted.
  */
 static __always_inline void slim_sockops_reset(struct bpf_sock_ops *ctx)
 {
