@@ -116,9 +116,10 @@ def built():
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "plain.c", "-o", target)
         elif name == "ring":
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "ring.c", "-o", target, "-luring")
-        elif name == "fuzz":
+        elif name in ("fuzz", "v6only"):
             warnings = ("-Wall", "-Wextra", "-Werror")
-            run("gcc", "-O2", *warnings, PROGRAMS / "fuzz.c", "-o", target, "-luring", "-pthread")
+            source = PROGRAMS / f"{name}.c"
+            run("gcc", "-O2", *warnings, source, "-o", target, "-luring", "-pthread")
         elif name == "go":
             run("go", "build", "-o", target, PROGRAMS / "plain.go", CGO_ENABLED="0")
         elif name == "java":

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -245,6 +246,17 @@ def _host_listens(family, port):
     return sock
 
 
+def _serve(port):
+    """As a service that is always quick to accept."""
+    listener = socket.create_server(("0.0.0.0", port), backlog=128)
+
+    def serve():
+        while True:
+            listener.accept()[0].close()
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
 def _knock(family, address, port):
     sock = socket.socket(family)
     sock.settimeout(3)
@@ -268,6 +280,22 @@ def test_a_v6only_listener_does_not_silence_the_hosts_v4_service(lab, how):
     assert lab.outside.root.call(_knock, INET, host.address, port) == 0
     assert host.root.call(_knock, INET6, "::1", port) == errno.ECONNREFUSED
     sock.close()
+
+
+def test_a_socket_made_v6only_amid_its_bind_does_not_silence_the_hosts_v4_service(lab, built):
+    """bind(2) lets go of the socket's lock between our hook and the kernel's choice of a port."""
+    endpoint, host = lab.endpoint(0), lab.hosts[0]
+    port = 40001
+    host.root.call(_serve, port)
+    with host.sysctl("net.ipv4.ip_local_port_range", f"{port} {port}"):
+        program = endpoint.spawn([*built("v6only"), port, 4])
+        answers = []
+        while program.running():
+            answers.append(lab.outside.root.call(_knock, INET, host.address, port))
+        assert program.wait() == 0
+    tries, heard = (int(word) for word in program.output().split())
+    assert tries > heard > 10
+    assert answers.count(0) == len(answers) > 100
 
 
 def test_a_v4_listener_does_not_silence_the_hosts_v6_service(lab):

@@ -334,6 +334,24 @@ slim_sockops_wildcard(struct bpf_sock_ops *ctx, struct slim_socket *socket)
 		__builtin_memset(socket->local, 0, sizeof(socket->local));
 }
 
+/*
+ * Which families a wildcard listener hears, as the kernel has it: our bind hook
+ * asked before bind(2) took the socket's lock again, and while a socket has no
+ * port IPV6_V6ONLY may change. The kernel chose the port by what holds now; a
+ * shield for the other family would be over a service of the host.
+ */
+static __always_inline __u32
+slim_sockops_families(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 flags)
+{
+	if (!(flags & SLIM_SOCKET_WILDCARD) ||
+	    !(flags & (SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL)))
+		return flags;
+	flags &= ~(SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL);
+	if (ctx->family == AF_INET6)
+		flags |= slim_is_v6only(sk) ? SLIM_SOCKET_V6ONLY : SLIM_SOCKET_DUAL;
+	return flags;
+}
+
 /* Is there room for one more listener of this endpoint? It is kept until the last close. */
 static __always_inline bool slim_sockops_may_listen(struct slim_socket *socket)
 {
@@ -372,7 +390,8 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	if (socket->flags & SLIM_SOCKET_BOUND && port != bpf_htons(SLIM_INNER_PORT))
 		socket->flags = 0;	/* left by a bind that failed */
 	if (socket->flags & SLIM_SOCKET_HELD && socket->flags & SLIM_SOCKET_ANY_PORT &&
-	    socket->bound_port != port)
+	    (socket->bound_port != port ||
+	     socket->flags != slim_sockops_families(ctx, sk, socket->flags)))
 		slim_unhold(socket);
 	if (!(socket->flags & (SLIM_SOCKET_BOUND | SLIM_SOCKET_HELD))) {
 		/* listen() without bind(), or again: the kernel chose a port of the host. */
@@ -384,14 +403,7 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 				socket->flags |= SLIM_SOCKET_WILDCARD | SLIM_SOCKET_DUAL;
 			socket->flags |= SLIM_SOCKET_ANY_PORT;
 		}
-		/* IPV6_V6ONLY may have changed while it had no port. */
-		if (socket->flags & SLIM_SOCKET_WILDCARD &&
-		    socket->flags & (SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL)) {
-			socket->flags &= ~(SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL);
-			if (ctx->family == AF_INET6)
-				socket->flags |= slim_is_v6only(sk) ? SLIM_SOCKET_V6ONLY :
-								      SLIM_SOCKET_DUAL;
-		}
+		socket->flags = slim_sockops_families(ctx, sk, socket->flags);
 		/* It passed no bind hook, and listen(2) cannot be refused here. */
 		if (!slim_share_get(socket->index, &share) ||
 		    slim_usage_held(share.mine) >= state->control->held_limit ||
