@@ -426,13 +426,14 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_sockops_doom(ctx, socket, SLIM_REASON_NO_TABLES);
 	if (socket->flags & SLIM_SOCKET_DOOMED)
 		return;
+	/* Nobody finds either of these, as if their port were filtered. */
+	if (!slim_is_original(sk))
+		return;
 	if (!slim_sockops_may_listen(socket)) {
 		call.port = socket->local_port ?: port;
 		slim_refuse(local, socket->local, &call);
-		return;		/* nobody finds it, as if its port were filtered */
+		return;
 	}
-	if (!slim_is_original(sk))
-		return;		/* nobody finds it, as if its port were filtered */
 	slim_held_key(socket, &key);
 	bpf_sock_hash_update(ctx, &slim_listener, &key, BPF_ANY);
 }
