@@ -3,6 +3,8 @@
  * What `make lint` compiles: every shared header, twice, so that a missing
  * guard shows, and a use of each inline function, for sparse skips unused ones.
  */
+#include <errno.h>
+#include <netinet/in.h>
 #include <stddef.h>
 
 #include "slimnet/contract.h"
@@ -19,14 +21,31 @@ void slim_affinity_store(void *env, const struct slim_affinity_key *key,
 #include "slimnet/service.h"
 #include "slimnet/wire.h"
 
+__u32 slim_address_lookup(void *env, const struct slim_address_key *key);
+const struct slim_endpoint *slim_endpoint_lookup(void *env, __u32 id);
+const struct slim_service *slim_service_lookup(void *env, const struct slim_service_key *key);
+const struct slim_cidr *slim_cidr_lookup(void *env, __u32 vni, const __be32 *address);
+
+#include "slimnet/admit.h"
+#include "slimnet/way.h"
+
+#include "slimnet/address.h"
+#include "slimnet/admit.h"
 #include "slimnet/byteorder.h"
 #include "slimnet/contract.h"
 #include "slimnet/decide.h"
 #include "slimnet/fingerprint.h"
+#include "slimnet/inner.h"
 #include "slimnet/service.h"
 #include "slimnet/siphash.h"
+#include "slimnet/target.h"
+#include "slimnet/way.h"
 #include "slimnet/wire.h"
 
+int slim_lint_admit(void *env, const __u64 *key, const struct slim_tuple *tuple,
+		    const struct slim_option *option, struct slim_admitted *admitted);
+void slim_lint_way(void *env, const struct slim_inner_range *range,
+		   const struct slim_dialled *dialled, struct slim_way *way);
 int slim_lint_wire(const __u64 *key, const __u8 *bytes, struct slim_option *option);
 struct slim_verdict slim_lint(void *env, const struct slim_query *query);
 const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *service);
@@ -46,4 +65,18 @@ int slim_lint_wire(const __u64 *key, const __u8 *bytes, struct slim_option *opti
 	option->tag = slim_tag(key, 0, 0, 0, 0, option);
 	return slim_option_find(bytes, SLIM_TCP_OPTIONS_MAX, option) +
 	       slim_wire_has(4790, option->port) + slim_wire_has_bound(4790, option->port);
+}
+
+int slim_lint_admit(void *env, const __u64 *key, const struct slim_tuple *tuple,
+		    const struct slim_option *option, struct slim_admitted *admitted)
+{
+	return slim_admit(env, key, tuple, 0, option, admitted);
+}
+
+void slim_lint_way(void *env, const struct slim_inner_range *range,
+		   const struct slim_dialled *dialled, struct slim_way *way)
+{
+	slim_way(env, range, 4790, dialled, way);
+	way->rule = slim_inner_index((slim_force __u32)slim_inner_to_v4(
+		range, slim_inner(1, 2, dialled->aim.port)));
 }

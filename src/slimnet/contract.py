@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0xBDA84DA6D04887B1
-FINGERPRINT_HEX: Final[str] = "bda84da6d04887b1"
+FINGERPRINT: Final[int] = 0xB7F227E01988FC5B
+FINGERPRINT_HEX: Final[str] = "b7f227e01988fc5b"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -67,6 +67,11 @@ SLIM_BOUND_ROOM: Final[int] = 87380
 SLIM_BOUND_RECORDS: Final[int] = 3
 SLIM_HELD_ROOM: Final[int] = 262144
 SLIM_LISTENER_ROOM: Final[int] = 262144
+
+# enum slim_inner_bits
+SLIM_INNER_PORT_BITS: Final[int] = 16
+SLIM_INNER_INDEX_BITS: Final[int] = 11
+SLIM_INNER_LOOPBACK_BIT: Final[int] = 27
 
 # enum slim_direction
 SLIM_INGRESS: Final[int] = 0

@@ -21,13 +21,13 @@ KERNEL = Path(__file__).parents[2] / "kernel"
 
 
 class Library:
-    """The shared library, built from ``kernel/test/decide.c`` and a directory of headers."""
+    """The shared library, built from ``kernel/test/core.c`` and a directory of headers."""
 
     def __init__(self, directory: Path, headers: Path = KERNEL / "uapi", *options: str) -> None:
-        target = directory / "libslimdecide.so"
+        target = directory / "libslimcore.so"
         subprocess.run(
             ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-            + [*options, f"-I{headers}", "-o", target, KERNEL / "test" / "decide.c"],
+            + [*options, f"-I{headers}", "-o", target, KERNEL / "test" / "core.c"],
             check=True,
         )
         self.c = ctypes.CDLL(str(target))

@@ -7,17 +7,17 @@
 #ifndef SLIMNET_ASK_H
 #define SLIMNET_ASK_H
 
-#include "target.h"
+#include "state.h"
 
 static __always_inline int slim_ask_run(struct __sk_buff *skb)
 {
 	struct slim_question question;
 	struct slim_verdict *verdict = &question.verdict;
 	struct slim_target target = {};
-	struct slim_endpoint *subject;
+	const struct slim_endpoint *subject;
 	struct slim_aim aim = {};
 	struct slim_state state;
-	__be32 own[4];
+	struct slim_address_key own = {};
 	__u32 id;
 	bool egress;
 
@@ -35,10 +35,12 @@ static __always_inline int slim_ask_run(struct __sk_buff *skb)
 	aim.protocol = question.protocol;
 	aim.dialled = egress;
 	aim.random = question.random;
-	slim_copy(own, egress ? question.source : question.destination);
+	aim.now = bpf_ktime_get_ns();
+	own.vni = question.vni;
+	slim_copy(own.address, egress ? question.source : question.destination);
 	slim_copy(aim.address, egress ? question.destination : question.source);
-	id = slim_address_get(&state, question.vni, own);
-	subject = id ? slim_endpoint_get(&state, id) : NULL;
+	id = slim_address_lookup(&state, &own);
+	subject = id ? slim_endpoint_lookup(&state, id) : NULL;
 	if (!subject) {
 		*verdict = (struct slim_verdict){ SLIM_DENY, SLIM_REASON_NO_ENDPOINT, 0 };
 		goto answer;

@@ -1,25 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * connect(2) and sendto(2): where does this go, and may it?
+ * connect(2) and sendto(2): what becomes of it is way.h's to say; here it is
+ * carried out. A connection on this host goes straight to the listener's inner
+ * address, one to another host through one of its wire ports, and one to
+ * outside of every overlay as the host's own would.
  *
- * The order:
- *  1. Forget what an earlier connect on this socket decided.
- *  2. Refuse inner addresses and wire ports as destinations.
- *  3. Loopback in all its forms is the endpoint's own.
- *  4. An overlay address: find the endpoint, behind a service too, and decide
- *     egress; on this host decide ingress as well and go straight to the
- *     listener's inner address; else draw a wire port of its host.
- *  5. Any other IPv4 address leaves through the host, if egress policy allows it.
- *
- * The SYN's option and the flow record are made only from what this hook left
- * in the socket's storage for *this* connect (design 4.4).
+ * Each connect first forgets what an earlier one on this socket decided. The
+ * SYN's option and the flow record are made only from what this hook left in
+ * the socket's storage for *this* connect (design 4.4).
  */
 #ifndef SLIMNET_CONNECT_H
 #define SLIMNET_CONNECT_H
 
 #include "bind.h"
 #include "flow.h"
-#include "target.h"
 
 /* One connect, from the question to the rewritten destination. */
 struct slim_dial {
@@ -27,10 +21,8 @@ struct slim_dial {
 	struct slim_local *local;
 	struct bpf_sock *sk;
 	struct slim_socket *socket;	/* NULL: none yet */
-	__be32 address[4];		/* as dialled */
-	struct slim_call call;	/* peer, protocol and port are set in any case */
-	struct slim_target target;
-	__u32 peer_rule;		/* of the listener's own policy, on this host */
+	struct slim_dialled dialled;
+	struct slim_way way;
 	__u32 v6;			/* an AF_INET6 socket */
 	__be32 to[4];			/* as rewritten */
 	__be16 to_port;
@@ -247,47 +239,7 @@ slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 e
 
 static __always_inline int slim_dial_refuse(struct slim_dial *dial, __u32 reason, int error)
 {
-	dial->call.reason = reason;
-	return error;
-}
-
-static __always_inline int slim_dial_verdict(struct slim_dial *dial,
-					     const struct slim_verdict *verdict, __u8 direction)
-{
-	if (verdict->action != SLIM_ALLOW) {
-		dial->call.rule = verdict->rule;
-		dial->call.direction = direction;
-		return slim_dial_refuse(dial, verdict->reason,
-					direction == SLIM_EGRESS ? EACCES : ECONNREFUSED);
-	}
-	slim_count(verdict->reason);
-	return 0;
-}
-
-static __always_inline int slim_dial_egress(struct slim_dial *dial, const struct slim_endpoint *me)
-{
-	struct slim_verdict verdict =
-		slim_target_decide(&dial->state, dial->local->endpoint, me->identity,
-				   &dial->target, SLIM_EGRESS, dial->call.protocol);
-
-	dial->call.rule = verdict.rule;
-	return slim_dial_verdict(dial, &verdict, SLIM_EGRESS);
-}
-
-/* The policy of a listener on this host. */
-static __always_inline int slim_dial_ingress(struct slim_dial *dial, const struct slim_endpoint *me)
-{
-	struct slim_target opener = {
-		.endpoint = dial->local->endpoint,
-		.identity = me->identity,
-		.port = dial->target.port,
-	};
-	struct slim_verdict verdict =
-		slim_target_decide(&dial->state, dial->target.endpoint, dial->target.identity,
-				   &opener, SLIM_INGRESS, dial->call.protocol);
-
-	dial->peer_rule = verdict.rule;
-	return slim_dial_verdict(dial, &verdict, SLIM_INGRESS);
+	return slim_way_refuse(&dial->way, reason, error);
 }
 
 /* The socket's storage, as this connect wants it. */
@@ -307,13 +259,13 @@ slim_dial_socket(struct slim_dial *dial, const __be32 *local)
 	}
 	if (socket->flags & SLIM_SOCKET_WILDCARD)
 		slim_copy(socket->local, local);
-	slim_copy(socket->peer, dial->address);
-	socket->peer_port = dial->call.port;
-	socket->target_port = dial->target.port;
-	socket->peer_endpoint = dial->call.peer;
-	socket->rule = dial->call.rule;
-	socket->peer_rule = dial->peer_rule;
-	if (dial->target.service)
+	slim_copy(socket->peer, dial->dialled.aim.address);
+	socket->peer_port = dial->dialled.aim.port;
+	socket->target_port = dial->way.target.port;
+	socket->peer_endpoint = dial->way.target.endpoint;
+	socket->rule = dial->way.rule;
+	socket->peer_rule = dial->way.peer_rule;
+	if (dial->way.target.service)
 		socket->flags |= SLIM_SOCKET_SERVICE;
 	socket->generation = dial->state.active >> 1;
 	return socket;
@@ -358,46 +310,42 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 		    bool loopback)
 {
 	struct slim_control *control = dial->state.control;
-	__u32 inner = slim_inner(false, index, dial->target.port);
+	__u32 inner = slim_inner(false, index, dial->way.target.port);
 	__u32 own_loopback = inner | SLIM_INNER_LOOPBACK;
 	struct slim_socket *socket;
 	struct slim_found found;
 	__u32 v6only = 0;
 	__be32 local[4];
-	bool v6 = loopback && !slim_is_mapped(dial->address);
-
-	if (dial->call.peer != dial->local->endpoint && dial->socket &&
-	    dial->socket->flags & SLIM_SOCKET_LOOPBACK)
-		return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
+	bool v6 = loopback && !slim_is_mapped(dial->dialled.aim.address);
 
 	/* Whoever dials ::1 does not reach an AF_INET listener, as everywhere. */
 	if (v6) {
-		if (slim_find_listener(ctx, own_loopback, 1, dial->call.peer, &found)) {
+		if (slim_find_listener(ctx, own_loopback, 1, dial->way.target.endpoint, &found)) {
 			inner = own_loopback;
 			v6only = 1;
-		} else if (slim_find_listener(ctx, inner, 1, dial->call.peer, &found) &&
+		} else if (slim_find_listener(ctx, inner, 1, dial->way.target.endpoint, &found) &&
 			   found.flags & SLIM_SOCKET_WILDCARD) {
 			v6only = 1;
-		} else if (!slim_find_listener(ctx, inner, 0, dial->call.peer, &found) ||
+		} else if (!slim_find_listener(ctx, inner, 0, dial->way.target.endpoint, &found) ||
 			   !(found.flags & SLIM_SOCKET_WILDCARD) ||
 			   found.family != AF_INET6) {
 			return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
 		}
-	} else if (loopback && slim_find_listener(ctx, own_loopback, 0, dial->call.peer, &found)) {
+	} else if (loopback && slim_find_listener(ctx, own_loopback, 0, dial->way.target.endpoint, &found)) {
 		inner = own_loopback;
-	} else if (!slim_find_listener(ctx, inner, 0, dial->call.peer, &found) ||
+	} else if (!slim_find_listener(ctx, inner, 0, dial->way.target.endpoint, &found) ||
 		   (loopback && !(found.flags & SLIM_SOCKET_WILDCARD))) {
 		return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
 	}
 
 	if (v6)
-		dial->address[0] = dial->address[1] = dial->address[2] = 0;
-	if (loopback && slim_is_any(dial->address)) {
+		dial->dialled.aim.address[0] = dial->dialled.aim.address[1] = dial->dialled.aim.address[2] = 0;
+	if (loopback && slim_is_any(dial->dialled.aim.address)) {
 		/* connect() to the wildcard is a connect to loopback */
-		dial->address[3] = v6 ? bpf_htonl(1) : bpf_htonl(0x7f000001);
+		dial->dialled.aim.address[3] = v6 ? bpf_htonl(1) : bpf_htonl(0x7f000001);
 	}
 	if (loopback)
-		slim_copy(local, dial->address);
+		slim_copy(local, dial->dialled.aim.address);
 	else
 		slim_copy(local, dial->local->address);
 	if (loopback && !v6)
@@ -442,7 +390,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 static __always_inline __u16 slim_dial_wire_port(const struct slim_dial *dial)
 {
 	struct slim_usage *usage = slim_usage_get(dial->local->index);
-	__u32 turn = dial->call.peer + bpf_ntohs(dial->target.port);
+	__u32 turn = dial->way.target.endpoint + bpf_ntohs(dial->way.target.port);
 
 	if (usage)
 		turn += usage->connects++ / (dial->state.control->wire_turn ?: SLIM_WIRE_TURN);
@@ -457,10 +405,6 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 	struct slim_control *control = dial->state.control;
 	struct slim_socket *socket;
 
-	if (!(peer->flags & SLIM_ENDPOINT_WIRE_SYN))
-		return slim_dial_refuse(dial, SLIM_REASON_UNREACHABLE, EHOSTUNREACH);
-	if (dial->socket && dial->socket->flags & SLIM_SOCKET_LOOPBACK)
-		return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
 	socket = slim_dial_socket(dial, dial->local->address);
 	if (!socket)
 		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
@@ -486,10 +430,6 @@ slim_dial_outside(struct bpf_sock_addr *ctx, struct slim_dial *dial)
 {
 	struct slim_socket *socket = dial->socket;
 
-	if (socket && socket->flags & SLIM_SOCKET_LOOPBACK)
-		return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
-	if (socket && socket->flags & SLIM_SOCKET_BOUND)
-		return slim_dial_refuse(dial, SLIM_REASON_BOUND_OUTSIDE, EADDRNOTAVAIL);
 	slim_dial_unbind(ctx, dial);
 	socket = slim_dial_socket(dial, dial->local->address);
 	if (!socket)
@@ -531,88 +471,50 @@ static __always_inline int slim_dial_port(struct slim_dial *dial)
 	return slim_dial_refuse(dial, SLIM_REASON_PORT_LIMIT, EADDRNOTAVAIL);
 }
 
-/* `connects` is false for sendto(2), which only ever carries datagrams. */
+static __always_inline __u8 slim_dial_source_kind(const struct slim_socket *socket)
+{
+	if (socket && socket->flags & SLIM_SOCKET_LOOPBACK)
+		return SLIM_SOURCE_LOOPBACK;
+	return socket && socket->flags & SLIM_SOCKET_BOUND ? SLIM_SOURCE_PORT : SLIM_SOURCE_ANY;
+}
+
+/* Asks what becomes of it (way.h), and carries that out. */
 static __always_inline int
 slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects)
 {
-	bool stream = connects && dial->call.protocol == IPPROTO_TCP;
-	const struct slim_endpoint *me;
-	struct slim_target *target = &dial->target;
-	struct slim_aim aim;
-	__u32 reason;
+	struct slim_way *way = &dial->way;
+	struct slim_inner_range range;
 	int error;
 
 	if (!slim_state_get(&dial->state) || !dial->local->endpoint)
 		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);
 	slim_dial_forget(dial);
-	me = slim_endpoint_get(&dial->state, dial->local->endpoint);
-	if (!me)
-		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);
-
-	if (slim_in_range(dial->state.control, dial->address))
-		return slim_dial_refuse(dial, SLIM_REASON_INNER_ADDRESS, EACCES);
-
-	if (slim_is_any(dial->address) || slim_is_loopback(dial->address)) {
-		if (!stream)
-			return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
-		dial->call.peer = dial->local->endpoint;
-		target->port = dial->call.port;
-		error = slim_dial_port(dial);
-		if (error)
-			return error;
-		slim_count(SLIM_REASON_SELF);
-		return slim_dial_same_host(ctx, dial, dial->local->index, true);
-	}
-
-	/* Policy knows hosts and ranges by IPv4 so far: nothing leaves by IPv6. */
-	if (!slim_is_mapped(dial->address))
-		return slim_dial_refuse(dial, SLIM_REASON_FAMILY, ENETUNREACH);
-	/* Broadcast and multicast would reach hosts that policy denies. */
-	if (!stream && slim_is_multicast(dial->address))
-		return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
-
-	aim = (struct slim_aim){
-		.vni = dial->local->vni,
-		.client = dial->local->endpoint,
-		.port = dial->call.port,
-		.protocol = dial->call.protocol,
-		.dialled = 1,
-		.random = bpf_get_prandom_u32(),
-	};
-	slim_copy(aim.address, dial->address);
-	reason = slim_target_find(&dial->state, &aim, target);
-	dial->call.peer = target->endpoint;
-	if (reason == SLIM_REASON_NO_BACKEND || reason == SLIM_REASON_NO_SERVICE_PORT)
-		return slim_dial_refuse(dial, stream ? reason : SLIM_REASON_DATAGRAM,
-					stream ? ECONNREFUSED : ENETUNREACH);
-	if (reason)
-		return slim_dial_refuse(dial, reason, stream ? EHOSTUNREACH : ENETUNREACH);
-	if (target->peer) {
-		if (!stream)
-			return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
-		error = slim_dial_egress(dial, me);
-		if (error)
-			return error;
-		error = slim_dial_port(dial);
-		if (error)
-			return error;
-		if (!(target->peer->flags & SLIM_ENDPOINT_LOCAL))
-			return slim_dial_wire(ctx, dial, target->peer);
-		error = slim_dial_ingress(dial, me);
-		if (error)
-			return error;
-		return slim_dial_same_host(ctx, dial, target->peer->index, false);
-	}
-
-	if (!stream && target->flags & SLIM_CIDR_BROADCAST)
-		return slim_dial_refuse(dial, SLIM_REASON_DATAGRAM, ENETUNREACH);
-	if (stream && target->flags & SLIM_CIDR_HOST && slim_is_wire_port(dial->call.port))
-		return slim_dial_refuse(dial, SLIM_REASON_WIRE_PORT, EACCES);
-	error = slim_dial_egress(dial, me);
-	if (error || !stream)
+	dial->dialled.source = slim_dial_source_kind(dial->socket);
+	dial->dialled.aim.now = bpf_ktime_get_ns();
+	dial->dialled.aim.vni = dial->local->vni;
+	dial->dialled.aim.client = dial->local->endpoint;
+	dial->dialled.aim.dialled = 1;
+	dial->dialled.aim.random = bpf_get_prandom_u32();
+	range = slim_inner_range(dial->state.control);
+	error = slim_way(&dial->state, &range, slim_fixed.wire_port, &dial->dialled, way);
+	if (error)
 		return error;
+	if (!connects || !dial->dialled.stream) {
+		slim_count(way->reason);
+		return 0;
+	}
 	error = slim_dial_port(dial);
-	return error ?: slim_dial_outside(ctx, dial);
+	if (error)
+		return error;
+	slim_count(way->reason);
+	if (way->kind == SLIM_WAY_SELF)
+		return slim_dial_same_host(ctx, dial, dial->local->index, true);
+	if (!way->target.peer)
+		return slim_dial_outside(ctx, dial);
+	if (way->kind == SLIM_WAY_WIRE)
+		return slim_dial_wire(ctx, dial, way->target.peer);
+	slim_count(way->peer_reason);
+	return slim_dial_same_host(ctx, dial, way->target.peer->index, false);
 }
 
 /* The kernel's own types, as in bind.h. */
@@ -648,34 +550,50 @@ static __always_inline bool slim_dial_leads_around(struct bpf_sock_addr *ctx)
 	return BPF_CORE_READ(cookie, opt) || BPF_CORE_READ(cookie, oif);
 }
 
+static __always_inline int slim_dial_refused(const struct slim_dial *dial)
+{
+	const struct slim_call call = {
+		.reason = dial->way.reason,
+		.rule = dial->way.rule,
+		.peer = dial->way.target.endpoint,
+		.protocol = dial->dialled.aim.protocol,
+		.direction = (__u8)dial->way.direction,
+		.port = dial->dialled.aim.port,
+	};
+
+	slim_refuse(dial->local, dial->dialled.aim.address, &call);
+	return slim_errno(dial->way.error);
+}
+
+/* `connects` is false for sendto(2), which only ever carries datagrams. */
 static __always_inline int
 slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 {
 	struct slim_dial dial = {
 		.local = bpf_get_local_storage(&slim_cgroup, 0),
 		.sk = SLIM_CTX_SK(ctx),
-		.call.port = (__be16)ctx->user_port,
-		.call.protocol = (__u8)ctx->protocol,
-		.call.direction = SLIM_EGRESS,
+		.dialled.aim.port = (__be16)ctx->user_port,
+		.dialled.aim.protocol = (__u8)ctx->protocol,
+		.way.direction = SLIM_EGRESS,
 		.v6 = v6,
 	};
+	__be32 *address = dial.dialled.aim.address;
 	int error;
 
 	if (v6) {
-		dial.address[0] = ctx->user_ip6[0];
-		dial.address[1] = ctx->user_ip6[1];
-		dial.address[2] = ctx->user_ip6[2];
-		dial.address[3] = ctx->user_ip6[3];
+		address[0] = ctx->user_ip6[0];
+		address[1] = ctx->user_ip6[1];
+		address[2] = ctx->user_ip6[2];
+		address[3] = ctx->user_ip6[3];
 	} else {
-		slim_map_v4(dial.address, ctx->user_ip4);
+		slim_map_v4(address, ctx->user_ip4);
 	}
 	if (!dial.sk)
 		return slim_errno(EINVAL);
 	if (!connects) {
 		if (!v6 && slim_dial_leads_around(ctx)) {
-			dial.call.reason = SLIM_REASON_OPTION;
-			slim_refuse(dial.local, dial.address, &dial.call);
-			return slim_errno(EPERM);
+			slim_dial_refuse(&dial, SLIM_REASON_OPTION, EPERM);
+			return slim_dial_refused(&dial);
 		}
 		/* IP_PKTINFO named a source: the route chooses it, as for everybody. */
 		if (v6) {
@@ -687,17 +605,16 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 			ctx->msg_src_ip4 = 0;
 		}
 		/* No port, no address: control data on a connected socket, whose connect was decided. */
-		if (!dial.call.port)
+		if (!dial.dialled.aim.port)
 			return SLIM_HOOK_ALLOW;
 	}
-	if (connects && dial.call.protocol == IPPROTO_TCP)
+	if (connects && dial.dialled.aim.protocol == IPPROTO_TCP) {
+		dial.dialled.stream = 1;
 		dial.socket = bpf_sk_storage_get(&slim_socket, dial.sk, NULL, 0);
-
-	error = slim_dial(ctx, &dial, connects);
-	if (error) {
-		slim_refuse(dial.local, dial.address, &dial.call);
-		return slim_errno(error);
 	}
+	error = slim_dial(ctx, &dial, connects);
+	if (error)
+		return slim_dial_refused(&dial);
 	if (!dial.rewrite)
 		return SLIM_HOOK_ALLOW;
 	if (v6) {

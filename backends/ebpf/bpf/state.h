@@ -16,6 +16,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include <slimnet/contract.h>
+#include <slimnet/inner.h>
 #include <slimnet/wire.h>
 
 #define AF_INET 2
@@ -224,24 +225,6 @@ struct {
 	__type(value, struct slim_refusal);
 } slim_refusal SEC(".maps");
 
-/* Addresses. IPv4 is held v4-mapped; v4 words are compared in network order. */
-
-static __always_inline void slim_map_v4(__be32 *to, __be32 v4)
-{
-	to[0] = 0;
-	to[1] = 0;
-	to[2] = bpf_htonl(0xffff);
-	to[3] = v4;
-}
-
-static __always_inline void slim_copy(__be32 *to, const __be32 *from)
-{
-	to[0] = from[0];
-	to[1] = from[1];
-	to[2] = from[2];
-	to[3] = from[3];
-}
-
 /* The active generation; the slot is its lowest bit. */
 struct slim_state {
 	struct slim_control *control;
@@ -273,21 +256,33 @@ slim_endpoint_get(const struct slim_state *state, __u32 id)
 	return table ? bpf_map_lookup_elem(table, &id) : NULL;
 }
 
-/* Whose overlay address is this? 0: nobody's; SLIM_ADDRESS_SERVICE: a service's. */
-static __always_inline __u32
-slim_address_get(const struct slim_state *state, __u32 vni, const __be32 *address)
+/* The look-ups of the core (target.h), in the tables in force. */
+
+static __always_inline const struct slim_endpoint *slim_endpoint_lookup(void *env, __u32 id)
 {
-	struct slim_address_key key = {
-		.vni = vni,
-		.address = { address[0], address[1], address[2], address[3] },
-	};
+	return slim_endpoint_get(env, id);
+}
+
+static __always_inline __u32 slim_address_lookup(void *env, const struct slim_address_key *key)
+{
+	const struct slim_state *state = env;
 	__u32 slot = state->slot, *id;
 	void *table = bpf_map_lookup_elem(&slim_address, &slot);
 
 	if (!table)
 		return 0;
-	id = bpf_map_lookup_elem(table, &key);
+	id = bpf_map_lookup_elem(table, key);
 	return id ? *id : 0;
+}
+
+static __always_inline const struct slim_service *
+slim_service_lookup(void *env, const struct slim_service_key *key)
+{
+	const struct slim_state *state = env;
+	__u32 slot = state->slot;
+	void *table = bpf_map_lookup_elem(&slim_service, &slot);
+
+	return table ? bpf_map_lookup_elem(table, key) : NULL;
 }
 
 const volatile struct slim_cidr slim_broadcast = {
@@ -296,8 +291,9 @@ const volatile struct slim_cidr slim_broadcast = {
 };
 
 static __always_inline const struct slim_cidr *
-slim_cidr_get(const struct slim_state *state, __u32 vni, const __be32 *address)
+slim_cidr_lookup(void *env, __u32 vni, const __be32 *address)
 {
+	const struct slim_state *state = env;
 	struct slim_cidr_key key = {
 		.prefixlen = 32 + 128,
 		.vni = bpf_htonl(vni),
@@ -349,7 +345,9 @@ slim_affinity_store(void *env, const struct slim_affinity_key *key,
 }
 
 #define slim_service_outline __noinline
-#include <slimnet/service.h>
+#define slim_target_outline static __noinline
+#include <slimnet/admit.h>
+#include <slimnet/way.h>
 
 /* Whose is this port of the host? */
 static __always_inline struct slim_publish *
@@ -436,37 +434,6 @@ slim_account_add(__u32 endpoint, __u32 rule, __u32 direction, const struct slim_
 		sk_;							\
 	})
 
-static __always_inline bool slim_same(const __be32 *a, const __be32 *b)
-{
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
-}
-
-static __always_inline bool slim_is_mapped(const __be32 *address)
-{
-	return !address[0] && !address[1] && address[2] == bpf_htonl(0xffff);
-}
-
-/* 0.0.0.0, 127/8, ::, ::1 and the mapped forms: the endpoint itself. */
-static __always_inline bool slim_is_any(const __be32 *address)
-{
-	return !address[0] && !address[1] && !address[3] &&
-	       (!address[2] || address[2] == bpf_htonl(0xffff));
-}
-
-static __always_inline bool slim_is_loopback(const __be32 *address)
-{
-	if (slim_is_mapped(address))
-		return (address[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
-	return !address[0] && !address[1] && !address[2] && address[3] == bpf_htonl(1);
-}
-
-/* 224.0.0.0/4, and 255.255.255.255; of an IPv4-mapped address. */
-static __always_inline bool slim_is_multicast(const __be32 *address)
-{
-	return (address[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
-	       address[3] == 0xffffffff;
-}
-
 /*
  * Written by the loader before it loads: what every packet is compared with
  * costs no look-up. slim_control says the same to whoever adopts the data path.
@@ -496,20 +463,6 @@ static __always_inline bool slim_elsewhere(__u64 cookie)
 
 #define slim_is_elsewhere(ctx) slim_elsewhere(bpf_get_netns_cookie(ctx))
 
-/* Inner addresses (design 4.5): the port is in the address. */
-
-#define SLIM_INNER_LOOPBACK (1U << 27)
-
-static __always_inline __u32 slim_inner(bool loopback, __u32 index, __be16 port)
-{
-	return (loopback ? SLIM_INNER_LOOPBACK : 0) | (index << 16) | bpf_ntohs(port);
-}
-
-static __always_inline __u32 slim_inner_index(__u32 inner)
-{
-	return inner >> 16 & 0x7ff;	/* 11 bits */
-}
-
 static __always_inline __be32 slim_inner_v4(__u32 inner)
 {
 	return slim_fixed.range | bpf_htonl(inner);
@@ -517,15 +470,24 @@ static __always_inline __be32 slim_inner_v4(__u32 inner)
 
 static __always_inline bool slim_in_range_v4(__be32 v4)
 {
-	return (v4 & bpf_htonl(0xf0000000)) == slim_fixed.range;
+	return slim_inner_has_v4(slim_fixed.range, v4);
+}
+
+static __always_inline struct slim_inner_range
+slim_inner_range(const struct slim_control *control)
+{
+	return (struct slim_inner_range){
+		.v4 = slim_fixed.range,
+		.v6 = { control->range6[0], control->range6[1] },
+	};
 }
 
 static __always_inline bool
 slim_in_range(const struct slim_control *control, const __be32 *address)
 {
-	if (slim_is_mapped(address))
-		return slim_in_range_v4(address[3]);
-	return address[0] == control->range6[0] && address[1] == control->range6[1];
+	const struct slim_inner_range range = slim_inner_range(control);
+
+	return slim_inner_has(&range, address);
 }
 
 static __always_inline bool slim_is_wire_port(__be16 port)

@@ -13,7 +13,6 @@
 
 #include "bind.h"
 #include "flow.h"
-#include "target.h"
 
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
@@ -67,17 +66,17 @@ slim_syn_option(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_o
 
 static __always_inline void
 slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option,
-		 const struct slim_endpoint *source, const struct slim_endpoint *destination,
-		 __u32 reason, __u32 rule)
+		 const struct slim_admitted *admitted)
 {
+	const struct slim_endpoint *source = admitted->source, *destination = admitted->destination;
 	const struct slim_account one = { .refused = 1 };
 	struct slim_event *event;
 
-	slim_count(reason);
-	if (option && slim_is_policy(reason))
-		slim_account_add(bpf_ntohl(option->destination), rule, SLIM_INGRESS, &one);
-	event = slim_event_refused(destination ? destination->index : 0, reason, rule,
-				   SLIM_INGRESS, IPPROTO_TCP);
+	slim_count(admitted->reason);
+	if (option && slim_is_policy(admitted->reason))
+		slim_account_add(admitted->destination_id, admitted->rule, SLIM_INGRESS, &one);
+	event = slim_event_refused(destination ? destination->index : 0, admitted->reason,
+				   admitted->rule, SLIM_INGRESS, IPPROTO_TCP);
 	if (!event)
 		return;
 	slim_copy(event->source, source ? source->address : syn->tuple.source);
@@ -86,8 +85,8 @@ slim_syn_refused(const struct slim_syn *syn, const struct slim_option *option,
 	event->source_port = syn->tuple.source_port;
 	event->destination_port = syn->tuple.destination_port;
 	if (option) {
-		event->endpoint = bpf_ntohl(option->destination);
-		event->peer_endpoint = bpf_ntohl(option->source);
+		event->endpoint = admitted->destination_id;
+		event->peer_endpoint = admitted->source_id;
 		event->destination_port = option->port;
 	}
 	bpf_ringbuf_submit(event, 0);
@@ -154,11 +153,9 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 static __always_inline int
 slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct slim_syn *syn)
 {
-	const struct slim_endpoint *source = NULL, *destination = NULL;
+	struct slim_admitted admitted = {};
 	struct slim_option option = {};
-	struct slim_verdict verdict;
 	struct slim_flow flow = {};
-	__u32 reason, rule = 0;
 	int found;
 
 	found = slim_syn_option(skb, syn->options, syn->length, &option);
@@ -167,58 +164,42 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		slim_count(SLIM_REASON_SYN_NO_OPTION);
 		return TC_ACT_SHOT;
 	}
-	if (!found || option.tag != slim_tag(state->control->key, syn->tuple.source[3],
-					     syn->tuple.destination[3], syn->tuple.source_port,
-					     syn->sequence, &option)) {
-		/* Nobody's word: whoever sent it may have written any source address. */
-		slim_syn_refused(syn, NULL, NULL, NULL,
-				 found ? SLIM_REASON_SYN_TAG : SLIM_REASON_SYN_NO_OPTION, 0);
-		/* It must neither end a handshake on this tuple nor come in by its record. */
-		return bpf_map_lookup_elem(&slim_flow, &syn->tuple) ? TC_ACT_SHOT : SLIM_TC_NEXT;
-	}
-	destination = slim_endpoint_get(state, bpf_ntohl(option.destination));
-	source = slim_endpoint_get(state, bpf_ntohl(option.source));
-	if (!destination || !source || !(destination->flags & SLIM_ENDPOINT_LOCAL)) {
-		/* Our tables may be behind: the client's retransmission comes later. */
-		slim_flow_drop(&syn->tuple);
-		slim_syn_refused(syn, &option, source, destination, SLIM_REASON_SYN_UNKNOWN, 0);
-		return TC_ACT_SHOT;
-	}
-	if (!slim_same(source->host, syn->tuple.source) || source->vni != destination->vni) {
-		source = NULL;
-		reason = SLIM_REASON_SYN_SOURCE;
-		goto refuse;
-	}
-	struct slim_target opener = {
-		.endpoint = bpf_ntohl(option.source),
-		.identity = source->identity,
-		.port = option.port,
-	};
-
-	verdict = slim_target_decide(state, bpf_ntohl(option.destination), destination->identity,
-				     &opener, SLIM_INGRESS, IPPROTO_TCP);
-	rule = verdict.rule;
-	if (verdict.action != SLIM_ALLOW) {
-		reason = verdict.reason;
-		goto refuse;
-	}
-	flow.inner = slim_inner(false, destination->index, option.port);
-	flow.charged = flow.inner;
-	found = slim_listener_repair(skb, flow.inner, bpf_ntohl(option.destination));
 	if (!found) {
-		reason = SLIM_REASON_SYN_NO_LISTENER;
+		admitted.reason = SLIM_REASON_SYN_NO_OPTION;
+		goto forged;
+	}
+	switch (slim_admit(state, state->control->key, &syn->tuple, syn->sequence, &option,
+			   &admitted)) {
+	case SLIM_ADMIT_YES:
+		break;
+	case SLIM_ADMIT_FORGED:
+		goto forged;
+	case SLIM_ADMIT_LATER:
+		slim_flow_drop(&syn->tuple);
+		slim_syn_refused(syn, &option, &admitted);
+		return TC_ACT_SHOT;
+	case SLIM_ADMIT_NO:
 		goto refuse;
 	}
-	slim_count(verdict.reason);
+	if (!admitted.source || !admitted.destination)
+		return TC_ACT_SHOT;	/* for the verifier of Linux 6.1 */
+	flow.inner = slim_inner(false, admitted.destination->index, option.port);
+	flow.charged = flow.inner;
+	found = slim_listener_repair(skb, flow.inner, admitted.destination_id);
+	if (!found) {
+		admitted.reason = SLIM_REASON_SYN_NO_LISTENER;
+		goto refuse;
+	}
+	slim_count(admitted.reason);
 	flow.time = bpf_ktime_get_ns();
 	flow.generation = state->active >> 1;
-	slim_copy(flow.source, source->address);
-	slim_copy(flow.destination, destination->address);
+	slim_copy(flow.source, admitted.source->address);
+	slim_copy(flow.destination, admitted.destination->address);
 	flow.source_port = syn->tuple.source_port;
 	flow.destination_port = option.port;
-	flow.source_endpoint = bpf_ntohl(option.source);
-	flow.destination_endpoint = bpf_ntohl(option.destination);
-	flow.rule = verdict.rule;
+	flow.source_endpoint = admitted.source_id;
+	flow.destination_endpoint = admitted.destination_id;
+	flow.rule = admitted.rule;
 	if (found < 0 || slim_flow_put(&syn->tuple, &flow)) {
 		slim_count(SLIM_REASON_FLOW_FULL);
 		return TC_ACT_SHOT;
@@ -227,8 +208,14 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 
 refuse:
 	slim_flow_drop(&syn->tuple);
-	slim_syn_refused(syn, source ? &option : NULL, source, destination, reason, rule);
+	slim_syn_refused(syn, admitted.source ? &option : NULL, &admitted);
 	return SLIM_TC_NEXT;
+
+forged:
+	/* Nobody's word: whoever sent it may have written any source address. */
+	slim_syn_refused(syn, NULL, &admitted);
+	/* It must neither end a handshake on this tuple nor come in by its record. */
+	return bpf_map_lookup_elem(&slim_flow, &syn->tuple) ? TC_ACT_SHOT : SLIM_TC_NEXT;
 }
 
 /*

@@ -10,7 +10,6 @@
 
 #include "event.h"
 #include "flow.h"
-#include "target.h"
 
 #define SLIM_ANSWER (SLIM_ANSWER_SECONDS * SLIM_SECOND)
 

@@ -17,6 +17,7 @@
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define slim_htobe32(x) ((slim_force __be32)__builtin_bswap32(x))
 #define slim_be16toh(x) (__builtin_bswap16((slim_force __u16)(x)))
+#define slim_be32toh(x) (__builtin_bswap32((slim_force __u32)(x)))
 #define slim_htole32(x) ((slim_force __le32)(__u32)(x))
 /* The number whose little-endian bytes are those of a field in network order. */
 #define slim_bytes16(x) ((slim_force __u16)(x))
@@ -24,6 +25,7 @@
 #else
 #define slim_htobe32(x) ((slim_force __be32)(x))
 #define slim_be16toh(x) ((slim_force __u16)(x))
+#define slim_be32toh(x) ((slim_force __u32)(x))
 #define slim_htole32(x) ((slim_force __le32)__builtin_bswap32(x))
 #define slim_bytes16(x) (__builtin_bswap16((slim_force __u16)(x)))
 #define slim_bytes32(x) (__builtin_bswap32((slim_force __u32)(x)))

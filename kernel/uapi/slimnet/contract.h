@@ -85,6 +85,13 @@ enum slim_room {
 	SLIM_LISTENER_ROOM = 262144,
 };
 
+/* How the lower 28 bits of an inner address are cut (inner.h). */
+enum slim_inner_bits {
+	SLIM_INNER_PORT_BITS = 16,
+	SLIM_INNER_INDEX_BITS = 11,
+	SLIM_INNER_LOOPBACK_BIT = 27,
+};
+
 enum slim_direction {
 	SLIM_INGRESS = 0,
 	SLIM_EGRESS = 1,

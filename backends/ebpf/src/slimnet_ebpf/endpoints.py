@@ -55,6 +55,7 @@ _ACCOUNT_KEY = Layout(contract.slim_account_key)
 _LISTENER_KEY = Layout(contract.slim_listener_key)
 _SOCKET = Layout(contract.slim_socket)
 _ENTRY = struct.Struct(INDEX_ENTRY)
+_INDEX_MASK = (1 << contract.SLIM_INNER_INDEX_BITS) - 1
 
 _NEVER = bytes(_ENTRY.size)
 
@@ -518,7 +519,8 @@ class Endpoints:
         held.remove(
             key
             for key, _ in held.items()
-            if _LISTENER_KEY.unpack(key)["inner"] >> 16 & 0x7FF == index
+            if _LISTENER_KEY.unpack(key)["inner"] >> contract.SLIM_INNER_PORT_BITS & _INDEX_MASK
+            == index
         )
         # Records of its connections stay for a while; they are given back when they go.
         local = self._maps[contract.SLIM_MAP_LOCAL]
