@@ -35,9 +35,9 @@ from sphinx.util import logging
 from slimnet import contract
 from slimnet.config import Config, _Check
 from slimnet.model import Reason
-from slimnet.policy.manifest import KINDS, METADATA
-from slimnet.policy.schema import Schema, paths
-from slimnet.policy.selectorspec import SELECTOR
+from slimnet.policy.language.manifest import KINDS, METADATA
+from slimnet.policy.language.schema import Schema, paths
+from slimnet.policy.language.selectorspec import SELECTOR
 
 _LOG = logging.getLogger(__name__)
 _ROOT = Path(__file__).parents[2]

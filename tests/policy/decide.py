@@ -14,7 +14,7 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.model import Direction, Flow, Protocol, Reason, Verdict
-from slimnet.policy.decision import Answerer, Site
+from slimnet.policy.explain.decision import Answerer, Site
 from slimnet.tables import ServiceKey, ServiceRecord, Tables
 
 KERNEL = Path(__file__).parents[2] / "kernel"

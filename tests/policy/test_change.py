@@ -14,7 +14,7 @@ from worlds_big import big
 from slimnet import contract
 from slimnet.policy import Compiler, State, load
 from slimnet.policy import compile as compile_tables
-from slimnet.policy.number import Numbers
+from slimnet.policy.compile.number import Numbers
 
 
 def apply(tables, change):

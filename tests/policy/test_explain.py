@@ -12,8 +12,8 @@ from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Direction, Endpoint, Flow, Host, Network, Protocol, Reason, Wire
 from slimnet.policy import Operator, Requirement, Selector, State, explain, load
 from slimnet.policy import compile as compile_tables
-from slimnet.policy.decision import Answerer
 from slimnet.policy.document import PublishedPort, Service, ServicePort, Weight
+from slimnet.policy.explain.decision import Answerer
 from slimnet.tables import PolicyKey, PolicyRecord
 
 POLICY = """\

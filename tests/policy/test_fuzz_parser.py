@@ -17,8 +17,8 @@ from test_manifest import EVERY
 
 from slimnet.exceptions import PolicyError
 from slimnet.policy import Document, load
-from slimnet.policy.manifest import KINDS, restore
-from slimnet.policy.schema import paths
+from slimnet.policy.language.manifest import KINDS, restore
+from slimnet.policy.language.schema import paths
 
 EXAMPLES = int(os.environ.get("SLIMNET_FUZZ", "300"))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -7,7 +7,7 @@ from attrs import evolve
 from slimnet.model import Direction, Endpoint, Flow, Host, Network, Protocol
 from slimnet.policy import Oracle, State, load
 from slimnet.policy import compile as compile_tables
-from slimnet.policy.decision import Answerer
+from slimnet.policy.explain.decision import Answerer
 
 HERE = Host("h1", "192.0.2.1", labels={"rack": "a"})
 THERE = Host(

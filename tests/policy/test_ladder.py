@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimnet.model import Reason
-from slimnet.policy.ladder import (
+from slimnet.policy.compile.ladder import (
     ADMIN,
     BASELINE,
     DEFAULT_ALLOW,

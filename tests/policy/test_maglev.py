@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimnet import contract
-from slimnet.policy.maglev import table
+from slimnet.policy.compile.maglev import table
 
 SLOTS = contract.SLIM_SERVICE_SLOTS
 WEIGHTS = st.dictionaries(

@@ -11,10 +11,11 @@ from worlds import worlds
 
 from slimnet.exceptions import PolicyError
 from slimnet.model import Direction, Protocol
-from slimnet.policy import Action, Document, Policy, Port, Tier, load, schema
-from slimnet.policy.manifest import KINDS
-from slimnet.policy.node import Node
-from slimnet.policy.selectorspec import SELECTOR
+from slimnet.policy import Action, Document, Policy, Port, Tier, load
+from slimnet.policy.language import schema
+from slimnet.policy.language.manifest import KINDS
+from slimnet.policy.language.node import Node
+from slimnet.policy.language.selectorspec import SELECTOR
 
 WEB = """\
 # In front of the document.

@@ -16,7 +16,7 @@ from worlds import HOSTS, NETWORKS, worlds
 from slimnet.model import Direction, Reason, Verdict
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
-from slimnet.policy.compiler import rule_text
+from slimnet.policy.compile.compiler import rule_text
 
 FLOWS = int(os.environ.get("SLIMNET_POLICY_FLOWS", "25000"))
 FLOWS_OF_A_WORLD = 50 if FLOWS < 200_000 else 200

@@ -15,8 +15,8 @@ from test_services import endpoint, of, record, service, state
 
 from slimnet import contract
 from slimnet.policy import compile as compile_tables
-from slimnet.policy.decision import pick
 from slimnet.policy.document import Weight
+from slimnet.policy.explain.decision import pick
 from slimnet.tables import ServiceRecord
 
 TIMEOUT = 60

@@ -10,8 +10,8 @@ from slimnet import contract
 from slimnet.model import Endpoint, Host, Network, Protocol
 from slimnet.policy import Compiler, Selector, State
 from slimnet.policy import compile as compile_tables
+from slimnet.policy.compile.number import Numbers
 from slimnet.policy.document import EgressLimit, PublishedPort, Service, ServicePort, Weight
-from slimnet.policy.number import Numbers
 from slimnet.policy.selector import Operator, Requirement
 from slimnet.tables import LimitRecord, PublishKey, PublishRecord, ServiceKey
 

@@ -11,7 +11,7 @@ from slimnet.fallback import ruleset
 from slimnet.fallback.intervals import flatten
 from slimnet.fallback.ruleset import Refusal
 from slimnet.model import Direction, Protocol, Reason
-from slimnet.policy.decision import Answerer, Site
+from slimnet.policy.explain.decision import Answerer, Site
 from slimnet.tables import CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
 
 SUBJECT, PEER = 256, 257

@@ -12,7 +12,7 @@ from slimnet.plugins import suggest
 
 __all__ = ["check"]
 
-#: As in a policy's text (slimnet.policy.node), with what is around it.
+#: As in a policy's text (slimnet.policy.language.node), with what is around it.
 _DEPTH_MAX = 40
 #: Half of a character beyond 16 bits (RFC 8259, section 7).
 _HALF = re.compile("[\ud800-\udfff]")

@@ -2,7 +2,7 @@
 """The policy engine: what users write, and the tables that it becomes.
 
 ====================  ==================================================================
-:func:`load`          documents from manifests (:mod:`slimnet.policy.manifest`)
+:func:`load`          documents from manifests (:mod:`slimnet.policy.language.manifest`)
 :class:`Document`     policies, services, ports, limits (``document``, ``rule``, ``selector``)
 :class:`State`        everything that tables are compiled from (``state``)
 :func:`compile`       the tables of one host (``compiler``; :class:`Compiler` for changes)
@@ -12,7 +12,7 @@
 ====================  ==================================================================
 """
 
-from slimnet.policy.compiler import Compiler, compile  # noqa: A004
+from slimnet.policy.compile.compiler import Compiler, compile  # noqa: A004
 from slimnet.policy.document import (
     ClusterNetworkPolicy,
     Document,
@@ -25,13 +25,13 @@ from slimnet.policy.document import (
     Source,
     Weight,
 )
-from slimnet.policy.explanation import Explanation, Stage, explain
-from slimnet.policy.manifest import load
-from slimnet.policy.oracle import Judgement, Oracle
+from slimnet.policy.explain.explanation import Explanation, Stage, explain
+from slimnet.policy.explain.oracle import Judgement, Oracle
+from slimnet.policy.explain.warning import PolicyWarning, check
+from slimnet.policy.language.manifest import load
 from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
 from slimnet.policy.selector import Operator, Requirement, Selector
 from slimnet.policy.state import State
-from slimnet.policy.warning import PolicyWarning, check
 
 __all__ = [
     "Action",

@@ -82,7 +82,7 @@ class Document:
         Raises:
             PolicyError: it is not that.
         """
-        from slimnet.policy.manifest import restore  # noqa: PLC0415  # the parser builds documents
+        from slimnet.policy.language.manifest import restore  # noqa: PLC0415  # the parser builds documents
 
         found = restore(value)
         if not isinstance(found, cls):

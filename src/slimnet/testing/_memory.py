@@ -38,7 +38,7 @@ from slimnet.model import (
     Verdict,
     Wire,
 )
-from slimnet.policy.decision import Affinity, Answerer, pick
+from slimnet.policy.explain.decision import Affinity, Answerer, pick
 from slimnet.tables import Change, ServiceRecord, Tables
 
 __all__ = ["MemoryBackend"]

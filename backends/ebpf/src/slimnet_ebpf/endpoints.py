@@ -35,7 +35,7 @@ from attrs import evolve, frozen
 from slimnet import contract
 from slimnet.exceptions import BackendError, InUse, InvalidValue
 from slimnet.model import Attachment, Endpoint, Network
-from slimnet.policy.difference import altered
+from slimnet.policy.compile.difference import altered
 from slimnet.tables import LimitRecord
 from slimnet_ebpf import cgroups, links
 from slimnet_ebpf.layout import Layout, to_bytes16

@@ -8,8 +8,8 @@ import re
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from slimnet.model import Protocol
-from slimnet.policy.node import Node
-from slimnet.policy.schema import Field
+from slimnet.policy.language.node import Node
+from slimnet.policy.language.schema import Field
 from slimnet.policy.selector import Operator, Requirement, Selector
 
 __all__ = ["PORT_NAME", "SELECTOR", "address", "cidr", "labels", "port", "protocol", "selector"]

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from slimnet.model import Endpoint
+from slimnet.policy.compile.follower import Follower
+from slimnet.policy.compile.roster import DocumentName, Roster, Space
 from slimnet.policy.document import EgressLimit
-from slimnet.policy.follower import Follower
-from slimnet.policy.roster import DocumentName, Roster, Space
 from slimnet.tables import LimitRecord
 
 __all__ = ["Limits"]

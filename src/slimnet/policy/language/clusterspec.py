@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from slimnet.model import Protocol
-from slimnet.policy.node import Node
+from slimnet.policy.language.node import Node
+from slimnet.policy.language.schema import Field
+from slimnet.policy.language.selectorspec import PORT_NAME, SELECTOR, cidr, selector
 from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
-from slimnet.policy.schema import Field
-from slimnet.policy.selectorspec import PORT_NAME, SELECTOR, cidr, selector
 
 __all__ = ["SCHEMA", "read"]
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from slimnet.model import Direction, Reason
+from slimnet.policy.compile.ladder import ADMIN, BASELINE, NAMESPACED
+from slimnet.policy.compile.term import Question, Term
 from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy
-from slimnet.policy.ladder import ADMIN, BASELINE, NAMESPACED
 from slimnet.policy.rule import Action, Peer, Port, Tier
-from slimnet.policy.term import Question, Term
 from slimnet.tables import PolicyRecord
 
 __all__ = ["Line", "Placement", "RuleIds", "place", "question_of", "questions"]
@@ -25,7 +25,7 @@ class Line:
     """One rule with its peers as terms.
 
     Attributes:
-        stage: see :mod:`slimnet.policy.ladder`.
+        stage: see :mod:`slimnet.policy.compile.ladder`.
         action: what it does.
         record: the answer, for ACCEPT and DENY.
         terms: any of which must hold of the peer; ``None``: everybody.

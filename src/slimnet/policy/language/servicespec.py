@@ -12,10 +12,10 @@ from typing import Any
 from netaddr import IPAddress
 
 from slimnet.policy.document import ServicePort, Weight
-from slimnet.policy.node import Node
-from slimnet.policy.schema import Field
+from slimnet.policy.language.node import Node
+from slimnet.policy.language.schema import Field
+from slimnet.policy.language.selectorspec import SELECTOR, address, labels, port, protocol, selector
 from slimnet.policy.selector import Selector
-from slimnet.policy.selectorspec import SELECTOR, address, labels, port, protocol, selector
 
 __all__ = ["SCHEMA", "read"]
 

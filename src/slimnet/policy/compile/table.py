@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from slimnet.model import Direction
-from slimnet.policy.ladder import Ladder
+from slimnet.policy.compile.ladder import Ladder
 from slimnet.tables import PolicyKey, PolicyRecord
 
 __all__ = ["Pairs", "PolicyTable"]

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TypeVar
 
+from slimnet.policy.compile.term import Group
 from slimnet.policy.selector import Operator, Requirement, Selector
-from slimnet.policy.term import Group
 
 __all__ = ["LabelIndex"]
 

@@ -13,13 +13,13 @@ from netaddr import AddrFormatError, IPAddress
 from slimnet import contract
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Decision, Direction, Endpoint, Flow, Protocol, Reason
-from slimnet.policy.compiler import compile as compile_tables
-from slimnet.policy.compiler import rule_text
-from slimnet.policy.decision import Answerer
+from slimnet.policy.compile.compiler import compile as compile_tables
+from slimnet.policy.compile.compiler import rule_text
 from slimnet.policy.document import Service
-from slimnet.policy.oracle import Judgement, Oracle
+from slimnet.policy.explain.decision import Answerer
+from slimnet.policy.explain.oracle import Judgement, Oracle
+from slimnet.policy.explain.translation import Way, some, title, translate
 from slimnet.policy.state import State
-from slimnet.policy.translation import Way, some, title, translate
 from slimnet.tables import Tables
 
 __all__ = ["Explanation", "Stage", "explain"]

@@ -25,8 +25,8 @@ from attrs import define, evolve, frozen
 from netaddr import IPAddress, IPNetwork
 
 from slimnet.model import Direction, Endpoint, Flow, Host, Protocol, Reason
+from slimnet.policy.compile.hosts import WIDEST
 from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy, Service
-from slimnet.policy.hosts import WIDEST
 from slimnet.policy.rule import Action, Peer, Port, Rule, Tier
 from slimnet.policy.selector import Operator, Selector
 from slimnet.policy.state import State, host_labels, namespace_labels

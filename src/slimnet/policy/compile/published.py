@@ -8,10 +8,10 @@ from typing import ClassVar
 from netaddr import IPAddress
 
 from slimnet.model import Endpoint, Protocol
+from slimnet.policy.compile.follower import Follower
+from slimnet.policy.compile.roster import DocumentName, Roster
+from slimnet.policy.compile.services import target_port
 from slimnet.policy.document import PublishedPort
-from slimnet.policy.follower import Follower
-from slimnet.policy.roster import DocumentName, Roster
-from slimnet.policy.services import target_port
 from slimnet.tables import PublishKey, PublishRecord
 
 __all__ = ["Published"]

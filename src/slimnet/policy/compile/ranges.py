@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from netaddr import IPAddress, IPNetwork
 
+from slimnet.policy.compile.term import Term
 from slimnet.policy.rule import Block
-from slimnet.policy.term import Term
 
 __all__ = ["Prefix", "Ranges", "above", "inside", "network_of", "prefix_of"]
 

@@ -11,11 +11,11 @@ from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet.model import Endpoint, Network
+from slimnet.policy.compile.follower import Follower
+from slimnet.policy.compile.maglev import table
+from slimnet.policy.compile.number import Numbers
+from slimnet.policy.compile.roster import DocumentName, Roster, Space
 from slimnet.policy.document import PublishedPort, Service, ServicePort
-from slimnet.policy.follower import Follower
-from slimnet.policy.maglev import table
-from slimnet.policy.number import Numbers
-from slimnet.policy.roster import DocumentName, Roster, Space
 from slimnet.tables import ServiceKey, ServiceRecord
 
 __all__ = ["Backend", "Services", "target_port"]
@@ -41,7 +41,7 @@ class Services(Follower[Service]):
 
     Left out are services whose address is not their network's, or is an endpoint's. Of
     two with one address and port the first by name has it. Whoever goes without is told
-    by :mod:`slimnet.policy.warning`.
+    by :mod:`slimnet.policy.explain.warning`.
 
     Args:
         networks: by name.

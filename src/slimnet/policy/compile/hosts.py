@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from netaddr import IPNetwork, IPSet
 
 from slimnet.model import Host
-from slimnet.policy.ranges import Prefix, above, network_of, prefix_of
+from slimnet.policy.compile.ranges import Prefix, above, network_of, prefix_of
 
 __all__ = ["WIDEST", "HostRanges"]
 

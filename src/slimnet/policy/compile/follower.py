@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import ClassVar, Generic, TypeVar
 
 from slimnet.model import Endpoint
-from slimnet.policy.difference import altered, keyed
+from slimnet.policy.compile.difference import altered, keyed
+from slimnet.policy.compile.roster import DocumentName, Roster
 from slimnet.policy.document import EgressLimit, PublishedPort, Service
-from slimnet.policy.roster import DocumentName, Roster
 
 __all__ = ["Follower"]
 

@@ -18,7 +18,6 @@ from typing import Any
 from attrs import frozen
 
 from slimnet.exceptions import PolicyError
-from slimnet.policy import clusterspec, limitspec, namespacespec, publishedspec, servicespec
 from slimnet.policy.document import (
     ClusterNetworkPolicy,
     Document,
@@ -28,8 +27,15 @@ from slimnet.policy.document import (
     Service,
     Source,
 )
-from slimnet.policy.node import Node, documents
-from slimnet.policy.schema import Field, Schema
+from slimnet.policy.language import (
+    clusterspec,
+    limitspec,
+    namespacespec,
+    publishedspec,
+    servicespec,
+)
+from slimnet.policy.language.node import Node, documents
+from slimnet.policy.language.schema import Field, Schema
 
 __all__ = ["KINDS", "METADATA", "Kind", "load", "restore"]
 

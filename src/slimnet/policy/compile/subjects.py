@@ -9,10 +9,10 @@ from weakref import WeakValueDictionary
 from attrs import define
 
 from slimnet.model import Direction
-from slimnet.policy.ladder import Ladder
-from slimnet.policy.placement import Placement
-from slimnet.policy.program import Program
-from slimnet.policy.term import Party, Term
+from slimnet.policy.compile.ladder import Ladder
+from slimnet.policy.compile.placement import Placement
+from slimnet.policy.compile.program import Program
+from slimnet.policy.compile.term import Party, Term
 
 __all__ = ["Subjects"]
 

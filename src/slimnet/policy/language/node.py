@@ -16,7 +16,7 @@ import yaml
 from attrs import frozen
 
 from slimnet.exceptions import PolicyError
-from slimnet.policy.schema import Schema
+from slimnet.policy.language.schema import Schema
 
 __all__ = ["Node", "documents"]
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from slimnet.model import Direction
-from slimnet.policy.node import Node
+from slimnet.policy.language.node import Node
+from slimnet.policy.language.schema import Field
+from slimnet.policy.language.selectorspec import SELECTOR, cidr, port, protocol, selector
 from slimnet.policy.rule import Block, Peer, Port, Rule
-from slimnet.policy.schema import Field
-from slimnet.policy.selectorspec import SELECTOR, cidr, port, protocol, selector
 
 __all__ = ["SCHEMA", "read"]
 

@@ -11,7 +11,7 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet.exceptions import InvalidValue
 from slimnet.model import Direction
-from slimnet.policy.table import Pairs, PolicyTable
+from slimnet.policy.compile.table import Pairs, PolicyTable
 from slimnet.tables import Change, PolicyKey, PolicyRecord, PublishKey, ServiceKey, Tables
 
 __all__ = ["Touched", "altered", "difference", "keyed"]

@@ -9,7 +9,7 @@ from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet.model import Endpoint, Flow, Host, Protocol, Reason, Wire
-from slimnet.policy.oracle import Oracle
+from slimnet.policy.explain.oracle import Oracle
 from slimnet.policy.state import State
 from slimnet.tables import PublishKey, Tables
 

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from slimnet.model import Protocol
-from slimnet.policy.node import Node
-from slimnet.policy.schema import Field
-from slimnet.policy.selectorspec import address, port, protocol
+from slimnet.policy.language.node import Node
+from slimnet.policy.language.schema import Field
+from slimnet.policy.language.selectorspec import address, port, protocol
 
 __all__ = ["SCHEMA", "read"]
 

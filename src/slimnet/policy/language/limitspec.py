@@ -12,9 +12,9 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from slimnet.policy.node import Node
-from slimnet.policy.schema import Field
-from slimnet.policy.selectorspec import SELECTOR, selector
+from slimnet.policy.language.node import Node
+from slimnet.policy.language.schema import Field
+from slimnet.policy.language.selectorspec import SELECTOR, selector
 
 __all__ = ["SCHEMA", "read"]
 

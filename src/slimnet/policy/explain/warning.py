@@ -9,7 +9,11 @@ from attrs import frozen
 
 from slimnet import contract
 from slimnet.model import Direction
-from slimnet.policy.compiler import Compiler
+from slimnet.policy.compile.compiler import Compiler
+from slimnet.policy.compile.placement import Placement, RuleIds, question_of
+from slimnet.policy.compile.roster import DocumentName
+from slimnet.policy.compile.table import PolicyTable
+from slimnet.policy.compile.term import Question
 from slimnet.policy.document import (
     ClusterNetworkPolicy,
     Document,
@@ -18,12 +22,8 @@ from slimnet.policy.document import (
     PublishedPort,
     Service,
 )
-from slimnet.policy.placement import Placement, RuleIds, question_of
-from slimnet.policy.roster import DocumentName
 from slimnet.policy.rule import Action, Rule
 from slimnet.policy.state import State
-from slimnet.policy.table import PolicyTable
-from slimnet.policy.term import Question
 from slimnet.tables import PolicyKey, PolicyRecord
 
 __all__ = ["PolicyWarning", "check"]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from slimnet.exceptions import InvalidValue
 from slimnet.model import Endpoint
-from slimnet.policy.labels import LabelIndex
+from slimnet.policy.compile.labels import LabelIndex
+from slimnet.policy.compile.term import Group, Term
 from slimnet.policy.state import namespace_labels
-from slimnet.policy.term import Group, Term
 
 __all__ = ["Population"]
 

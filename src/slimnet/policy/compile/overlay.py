@@ -16,15 +16,15 @@ from netaddr import IPNetwork
 
 from slimnet import contract
 from slimnet.model import Endpoint, Host, Namespace, Network
+from slimnet.policy.compile.hosts import HostRanges
+from slimnet.policy.compile.number import Numbers
+from slimnet.policy.compile.placement import Placement, RuleIds, place, questions
+from slimnet.policy.compile.population import Population
+from slimnet.policy.compile.ranges import Prefix, Ranges, inside, network_of, prefix_of
+from slimnet.policy.compile.subjects import Subjects
+from slimnet.policy.compile.term import Group, Mark, Party, Question, Term
 from slimnet.policy.document import Policy
-from slimnet.policy.hosts import HostRanges
-from slimnet.policy.number import Numbers
-from slimnet.policy.placement import Placement, RuleIds, place, questions
-from slimnet.policy.population import Population
-from slimnet.policy.ranges import Prefix, Ranges, inside, network_of, prefix_of
 from slimnet.policy.state import host_labels
-from slimnet.policy.subjects import Subjects
-from slimnet.policy.term import Group, Mark, Party, Question, Term
 from slimnet.tables import CidrRecord
 
 __all__ = ["Overlay", "PolicyName", "Settled"]

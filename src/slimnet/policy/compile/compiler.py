@@ -10,17 +10,17 @@ from netaddr import IPAddress, IPNetwork
 from slimnet import contract
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Direction, Endpoint, Host, Namespace, Network, Wire
-from slimnet.policy.difference import Touched, altered, difference, keyed
+from slimnet.policy.compile.difference import Touched, altered, difference, keyed
+from slimnet.policy.compile.limits import Limits
+from slimnet.policy.compile.number import Collision, Numbers
+from slimnet.policy.compile.overlay import Overlay, PolicyName
+from slimnet.policy.compile.placement import Placement, RuleIds
+from slimnet.policy.compile.published import Published
+from slimnet.policy.compile.roster import Roster
+from slimnet.policy.compile.services import Services
+from slimnet.policy.compile.table import Pairs, PolicyTable
 from slimnet.policy.document import NetworkPolicy, Policy
-from slimnet.policy.limits import Limits
-from slimnet.policy.number import Collision, Numbers
-from slimnet.policy.overlay import Overlay, PolicyName
-from slimnet.policy.placement import Placement, RuleIds
-from slimnet.policy.published import Published
-from slimnet.policy.roster import Roster
-from slimnet.policy.services import Services
 from slimnet.policy.state import State
-from slimnet.policy.table import Pairs, PolicyTable
 from slimnet.tables import Change, CidrRecord, EndpointRecord, Tables
 
 __all__ = ["Compiler", "compile"]

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from slimnet.model import Direction, Protocol
-from slimnet.policy.ladder import DEFAULT_ALLOW, HOST_DENY, Ladder, Span, Step, ladder
-from slimnet.policy.placement import Line
+from slimnet.policy.compile.ladder import DEFAULT_ALLOW, HOST_DENY, Ladder, Span, Step, ladder
+from slimnet.policy.compile.placement import Line
+from slimnet.policy.compile.term import Party, Term
 from slimnet.policy.rule import Port
-from slimnet.policy.term import Party, Term
 
 __all__ = ["Program"]
 
