@@ -243,34 +243,43 @@ class Node:
         """
         from slimnet.policy import Document  # noqa: PLC0415  # YAML and a compiler
 
-        documents = [each.to_json() for each in self._load(source, network)]
-        answer = self._client.request("POST", "policies", policies=documents)
+        answer = self._client.request("POST", "policies", **self._written(source, network))
         return [Document.from_json(each) for each in answer["policies"]]
 
-    def check_policy(self, source: Sources, network: str | None = None) -> list[PolicyWarning]:
+    def check_policy(
+        self, source: Sources | Iterable[Document], network: str | None = None
+    ) -> list[PolicyWarning]:
         """What in these documents was surely not meant, were they applied to what is
         there: a selector that selects nothing, a rule that never decides.
 
         Args:
-            source: as of :meth:`apply_policy`.
+            source: as of :meth:`apply_policy`; or what that answered, for what is now
+                in force of it.
             network: likewise.
 
         Raises:
             PolicyError: says which field of which line.
         """
-        from slimnet.policy import PolicyWarning  # noqa: PLC0415
+        from slimnet.cluster.documents import key  # noqa: PLC0415
+        from slimnet.policy import Document, PolicyWarning  # noqa: PLC0415
 
-        documents = [each.to_json() for each in self._load(source, network)]
-        answer = self._client.request("POST", "check", patience=240, policies=documents)
+        sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        applied = [key(each) for each in sources if isinstance(each, Document)]
+        written = [each for each in sources if not isinstance(each, Document)]
+        body = {**self._written(written, network), "applied": applied}
+        answer = self._client.request("POST", "check", patience=240, **body)
         return [PolicyWarning(**each) for each in answer]
 
-    def _load(self, source: Sources, network: str | None) -> list[Document]:
-        from slimnet.policy import load  # noqa: PLC0415
+    def _written(self, source: Sources, network: str | None) -> dict[str, Any]:
+        """The manifests of files or texts as they stand, for the agent to parse, and the
+        network of those that do not name theirs."""
+        from slimnet.policy.language.manifest import read  # noqa: PLC0415
 
-        if network is None:
-            network = self.default_network()
         sources = [source] if isinstance(source, (str, os.PathLike)) else source
-        return [document for each in sources for document in load(each, network=network)]
+        return {
+            "policies": [manifest for each in sources for manifest in read(each)],
+            "network": self.default_network() if network is None else network,
+        }
 
     def policies(self) -> list[Document]:
         """All policies, services, published ports and limits."""

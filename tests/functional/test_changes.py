@@ -20,7 +20,7 @@ from lab import Compiled
 
 from slimnet import contract
 from slimnet.model import Endpoint, Host, Namespace, Network, Reason
-from slimnet.policy import Policy, State
+from slimnet.policy import Policy, State, parse
 
 CHANGES = 200
 ALLOWED = {Reason.RULE_ALLOW, Reason.DEFAULT_ALLOW, Reason.SELF}
@@ -34,7 +34,7 @@ def policy(name: str, namespace: str, **spec: Any) -> Policy:
         "metadata": {"name": name, "namespace": namespace},
         "spec": spec,
     }
-    return Policy.from_json({"manifest": manifest})
+    return parse([{"manifest": manifest}])[0]
 
 
 def app(name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from attrs import evolve
 from worlds_big import big
 
-from slimnet.policy import Compiler, Policy, State
+from slimnet.policy import Compiler, State, parse
 
 CHANGES = 9
 
@@ -38,7 +38,7 @@ def changed_policy(state: State, turn: int) -> State:
     policies = list(state.policies)
     manifest = json.loads(json.dumps(policies[turn].to_json()["manifest"]))
     manifest["spec"]["ingress"][0]["ports"] = [{"port": 1000 + turn}]
-    policies[turn] = Policy.from_json({"manifest": manifest})
+    policies[turn] = parse([{"manifest": manifest}])[0]
     return evolve(state, policies=policies, revision=state.revision + 1)
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from test_manifest import EVERY
 
 from slimnet.exceptions import PolicyError
-from slimnet.policy import Document, load
-from slimnet.policy.language.manifest import KINDS, restore
+from slimnet.policy import Document, load, parse
+from slimnet.policy.language.manifest import KINDS
 from slimnet.policy.language.schema import paths
 
 EXAMPLES = int(os.environ.get("SLIMNET_FUZZ", "300"))
@@ -152,12 +152,37 @@ def toml(value):
 
 @fuzz
 @given(
-    ANYTHING | st.builds(lambda **record: record, file=ANYTHING, manifest=ANYTHING, lines=ANYTHING)
+    ANYTHING
+    | st.builds(
+        lambda **record: record,
+        file=ANYTHING,
+        path=ANYTHING,
+        manifest=ANYTHING,
+        lines=ANYTHING | st.dictionaries(st.text(max_size=4), st.integers(-1, 3), max_size=3),
+    )
 )
-def test_any_record(value):
-    """What the store holds may be anything."""
+def test_any_request(value):
+    """What a client sends may be anything."""
     try:
-        restore(value)
+        parse([value])
+    except PolicyError as error:
+        assert str(error).isprintable()
+
+
+@fuzz
+@given(st.data())
+def test_any_record(data):
+    """What the store holds may be anything: a document, or PolicyError."""
+    (document,) = load(data.draw(st.sampled_from(EVERY)))
+    record = json.loads(json.dumps(document.to_json()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *above, last = data.draw(st.sampled_from([place for place in places(record) if place]))
+        inner = record
+        for key in above:
+            inner = inner[key]
+        inner[last] = data.draw(ANYTHING)
+    try:
+        assert isinstance(Document.from_json(record), Document)
     except PolicyError as error:
         assert str(error)
 

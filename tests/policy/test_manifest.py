@@ -14,7 +14,7 @@ from slimnet.model import Direction, Protocol
 from slimnet.policy import Action, Document, Policy, Port, Tier, load
 from slimnet.policy.language import schema
 from slimnet.policy.language.manifest import KINDS
-from slimnet.policy.language.node import Node
+from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.selectorspec import SELECTOR
 
 WEB = """\
@@ -551,13 +551,13 @@ def test_the_schema_is_what_the_parser_takes(monkeypatch, text, specs):
     """Every table of the schema is one that the parser checks, as a whole and at its
     place: what the reference says of fields is made from it."""
     checked = {}
-    fields = Node.fields
+    fields = ManifestNode.fields
 
     def spy(node, known):
         checked[re.sub(r"\[\d+\]", "[]", node.path)] = known
         return fields(node, known)
 
-    monkeypatch.setattr(Node, "fields", spy)
+    monkeypatch.setattr(ManifestNode, "fields", spy)
     document = yaml.safe_load(text)
     for spec in specs:
         load(json.dumps({**document, "spec": document["spec"] | spec}))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from netaddr import IPAddress
 
 from slimnet.model import Direction, Endpoint, Flow, Host, Namespace, Network, Protocol
-from slimnet.policy import Policy, Selector, State
+from slimnet.policy import Selector, State, parse
 from slimnet.policy.document import EgressLimit, PublishedPort, Service, ServicePort, Weight
 from slimnet.policy.selector import Operator, Requirement
 
@@ -277,7 +277,7 @@ def _cluster(draw, number):
 @st.composite
 def _policies(draw, number):
     kind = _namespaced if draw(st.integers(0, 2)) else _cluster
-    return Policy.from_json({"manifest": draw(kind(number))})
+    return parse([{"manifest": draw(kind(number))}])[0]
 
 
 _declared = st.dictionaries(

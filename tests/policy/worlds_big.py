@@ -8,7 +8,7 @@ from typing import Any
 from netaddr import IPAddress
 
 from slimnet.model import Endpoint, Host, Network, Protocol
-from slimnet.policy import Operator, Policy, Requirement, Selector, State
+from slimnet.policy import Operator, Requirement, Selector, State, parse
 from slimnet.policy.document import Service, ServicePort
 
 HOSTS = 10
@@ -51,7 +51,7 @@ def big(
             )
             for number in range(endpoints)
         ],
-        [Policy.from_json({"manifest": _manifest(number, spaces)}) for number in range(policies)],
+        parse([{"manifest": _manifest(number, spaces)} for number in range(policies)]),
         services=[_service(number, spaces) for number in range(services)],
     )
 

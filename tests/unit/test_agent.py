@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from slimnet import records
 from slimnet.abc import Context
 from slimnet.agent import instance, names
 from slimnet.agent.endpoints import Endpoints
@@ -26,9 +28,10 @@ from slimnet.exceptions import (
     InUse,
     InvalidValue,
     NotFound,
+    PolicyError,
 )
 from slimnet.model import Direction, Endpoint, Flow, Host, Namespace, Protocol, Running, Verdict
-from slimnet.policy import NetworkPolicy, load
+from slimnet.policy import NetworkPolicy, load, parse
 from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import MemoryBackend
 
@@ -196,6 +199,52 @@ def test_policy_is_in_force(agent):
     agent.cluster.documents.remove(NetworkPolicy, "db", "prod")
     agent.sync()
     assert agent.allows(addresses[2], addresses[1])
+
+
+def test_what_the_store_holds_outlives_the_parser(agent, monkeypatch):
+    """A document that a stricter parser would refuse is read and enforced as it was taken."""
+    web, db = agent.attach("web"), agent.attach("db", labels={"app": "db"})
+    (policy,) = load(
+        """
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata: {name: db}
+        spec: {podSelector: {matchLabels: {app: db}}}
+        """,
+        network="prod",
+    )
+    manifest = {**policy.manifest, "apiVersion": "networking.k8s.io/v0", "spec": {"subject": "db"}}
+    with pytest.raises(PolicyError):
+        parse([{"manifest": manifest}])
+    agent.cluster.documents.apply([attrs.evolve(policy, manifest=manifest)])
+
+    def refuse(*_arguments):
+        raise PolicyError("spec", "nothing that was ever written", "a manifest")
+
+    monkeypatch.setattr("slimnet.policy.language.manifest._document", refuse)
+    agent.sync()
+    assert agent.mirror.problems == {}
+    assert [each.manifest for each in agent.cluster.documents.all()] == [manifest]
+    assert not agent.allows(web.endpoint.address, db.endpoint.address)
+    assert agent.allows(db.endpoint.address, web.endpoint.address)
+
+
+def test_a_field_that_this_build_does_not_know(agent):
+    """A newer build's policy is not enforced without what it says besides."""
+    (policy,) = load(
+        """
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata: {name: db}
+        spec: {podSelector: {}}
+        """,
+        network="prod",
+    )
+    record = policy.to_json()
+    record["value"]["schedule"] = "at night"
+    agent.store.transact(put={"policies/prod/default/db": records.dump(record)})
+    assert "schedule" in agent.sync()
+    assert agent.mirror.binding
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections import Counter
 from urllib.parse import quote
 
 import pytest
+from click.testing import CliRunner
 
 from slimnet import config as configuration
 from slimnet.agent import agent as agents
@@ -19,8 +20,13 @@ from slimnet.agent.fields import _FIELDS
 from slimnet.agent.routes import Routes
 from slimnet.agent.server import Server
 from slimnet.agent.site import Site
+from slimnet.cli import slimnet
 from slimnet.config import Config
+from slimnet.exceptions import PolicyError
 from slimnet.model import Host
+from slimnet.node import open_node
+from slimnet.policy import load
+from slimnet.policy.language import manifest
 from slimnet.testing import MemoryBackend
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent answers to root only")
@@ -189,7 +195,7 @@ OTHERS = [
         "spec": {"endpointSelector": {}, "rate": "1M", "connectionRate": "1M"},
     },
 ]
-#: As the API has them (Document.to_json).
+#: As the API has them, with the lines that Document.to_json gives.
 DOCUMENTS = [
     {"manifest": manifest, "file": "a.yaml", "lines": {"spec": 3, "ingress[0]": 4, "egress[0]": 5}}
     for manifest in (NETWORK_POLICY, CLUSTER_POLICY, *OTHERS)
@@ -210,8 +216,12 @@ BODIES = {
         "ephemeral": False,
     },
     "DELETE /v1/endpoints/prod/default/e": {"kill": False},
-    "POST /v1/policies": {"policies": []},
-    "POST /v1/check": {"policies": []},
+    "POST /v1/policies": {"policies": [], "network": "prod"},
+    "POST /v1/check": {
+        "policies": [],
+        "network": "prod",
+        "applied": ["policies/prod/default/p", "services/prod/default/none"],
+    },
     "POST /v1/explain": {
         "network": "prod",
         "source": "web",
@@ -375,3 +385,60 @@ def test_a_body_that_does_not_come(path, caplog):
         half.sendall(b'POST /v1/networks HTTP/1.1\r\nContent-Length: 100\r\n\r\n{"name"')
     assert check(Line(path), request("GET", "/v1/networks"), caplog)[0] == 200
     assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+FILE = """\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: networking.k8s.io/v1
+  kind: NetworkPolicy
+  metadata: {name: p}
+  spec:
+    podSelector: {matchLabels: {app: nobody}}
+    ingress:
+    - from: [{podSelector: {}}]
+- apiVersion: v1
+  kind: Service
+  metadata: {name: s}
+  spec:
+    selector: {app: nobody}
+    ports: [{port: 80}]
+"""
+
+
+def test_one_apply_parses_each_manifest_once(path, tmp_path, monkeypatch):
+    """Client, agent, store, mirror, answer and warnings, with one look at what is written;
+    nobody who only reads what is in force looks at it at all."""
+    parsed = []
+    parse = manifest._document
+
+    def spy(node, network):
+        parsed.append((node.path, network))
+        return parse(node, network)
+
+    monkeypatch.setattr(manifest, "_document", spy)
+    file = tmp_path / "web.yaml"
+    file.write_text(FILE)
+    done = CliRunner().invoke(slimnet, ["--agent", str(path), "policy", "apply", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "in force: default/p, service:default/s (10.1.0." in done.output
+    assert "web.yaml:4: default/p" in done.output
+    assert parsed == [("items[0]", "prod"), ("items[1]", "prod")]
+    with open_node(agent=path) as node:
+        assert [each.title for each in node.policies()] == ["default/p", "service:default/s"]
+        assert [each.source.at("ingress[0]") for each in node.policies()][:1] == ["web.yaml:10"]
+    assert len(parsed) == 2
+
+
+def test_the_agent_says_where_a_file_is_wrong(path):
+    """As :func:`slimnet.policy.load` says it, whichever of them looks."""
+    wrong = FILE.replace("podSelector: {}", "podSelector: {app: x}")
+    with pytest.raises(PolicyError) as here:
+        load(wrong)
+    with open_node(agent=path) as node, pytest.raises(PolicyError) as there:
+        node.apply_policy([FILE, wrong])
+    assert str(there.value) == str(here.value)
+    assert str(here.value).startswith("line 10: items[0].spec.ingress[0].from[0].podSelector.app:")
+    with open_node(agent=path) as node:
+        assert node.policies() == []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from slimnet import records
 from slimnet.agent.mirror import Mirror
 from slimnet.model import Endpoint, Host, Namespace, Network
+from slimnet.policy import parse
 from slimnet.store.sqlite import SqliteStore
 
 HERE = Host("h1", "192.0.2.1")
@@ -18,7 +19,8 @@ HERE = Host("h1", "192.0.2.1")
 def document(version, kind, network="prod", **spec):
     annotations = {"slimnet.io/network": network}
     metadata = {"name": "web", "namespace": "default", "annotations": annotations}
-    return {"manifest": {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}}
+    manifest = {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
+    return parse([{"manifest": manifest}])[0].to_json()
 
 
 RECORDS = {
@@ -31,7 +33,7 @@ RECORDS = {
     ],
     "endpoints/prod/default/db": [Endpoint("prod", "db", "10.1.0.2", "h2", id=2, identity=257)],
     "endpoints/gone/default/x": [Endpoint("gone", "x", "10.1.0.2", "h2", id=3, identity=258)],
-    "policies/prod/default/p": [{"manifest": 3}],
+    "policies/prod/default/p": [{"manifest": 3}, {"kind": "Service", "value": {}}],
     "services/prod/default/shop": [
         document("v1", "Service", selector={"app": app}, ports=[{"port": 80}]) for app in "xy"
     ],

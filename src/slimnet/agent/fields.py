@@ -47,6 +47,7 @@ def _is_tables(value: Any) -> bool:
 
 _FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "address": ("text", _is_text),
+    "applied": ("a list of texts", _is_texts),
     "cgroup": ("text", _is_text),
     "cidrs": ("a list of texts", _is_texts),
     "count": ("a number, 1 to 1000", _number(1, 1000, int)),

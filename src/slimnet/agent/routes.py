@@ -48,7 +48,7 @@ from slimnet.agent.ping import explain, ping
 from slimnet.agent.server import Peer, Reply, Stream
 from slimnet.cluster.documents import PREFIXES
 from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.policy import Document
+from slimnet.policy import parse
 
 __all__ = ["Routes"]
 
@@ -188,8 +188,8 @@ class Routes:
         self.agent.endpoints.detach(network, namespace, name, kill=kill)
         return {}
 
-    def post_policies(self, *, policies: list[dict[str, Any]]) -> Reply:
-        made, revision = self.agent.apply([Document.from_json(each) for each in policies])
+    def post_policies(self, *, policies: list[dict[str, Any]], network: str = "default") -> Reply:
+        made, revision = self.agent.apply(parse(policies, network=network))
         return {"policies": [each.to_json() for each in made], "revision": revision}
 
     def delete_policies(self, network: str, namespace: str, name: str) -> Reply:
@@ -215,8 +215,15 @@ class Routes:
 
     # Asking
 
-    def post_check(self, *, policies: list[dict[str, Any]]) -> Reply:
-        documents = [Document.from_json(each) for each in policies]
+    def post_check(
+        self,
+        *,
+        policies: list[dict[str, Any]] | None = None,
+        applied: list[str] | None = None,
+        network: str = "default",
+    ) -> Reply:
+        documents = parse(policies or [], network=network)
+        documents += self._cluster.documents.find(applied or [])
         return records.encode(self.agent.check(documents))
 
     def post_explain(

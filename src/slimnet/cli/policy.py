@@ -78,15 +78,20 @@ def apply(files: tuple[str, ...], network: str | None, output: str) -> None:
     """
     with open_agent() as node:
         documents = node.apply_policy(files, network)
-        warnings = node.check_policy(files, network)
+        warnings = node.check_policy(documents, network)
     names = ", ".join(map(_title, documents)) or f"no documents in {', '.join(files)}"
-    line(f"in force: {names}", [each.to_json() for each in documents], output)
+    line(f"in force: {names}", [_written(each) for each in documents], output)
     _warn(warnings)
 
 
 def _title(document: Document) -> str:
     address = getattr(document, "address", None)
     return f"{document.title} ({address})" if address is not None else document.title
+
+
+def _written(document: Document) -> dict[str, Any]:
+    record = document.to_json()
+    return {name: record[name] for name in ("manifest", "file", "lines")}
 
 
 def _warn(warnings: Sequence[PolicyWarning]) -> None:

@@ -23,7 +23,7 @@ from slimnet.policy.document import (
     Service,
 )
 
-__all__ = ["PREFIXES", "Documents"]
+__all__ = ["PREFIXES", "Documents", "key"]
 
 #: Kind to the first part of its keys; those of a namespace have its network and name next.
 PREFIXES: dict[type[Document], str] = {
@@ -34,6 +34,7 @@ PREFIXES: dict[type[Document], str] = {
     EgressLimit: "egresslimits",
 }
 
+_KINDS = {prefix: kind for kind, prefix in PREFIXES.items()}
 _Admit = Callable[[Sequence[Document]], object]
 
 
@@ -87,6 +88,21 @@ class Documents:
             for document in lookup.everything(self.store, f"{prefix}/", kind.from_json)
         ]
 
+    def find(self, keys: Iterable[str]) -> list[Document]:
+        """What the store holds under these keys (:func:`key`); what is gone is left out.
+
+        Raises:
+            InvalidValue: one cannot be read, or is not of a document.
+        """
+        found = []
+        for place in keys:
+            kind = _KINDS.get(place.partition("/")[0])
+            if kind is None:
+                raise InvalidValue("applied", f"keys below {', '.join(_KINDS)}", place)
+            if (record := self.store.get(place)) is not None:
+                found.append(records.load(place, record[0], kind.from_json))
+        return found
+
     def remove(
         self,
         kind: type[Document],
@@ -108,15 +124,15 @@ class Documents:
         below = f"{PREFIXES[kind]}/{network}/{namespace}/" if network else f"{PREFIXES[kind]}/"
 
         def change() -> Revision:
-            key = below + name
-            found = self.store.get(key)
+            place = below + name
+            found = self.store.get(place)
             if found is None:
                 names = [each.removeprefix(below) for each in self.store.list(below)[0]]
                 raise lookup.missing(kind.__name__, name, names)
-            gone = [key]
-            if kind is Service and (address := _address(key, found[0])) is not None:
+            gone = [place]
+            if kind is Service and (address := _address(place, found[0])) is not None:
                 gone.append(f"addresses/{network}/{address}")
-            return self.store.transact(expect={key: found[1]}, delete=gone)
+            return self.store.transact(expect={place: found[1]}, delete=gone)
 
         return retry(change)
 
@@ -133,16 +149,16 @@ class _Change:
         titles: dict[str, Document] = {}
         # The addresses that services ask for are not given to others meanwhile.
         for document in sorted(asked, key=lambda each: getattr(each, "address", 1) is None):
-            key = _key(document)
-            if key in titles:
+            place = key(document)
+            if place in titles:
                 where = document.source.at("") or document.title
                 raise PolicyError(where, "each document once", document.title)
             self._check_network(document)
             if isinstance(document, Service):
-                document = self._addressed(key, document)  # noqa: PLW2901
-            titles[key] = document
-            self.put[key] = records.dump(document.to_json())
-        self.documents = [titles[_key(document)] for document in asked]
+                document = self._addressed(place, document)  # noqa: PLW2901
+            titles[place] = document
+            self.put[place] = records.dump(document.to_json())
+        self.documents = [titles[key(document)] for document in asked]
 
     def _check_network(self, document: Document) -> None:
         name = getattr(document, "network", None)
@@ -150,11 +166,11 @@ class _Change:
             self._networks[name], revision = lookup.network(self._store, name)
             self.expect[f"networks/{name}"] = revision
 
-    def _addressed(self, key: str, service: Service) -> Service:
+    def _addressed(self, place: str, service: Service) -> Service:
         network = self._networks[service.network]
-        held = self._store.get(key)
-        self.expect[key] = None if held is None else held[1]
-        old = None if held is None else _address(key, held[0])
+        held = self._store.get(place)
+        self.expect[place] = None if held is None else held[1]
+        old = None if held is None else _address(place, held[0])
         address = service.address
         if address is None and old is not None and any(old in cidr for cidr in network.cidrs):
             address = old
@@ -164,14 +180,15 @@ class _Change:
             meanwhile = [each.removeprefix(prefix) for each in self.put]
             address = allocation.address(self._store, network, address, field, meanwhile)
             self.expect[f"{prefix}{address}"] = None
-            self.put[f"{prefix}{address}"] = records.dump(key)
+            self.put[f"{prefix}{address}"] = records.dump(place)
             if old is not None:
                 self.gone.add(f"{prefix}{old}")
         spec = {**service.manifest.get("spec", {}), "clusterIP": str(address)}
         return attrs.evolve(service, address=address, manifest={**service.manifest, "spec": spec})
 
 
-def _key(document: Document) -> str:
+def key(document: Document) -> str:
+    """Under which the store holds it."""
     place = (
         () if isinstance(document, ClusterNetworkPolicy)
         else (getattr(document, "network", ""), getattr(document, "namespace", ""))
@@ -179,9 +196,9 @@ def _key(document: Document) -> str:
     return "/".join((PREFIXES[type(document)], *place, document.name))
 
 
-def _address(key: str, data: bytes) -> IPAddress | None:
+def _address(place: str, data: bytes) -> IPAddress | None:
     """The address of a service of the store; ``None`` where it cannot be read."""
     try:
-        return records.load(key, data, Service.from_json).address
+        return records.load(place, data, Service.from_json).address
     except InvalidValue:
         return None

@@ -3,6 +3,7 @@
 
 ====================  ==================================================================
 :func:`load`          documents from manifests (:mod:`slimnet.policy.language.manifest`)
+:func:`parse`         the same from manifests that are JSON values already
 :class:`Document`     policies, services, ports, limits (``document``, ``rule``, ``selector``)
 :class:`State`        everything that tables are compiled from (``state``)
 :func:`compile`       the tables of one host (``compiler``; :class:`Compiler` for changes)
@@ -28,7 +29,7 @@ from slimnet.policy.document import (
 from slimnet.policy.explain.explanation import Explanation, Stage, explain
 from slimnet.policy.explain.oracle import Judgement, Oracle
 from slimnet.policy.explain.warning import PolicyWarning, check
-from slimnet.policy.language.manifest import load
+from slimnet.policy.language.manifest import load, parse
 from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
 from slimnet.policy.selector import Operator, Requirement, Selector
 from slimnet.policy.state import State
@@ -64,4 +65,5 @@ __all__ = [
     "compile",
     "explain",
     "load",
+    "parse",
 ]

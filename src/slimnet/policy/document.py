@@ -6,15 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+import attrs
 from attrs import field, frozen
-from netaddr import IPAddress
+from netaddr import AddrFormatError, IPAddress
 
+from slimnet import records
 from slimnet.exceptions import PolicyError
 from slimnet.model import Direction, Protocol
+from slimnet.policy import plain
 from slimnet.policy.rule import Peer, Rule, Tier
 from slimnet.policy.selector import Selector
 
 __all__ = [
+    "DOCUMENTS",
     "ClusterNetworkPolicy",
     "Document",
     "EgressLimit",
@@ -68,26 +72,43 @@ class Document:
         return self.name
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest and where it was written, as JSON values for the store."""
+        """It as JSON values, for the store and for clients: ``kind`` and ``value``, which
+        count, and beside them for readers ``manifest``, and ``file`` and ``lines`` of
+        where that was written."""
+        value = attrs.asdict(self, recurse=False, filter=_is_of_value)
         return {
+            "kind": type(self).__name__,
+            "value": records.encode(value),
             "manifest": dict(self.manifest),
             "file": self.source.file,
             "lines": dict(self.source.lines),
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """What :meth:`to_json` gave, if it is of this kind.
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """What :meth:`to_json` gave, if it is of this kind. The manifest is not looked at.
 
         Raises:
             PolicyError: it is not that.
         """
-        from slimnet.policy.language.manifest import restore  # noqa: PLC0415  # the parser builds documents
+        wanted = "what Document.to_json() gives"
+        if not isinstance(record, Mapping) or not isinstance(record.get("value"), Mapping):
+            raise PolicyError("document", wanted, record)
+        kind = next((each for each in DOCUMENTS if each.__name__ == record.get("kind")), None)
+        if kind is None or not issubclass(kind, cls):
+            raise PolicyError("kind", f"a {cls.__name__}", record.get("kind"))
+        try:
+            source = {"file": record["file"], "lines": record["lines"]}
+            document: Self = plain.decode(
+                kind, {**record["value"], "manifest": record["manifest"], "source": source}
+            )
+        except (TypeError, ValueError, KeyError, AddrFormatError) as error:
+            raise PolicyError("document", wanted, f"{type(error).__name__}: {error}") from error
+        return document
 
-        found = restore(value)
-        if not isinstance(found, cls):
-            raise PolicyError("kind", f"a {cls.__name__}", type(found).__name__)
-        return found
+
+def _is_of_value(attribute: attrs.Attribute[Any], _value: object) -> bool:
+    return attribute.name not in {"manifest", "source"}
 
 
 @frozen(kw_only=True)
@@ -260,3 +281,13 @@ class EgressLimit(Document):
     def title(self) -> str:
         """``limit:namespace/name``."""
         return f"limit:{self.namespace}/{self.name}"
+
+
+#: Every kind of document.
+DOCUMENTS: tuple[type[Document], ...] = (
+    ClusterNetworkPolicy,
+    NetworkPolicy,
+    Service,
+    PublishedPort,
+    EgressLimit,
+)

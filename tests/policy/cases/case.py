@@ -11,7 +11,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from slimnet.model import Endpoint, Host, Namespace, Network
-from slimnet.policy import Policy, State
+from slimnet.policy import State, parse
 
 #: Names of two endpoints ("x/a"), or of an endpoint and a host ("host/h1").
 Pair = tuple[str, str]
@@ -73,7 +73,7 @@ class World:
                 Namespace(self.network, name, labels) for name, labels in namespaces.items()
             ],
             endpoints=endpoints,
-            policies=[Policy.from_json({"manifest": item}) for item in step.policies],
+            policies=parse([{"manifest": item} for item in step.policies]),
             revision=revision,
         )
 

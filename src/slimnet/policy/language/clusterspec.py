@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from slimnet.model import Protocol
-from slimnet.policy.language.node import Node
+from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
 from slimnet.policy.language.selectorspec import PORT_NAME, SELECTOR, cidr, selector
 from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
@@ -70,7 +70,7 @@ SCHEMA = {
 }
 
 
-def read(spec: Node) -> dict[str, Any]:
+def read(spec: ManifestNode) -> dict[str, Any]:
     """The arguments of :class:`~slimnet.policy.ClusterNetworkPolicy` that a ``spec`` gives."""
     spec.fields(SCHEMA)
     mandatory = spec.get("mandatory")
@@ -84,12 +84,12 @@ def read(spec: Node) -> dict[str, Any]:
     }
 
 
-def _subject(node: Node) -> Peer:
+def _subject(node: ManifestNode) -> Peer:
     kind, value = node.only(_ENDPOINTS)
     return _endpoints(kind, value)
 
 
-def _endpoints(kind: str, node: Node) -> Peer:
+def _endpoints(kind: str, node: ManifestNode) -> Peer:
     if kind == "namespaces":
         return Peer(namespaces=selector(node))
     node.fields(_PODS)
@@ -99,13 +99,13 @@ def _endpoints(kind: str, node: Node) -> Peer:
     )
 
 
-def _rules(node: Node, peers: str) -> tuple[Rule, ...] | None:
+def _rules(node: ManifestNode, peers: str) -> tuple[Rule, ...] | None:
     if node.absent or not node.items():
         return None
     return tuple(_rule(item, peers) for item in node.items(most=_MOST))
 
 
-def _rule(node: Node, peers: str) -> Rule:
+def _rule(node: ManifestNode, peers: str) -> Rule:
     node.fields(_RULES[peers])
     name, protocols = node.get("name"), node.get("protocols")
     whom = [_peers(item, peers) for item in node.need(peers).items(least=1, most=_MOST)]
@@ -126,7 +126,7 @@ def _rule(node: Node, peers: str) -> Rule:
     return rule
 
 
-def _peers(node: Node, peers: str) -> tuple[Peer, ...]:
+def _peers(node: ManifestNode, peers: str) -> tuple[Peer, ...]:
     kind, value = node.only(_PEERS[peers])
     if kind == "nodes":
         return (Peer(nodes=selector(value)),)
@@ -135,7 +135,7 @@ def _peers(node: Node, peers: str) -> tuple[Peer, ...]:
     return (_endpoints(kind, value),)
 
 
-def _port(node: Node) -> Port:
+def _port(node: ManifestNode) -> Port:
     kind, value = node.only(_PROTOCOLS)
     if kind == "destinationNamedPort":
         name = value.text("a port's name of at most 15 letters", PORT_NAME.fullmatch)

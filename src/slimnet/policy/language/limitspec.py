@@ -12,7 +12,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from slimnet.policy.language.node import Node
+from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
 from slimnet.policy.language.selectorspec import SELECTOR, selector
 
@@ -35,7 +35,7 @@ SCHEMA = {
 }
 
 
-def read(spec: Node) -> dict[str, Any]:
+def read(spec: ManifestNode) -> dict[str, Any]:
     """The arguments of :class:`~slimnet.policy.EgressLimit` that a ``spec`` gives."""
     spec.fields(SCHEMA)
     rate, each = spec.get("rate"), spec.get("connectionRate")
@@ -48,7 +48,7 @@ def read(spec: Node) -> dict[str, Any]:
     }
 
 
-def _rate(node: Node) -> int:
+def _rate(node: ManifestNode) -> int:
     """Bytes a second."""
     wanted = "bits a second, 1k to 1P, such as 100M (units: k M G T P, Ki Mi Gi Ti Pi)"
     value = node.value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,17 @@ from slimnet.policy.language import (
     publishedspec,
     servicespec,
 )
-from slimnet.policy.language.node import Node, documents
+from slimnet.policy.language.node import ManifestNode, documents
 from slimnet.policy.language.schema import Field, Schema
 
-__all__ = ["KINDS", "METADATA", "Kind", "load", "restore"]
+__all__ = ["KINDS", "METADATA", "Kind", "load", "parse", "read"]
 
 NETWORK_ANNOTATION = "slimnet.io/network"
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+_RULE = re.compile(r"(in|e)gress\[")
 
 
 @frozen
@@ -59,7 +61,7 @@ class Kind:
     version: str
     make: type[Document]
     schema: Schema
-    read: Callable[[Node], dict[str, Any]]
+    read: Callable[[ManifestNode], dict[str, Any]]
 
     @property
     def namespaced(self) -> bool:
@@ -122,34 +124,70 @@ def load(source: str | os.PathLike[str], *, network: str = "default") -> list[Do
         PolicyError: the text is wrong somewhere; nothing of it holds.
         OSError: the file cannot be read.
     """
+    return parse(read(source), network=network)
+
+
+def read(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The manifests of a file or a text, as JSON values that :func:`parse` takes: nobody
+    has looked yet at what they say.
+
+    Args:
+        source: as of :func:`load`.
+
+    Returns:
+        Of each its ``manifest``, and where it was written: ``file``, ``path`` in the
+        file where it is the entry of a List, and ``lines`` (path of a field to line).
+
+    Raises:
+        PolicyError: it is not YAML, JSON or TOML.
+        OSError: the file cannot be read.
+    """
     file, text = _read(source)
-    found: dict[tuple[str, ...], Document] = {}
     roots = _toml(text, file) if file.endswith(".toml") else documents(text, file)
-    for root in roots:
-        for node in _flatten(root):
-            document = _document(node, network)
-            key = (type(document).__name__, getattr(document, "network", ""), document.title)
-            if key in found:
-                node.get("metadata").get("name").fail("each document once in a file")
-            found[key] = document
+    return [
+        {"manifest": node.plain(), "file": file, "path": node.path, "lines": node.lines()}
+        for root in roots
+        for node in _flatten(root)
+    ]
+
+
+def parse(manifests: Iterable[Mapping[str, Any]], *, network: str = "default") -> list[Document]:
+    """The documents that manifests are.
+
+    Args:
+        manifests: each as of :func:`read`; ``manifest`` alone will do.
+        network: as of :func:`load`.
+
+    Raises:
+        PolicyError: one is wrong somewhere; none of them holds.
+    """
+    found: dict[tuple[str, ...], Document] = {}
+    for manifest in manifests:
+        node = _node(manifest)
+        document = _document(node, network)
+        kind, place = type(document).__name__, getattr(document, "network", "")
+        key = (node.file, kind, place, document.title)
+        if key in found:
+            node.get("metadata").get("name").fail("each document once in a file")
+        found[key] = document
     return list(found.values())
 
 
-def restore(value: Mapping[str, Any]) -> Document:
-    """The document that gave this with ``to_json``.
-
-    Raises:
-        PolicyError: it is not that.
-    """
-    wanted = "what Document.to_json() gives"
+def _node(value: Mapping[str, Any]) -> ManifestNode:
+    wanted = "a manifest, and where it was written"
     if not isinstance(value, Mapping):
         raise PolicyError("document", wanted, value)
-    file, manifest, lines = value.get("file", ""), value.get("manifest"), value.get("lines", {})
-    if not isinstance(manifest, dict) or not isinstance(file, str) or not isinstance(lines, dict):
+    manifest, lines = value.get("manifest"), value.get("lines", {})
+    file, path = value.get("file", ""), value.get("path", "")
+    if not isinstance(manifest, dict) or not isinstance(lines, dict):
         raise PolicyError("document", wanted, value)
-    if not file.isprintable() or not all(isinstance(line, int) for line in lines.values()):
+    if not all(isinstance(name, str) and name.isprintable() for name in (file, path)):
+        raise PolicyError("document", wanted, {"file": file, "path": path})
+    if not all(type(line) is int and line > 0 for line in lines.values()):
         raise PolicyError("document", wanted, {"file": file, "lines": lines})
-    return _document(Node.of(manifest, file), "default", Source(file, lines))
+    # A document's own lines (Source) name its rules without the "spec." before them.
+    rules = {f"spec.{rule}": line for rule, line in lines.items() if _RULE.match(rule)}
+    return ManifestNode.of(manifest, file, path, {**rules, **lines})
 
 
 def _read(source: str | os.PathLike[str]) -> tuple[str, str]:
@@ -166,7 +204,7 @@ def _read(source: str | os.PathLike[str]) -> tuple[str, str]:
         raise PolicyError("policy", "a file's name, or a text", str(source)) from error
 
 
-def _toml(text: str, file: str) -> Iterator[Node]:
+def _toml(text: str, file: str) -> Iterator[ManifestNode]:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -176,10 +214,10 @@ def _toml(text: str, file: str) -> Iterator[Node]:
         odd = next(key for key in table if key not in _ARRAYS)
         raise PolicyError(file, f"nothing beside the array {' or '.join(_ARRAYS)}", odd)
     for item in [item for array in arrays for item in array] if arrays else [table]:
-        yield Node.of(item, file)
+        yield ManifestNode.of(item, file)
 
 
-def _flatten(root: Node) -> Iterator[Node]:
+def _flatten(root: ManifestNode) -> Iterator[ManifestNode]:
     """A document, or the entries of a List of them."""
     kind = root.get("kind").value
     if isinstance(kind, str) and kind.endswith("List") and kind[:-4] in {"", *KINDS}:
@@ -191,7 +229,7 @@ def _flatten(root: Node) -> Iterator[Node]:
         yield root
 
 
-def _document(root: Node, network: str, source: Source | None = None) -> Document:
+def _document(root: ManifestNode, network: str) -> Document:
     root.fields(_ROOT)
     kind = KINDS[root.need("kind").choice(tuple(KINDS))]
     root.need("apiVersion").choice((kind.version,))
@@ -210,24 +248,24 @@ def _document(root: Node, network: str, source: Source | None = None) -> Documen
     return kind.make(
         # A service's name is one that hosts files have.
         name=_label(name) if kind.make is Service else name.text(wanted, _NAME.fullmatch),
-        source=Source(root.file, _lines(root)) if source is None else source,
+        source=Source(root.file, _lines(root)),
         manifest=_manifest(root, network if kind.namespaced else None),
         **fields,
         **kind.read(root.need("spec")),
     )
 
 
-def _label(node: Node) -> str:
+def _label(node: ManifestNode) -> str:
     return node.text("lower-case letters, digits and '-', at most 63 (RFC 1123)", _LABEL.fullmatch)
 
 
-def _network(metadata: Node, network: str) -> str:
+def _network(metadata: ManifestNode, network: str) -> str:
     annotations = metadata.get("annotations")
     named = annotations if annotations.absent else annotations.get(NETWORK_ANNOTATION)
     return network if named.absent else _label(named)
 
 
-def _manifest(root: Node, network: str | None) -> dict[str, Any]:
+def _manifest(root: ManifestNode, network: str | None) -> dict[str, Any]:
     """The document as it is kept: what decides, and the network that it was applied to."""
     metadata = {
         key: root.get("metadata").get(key).plain()
@@ -244,7 +282,7 @@ def _manifest(root: Node, network: str | None) -> dict[str, Any]:
     }
 
 
-def _lines(root: Node) -> dict[str, int]:
+def _lines(root: ManifestNode) -> dict[str, int]:
     lines = {"": root.line}
     spec = root.get("spec")
     for direction in ("ingress", "egress") if isinstance(spec.value, dict) else ():

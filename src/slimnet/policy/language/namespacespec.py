@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from slimnet.model import Direction
-from slimnet.policy.language.node import Node
+from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
 from slimnet.policy.language.selectorspec import SELECTOR, cidr, port, protocol, selector
 from slimnet.policy.rule import Block, Peer, Port, Rule
@@ -66,7 +66,7 @@ SCHEMA = {
 _LISTS = {Direction.INGRESS: ("ingress", "from"), Direction.EGRESS: ("egress", "to")}
 
 
-def read(spec: Node) -> dict[str, Any]:
+def read(spec: ManifestNode) -> dict[str, Any]:
     """The arguments of :class:`~slimnet.policy.NetworkPolicy` that a ``spec`` gives."""
     spec.fields(SCHEMA)
     directions = _directions(spec)
@@ -83,7 +83,7 @@ def read(spec: Node) -> dict[str, Any]:
     }
 
 
-def _directions(spec: Node) -> set[Direction]:
+def _directions(spec: ManifestNode) -> set[Direction]:
     types = spec.get("policyTypes")
     if types.absent or not types.items():
         # Kubernetes' default: Ingress always, Egress where rules for it are written.
@@ -94,7 +94,7 @@ def _directions(spec: Node) -> set[Direction]:
     return {Direction[item.choice(("Ingress", "Egress")).upper()] for item in types.items()}
 
 
-def _rule(node: Node, peers: str) -> Rule:
+def _rule(node: ManifestNode, peers: str) -> Rule:
     node.fields(_RULES[peers])
     whom, ports = node.get(peers), node.get("ports")
     return Rule(
@@ -103,7 +103,7 @@ def _rule(node: Node, peers: str) -> Rule:
     )
 
 
-def _peer(node: Node) -> Peer:
+def _peer(node: ManifestNode) -> Peer:
     node.fields(_PEER)
     pods, namespaces, block = (node.get(key) for key in _PEER)
     if not block.absent:
@@ -118,7 +118,7 @@ def _peer(node: Node) -> Peer:
     )
 
 
-def _block(node: Node) -> Block:
+def _block(node: ManifestNode) -> Block:
     node.fields(_BLOCK)
     whole = cidr(node.need("cidr"))
     holes = []
@@ -131,7 +131,7 @@ def _block(node: Node) -> Block:
     return Block(whole, tuple(holes))
 
 
-def _port(node: Node) -> Port:
+def _port(node: ManifestNode) -> Port:
     node.fields(_PORT)
     kind, written, end = (node.get(key) for key in _PORT)
     if written.absent:

@@ -8,6 +8,7 @@ Every accessor says what it wants; what is not that raises
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Never
@@ -18,7 +19,7 @@ from attrs import frozen
 from slimnet.exceptions import PolicyError
 from slimnet.policy.language.schema import Schema
 
-__all__ = ["Node", "documents"]
+__all__ = ["ManifestNode", "documents"]
 
 # A policy is small; what is not has come to eat the agent's memory.
 _TEXT_MAX = 4 * 2**20
@@ -42,11 +43,11 @@ def _below(path: str, key: str) -> str:
 
 
 @frozen
-class Node:
+class ManifestNode:
     """One value of a document.
 
     Attributes:
-        value: a str, int, float, bool or ``None``, a list of Nodes, or a dict of Nodes.
+        value: a str, int, float, bool or ``None``, or a list or a dict of such nodes.
         path: the field's name from the document's top (``spec.ingress[0].from``).
         line: from 1; 0 where nobody knows.
         file: the file's name, or empty.
@@ -72,23 +73,57 @@ class Node:
             return [node.plain() for node in self.value]
         return self.value
 
+    def lines(self) -> dict[str, int]:
+        """Path to line of this node and of those below that begin on another line than
+        the one that they are in."""
+        return dict(self._lines(0))
+
+    def _lines(self, above: int) -> Iterator[tuple[str, int]]:
+        if self.line != above:
+            yield self.path, self.line
+        inner = self.value.values() if isinstance(self.value, dict) else self.value
+        for node in inner if isinstance(self.value, (dict, list)) else ():
+            yield from node._lines(self.line)  # noqa: SLF001  # of this class
+
     @classmethod
-    def of(cls, value: Any, file: str = "", path: str = "") -> Node:
-        """Plain JSON values as nodes, without lines: nobody wrote any."""
+    def of(
+        cls,
+        value: Any,
+        file: str = "",
+        path: str = "",
+        lines: Mapping[str, int] | None = None,
+        above: int = 0,
+    ) -> ManifestNode:
+        """Plain JSON values as nodes.
+
+        Args:
+            value: with what is in it.
+            file: the file's name, or empty.
+            path: its own.
+            lines: what :meth:`lines` gave, if it came from a text.
+            above: the line of what it is in.
+        """
+        line = lines.get(path, above) if lines else 0
         if isinstance(value, Mapping):
             value = {
-                str(key): cls.of(item, file, _below(path, str(key))) for key, item in value.items()
+                str(key): cls.of(item, file, _below(path, str(key)), lines, line)
+                for key, item in value.items()
             }
         elif isinstance(value, (list, tuple)):
-            value = [cls.of(item, file, f"{path}[{index}]") for index, item in enumerate(value)]
-        return cls(value, path, 0, file)
+            value = [
+                cls.of(item, file, f"{path}[{index}]", lines, line)
+                for index, item in enumerate(value)
+            ]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise PolicyError(place(file, line, path), "a finite number", value)
+        return cls(value, path, line, file)
 
     @property
     def absent(self) -> bool:
         """Not written, or written as null, which Kubernetes takes for the same."""
         return self.value is None
 
-    def fields(self, known: Schema) -> Node:
+    def fields(self, known: Schema) -> ManifestNode:
         """This table, which may hold these fields only."""
         taken = sorted(key for key, field in known.items() if not field.refused)
         for key, node in self.table().items():
@@ -102,26 +137,26 @@ class Node:
                 node.fail(f"no such field: {known[key].meaning}")
         return self
 
-    def table(self) -> dict[str, Node]:
+    def table(self) -> dict[str, ManifestNode]:
         """The fields by name."""
         if not isinstance(self.value, dict):
             self.fail("a table of fields")
         return self.value
 
-    def get(self, key: str) -> Node:
+    def get(self, key: str) -> ManifestNode:
         """One field of a table; absent when it is not written."""
         node = self.table().get(key)
         path = _below(self.path, key)
-        return Node(None, path, self.line, self.file) if node is None else node
+        return ManifestNode(None, path, self.line, self.file) if node is None else node
 
-    def need(self, key: str) -> Node:
+    def need(self, key: str) -> ManifestNode:
         """One field of a table that must be written."""
         node = self.get(key)
         if node.absent:
             node.fail("a value, since this field is required", "nothing")
         return node
 
-    def items(self, *, least: int = 0, most: int | None = None) -> list[Node]:
+    def items(self, *, least: int = 0, most: int | None = None) -> list[ManifestNode]:
         """The entries of a list."""
         if not isinstance(self.value, list):
             self.fail("a list")
@@ -131,7 +166,7 @@ class Node:
             self.fail(f"a list of at most {most}", f"{len(self.value)} entries")
         return self.value
 
-    def only(self, known: Schema) -> tuple[str, Node]:
+    def only(self, known: Schema) -> tuple[str, ManifestNode]:
         """The one field of a table that must have exactly one of these."""
         written = [
             (key, node) for key, node in self.fields(known).table().items() if not node.absent
@@ -173,7 +208,7 @@ class Node:
         return self.value
 
 
-def documents(text: str, file: str = "") -> Iterator[Node]:
+def documents(text: str, file: str = "") -> Iterator[ManifestNode]:
     """The documents of a YAML (or JSON) text; empty ones are passed over.
 
     Raises:
@@ -205,9 +240,9 @@ def documents(text: str, file: str = "") -> Iterator[Node]:
 
 def _convert(
     loader: yaml.SafeLoader, root: yaml.Node, path: str, file: str, depth: int, count: list[int]
-) -> Node:
+) -> ManifestNode:
     line = root.start_mark.line + 1
-    here = Node(None, path, line, file)
+    here = ManifestNode(None, path, line, file)
     count[0] += 1
     if depth > _DEPTH_MAX or count[0] > _NODES_MAX:
         here.fail("a document of reasonable size", "one nested or repeated without end")
@@ -216,12 +251,12 @@ def _convert(
             _convert(loader, item, f"{path}[{index}]", file, depth + 1, count)
             for index, item in enumerate(root.value)
         ]
-        return Node(items, path, line, file)
+        return ManifestNode(items, path, line, file)
     if isinstance(root, yaml.MappingNode):
-        table: dict[str, Node] = {}
+        table: dict[str, ManifestNode] = {}
         for key_node, value_node in root.value:
             key = getattr(key_node, "value", None)
-            at = Node(None, path, key_node.start_mark.line + 1, file)
+            at = ManifestNode(None, path, key_node.start_mark.line + 1, file)
             if not isinstance(key, str):
                 at.fail("a field's name", "a list or a table")
             try:
@@ -230,20 +265,22 @@ def _convert(
                 at.fail("a field's name", key)
             below = _below(path, key)
             if key in table:
-                Node(None, below, at.line, file).fail("each field once", "a second one")
+                ManifestNode(None, below, at.line, file).fail("each field once", "a second one")
             found = _convert(loader, value_node, below, file, depth + 1, count)
             # A field stands where its name stands: its value may begin lines below.
-            table[key] = Node(found.value, below, at.line, file)
-        return Node(table, path, line, file)
+            table[key] = ManifestNode(found.value, below, at.line, file)
+        return ManifestNode(table, path, line, file)
     try:
         value = loader.construct_object(root)
         if isinstance(value, str):
             value = _whole(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(value)  # JSON has no such number (RFC 8259, section 6)
     except (ValueError, OverflowError) as error:
         raise PolicyError(place(file, line, path), "a plain value", root.value) from error
     if not isinstance(value, (str, int, float, bool)) and value is not None:
         value = root.value  # a date or a binary: nothing of ours is one
-    return Node(value, path, line, file)
+    return ManifestNode(value, path, line, file)
 
 
 def _whole(text: str) -> str:

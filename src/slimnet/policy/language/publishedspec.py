@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from slimnet.model import Protocol
-from slimnet.policy.language.node import Node
+from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
 from slimnet.policy.language.selectorspec import address, port, protocol
 
@@ -26,7 +26,7 @@ SCHEMA = {
 }
 
 
-def read(spec: Node) -> dict[str, Any]:
+def read(spec: ManifestNode) -> dict[str, Any]:
     """The arguments of :class:`~slimnet.policy.PublishedPort` that a ``spec`` gives."""
     spec.fields(SCHEMA)
     number = spec.need("port").number(1, 65535, "a port's number")

@@ -8,7 +8,7 @@ import re
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from slimnet.model import Protocol
-from slimnet.policy.language.node import Node
+from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
 from slimnet.policy.selector import Operator, Requirement, Selector
 
@@ -36,7 +36,7 @@ _WANTED_VALUE = "a label's value: at most 63 letters, digits, '-', '_' and '.'"
 _MAPPED = IPNetwork("::ffff:0:0/96")
 
 
-def selector(node: Node) -> Selector:
+def selector(node: ManifestNode) -> Selector:
     """A label selector. Null is an empty one, where the field itself is not optional."""
     if node.absent:
         return Selector()
@@ -49,21 +49,21 @@ def selector(node: Node) -> Selector:
     return Selector(tuple(requirements))
 
 
-def labels(node: Node) -> list[Requirement]:
+def labels(node: ManifestNode) -> list[Requirement]:
     """A table of labels, each of which must have its value."""
     found = []
     for key, value in node.table().items():
-        _key(Node(key, value.path, value.line, value.file))
+        _key(ManifestNode(key, value.path, value.line, value.file))
         text = value.text(_WANTED_VALUE, _VALUE.fullmatch)
         found.append(Requirement(key, Operator.IN, frozenset({text})))
     return found
 
 
-def _key(node: Node) -> str:
+def _key(node: ManifestNode) -> str:
     return node.text("a label's key, such as app or example.org/app", _KEY.fullmatch)
 
 
-def _requirement(node: Node) -> Requirement:
+def _requirement(node: ManifestNode) -> Requirement:
     node.fields(_REQUIREMENT)
     key = _key(node.need("key"))
     operator = Operator(node.need("operator").choice([str(item) for item in Operator]))
@@ -78,7 +78,7 @@ def _requirement(node: Node) -> Requirement:
     return Requirement(key, operator, frozenset(texts))
 
 
-def cidr(node: Node) -> IPNetwork:
+def cidr(node: ManifestNode) -> IPNetwork:
     """An address range; bits behind the prefix are dropped, as Kubernetes does."""
     wanted = "an address range such as 10.0.0.0/8 or fd00::/8"
     text = node.text(wanted, _CIDR.fullmatch)
@@ -91,7 +91,7 @@ def cidr(node: Node) -> IPNetwork:
     return network
 
 
-def address(node: Node) -> IPAddress:
+def address(node: ManifestNode) -> IPAddress:
     """An IPv4 address: overlays and what hosts publish are IPv4."""
     wanted = "an IPv4 address such as 10.1.0.4"
     text = node.text(wanted, _IPV4.fullmatch)
@@ -101,12 +101,12 @@ def address(node: Node) -> IPAddress:
         node.fail(wanted)
 
 
-def protocol(node: Node) -> Protocol:
+def protocol(node: ManifestNode) -> Protocol:
     """TCP, UDP or SCTP; TCP where it is absent."""
     return Protocol.TCP if node.absent else Protocol[node.choice(("TCP", "UDP", "SCTP"))]
 
 
-def port(node: Node) -> int | str:
+def port(node: ManifestNode) -> int | str:
     """A port's number, or the name that an endpoint declares."""
     if isinstance(node.value, str):
         return node.text("a port's number, or its name of at most 15 letters", PORT_NAME.fullmatch)

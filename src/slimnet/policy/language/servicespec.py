@@ -12,7 +12,7 @@ from typing import Any
 from netaddr import IPAddress
 
 from slimnet.policy.document import ServicePort, Weight
-from slimnet.policy.language.node import Node
+from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
 from slimnet.policy.language.selectorspec import SELECTOR, address, labels, port, protocol, selector
 from slimnet.policy.selector import Selector
@@ -79,7 +79,7 @@ SCHEMA = {
 }
 
 
-def read(spec: Node) -> dict[str, Any]:
+def read(spec: ManifestNode) -> dict[str, Any]:
     """The arguments of :class:`~slimnet.policy.Service` that a ``spec`` gives."""
     spec.fields(SCHEMA)
     _only(spec.get("type"), ("ClusterIP",))
@@ -101,12 +101,12 @@ def read(spec: Node) -> dict[str, Any]:
     }
 
 
-def _only(node: Node, choices: tuple[str, ...]) -> None:
+def _only(node: ManifestNode, choices: tuple[str, ...]) -> None:
     if not node.absent:
         node.choice(choices)
 
 
-def _address(spec: Node) -> IPAddress | None:
+def _address(spec: ManifestNode) -> IPAddress | None:
     one, several = spec.get("clusterIP"), spec.get("clusterIPs")
     if one.value == "None":
         one.fail("an address, or none for a new one: names are not resolved to endpoints here")
@@ -118,13 +118,13 @@ def _address(spec: Node) -> IPAddress | None:
     return found
 
 
-def _selector(node: Node) -> Selector:
+def _selector(node: ManifestNode) -> Selector:
     if node.absent or not node.table():
         node.fail("labels of its endpoints: nobody else says which they are", "nothing")
     return Selector(tuple(labels(node)))
 
 
-def _ports(node: Node) -> tuple[ServicePort, ...]:
+def _ports(node: ManifestNode) -> tuple[ServicePort, ...]:
     ports: list[ServicePort] = []
     for item in node.items(least=1):
         made = _port(item, named=len(node.value) > 1)
@@ -137,7 +137,7 @@ def _ports(node: Node) -> tuple[ServicePort, ...]:
     return tuple(ports)
 
 
-def _port(node: Node, *, named: bool) -> ServicePort:
+def _port(node: ManifestNode, *, named: bool) -> ServicePort:
     node.fields(_PORT)
     name, target, application = (node.get(key) for key in ("name", "targetPort", "appProtocol"))
     if not application.absent:
@@ -155,7 +155,7 @@ def _port(node: Node, *, named: bool) -> ServicePort:
     )
 
 
-def _affinity(spec: Node) -> int:
+def _affinity(spec: ManifestNode) -> int:
     kind, config = spec.get("sessionAffinity"), spec.get("sessionAffinityConfig")
     if kind.absent or kind.choice(("None", "ClientIP")) == "None":
         if not config.absent:
@@ -170,6 +170,6 @@ def _affinity(spec: Node) -> int:
     return _AFFINITY if seconds.absent else seconds.number(1, _DAY, "seconds")
 
 
-def _weight(node: Node) -> Weight:
+def _weight(node: ManifestNode) -> Weight:
     node.fields(_WEIGHT)
     return Weight(selector(node.need("selector")), node.need("weight").number(0, 100, "a weight"))
