@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -44,13 +43,13 @@ from netaddr import AddrFormatError, IPAddress
 
 from slimnet.exceptions import ConfigError, InvalidValue
 from slimnet.model import Host
+from slimnet.names import NAME
 from slimnet.plugins import backend_names, store_names, suggest
 
 __all__ = ["DEFAULT_PATH", "Config", "Underlay", "load_config"]
 
 DEFAULT_PATH = Path("/etc/slimnet/slimnet.toml")
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _RUN = Path("/run/slimnet")
 
@@ -225,7 +224,7 @@ class _Check:
             key,
             default,
             "lower-case letters, digits and '-', at most 63 (RFC 1123)",
-            _NAME.fullmatch,
+            NAME.fullmatch,
         )
 
     def _instance(self, default: str) -> str:

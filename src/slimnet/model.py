@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import enum
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from slimnet import contract
 from slimnet.exceptions import InvalidValue
+from slimnet.names import LABEL_KEY, LABEL_VALUE, NAME, NAME_WANTED
 
 __all__ = [
     "Account",
@@ -45,13 +45,6 @@ __all__ = [
     "Verdict",
     "Wire",
 ]
-
-# RFC 1123 labels: what Kubernetes, DNS and cgroup paths all accept.
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_LABEL_KEY = re.compile(
-    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-)
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 VNI_MAX = 2**24 - 1
 
@@ -192,9 +185,9 @@ def _check(
 def _is_labels(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(key, str)
-        and _LABEL_KEY.fullmatch(key)
+        and LABEL_KEY.fullmatch(key)
         and isinstance(text, str)
-        and _LABEL_VALUE.fullmatch(text)
+        and LABEL_VALUE.fullmatch(text)
         for key, text in value.items()
     )
 
@@ -209,8 +202,8 @@ def _one_of(kind: type[enum.IntEnum]) -> Callable[[object, Attribute[Any], Any],
 
 
 _name = _check(
-    "lower-case letters, digits and '-', at most 63 (RFC 1123)",
-    lambda value: isinstance(value, str) and _NAME.fullmatch(value) is not None,
+    NAME_WANTED,
+    lambda value: isinstance(value, str) and NAME.fullmatch(value) is not None,
 )
 _address = _check("an IP address", lambda value: isinstance(value, IPAddress))
 _labels = _check("a table of Kubernetes labels", _is_labels)
@@ -332,6 +325,16 @@ class Endpoint:
     ports: Mapping[str, tuple[str, int]] = field(factory=dict, converter=_to_mapping, hash=False)
     identity: int = field(default=0, validator=_number)
     cgroup: str = ""
+
+    @property
+    def title(self) -> str:
+        """``namespace/name``: how messages about its network call it."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def path(self) -> str:
+        """``network/namespace/name``."""
+        return f"{self.network}/{self.title}"
 
 
 @frozen

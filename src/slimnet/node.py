@@ -338,7 +338,7 @@ class Node:
 
         Args:
             network: that both are seen from.
-            source: an address, or an endpoint's ``name`` or ``namespace/name``.
+            source: an address, or an endpoint's ``[[network/]namespace/]name``.
             destination: likewise; or a service's, where no endpoint has that name.
             port: destination port.
             protocol: ``tcp``, ``udp`` or ``sctp``.

@@ -344,8 +344,25 @@ def test_tables_that_serve_by_others_are_shouted_about(state):
 
 
 def test_ambiguous_name(state):
-    twin = evolve(state.endpoints[0], namespace="y", id=9, address="10.1.0.9", identity=900)
-    both = evolve(state, endpoints=(*state.endpoints, twin))
-    with pytest.raises(InvalidValue, match="namespace/name"):
-        explain(both, source="web", destination="client", port=1)
-    assert explain(both, source="y/web", destination="client", port=1).allowed
+    """A bare name is that of namespace default; elsewhere one has to be said."""
+    twins = [
+        evolve(
+            state.endpoints[0],
+            namespace=namespace,
+            name=name,
+            id=number,
+            address=f"10.1.0.{number}",
+            identity=900 + number,
+        )
+        for number, (namespace, name) in enumerate(
+            [("y", "web"), ("y", "cart"), ("z", "cart")], start=9
+        )
+    ]
+    more = evolve(state, endpoints=(*state.endpoints, *twins))
+    assert explain(more, source="web", destination="client", port=1).source.startswith("default/")
+    assert explain(more, source="y/web", destination="client", port=1).source.startswith("y/")
+    with pytest.raises(
+        InvalidValue, match=r"source: wanted one of default/y/cart, default/z/cart, got 'cart'"
+    ):
+        explain(more, source="cart", destination="client", port=1)
+    assert explain(more, source="default/y/cart", destination="client", port=1).allowed

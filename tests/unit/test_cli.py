@@ -16,7 +16,7 @@ from netaddr import IPAddress
 
 from slimnet import records
 from slimnet.cli import slimnet
-from slimnet.cli.node import age, find_endpoint, labels_of, ports_of, title
+from slimnet.cli.node import age, labels_of, ports_of, title
 from slimnet.cli.observe import _detail
 from slimnet.cli.output import show, show_one
 from slimnet.cli.usage import size
@@ -345,19 +345,6 @@ def test_ports():
 
 def endpoint(name, namespace="default", network="prod", address="10.1.0.1"):
     return Endpoint(network=network, name=name, namespace=namespace, address=address, host="h1")
-
-
-def test_finding_an_endpoint():
-    web, shop = endpoint("web"), endpoint("web", "shop", address="10.1.0.2")
-    db = endpoint("db", network="lab", address="10.2.0.1")
-    every = [web, shop, db]
-    assert find_endpoint(every, "db", None) == db
-    assert find_endpoint(every, "shop/web", None) == shop
-    assert find_endpoint(every, "prod/default/web", None) == web
-    assert find_endpoint(every, "10.1.0.2", None) == shop
-    assert find_endpoint(every, "nobody", None) is None
-    with pytest.raises(InvalidValue, match="prod/web, prod/shop/web"):
-        find_endpoint(every, "web", "prod")
 
 
 def test_titles():

@@ -88,7 +88,7 @@ def admit(state: State, documents: Iterable[Document], endpoints: Iterable[Endpo
             if host is None or not _is_about(document, endpoint, state):
                 continue
             where = (
-                f"endpoint {_title(endpoint)} lives on host {host.name}, "
+                f"endpoint {endpoint.path} lives on host {host.name}, "
                 f"whose backend {host.backend or 'unknown'}"
             )
             if feature is None:
@@ -161,7 +161,3 @@ def _is_about(document: Document, endpoint: Endpoint, state: State) -> bool:
 
 def _identity(document: Document) -> tuple[str, str, str]:
     return type(document).__name__, getattr(document, "network", ""), document.title
-
-
-def _title(endpoint: Endpoint) -> str:
-    return f"{endpoint.network}/{endpoint.namespace}/{endpoint.name}"

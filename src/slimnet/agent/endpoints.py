@@ -275,7 +275,7 @@ class Endpoints:
         there = self._cluster.find_endpoint(asked["network"], asked["namespace"], asked["name"])
         if there is None:
             return None
-        title = f"endpoint {there.network}/{there.namespace}/{there.name}"
+        title = f"endpoint {there.path}"
         if there.host != self._site.host.name:
             if self._is_alive(there.host):
                 raise AlreadyExists(f"{title} is there, on host {there.host}")

@@ -10,8 +10,8 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from slimnet import policy, records
-from slimnet.exceptions import AgentUnreachable, InvalidValue, NotFound, SlimnetError
+from slimnet import names, policy, records
+from slimnet.exceptions import AgentUnreachable, NotFound, SlimnetError
 from slimnet.model import Decision, Endpoint, Flow, Wire
 from slimnet.tables import Tables
 
@@ -143,8 +143,8 @@ def _from(
         protocol="tcp",
     )
     answer: dict[str, Any] = {
-        "source": f"{source.network}/{source.namespace}/{source.name}",
-        "destination": f"{destination.network}/{destination.namespace}/{destination.name}",
+        "source": source.path,
+        "destination": destination.path,
         "address": str(destination.address),
         "port": port or 7,
         "milliseconds": [],
@@ -225,22 +225,7 @@ def _find(agent: Agent, text: str, network: str | None) -> Endpoint:
         NotFound: none does.
         InvalidValue: more than one does.
     """
-    *where, name = text.split("/")
-    if len(where) > 2 or not name:
-        raise InvalidValue("endpoint", "[[network/]namespace/]name or an address", text)
-    found = [
-        each
-        for each in agent.cluster.endpoints()
-        if (each.name == name or str(each.address) == name)
-        and (not where or where[-1] == each.namespace)
-        and (len(where) < 2 or where[0] == each.network)
-        and (network is None or each.network == network)
-    ]
-    if not where and len(found) > 1:
-        found = [each for each in found if each.namespace == "default"] or found
-    if not found:
+    found = names.find(agent.cluster.endpoints(), text, network)
+    if found is None:
         raise NotFound(f"endpoint {text!r}: there is none")
-    if len(found) > 1:
-        names = ", ".join(f"{each.network}/{each.namespace}/{each.name}" for each in found)
-        raise InvalidValue("endpoint", f"one of: {names}", text)
-    return found[0]
+    return found

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = [
     "age",
     "agent_option",
-    "find_endpoint",
     "label_option",
     "labels_of",
     "namespace_option",
@@ -171,33 +170,7 @@ def title(endpoint: Endpoint) -> str:
     """``network/namespace/name``, short where the namespace is ``default``."""
     if endpoint.namespace == "default":
         return f"{endpoint.network}/{endpoint.name}"
-    return f"{endpoint.network}/{endpoint.namespace}/{endpoint.name}"
-
-
-def find_endpoint(endpoints: list[Endpoint], word: str, network: str | None) -> Endpoint | None:
-    """The endpoint that ``[[network/]namespace/]name`` or an address names.
-
-    Raises:
-        InvalidValue: several have that name.
-    """
-    *places, name = word.split("/")
-    found = [
-        each
-        for each in endpoints
-        if network in (None, each.network)
-        and (
-            str(each.address) == word
-            or (
-                each.name == name
-                and places in ([], [each.namespace], [each.network], [each.network, each.namespace])
-            )
-        )
-    ]
-    if len(found) > 1:
-        from slimnet.exceptions import InvalidValue  # noqa: PLC0415
-
-        raise InvalidValue("endpoint", f"one of {', '.join(map(title, found))}", word)
-    return found[0] if found else None
+    return endpoint.path
 
 
 def age(seconds: float) -> str:

@@ -13,7 +13,6 @@ from slimnet.cli.node import (
     complete_endpoint,
     complete_kind,
     complete_policy,
-    find_endpoint,
     namespace_option,
     network_of,
     network_option,
@@ -204,11 +203,13 @@ Exit status: 0 allowed, 1 denied.""",
 @agent_option
 def explain(source: str, target: str, protocol: str, network: str | None, output: str) -> int:
     """Say whether a connection is allowed, and by which rule."""
+    from slimnet.names import find  # noqa: PLC0415  # netaddr
+
     where, port = _split(target)
     with open_agent() as node:
         endpoints = node.endpoints()
-        opener = find_endpoint(endpoints, source, network)
-        acceptor = find_endpoint(endpoints, where, network)
+        opener = find(endpoints, source, network, field="--from")
+        acceptor = find(endpoints, where, network, field="--to")
         known = opener or acceptor
         answer = node.explain(
             known.network if known else network_of(node, network),

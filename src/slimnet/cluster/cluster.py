@@ -275,7 +275,7 @@ class Cluster:
             held = self.store.get(key)
             if held is not None:
                 at = records.load(key, held[0], records.endpoint)
-                raise AlreadyExists(f"endpoint {_title(at)} is there, on host {at.host}")
+                raise AlreadyExists(f"endpoint {at.path} is there, on host {at.host}")
             if admit is not None:
                 admit(endpoint)
             identity, given = allocation.identity(self.store, endpoint)
@@ -314,7 +314,7 @@ class Cluster:
         found = self.find_endpoint(network, namespace, name)
         if found is None:
             self.network(network)
-            names = [_title(each) for each in self.endpoints(network)]
+            names = [each.path for each in self.endpoints(network)]
             raise lookup.missing("endpoint", f"{network}/{namespace}/{name}", names)
         return found
 
@@ -344,7 +344,3 @@ def _below(kind: str, network: str | None) -> str:
 
 def _endpoint_key(network: str, namespace: str, name: str) -> str:
     return f"endpoints/{network}/{namespace}/{name}"
-
-
-def _title(endpoint: Endpoint) -> str:
-    return f"{endpoint.network}/{endpoint.namespace}/{endpoint.name}"

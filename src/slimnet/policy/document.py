@@ -230,6 +230,11 @@ class Service(Document):
         """``service:namespace/name``."""
         return f"service:{self.namespace}/{self.name}"
 
+    @property
+    def path(self) -> str:
+        """``network/namespace/name``."""
+        return f"{self.network}/{self.namespace}/{self.name}"
+
 
 @frozen(kw_only=True)
 class PublishedPort(Document):

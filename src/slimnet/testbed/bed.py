@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from slimnet import lock
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
+from slimnet.names import NAME
 from slimnet.testbed.host import TestbedHost
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ _RUN = Path("/run/slimnet")
 _ALL = _RUN / "testbed"
 _BPFFS = Path("/sys/fs/bpf/slimnet")
 _HOSTS_MAX = 250
+#: Characters: names of interfaces and paths of sockets are made of it.
+_NAME_MAX = 40
 
 
 class Testbed:
@@ -58,7 +60,7 @@ class Testbed:
         level: str = "info",
         mtu: int = 1500,
     ) -> None:
-        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", name):
+        if not NAME.fullmatch(name) or len(name) > _NAME_MAX:
             raise InvalidValue("name", "lower-case letters, digits and '-', at most 40", name)
         if not 1 <= hosts <= _HOSTS_MAX:
             raise InvalidValue("hosts", f"1 to {_HOSTS_MAX}", hosts)

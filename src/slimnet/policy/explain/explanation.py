@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from attrs import evolve, frozen
 from netaddr import AddrFormatError, IPAddress
 
-from slimnet import contract
+from slimnet import contract, names
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Decision, Direction, Endpoint, Flow, Protocol, Reason
 from slimnet.policy.compile.compiler import compile as compile_tables
@@ -101,7 +101,7 @@ def explain(
         state: the desired state.
         flow: the flow; its direction does not matter, both are asked. Or without it:
         network: that both ends are seen from.
-        source: an address, or an endpoint's ``name`` or ``namespace/name``.
+        source: an address, or an endpoint's ``[[network/]namespace/]name``.
         destination: likewise; or a service's, where no endpoint has that name.
         port: destination port.
         protocol: ``tcp``, ``udp``, ``sctp`` or ``icmp``.
@@ -111,7 +111,7 @@ def explain(
 
     Raises:
         NotFound: no such network, endpoint or service.
-        InvalidValue: no such protocol or port.
+        InvalidValue: no such protocol or port; or several endpoints are named so.
     """
     if flow is None:
         if protocol.upper() not in Protocol.__members__:
@@ -260,7 +260,7 @@ class _Judges:
             )
         return Stage(
             flow.direction,
-            f"{endpoint.namespace}/{endpoint.name}",
+            endpoint.title,
             host,
             verdict.allowed,
             verdict.reason,
@@ -287,21 +287,10 @@ def _address(
         return IPAddress(text)
     except (AddrFormatError, ValueError):
         pass
-    namespace, slash, name = str(text).rpartition("/")
-
-    def named(items: Iterable[Endpoint | Service]) -> list[IPAddress | None]:
-        return [
-            item.address
-            for item in items
-            if item.network == network
-            and item.name == name
-            and (not slash or item.namespace == namespace)
-        ]
-
-    found = named(state.endpoints) or (named(state.services) if services else [])
-    if len(found) > 1:
-        raise InvalidValue(field, "namespace/name, since several have that name", text)
-    if not found or found[0] is None:
+    found: Endpoint | Service | None = names.find(state.endpoints, str(text), network, field=field)
+    if found is None and services:
+        found = names.find(state.services, str(text), network, field=field)
+    if found is None or found.address is None:
         kind = "endpoint or service" if services else "endpoint"
         raise NotFound(f"{field}: no {kind} {str(text)!r} in network {network!r}")
-    return found[0]
+    return found.address

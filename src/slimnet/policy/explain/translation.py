@@ -69,7 +69,7 @@ def translate(oracle: Oracle, tables: Callable[[str], Tables], flow: Flow) -> Tr
         ways, names = [], []
         for served, share in backing.flows.items():
             endpoint = oracle.endpoint(served.network, served.destination)
-            name = f"{endpoint.namespace}/{endpoint.name}" if endpoint else ""
+            name = endpoint.title if endpoint else ""
             ways.append(Way(served, served, name))
             words = f"{name} ({served.destination}:{served.port})"
             if share * len(backing.flows) != 1:
@@ -96,7 +96,7 @@ def title(oracle: Oracle, network: str, address: IPAddress) -> str:
     """How messages call an address: by whose it is."""
     endpoint = oracle.endpoint(network, address)
     if endpoint is not None:
-        return f"{endpoint.namespace}/{endpoint.name} ({address})"
+        return f"{endpoint.title} ({address})"
     host = oracle.host(network, address)
     if host is not None:
         return f"host {host.name} ({address})"

@@ -179,7 +179,7 @@ def _services(compiler: Compiler) -> Iterator[PolicyWarning]:
                 text = f"{service.address} is not of its network ({ranges}): nobody reaches it"
                 yield _warning(service, "clusterIP", text)
             elif owner is not None:
-                text = f"{service.address} is the address of {owner.namespace}/{owner.name}"
+                text = f"{service.address} is the address of {owner.title}"
                 yield _warning(service, "clusterIP", text)
         if not members:
             text = "its selector selects no endpoint: every connect is refused"

@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from slimnet.model import Protocol
+from slimnet.names import PORT_NAME
 from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
-from slimnet.policy.language.selectorspec import PORT_NAME, SELECTOR, cidr, selector
+from slimnet.policy.language.selectorspec import SELECTOR, cidr, selector
 from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
 
 __all__ = ["SCHEMA", "read"]

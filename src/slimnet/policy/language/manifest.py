@@ -18,6 +18,7 @@ from typing import Any
 from attrs import frozen
 
 from slimnet.exceptions import PolicyError
+from slimnet.names import NAME, NAME_WANTED, SUBDOMAIN, SUBDOMAIN_WANTED
 from slimnet.policy.document import (
     ClusterNetworkPolicy,
     Document,
@@ -41,8 +42,6 @@ __all__ = ["KINDS", "METADATA", "Kind", "load", "parse", "read"]
 
 NETWORK_ANNOTATION = "slimnet.io/network"
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 _RULE = re.compile(r"(in|e)gress\[")
 
@@ -240,14 +239,15 @@ def _document(root: ManifestNode, network: str) -> Document:
         network = _network(metadata, network)
         fields = {
             "network": network,
-            "namespace": "default" if namespace.absent else _label(namespace),
+            "namespace": "default" if namespace.absent else _name(namespace),
         }
     elif not namespace.absent:
         namespace.fail("nothing, since a ClusterNetworkPolicy has none")
-    wanted = "a name of lower-case letters, digits, '-' and '.' (RFC 1123)"
     return kind.make(
         # A service's name is one that hosts files have.
-        name=_label(name) if kind.make is Service else name.text(wanted, _NAME.fullmatch),
+        name=_name(name)
+        if kind.make is Service
+        else name.text(SUBDOMAIN_WANTED, SUBDOMAIN.fullmatch),
         source=Source(root.file, _lines(root)),
         manifest=_manifest(root, network if kind.namespaced else None),
         **fields,
@@ -255,14 +255,14 @@ def _document(root: ManifestNode, network: str) -> Document:
     )
 
 
-def _label(node: ManifestNode) -> str:
-    return node.text("lower-case letters, digits and '-', at most 63 (RFC 1123)", _LABEL.fullmatch)
+def _name(node: ManifestNode) -> str:
+    return node.text(NAME_WANTED, NAME.fullmatch)
 
 
 def _network(metadata: ManifestNode, network: str) -> str:
     annotations = metadata.get("annotations")
     named = annotations if annotations.absent else annotations.get(NETWORK_ANNOTATION)
-    return network if named.absent else _label(named)
+    return network if named.absent else _name(named)
 
 
 def _manifest(root: ManifestNode, network: str | None) -> dict[str, Any]:

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from slimnet.model import Protocol
+from slimnet.names import SUBDOMAIN
 from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
 from slimnet.policy.language.selectorspec import address, port, protocol
 
 __all__ = ["SCHEMA", "read"]
-
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 SCHEMA = {
     "endpoint": Field("whose port it becomes, by name; of its own namespace"),
@@ -34,7 +32,7 @@ def read(spec: ManifestNode) -> dict[str, Any]:
     if protocol(kind) is not Protocol.TCP:
         kind.fail("TCP: no other protocol is carried from outside to an endpoint")
     return {
-        "endpoint": spec.need("endpoint").text("an endpoint's name", _NAME.fullmatch),
+        "endpoint": spec.need("endpoint").text("an endpoint's name", SUBDOMAIN.fullmatch),
         "port": number,
         "target": number if target.absent else port(target),
         "protocol": Protocol.TCP,

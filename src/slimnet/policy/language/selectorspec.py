@@ -8,11 +8,12 @@ import re
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from slimnet.model import Protocol
+from slimnet.names import LABEL_KEY, LABEL_VALUE, PORT_NAME
 from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
 from slimnet.policy.selector import Operator, Requirement, Selector
 
-__all__ = ["PORT_NAME", "SELECTOR", "address", "cidr", "labels", "port", "protocol", "selector"]
+__all__ = ["SELECTOR", "address", "cidr", "labels", "port", "protocol", "selector"]
 
 _REQUIREMENT = {
     "key": Field("the label's"),
@@ -23,13 +24,7 @@ SELECTOR = {
     "matchLabels": Field("labels, each with the value that it must have"),
     "matchExpressions": Field("what else must hold, all of it", _REQUIREMENT, many=True),
 }
-#: IANA service names (RFC 6335 section 5.1), as Kubernetes checks them.
-PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 
-_KEY = re.compile(
-    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-)
-_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 _CIDR = re.compile(r"[0-9a-fA-F.:]+/[0-9]{1,3}")
 _WANTED_VALUE = "a label's value: at most 63 letters, digits, '-', '_' and '.'"
@@ -54,13 +49,13 @@ def labels(node: ManifestNode) -> list[Requirement]:
     found = []
     for key, value in node.table().items():
         _key(ManifestNode(key, value.path, value.line, value.file))
-        text = value.text(_WANTED_VALUE, _VALUE.fullmatch)
+        text = value.text(_WANTED_VALUE, LABEL_VALUE.fullmatch)
         found.append(Requirement(key, Operator.IN, frozenset({text})))
     return found
 
 
 def _key(node: ManifestNode) -> str:
-    return node.text("a label's key, such as app or example.org/app", _KEY.fullmatch)
+    return node.text("a label's key, such as app or example.org/app", LABEL_KEY.fullmatch)
 
 
 def _requirement(node: ManifestNode) -> Requirement:
@@ -74,7 +69,7 @@ def _requirement(node: ManifestNode) -> Requirement:
         return Requirement(key, operator)
     if values.absent:
         values.fail(f"a list of at least 1, since the operator is {operator}", "nothing")
-    texts = [item.text(_WANTED_VALUE, _VALUE.fullmatch) for item in values.items(least=1)]
+    texts = [item.text(_WANTED_VALUE, LABEL_VALUE.fullmatch) for item in values.items(least=1)]
     return Requirement(key, operator, frozenset(texts))
 
 

@@ -6,11 +6,11 @@ https://kubernetes.io/docs/reference/kubernetes-api/service-resources/service-v1
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from netaddr import IPAddress
 
+from slimnet.names import NAME
 from slimnet.policy.document import ServicePort, Weight
 from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.schema import Field
@@ -19,7 +19,6 @@ from slimnet.policy.selector import Selector
 
 __all__ = ["SCHEMA", "read"]
 
-_PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DAY = 86400
 _AFFINITY = 10800
 
@@ -151,7 +150,7 @@ def _port(node: ManifestNode, *, named: bool) -> ServicePort:
         protocol=protocol(node.get("protocol")),
         port=number,
         target=number if target.absent else port(target),
-        name=name.text(wanted, _PORT_NAME.fullmatch) if written else "",
+        name=name.text(wanted, NAME.fullmatch) if written else "",
     )
 
 
