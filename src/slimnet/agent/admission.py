@@ -48,9 +48,10 @@ def with_documents(state: State, documents: Iterable[Document]) -> State:
 
 
 def concerning(state: State, documents: Sequence[Document]) -> State:
-    """The same, as far as it concerns these: without the policies of namespaces that
-    none is of, which are asked for other endpoints. A cluster's rules of tier Baseline
-    come after every namespace's."""
+    """As :func:`with_documents`, without the NetworkPolicies of namespaces that none of
+    ``documents`` belongs to: those select other endpoints, and cannot change a warning about
+    ``documents``. With a ClusterNetworkPolicy among them all stay: a rule of tier Baseline is
+    asked only where no NetworkPolicy selects the endpoint."""
     after = with_documents(state, documents)
     if any(isinstance(each, ClusterNetworkPolicy) for each in documents):
         return after

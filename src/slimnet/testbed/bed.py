@@ -29,7 +29,7 @@ _RUN = Path("/run/slimnet")
 _ALL = _RUN / "testbed"
 _BPFFS = Path("/sys/fs/bpf/slimnet")
 _HOSTS_MAX = 250
-#: Characters: names of interfaces and paths of sockets are made of it.
+#: Characters; a host's instance is called ``<name>-<host>``, which 63 must hold.
 _NAME_MAX = 40
 
 

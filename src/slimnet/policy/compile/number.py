@@ -1,5 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""32-bit numbers for things that have names: the same on every host, whatever came before."""
+"""32-bit numbers for what tables are made of: rules, ports of services, parts of groups,
+classes of ranges.
+
+A number is the hash of a name, so that it follows from the state alone: an agent that was
+restarted compiles the tables that are in force already, and a rule's number in an event, an
+account or another host's answer means the same rule here. The store cannot give these numbers
+as it gives identities to label sets: which parts and classes there are is known only to
+whoever has compiled, and each host would have to write before it could enforce.
+
+Hashes of 32 bits collide: among 10,000 names with a probability of 1 % (birthday bound,
+n**2 / 2**33), among 50,000 of 25 %. Two things with one number would share a policy, so a
+collision is dealt with, by the same rule on every host.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +21,12 @@ __all__ = ["Collision", "Numbers"]
 
 
 class Collision(Exception):
-    """Two live names want one number, or one of two such names went: number all anew.
+    """The hashes of two names in use collide, or one name of such a pair was released: the
+    owner renumbers everything.
 
     Attributes:
-        numbers: whose.
-        names: the two; one and the same where it went.
+        numbers: which object's names these are.
+        names: the pair; or the one that was released.
     """
 
     def __init__(self, numbers: Numbers, *names: str) -> None:
@@ -25,10 +38,11 @@ class Collision(Exception):
 class Numbers:
     """Gives each name the hash of it as its number.
 
-    Of two names with the same hash the later in the alphabet is hashed again. Whether
-    a name has such a twin depends on all live names, so that coming and going of twins
-    raises :class:`Collision`; the owner then starts from nothing, with a new object and,
-    as long as twins turn up, with :meth:`separate`.
+    Of two names with the same hash the later in the alphabet is hashed again, until no two
+    names share a number. Which name that concerns depends on all names in use, not on the
+    order in which they came. So where such a pair comes, or one of it goes, :class:`Collision`
+    is raised: the owner forgets all numbers and takes every name once more, with a new object,
+    on which it calls :meth:`separate` for each pair that turns up.
 
     Args:
         first: the lowest number to give; the highest is 2**32 - 1.
@@ -41,12 +55,12 @@ class Numbers:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all names, but not which of them to hash again."""
+        """Forget which names are in use, but not which of them are hashed again."""
         self._names: dict[int, str] = {}
         self._taken: dict[str, tuple[int, int]] = {}
 
     def separate(self, *names: str) -> None:
-        """Number these apart from now on, and forget all names."""
+        """Hash the later of these once more than before, and forget which names are in use."""
         later = max(names)
         self._shared.add(self._hash(later, 0))
         self._again[later] = self._again.get(later, 0) + 1

@@ -31,9 +31,10 @@ def _spans(ports: tuple[Port, ...], declared: Mapping[str, tuple[str, int]]) -> 
 class Program:
     """The lines in the order in which they are asked.
 
-    What it says of any peer is what it says of a typical endpoint, one that fulfils only
-    what all endpoints do, so that "from all namespaces" is one entry and not one for
-    each identity. Whoever lacks that has entries of his own.
+    It compresses: tables have one wildcard entry (peer 0) for all endpoints that match only
+    the selectors that match every endpoint (:attr:`.Term.typical`), such as "from all
+    namespaces". Another peer has an entry of its own only where its answer differs from
+    that one. What is outside of the overlay matches no such selector and has its own too.
 
     Args:
         lines: ordered.
