@@ -27,10 +27,11 @@ const struct slim_service *slim_service_lookup(void *env, const struct slim_serv
 const struct slim_cidr *slim_cidr_lookup(void *env, __u32 vni, const __be32 *address);
 
 #include "slimnet/admit.h"
-#include "slimnet/way.h"
+#include "slimnet/ask.h"
 
 #include "slimnet/address.h"
 #include "slimnet/admit.h"
+#include "slimnet/ask.h"
 #include "slimnet/byteorder.h"
 #include "slimnet/contract.h"
 #include "slimnet/decide.h"
@@ -44,6 +45,7 @@ const struct slim_cidr *slim_cidr_lookup(void *env, __u32 vni, const __be32 *add
 
 int slim_lint_admit(void *env, const __u64 *key, const struct slim_tuple *tuple,
 		    const struct slim_option *option, struct slim_admitted *admitted);
+void slim_lint_ask(void *env, const struct slim_inner_range *range, struct slim_question *question);
 void slim_lint_way(void *env, const struct slim_inner_range *range,
 		   const struct slim_dialled *dialled, struct slim_way *way);
 int slim_lint_wire(const __u64 *key, const __u8 *bytes, struct slim_option *option);
@@ -79,4 +81,10 @@ void slim_lint_way(void *env, const struct slim_inner_range *range,
 	slim_way(env, range, 4790, dialled, way);
 	way->rule = slim_inner_index((slim_force __u32)slim_inner_to_v4(
 		range, slim_inner(1, 2, dialled->aim.port)));
+}
+
+void slim_lint_ask(void *env, const struct slim_inner_range *range, struct slim_question *question)
+{
+	slim_ask_refuse(question, SLIM_REASON_NO_TABLES);
+	slim_answer(env, range, 4790, 1, question);
 }

@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0xB7F227E01988FC5B
-FINGERPRINT_HEX: Final[str] = "b7f227e01988fc5b"
+FINGERPRINT: Final[int] = 0x929BAC8F04E62F31
+FINGERPRINT_HEX: Final[str] = "929bac8f04e62f31"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -188,6 +188,13 @@ SLIM_OBSERVE_CLOSED: Final[int] = 2
 SLIM_PREFIX_ANY_PROTOCOL: Final[int] = 72
 SLIM_PREFIX_ANY_PORT: Final[int] = 80
 SLIM_PREFIX_PORT: Final[int] = 96
+
+# enum slim_way_kind
+SLIM_WAY_REFUSED: Final[int] = 0
+SLIM_WAY_SELF: Final[int] = 1
+SLIM_WAY_SAME_HOST: Final[int] = 2
+SLIM_WAY_WIRE: Final[int] = 3
+SLIM_WAY_OUTSIDE: Final[int] = 4
 
 # enum slim_refusal_limit
 SLIM_REFUSALS_TOLD: Final[int] = 64
@@ -500,7 +507,7 @@ class slim_verdict(ctypes.Structure):
 
 
 class slim_question(ctypes.Structure):
-    """struct slim_question, 120 bytes."""
+    """struct slim_question, 136 bytes."""
 
     vni: int
     direction: int
@@ -511,6 +518,10 @@ class slim_question(ctypes.Structure):
     pad: int
     random: int
     verdict: slim_verdict
+    way: int
+    way_reason: int
+    way_error: int
+    way_direction: int
     subject: int
     peer: int
     endpoint: int
@@ -531,6 +542,10 @@ class slim_question(ctypes.Structure):
         ("pad", ctypes.c_uint8),
         ("random", ctypes.c_uint32),
         ("verdict", slim_verdict),
+        ("way", ctypes.c_uint32),
+        ("way_reason", ctypes.c_uint32),
+        ("way_error", ctypes.c_uint32),
+        ("way_direction", ctypes.c_uint32),
         ("subject", ctypes.c_uint32),
         ("peer", ctypes.c_uint32),
         ("endpoint", ctypes.c_uint32),

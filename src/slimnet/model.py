@@ -43,6 +43,8 @@ __all__ = [
     "Reason",
     "Status",
     "Verdict",
+    "Way",
+    "WayKind",
     "Wire",
 ]
 
@@ -367,12 +369,39 @@ class Verdict:
     rule: int = 0
 
 
+class WayKind(enum.IntEnum):
+    """What becomes of a connect, or of a datagram: enum slim_way_kind of the contract."""
+
+    REFUSED = contract.SLIM_WAY_REFUSED
+    SELF = contract.SLIM_WAY_SELF
+    SAME_HOST = contract.SLIM_WAY_SAME_HOST
+    WIRE = contract.SLIM_WAY_WIRE
+    OUTSIDE = contract.SLIM_WAY_OUTSIDE
+
+
+@frozen
+class Way:
+    """What becomes of a connect(2), or of a sendto(2) of a datagram.
+
+    Attributes:
+        kind: refused, or where it goes.
+        reason: why it is refused; else the egress policy's.
+        error: the errno of a refused call (errno(3)); else 0.
+        direction: of what a policy refused, whose policy that was.
+    """
+
+    kind: WayKind
+    reason: Reason
+    error: int = 0
+    direction: Direction = Direction.EGRESS
+
+
 @frozen
 class Decision:
     """What a data path answers to a flow, asked of the tables in force.
 
     Attributes:
-        verdict: allowed or not, and why.
+        verdict: what the policy of the asked end says.
         generation: of the tables that were asked.
         subject: identity of the end whose policy was asked.
         peer: identity of the other end.
@@ -381,6 +410,8 @@ class Decision:
         service: id of the service's port that the destination is; 0 where it is none.
         target: overlay address and port of the destination, behind a service.
         host: underlay address of the peer's host; ``None`` where it is no endpoint.
+        way: what becomes of the source's call, policy or not; ``None`` for ingress, and
+            where the data path refuses nothing by itself.
     """
 
     verdict: Verdict
@@ -391,6 +422,7 @@ class Decision:
     service: int
     target: tuple[IPAddress, int]
     host: IPAddress | None
+    way: Way | None = None
 
 
 @frozen

@@ -34,6 +34,8 @@ from slimnet.model import (
     Protocol,
     Reason,
     Verdict,
+    Way,
+    WayKind,
     Wire,
 )
 
@@ -183,6 +185,17 @@ def flow(record: Mapping[str, Any]) -> Flow:
     )
 
 
+def _way(record: Mapping[str, Any] | None) -> Way | None:
+    if record is None:
+        return None
+    return Way(
+        WayKind[record["kind"].upper()],
+        Reason[record["reason"].upper()],
+        record["error"],
+        Direction[record["direction"].upper()],
+    )
+
+
 def decision(record: Mapping[str, Any]) -> Decision:
     """A :class:`~slimnet.model.Decision`."""
     verdict, host = record["verdict"], record["host"]
@@ -194,5 +207,6 @@ def decision(record: Mapping[str, Any]) -> Decision:
             ),
             "target": _end(record["target"]),
             "host": None if host is None else IPAddress(host),
+            "way": _way(record.get("way")),
         }
     )

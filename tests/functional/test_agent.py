@@ -248,6 +248,17 @@ def test_policy_on_both_hosts(hosts, pair, resident):
         )
 
 
+def test_explain_names_what_the_data_path_refuses_by_itself(hosts, pair):
+    """Datagrams between endpoints: where they are carried they are allowed, else it says why."""
+    said = hosts[0].node().explain("prod", "web", "db", 53, "udp")
+    fast = said["refusal"] is not None
+    assert said["allowed"] is not fast
+    assert ("(datagram, ENETUNREACH)" in said["summary"]) is fast
+    assert fast is (hosts[0].node().ping("db", port=7000, source="web")["carried"] == "accelerated")
+    own = hosts[0].node().explain("prod", "web", "127.0.0.1", 7000)
+    assert (own["allowed"], own["refusal"]) == (True, None)
+
+
 def test_a_policy_closes_what_it_forbids_within_a_second(hosts, pair, resident):
     """On both hosts, from whichever it is applied; a connection beside it never notices."""
     _, db, client, server = pair

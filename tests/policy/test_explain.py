@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``explain`` names stage, rule, file and line, and shouts when tables and policies differ."""
 
+import errno
 import logging
 
 import pytest
@@ -9,7 +10,18 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.model import Direction, Endpoint, Flow, Host, Network, Protocol, Reason, Wire
+from slimnet.model import (
+    Direction,
+    Endpoint,
+    Flow,
+    Host,
+    Network,
+    Protocol,
+    Reason,
+    Way,
+    WayKind,
+    Wire,
+)
 from slimnet.policy import Operator, Requirement, Selector, State, explain, load
 from slimnet.policy import compile as compile_tables
 from slimnet.policy.document import PublishedPort, Service, ServicePort, Weight
@@ -316,6 +328,68 @@ def test_data_path_that_differs_is_shouted_about(state, caplog):
     )
     assert answer.summary.endswith(f"IN DOUBT, a defect of slimnet: {doubt}")
     assert doubt in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("question", "reason", "number", "words"),
+    [
+        ({"destination": "web"}, "UNREACHABLE", errno.EHOSTUNREACH, "no wire in common"),
+        (
+            {"destination": "web", "protocol": "udp"},
+            "DATAGRAM",
+            errno.ENETUNREACH,
+            "datagrams to endpoints",
+        ),
+        ({"destination": "2001:db8::1"}, "FAMILY", errno.ENETUNREACH, "IPv6 is not carried"),
+        ({"destination": "240.0.0.80"}, "INNER_ADDRESS", errno.EACCES, "an inner address"),
+    ],
+)
+def test_what_the_data_path_refuses_by_itself(state, question, reason, number, words):
+    """Whatever the policies say; where they refuse first, they are named."""
+
+    def ask(host, flow, reason=reason):
+        way = Way(WayKind.REFUSED, Reason[reason], number)
+        return decided(state, host, flow, way=way if flow.direction is Direction.EGRESS else None)
+
+    question = {"source": "client", "port": 80, **question}
+    answer = explain(state, **question, ask=ask)
+    assert (answer.allowed, answer.refusal) == (False, Reason[reason])
+    assert f": refused by host h1: {words}" in answer.summary
+    assert answer.summary.endswith(f"({reason.lower()}, {errno.errorcode[number]})")
+    assert "DOUBT" not in answer.summary
+    denied = explain(state, **question, ask=lambda *asked: ask(*asked, "RULE_DENY"))
+    assert denied.refusal is None
+    assert "refused by host" not in denied.summary
+
+
+def test_a_service_that_is_reached_by_some(state):
+    """One of its endpoints is on a host without a wire in common."""
+    state = evolve(state, services=[shop(selector=of("web", "other"))])
+
+    def ask(host, flow):
+        way = Way(WayKind.SAME_HOST, Reason["DEFAULT_ALLOW"])
+        if flow.destination == IPAddress("10.1.0.3"):
+            way = Way(WayKind.REFUSED, Reason["UNREACHABLE"], errno.EHOSTUNREACH)
+        return decided(state, host, flow, way=way)
+
+    answer = explain(state, source="client", destination="shop", port=5432, ask=ask)
+    assert (answer.allowed, answer.refusal) == (True, None)
+    assert "depends on the endpoint" in answer.summary
+    assert "(unreachable, EHOSTUNREACH) (default/other)" in answer.summary
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::"])
+def test_loopback_is_the_endpoint_itself(state, address):
+    """Whatever its policies say of what is outside."""
+    answer = explain(state, source="web", destination=address, port=81)
+    assert answer.allowed
+    assert {stage.reason.name for stage in answer.stages} == {"SELF"}
+    assert answer.translation == f"{address}:81 -> the endpoint itself"
+
+
+def test_v4_mapped_is_ipv4(state):
+    mapped = explain(state, source="other", destination="::ffff:10.1.0.1", port=80)
+    assert mapped == explain(state, source="other", destination="10.1.0.1", port=80)
 
 
 def test_data_path_that_serves_by_others_is_shouted_about(state):

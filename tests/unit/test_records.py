@@ -34,6 +34,8 @@ from slimnet.model import (
     Reason,
     Status,
     Verdict,
+    Way,
+    WayKind,
     Wire,
 )
 
@@ -42,6 +44,7 @@ OTHER = (IPAddress("10.1.0.2"), 40000)
 FLOW = (END[0], OTHER[0])
 DENIED = Verdict(False, Reason.DEFAULT_DENY)
 ALLOWED = Verdict(True, Reason.RULE_ALLOW, 7)
+WAY = Way(WayKind.REFUSED, Reason.UNREACHABLE, 113, Direction.INGRESS)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ ALLOWED = Verdict(True, Reason.RULE_ALLOW, 7)
         (records.decision, Decision(DENIED, 12, 256, 0, 0, 0, END, None)),
         (
             records.decision,
-            Decision(ALLOWED, 12, 256, 257, 3, 9, OTHER, IPAddress("192.0.2.1")),
+            Decision(ALLOWED, 12, 256, 257, 3, 9, OTHER, IPAddress("192.0.2.1"), WAY),
         ),
         (
             records.event,

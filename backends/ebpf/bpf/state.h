@@ -347,7 +347,7 @@ slim_affinity_store(void *env, const struct slim_affinity_key *key,
 #define slim_service_outline __noinline
 #define slim_target_outline static __noinline
 #include <slimnet/admit.h>
-#include <slimnet/way.h>
+#include <slimnet/ask.h>
 
 /* Whose is this port of the host? */
 static __always_inline struct slim_publish *

@@ -347,9 +347,18 @@ struct slim_verdict {
 	__u32 rule;
 };
 
+/* What becomes of a connect, or of a datagram (way.h). */
+enum slim_way_kind {
+	SLIM_WAY_REFUSED = 0,
+	SLIM_WAY_SELF = 1,		/* the endpoint's own loopback */
+	SLIM_WAY_SAME_HOST = 2,		/* straight to a listener on this host */
+	SLIM_WAY_WIRE = 3,		/* to a wire port of the peer's host */
+	SLIM_WAY_OUTSIDE = 4,		/* as the host itself would */
+};
+
 /*
- * A flow put to the data path itself (program slim_ask), and what it answers.
- * The subject is the source for SLIM_EGRESS, the destination for SLIM_INGRESS.
+ * A flow put to the data path itself (ask.h), and what it answers. The subject
+ * is the source for SLIM_EGRESS, the destination for SLIM_INGRESS.
  */
 struct slim_question {
 	__u32 vni;
@@ -360,7 +369,11 @@ struct slim_question {
 	__u8 protocol;
 	__u8 pad;
 	__u32 random;			/* which backend of a service without affinity */
-	struct slim_verdict verdict;	/* from here on the answer */
+	struct slim_verdict verdict;	/* from here on the answer: the subject's policy */
+	__u32 way;			/* SLIM_EGRESS: enum slim_way_kind */
+	__u32 way_reason;		/* refused: why; else the policy's */
+	__u32 way_error;		/* refused: a positive errno */
+	__u32 way_direction;		/* refused by policy: enum slim_direction, whose */
 	__u32 subject;			/* identities */
 	__u32 peer;
 	__u32 endpoint;			/* the peer's, 0 where it is none */

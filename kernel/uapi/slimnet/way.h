@@ -25,14 +25,6 @@
 #include "target.h"
 #include "wire.h"
 
-enum slim_way_kind {
-	SLIM_WAY_REFUSED = 0,
-	SLIM_WAY_SELF = 1,		/* the endpoint's own loopback */
-	SLIM_WAY_SAME_HOST = 2,		/* straight to a listener on this host */
-	SLIM_WAY_WIRE = 3,		/* to a wire port of the peer's host */
-	SLIM_WAY_OUTSIDE = 4,		/* as the host itself would */
-};
-
 /* What a socket's bind means for where it may connect to. */
 enum slim_way_source {
 	SLIM_SOURCE_ANY = 0,

@@ -153,7 +153,9 @@ def _from(
         **_carried(agent, source, destination),
         "explanation": explained,
     }
-    if not explained["allowed"]:
+    if explained["refusal"] and answer["carried"] != "unreachable":
+        answer |= {"carried": "unreachable", "wire": None, "why": explained["summary"]}
+    elif not explained["allowed"] and not explained["refusal"]:
         answer["carried"] = "denied"
     if source.host != agent.config.host:
         answer["error"] = f"not tried: the source is on host {source.host}"

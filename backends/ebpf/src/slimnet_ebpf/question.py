@@ -16,7 +16,7 @@ from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet import contract
-from slimnet.model import Decision, Direction, Reason, Verdict
+from slimnet.model import Decision, Direction, Reason, Verdict, Way, WayKind
 from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
 from slimnet_ebpf.libbpf import BpfError, TestRunOptions, check, library
 
@@ -69,6 +69,14 @@ def ask(program: int, question: Question) -> Decision:
     )
     found = _QUESTION.unpack(_run(program, data, "ask the data path"))
     verdict = _VERDICT.unpack(found["verdict"])
+    way = None
+    if question.direction is Direction.EGRESS:
+        way = Way(
+            WayKind(found["way"]),
+            Reason(found["way_reason"]),
+            found["way_error"],
+            Direction(found["way_direction"]),
+        )
     return Decision(
         verdict=Verdict(
             verdict["action"] == contract.SLIM_ALLOW, Reason(verdict["reason"]), verdict["rule"]
@@ -80,6 +88,7 @@ def ask(program: int, question: Question) -> Decision:
         service=found["service"],
         target=(from_bytes16(found["target"]), found["target_port"]),
         host=from_bytes16(found["host"]) if found["host"] != _NOBODY else None,
+        way=way,
     )
 
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from attrs import evolve, frozen
@@ -12,13 +13,13 @@ from netaddr import AddrFormatError, IPAddress
 
 from slimnet import contract, names
 from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.model import Decision, Direction, Endpoint, Flow, Protocol, Reason
+from slimnet.model import Decision, Direction, Endpoint, Flow, Protocol, Reason, Way, WayKind
 from slimnet.policy.compile.compiler import compile as compile_tables
 from slimnet.policy.compile.compiler import rule_text
 from slimnet.policy.document import Service
 from slimnet.policy.explain.decision import Answerer
 from slimnet.policy.explain.oracle import Judgement, Oracle
-from slimnet.policy.explain.translation import Way, some, title, translate
+from slimnet.policy.explain.translation import Branch, some, title, translate
 from slimnet.policy.state import State
 from slimnet.tables import Tables
 
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 #: Host name and flow to what that host's data path itself answers, where it can be asked.
 Ask = Callable[[str, Flow], Decision | None]
+
+#: Refusals that are some policy's word; every other one is the data path's own.
+_POLICY = frozenset({Reason["RULE_DENY"], Reason["DEFAULT_DENY"], Reason["HOST_DENY"]})
 
 
 @frozen
@@ -45,6 +49,8 @@ class Stage:
             is a defect of slimnet.
         peer: of a flow to a service, ``namespace/name`` of the endpoint that this stage
             takes to serve it; else empty.
+        way: EGRESS: what the data path of ``host`` does with the call; ``None`` where it
+            was not asked, or refuses nothing by itself.
     """
 
     direction: Direction
@@ -55,6 +61,15 @@ class Stage:
     rule: str = ""
     doubt: str = ""
     peer: str = ""
+    way: Way | None = None
+
+    @property
+    def refusal(self) -> Way | None:
+        """The data path's own refusal, before or after what the policy says."""
+        way = self.way
+        if way is None or way.kind is not WayKind.REFUSED:
+            return None
+        return None if way.reason in _POLICY or way.reason is self.reason else way
 
 
 @frozen
@@ -62,7 +77,8 @@ class Explanation:
     """The whole way of a flow.
 
     Attributes:
-        allowed: whether every stage allows it; of a service, for any of its endpoints.
+        allowed: whether every stage allows it and the source's data path carries it; of a
+            service, for any of its endpoints.
         source: who opens it: ``namespace/name`` with address, or what the address is.
         destination: likewise.
         protocol: in lower case.
@@ -71,6 +87,8 @@ class Explanation:
             for each of its endpoints.
         summary: one line; says loudly where a stage is in doubt.
         translation: what becomes of the addresses on the way, in one line; or empty.
+        refusal: why the data path refuses it whatever policy says, if it does (of a service,
+            for all of its endpoints).
     """
 
     allowed: bool
@@ -81,6 +99,7 @@ class Explanation:
     stages: tuple[Stage, ...]
     summary: str
     translation: str = ""
+    refusal: Reason | None = None
 
 
 def explain(
@@ -132,16 +151,18 @@ def explain(
     translation = translate(judges.oracle, judges.tables, flow)
     stages: list[Stage] = []
     answers: dict[str, list[str]] = {}
-    for way in translation.ways:
-        taken = judges.follow(way)
+    for branch in translation.branches:
+        taken = judges.follow(branch)
         stages += taken
-        words = next((_denial(stage) for stage in taken if not stage.allowed), "allowed")
-        answers.setdefault(words, []).append(way.peer)
+        answers.setdefault(_words(taken), []).append(branch.peer)
     if translation.refusal is not None:
-        stages += judges.refuse(flow, translation.refusal)
-        answers[f"denied at egress: {_REASONS[translation.refusal.name]}"] = []
+        taken = judges.refuse(flow, translation.refusal)
+        stages += taken
+        words = f"denied at egress: {_REASONS[translation.refusal.name]}"
+        answers[_words(taken) if taken else words] = []
+    refusals = {stage.refusal.reason for stage in stages if stage.refusal}
     doubts = dict.fromkeys(stage.doubt for stage in stages if stage.doubt)
-    if translation.service and (doubt := judges.doubt_choice(flow, translation.ways)):
+    if translation.service and (doubt := judges.doubt_choice(flow, translation.branches)):
         doubts[doubt] = None
     for doubt in doubts:
         _log.error("%s: %s", flow, doubt)
@@ -166,6 +187,7 @@ def explain(
         tuple(stages),
         "; IN DOUBT, a defect of slimnet: ".join([summary, *doubts]),
         translation.text,
+        next(iter(refusals)) if len(refusals) == 1 and len(answers) == 1 else None,
     )
 
 
@@ -175,7 +197,24 @@ _REASONS = {
     "NO_ENDPOINT": "no endpoint has that overlay address",
     "NO_BACKEND": "no endpoint serves this port of the service",
     "NO_SERVICE_PORT": "the service has no such port",
+    "UNREACHABLE": "no wire in common with its host",
+    "INNER_ADDRESS": "an inner address, where sockets of endpoints sit",
+    "WIRE_PORT": "a wire port, where endpoints' connections arrive",
+    "PROTOCOL": "endpoints have TCP and UDP sockets only",
+    "DATAGRAM": "datagrams to endpoints, to loopback or to many are not carried",
+    "FAMILY": "IPv6 is not carried",
+    "NO_TABLES": "its host has no tables yet",
 }
+
+
+def _words(taken: Sequence[Stage]) -> str:
+    """What comes of one branch, as connect(2) finds it: an own refusal hides the policies'."""
+    for stage in taken:
+        if (way := stage.refusal) is not None:
+            why = _REASONS.get(way.reason.name, way.reason.name)
+            number = errno.errorcode.get(way.error, str(way.error))
+            return f"refused by host {stage.host}: {why} ({way.reason.name.lower()}, {number})"
+    return next((_denial(stage) for stage in taken if not stage.allowed), "allowed")
 
 
 def _denial(stage: Stage) -> str:
@@ -194,11 +233,11 @@ class _Judges:
         self._answerer = cache(lambda host, network: Answerer(tables(host), vnis[network]))
         self._ask = ask or (lambda _host, _flow: None)
 
-    def follow(self, way: Way) -> list[Stage]:
-        """Both ends of one way, as far as they are endpoints."""
+    def follow(self, branch: Branch) -> list[Stage]:
+        """Both ends of one branch, as far as they are endpoints."""
         stages = (
-            self._stage(evolve(way.egress, direction=Direction.EGRESS), way.peer),
-            self._stage(evolve(way.ingress, direction=Direction.INGRESS), way.peer),
+            self._stage(evolve(branch.egress, direction=Direction.EGRESS), branch.peer),
+            self._stage(evolve(branch.ingress, direction=Direction.INGRESS), branch.peer),
         )
         return [stage for stage in stages if stage is not None]
 
@@ -207,12 +246,12 @@ class _Judges:
         stage = self._stage(flow, "", Judgement(False, reason))
         return [] if stage is None else [stage]
 
-    def doubt_choice(self, flow: Flow, ways: tuple[Way, ...]) -> str:
+    def doubt_choice(self, flow: Flow, branches: tuple[Branch, ...]) -> str:
         """Whether a host takes others than these to serve a flow."""
         source = self.oracle.endpoint(flow.network, flow.source)
         if source is None:
             return ""
-        wanted = {(way.egress.destination, way.egress.port) for way in ways}
+        wanted = {(each.egress.destination, each.egress.port) for each in branches}
         tables = self.tables(source.host)
         answerer = self._answerer(source.host, flow.network)
         record = answerer.service(flow.destination, flow.protocol, flow.port)
@@ -267,6 +306,7 @@ class _Judges:
             rule,
             _doubt(said),
             peer,
+            None if asked is None else asked.way,
         )
 
 
@@ -284,7 +324,9 @@ def _address(
     state: State, network: str, text: str | IPAddress, field: str, *, services: bool = False
 ) -> IPAddress:
     try:
-        return IPAddress(text)
+        address = IPAddress(text)
+        mapped = address.version == 6 and address.is_ipv4_mapped()
+        return address.ipv4() if mapped else address
     except (AddrFormatError, ValueError):
         pass
     found: Endpoint | Service | None = names.find(state.endpoints, str(text), network, field=field)

@@ -5,23 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import frozen
-from netaddr import IPAddress
+from attrs import evolve, frozen
+from netaddr import IPAddress, IPNetwork
 
 from slimnet.model import Endpoint, Flow, Host, Protocol, Reason, Wire
 from slimnet.policy.explain.oracle import Oracle
 from slimnet.policy.state import State
 from slimnet.tables import PublishKey, Tables
 
-__all__ = ["Translation", "Way", "some", "title", "translate"]
+__all__ = ["Branch", "Translation", "some", "title", "translate"]
 
 #: More endpoints of a service than this are counted, not listed.
 _LISTED = 8
 
+_LOOPBACK = {4: IPNetwork("127.0.0.0/8"), 6: IPNetwork("::1/128")}
+
 
 @frozen
-class Way:
-    """One way that a flow may take.
+class Branch:
+    """One endpoint, or address, that a flow may lead to.
 
     Attributes:
         egress: the flow as the source's policy is asked.
@@ -39,13 +41,13 @@ class Translation:
     """The answer.
 
     Attributes:
-        ways: one, or one for each endpoint that may serve it; none where it is refused.
+        branches: one, or one for each endpoint that may serve it; none where it is refused.
         text: one line; empty where the addresses stay as they are.
         refusal: why no policy is asked at all.
         service: the destination is a service that somebody serves.
     """
 
-    ways: tuple[Way, ...]
+    branches: tuple[Branch, ...]
     text: str = ""
     refusal: Reason | None = None
     service: bool = False
@@ -66,18 +68,22 @@ def translate(oracle: Oracle, tables: Callable[[str], Tables], flow: Flow) -> Tr
         dialled = f"{title(oracle, flow.network, flow.destination)}:{flow.port}"
         if backing.reason is not None:
             return Translation((), f"{dialled} -> nobody", backing.reason)
-        ways, names = [], []
+        branches, names = [], []
         for served, share in backing.flows.items():
             endpoint = oracle.endpoint(served.network, served.destination)
             name = endpoint.title if endpoint else ""
-            ways.append(Way(served, served, name))
+            branches.append(Branch(served, served, name))
             words = f"{name} ({served.destination}:{served.port})"
             if share * len(backing.flows) != 1:
                 words += f" {float(share):.0%}"
             if carried := _carried(state, source, endpoint, flow.protocol):
                 words += f" on {carried}"
             names.append(words)
-        return Translation(tuple(ways), f"{dialled} -> {some(names)}", service=True)
+        return Translation(tuple(branches), f"{dialled} -> {some(names)}", service=True)
+    if source is not None and (_is_loopback(flow.destination) or not int(flow.destination)):
+        own = evolve(flow, destination=source.address)
+        text = f"{flow.destination}:{flow.port} -> the endpoint itself"
+        return Translation((Branch(own, own),), text)
     published = _published(oracle, tables, flow, source)
     if published is not None:
         return published
@@ -89,7 +95,7 @@ def translate(oracle: Oracle, tables: Callable[[str], Tables], flow: Flow) -> Tr
     elif source is not None and not _in_overlay(state, flow):
         host = _host(state, source)
         text = f"{flow.source} -> {host.address} (host {host.name}), as the source"
-    return Translation((Way(flow, flow),), text)
+    return Translation((Branch(flow, flow),), text)
 
 
 def title(oracle: Oracle, network: str, address: IPAddress) -> str:
@@ -136,7 +142,7 @@ def _published(
         )
         name = title(oracle, endpoint.network, endpoint.address)
         text = f"published {flow.destination}:{flow.port} -> {name} port {record.port}"
-        return Translation((Way(flow, inner),), text)
+        return Translation((Branch(flow, inner),), text)
     return None
 
 
@@ -155,6 +161,10 @@ def _carried(
     if wire in {Wire.SYN, Wire.ANNOUNCE} and one.differs_in_key(other):
         by += ", which refuses: their keys differ"
     return f"{other.name} ({other.address}){by}"
+
+
+def _is_loopback(address: IPAddress) -> bool:
+    return address in _LOOPBACK[address.version]
 
 
 def _host(state: State, endpoint: Endpoint) -> Host:
