@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from attrs import evolve
 
 from lab.cluster import Endpoint, Host, Lab
@@ -21,11 +23,13 @@ class Compiled(Lab):
     Args:
         state: the lab's hosts stand for its hosts, in their order, and have
             underlay addresses of their own.
+        mute: names of hosts that say that they speak no wire.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, *, mute: Collection[str] = ()) -> None:
         super().__init__("ebpf", hosts=len(state.hosts), tables=False)
         self.state = state
+        self._mute = mute
         try:
             self._compilers = {
                 host.name: (Compiler(host.name), own)
@@ -47,7 +51,11 @@ class Compiled(Lab):
         """Put another state in force on all hosts."""
         self._generation += 1
         hosts = [
-            evolve(host, address=self.host(host.name).address, wires={Wire.SYN})
+            evolve(
+                host,
+                address=self.host(host.name).address,
+                wires=set() if host.name in self._mute else {Wire.SYN},
+            )
             for host in state.hosts
         ]
         self.state = evolve(state, hosts=hosts, revision=self._generation)
