@@ -99,7 +99,9 @@ def test_the_vagrantfile_is_valid(tmp_path):
     )
 
 
-@pytest.mark.parametrize("script", ["testbed/setup", "testbed/test", "testbed/demo", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["testbed/setup", "testbed/test", "testbed/demo", ".ci/run", ".ci/fragment"]
+)
 def test_a_script_is_clean(script):
     """Executable, and shellcheck finds nothing."""
     assert os.access(ROOT / script, os.X_OK)
