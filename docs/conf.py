@@ -33,6 +33,7 @@ extensions = [
     "sphinx_autodoc_typehints",
     "sphinx_click",
     "facts",
+    "sources",
 ]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
