@@ -16,8 +16,8 @@ from attrs import evolve
 
 from slimnet import model
 from slimnet.abc import Context
+from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet_ebpf import EbpfBackend, links
-from slimnet_ebpf.cgroups import find_mount
 from slimnet_ebpf.netns import enter
 from slimnet_ebpf.pins import BPFFS
 
@@ -36,7 +36,7 @@ class Machine:
     def __init__(self):
         self.name = f"slt-e{os.getpid()}-{next(_numbers)}"
         self.netns = Path("/run/netns") / self.name
-        self.cgroup = find_mount() / self.name
+        self.cgroup = cgroup_mount() / self.name
         self.pins = BPFFS / "slimnet" / self.name
         self.undo = contextlib.ExitStack()
         run(f"ip netns add {self.name}")

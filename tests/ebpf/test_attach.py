@@ -9,7 +9,8 @@ import pytest
 from machine import NETWORK, endpoint, run, wait_for
 
 from slimnet import BackendError, InUse, InvalidValue, contract
-from slimnet_ebpf import cgroups, endpoints
+from slimnet.linux import cgroup as cgroups
+from slimnet_ebpf import endpoints
 from slimnet_ebpf.netns import enter
 from slimnet_ebpf.sockets import Diagnosis
 

@@ -15,7 +15,8 @@ from attrs import evolve
 from machine import NETWORK, endpoint, wait_for
 from test_writer import in_force, some_tables, wanted
 
-from slimnet_ebpf import cgroups, maps, pins
+from slimnet.linux import cgroup as cgroups
+from slimnet_ebpf import maps, pins
 
 pytestmark = pytest.mark.root
 

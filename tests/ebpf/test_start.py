@@ -10,6 +10,7 @@ from attrs import evolve
 from machine import NETWORK, endpoint
 
 from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
+from slimnet.linux import mounts
 from slimnet.tables import Tables
 from slimnet_ebpf import EbpfBackend, filters, libbpf, requirements
 from slimnet_ebpf import backend as backend_module
@@ -81,22 +82,28 @@ def test_probe_without_libbpf(monkeypatch):
     assert "libbpf1" in answer.remedy
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "missing"),
-    [
-        ("/proc/self/status", "CapEff:\t0000000000000000\n", "CAP_BPF and CAP_NET_ADMIN"),
-        ("/proc/self/mounts", "proc /proc proc rw 0 0\n", "no cgroup v2"),
-    ],
-)
-def test_probe_names_what_the_machine_lacks(monkeypatch, file, text, missing):
+def test_probe_names_the_capabilities_that_are_missing(monkeypatch):
     read = Path.read_text
+    none = "CapEff:\t0000000000000000\n"
     monkeypatch.setattr(
-        Path, "read_text", lambda path, *rest: text if str(path) == file else read(path, *rest)
+        Path,
+        "read_text",
+        lambda path, *rest: none if str(path) == "/proc/self/status" else read(path, *rest),
     )
     answer = EbpfBackend.probe()
     assert answer.answer is model.Answer.NO
-    assert missing in answer.reason
+    assert "CAP_BPF and CAP_NET_ADMIN" in answer.reason
     assert answer.remedy
+
+
+def test_probe_names_a_machine_without_cgroup_v2(monkeypatch, tmp_path):
+    table = tmp_path / "mountinfo"
+    table.write_text("22 28 0:21 / /proc rw - proc proc rw\n")
+    monkeypatch.setattr(mounts, "TABLE", str(table))
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert answer.reason == "cgroup v2 is not mounted"
+    assert answer.remedy.startswith("mount -t cgroup2")
 
 
 def test_probe_names_a_kernel_without_btf(monkeypatch, tmp_path):

@@ -44,8 +44,8 @@ from slimnet import (
     open_node,
 )
 from slimnet.agent.client import Client
-from slimnet.agent.site import cgroup_mount
 from slimnet.cluster import Cluster as StoredCluster
+from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import Resident
 

@@ -13,8 +13,9 @@ import time
 
 import pytest
 
+from slimnet.linux import cgroup as cgroups
 from slimnet.model import Direction, Reason
-from slimnet_ebpf import cgroups, links
+from slimnet_ebpf import links
 
 MEGABYTE = 1 << 20
 

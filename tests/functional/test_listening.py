@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from slimnet.agent.site import cgroup_mount
+from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.testing import Underlay
 
 pytestmark = pytest.mark.root

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from lab.agents import Cluster, connects, until
 
-from slimnet.agent import cgroup, instance
+from slimnet.agent import instance
 from slimnet.cluster import Cluster as StoredCluster
 from slimnet.cluster.own import OwnStore
+from slimnet.linux import cgroup
 from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import Resident
 

@@ -24,10 +24,10 @@ from types import SimpleNamespace
 import pytest
 
 from slimnet import sandbox
-from slimnet.agent import cgroup as cgroups
-from slimnet.agent.site import cgroup_mount
 from slimnet.exceptions import InvalidValue
 from slimnet.fallback import netns
+from slimnet.linux import cgroup as cgroups
+from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.sandbox import capabilities, landlock, mounts, seccomp
 
 pytestmark = pytest.mark.root

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from slimnet.agent.site import cgroup_mount
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
 from slimnet.fallback import netns
+from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.plugins import probe
 from slimnet.testbed import Testbed
 

@@ -16,7 +16,7 @@ from attrs import frozen
 from netaddr import AddrFormatError, IPAddress
 
 from slimnet.abc import Backend
-from slimnet.agent import cgroup, names
+from slimnet.agent import names
 from slimnet.agent.admission import admit, check_free, publishers
 from slimnet.agent.holder import Holders
 from slimnet.agent.listening import is_own, listener
@@ -30,6 +30,7 @@ from slimnet.exceptions import (
     InvalidValue,
     StoreUnreachable,
 )
+from slimnet.linux import cgroup
 from slimnet.model import Attachment, Endpoint
 
 __all__ = ["Endpoints", "Placed"]
@@ -298,7 +299,7 @@ class Endpoints:
             name = f"{asked['network']}.{asked['namespace']}.{asked['name']}"
             return self._site.cgroups / name
         place = Path(asked["cgroup"])
-        cgroup.check(place)
+        cgroup.check(place, "endpoint.cgroup")
         for each in self._mirror.endpoints(self._site.host.name):
             other = Path(each.cgroup)
             if place.is_relative_to(other) or other.is_relative_to(place):

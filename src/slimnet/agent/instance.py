@@ -19,7 +19,6 @@ from pathlib import Path
 
 from slimnet import lock, plugins
 from slimnet.abc import Backend
-from slimnet.agent.site import cgroup_mount
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendUnavailable,
@@ -27,6 +26,7 @@ from slimnet.exceptions import (
     ForeignDataPath,
     InUse,
 )
+from slimnet.linux import cgroup
 from slimnet.model import Answer, Running
 
 __all__ = ["check_store", "choose", "hold", "names", "note", "running"]
@@ -144,7 +144,7 @@ def note(config: Config, backend: str) -> None:
 def names(config: Config, endpoints: Iterable[Path]) -> str:
     """What users know endpoints by: those that the agent made a cgroup for by its
     name, others by their whole path."""
-    own = cgroup_mount() / "slimnet" / config.instance
+    own = cgroup.mount() / "slimnet" / config.instance
     every = sorted(path.name if path.parent == own else str(path) for path in endpoints)
     more = f" and {len(every) - _NAMED} more" if every[_NAMED:] else ""
     return ", ".join(every[:_NAMED]) + more

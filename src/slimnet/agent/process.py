@@ -9,14 +9,15 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from slimnet.agent import cgroup, instance
+from slimnet.agent import instance
 from slimnet.agent.agent import Agent
 from slimnet.agent.notify import notify
 from slimnet.agent.routes import Routes
 from slimnet.agent.server import Server
-from slimnet.agent.site import cgroup_mount, survey
+from slimnet.agent.site import survey
 from slimnet.config import Config
 from slimnet.exceptions import BackendError, InUse
+from slimnet.linux import cgroup
 from slimnet.plugins import backend_class
 
 __all__ = ["serve", "teardown"]
@@ -39,7 +40,7 @@ def serve(config: Config) -> None:
             Routes(agent),
             # Those of other instances on this machine are below slimnet/ too.
             lambda: [
-                cgroup_mount() / "slimnet",
+                cgroup.mount() / "slimnet",
                 *(each.cgroup for each in list(agent.endpoints.attached.values())),
             ],
         )
@@ -73,5 +74,5 @@ def teardown(config: Config) -> None:
         left = instance.running(config)
         if left:
             raise BackendError(f"instance {config.instance}: there is still {', '.join(left)}")
-        cgroup.remove(cgroup_mount() / "slimnet" / config.instance)
+        cgroup.remove(cgroup.mount() / "slimnet" / config.instance)
         shutil.rmtree(config.run, ignore_errors=True)

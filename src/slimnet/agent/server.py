@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from slimnet.agent import cgroup, failure
+from slimnet.agent import failure
 from slimnet.exceptions import CapabilityMissing, InvalidValue, SlimnetError
+from slimnet.linux import cgroup
 from slimnet.trusted import make_trusted
 
 __all__ = ["Peer", "Reply", "Server", "Stream"]

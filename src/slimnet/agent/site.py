@@ -16,12 +16,13 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet.abc import Backend, Context
 from slimnet.config import Config
-from slimnet.exceptions import CapabilityMissing, ConfigError
+from slimnet.exceptions import ConfigError
+from slimnet.linux import cgroup
 from slimnet.local import local_ranges
 from slimnet.model import Host, Wire
 from slimnet.trusted import make_trusted
 
-__all__ = ["Site", "cgroup_mount", "fingerprint", "ranges", "survey"]
+__all__ = ["Site", "fingerprint", "ranges", "survey"]
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def survey(config: Config, backend: type[Backend]) -> Site:
             ranges=ranges(),
         ),
         interface=interface,
-        cgroups=cgroup_mount() / "slimnet" / config.instance,
+        cgroups=cgroup.mount() / "slimnet" / config.instance,
         key=key,
     )
 
@@ -94,19 +95,6 @@ def ranges() -> tuple[IPNetwork, ...]:
         _log.warning("this host delivers %d ranges to itself: the others hear of %d",
                      len(found), _RANGES_MAX)  # fmt: skip
     return tuple(found[:_RANGES_MAX])
-
-
-def cgroup_mount() -> Path:
-    """Where cgroup v2 is mounted; ``/sys/fs/cgroup/unified`` on hybrid machines.
-
-    Raises:
-        CapabilityMissing: nowhere.
-    """
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(where)
-    raise CapabilityMissing("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")
 
 
 def _underlay(config: Config) -> tuple[str, IPAddress]:

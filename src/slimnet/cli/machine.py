@@ -11,6 +11,8 @@ from pathlib import Path
 from attrs import frozen
 
 from slimnet import contract
+from slimnet.exceptions import CapabilityMissing
+from slimnet.linux import cgroup
 from slimnet.sandbox import landlock, seccomp
 
 __all__ = ["Finding", "findings"]
@@ -62,11 +64,8 @@ def _root() -> Finding:
 
 
 def _cgroup() -> Finding:
-    from slimnet.agent.site import cgroup_mount  # noqa: PLC0415  # the agent's own view
-    from slimnet.exceptions import CapabilityMissing  # noqa: PLC0415
-
     try:
-        return Finding("cgroup v2", "yes", f"mounted on {cgroup_mount()}")
+        return Finding("cgroup v2", "yes", f"mounted on {cgroup.mount()}")
     except CapabilityMissing as error:
         reason, _, remedy = str(error).partition(": ")
         return Finding("cgroup v2", "no", reason, remedy)

@@ -24,6 +24,7 @@ from typing import ClassVar
 from attrs import frozen
 
 from slimnet.demo.place import Place
+from slimnet.linux import cgroup
 from slimnet.plugins import choose_backend
 from slimnet.testbed import Testbed
 from slimnet.testing import Underlay, UnderlayHost
@@ -215,11 +216,7 @@ class _Host:
 
 
 def _cgroups() -> Path:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == "cgroup2":
-            return Path(fields[1]) / "slimnet-demo"
-    raise FileNotFoundError("cgroup v2: not mounted")
+    return cgroup.mount() / "slimnet-demo"
 
 
 #: In the order in which they are shown; the first is what the others are compared with.

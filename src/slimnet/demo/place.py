@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,8 @@ from pathlib import Path
 from attrs import frozen
 
 from slimnet import sandbox
-from slimnet.exceptions import SlimnetError
+from slimnet.exceptions import InUse, SlimnetError
+from slimnet.linux import cgroup
 
 __all__ = ["COUNTERS", "Place", "ProgramFailed"]
 
@@ -151,14 +151,11 @@ class Place:
         return {name: every.get(name, 0) for name in COUNTERS}
 
     def kill(self) -> None:
-        """End whatever still runs here (cgroup-v2.rst, ``cgroup.kill``)."""
-        cgroup = self.attached.cgroup
-        (cgroup / "cgroup.kill").write_text("1")
-        deadline = time.monotonic() + _STOP_SECONDS
-        while "populated 1" in (cgroup / "cgroup.events").read_text():
-            if time.monotonic() > deadline:
-                raise ProgramFailed(f"{cgroup}: processes survive a kill")
-            time.sleep(0.005)
+        """End whatever still runs here."""
+        try:
+            cgroup.kill(self.attached.cgroup, _STOP_SECONDS)
+        except InUse as error:
+            raise ProgramFailed(str(error)) from error
 
     def _spawn(
         self, argv: Sequence[str], user: str | None, stdout: int, stderr: int

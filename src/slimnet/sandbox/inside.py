@@ -23,7 +23,8 @@ import marshal
 import os
 import signal
 
-from slimnet.sandbox import capabilities, landlock, libc, mounts, relay, seccomp
+from slimnet.linux import libc
+from slimnet.sandbox import capabilities, landlock, mounts, relay, seccomp
 
 TYPE_CHECKING = False  # typing's own is 4 ms of start-up
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
-from slimnet.sandbox import libc
+from slimnet.linux import libc
 
 __all__ = ["scope_abstract_sockets", "scopes"]
 

@@ -8,16 +8,17 @@ new and read-only, ``/dev`` holds what a container's holds, and ``/run``, where
 the agent's and every other daemon's sockets are, is new and empty.
 """
 # pathlib would be start-up time:
-# ruff: noqa: PTH101,PTH102,PTH103,PTH108,PTH110,PTH112,PTH116,PTH120,PTH123,PTH211
+# ruff: noqa: PTH101,PTH102,PTH103,PTH108,PTH110,PTH112,PTH120,PTH123,PTH211
 
 from __future__ import annotations
 
 import os
 import stat
 
-from slimnet.sandbox import libc
+from slimnet.linux import libc
+from slimnet.linux.mounts import in_sight
 
-__all__ = ["FORBIDDEN", "arrange", "in_sight"]
+__all__ = ["FORBIDDEN", "arrange"]
 
 #: File systems that an endpoint must not see at all.
 FORBIDDEN = frozenset(
@@ -74,30 +75,6 @@ _LINKS = {
 _INERT = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
 
 
-def in_sight(kinds: frozenset[str]) -> list[str]:
-    """Where file systems of these types can be seen in this mount namespace;
-    not those that something else is mounted over."""
-    found = []
-    with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
-        for line in lines:
-            before, _, after = line.partition(" - ")
-            device, _, point = before.split(" ")[2:5]
-            for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n")):
-                point = point.replace(escape, character)
-            point = point.replace("\\134", "\\")
-            if after.split(" ", 1)[0] in kinds and _device(point) == device:
-                found.append(point)
-    return found
-
-
-def _device(path: str) -> str:
-    try:
-        number = os.stat(path).st_dev
-    except OSError:
-        return ""
-    return f"{os.major(number)}:{os.minor(number)}"
-
-
 def arrange(*, hosts: str, hostname: str, hidden: list[str], terminal: str | None) -> None:
     """Make the calling process's mount namespace, which must be a new one, an
     endpoint's. The process must be the first of its PID namespace.
@@ -133,7 +110,7 @@ def arrange(*, hosts: str, hostname: str, hidden: list[str], terminal: str | Non
         _hide(path)
     _text("/etc/resolv.conf", resolvers)
     _text("/etc/hostname", f"{hostname}\n")
-    if left := in_sight(FORBIDDEN):
+    if left := [each.point for each in in_sight(*FORBIDDEN)]:
         raise OSError(f"cannot take away {', '.join(left)}")
 
 
@@ -142,7 +119,7 @@ def _take_away() -> None:
     below goes along, so that this is a few calls and not dozens: each waits
     for an RCU grace period. What is below /run will be covered."""
     kinds = FORBIDDEN | _REPLACED
-    while found := [point for point in in_sight(kinds) if not _is_below(point, "/run")]:
+    while found := [each.point for each in in_sight(*kinds) if not _is_below(each.point, "/run")]:
         # /proc comes last: the list is from there.
         top = min(found, key=lambda point: (_is_below(point, "/proc"), point.count("/"), point))
         libc.umount(top)

@@ -33,7 +33,7 @@ import ctypes
 import errno
 import stat
 
-from slimnet.sandbox import libc
+from slimnet.linux import libc
 
 __all__ = ["FAMILIES", "MACHINES", "NUMBERS", "REFUSED", "install", "program"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from slimnet import lock
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
+from slimnet.linux import cgroup
 from slimnet.names import NAME
 from slimnet.testbed.host import TestbedHost
 
@@ -218,13 +219,9 @@ class Testbed:
         host.config.write_text("".join(lines))
 
     def _cgroups(self) -> dict[str, Path]:
-        from slimnet.agent.site import cgroup_mount  # noqa: PLC0415  # only where it is wanted
-
-        return {host.name: cgroup_mount() / "slimnet" / host.instance for host in self.hosts}
+        return {host.name: cgroup.mount() / "slimnet" / host.instance for host in self.hosts}
 
     def _remove(self) -> None:
-        from slimnet.agent import cgroup  # noqa: PLC0415  # only where it is wanted
-
         own = [*self._cgroups().values(), *self._named_cgroups()]
         here = cgroup.of_process(os.getpid())
         if here is not None and any(here.is_relative_to(each) for each in own):
@@ -246,7 +243,8 @@ class Testbed:
         with _noted(troubles):
             self._tear_down(troubles)
         for host in self.hosts:
-            cgroup.remove(self._cgroups()[host.name])
+            with _noted(troubles):
+                cgroup.remove(self._cgroups()[host.name])
             host.clear()
         with _noted(troubles):
             self._underlay().down()

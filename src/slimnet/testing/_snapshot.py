@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from slimnet.fallback import netns
+from slimnet.linux import mounts
 
 __all__ = ["differences", "snapshot"]
 
@@ -41,9 +42,7 @@ def snapshot(host: Path | None, cgroup: Path, state: Iterable[Path], mark: str) 
     """
     lines = set(_named(mark))
     lines.update(
-        f"mount {line.split()[1]}"
-        for line in Path("/proc/self/mounts").read_text().splitlines()
-        if mark in line
+        f"mount {each.point}" for each in mounts.table() if mark in each.point or mark in each.root
     )
     # The kernel's own files in a cgroup are not worth a line each.
     lines.update(f"path {path}" for path in _below(cgroup) if path.is_dir())

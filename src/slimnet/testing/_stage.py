@@ -28,8 +28,9 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
 from slimnet.abc import Backend, Context
-from slimnet.exceptions import CapabilityMissing, SlimnetError
+from slimnet.exceptions import SlimnetError
 from slimnet.fallback import netns
+from slimnet.linux import cgroup
 from slimnet.model import Attachment, Direction, Endpoint, Host, Network, Reason, Running, Wire
 from slimnet.tables import (
     CidrRecord,
@@ -103,21 +104,6 @@ class _Placed:
         return call
 
 
-def _cgroup_root() -> Path:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, target, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(target)
-    raise CapabilityMissing("no cgroup v2 is mounted")
-
-
-def _remove_cgroup(cgroup: Path) -> None:
-    for path in sorted(cgroup.rglob("*"), reverse=True):
-        if path.is_dir():
-            path.rmdir()
-    cgroup.rmdir()
-
-
 class Stage:
     """Sets itself up, and clears away whatever is left when the block ends."""
 
@@ -145,9 +131,9 @@ class Stage:
                 self._cgroup = self._directory / "cgroup"
                 self._cgroup.mkdir()
             else:
-                self._cgroup = _cgroup_root() / self.name
+                self._cgroup = cgroup.mount() / self.name
                 self._cgroup.mkdir()
-                undo.callback(_remove_cgroup, self._cgroup)
+                undo.callback(cgroup.remove, self._cgroup)
                 undo.enter_context(self.underlay)
             undo.callback(self._tear_down)
             self._undo = undo.pop_all()
@@ -329,10 +315,10 @@ class Stage:
                 host = self.underlay.hosts[self._host(name)].netns
                 self._residents[name] = Resident(attachment.cgroup, host, attachment.netns)
             else:
-                cgroup = self._cgroup / f"user-{name}"
-                cgroup.mkdir(exist_ok=True)
+                own = self._cgroup / f"user-{name}"
+                own.mkdir(exist_ok=True)
                 host = self.underlay.hosts[int(name.removeprefix("h")) - 1].netns
-                self._residents[name] = Resident(cgroup, host)
+                self._residents[name] = Resident(own, host)
         return self._residents[name]
 
     def serve(self, name: str, *ports: int) -> None:
@@ -377,6 +363,6 @@ class Stage:
 
     def given(self, name: str) -> Endpoint:
         """An endpoint whose cgroup somebody else has made."""
-        cgroup = self._cgroup / "given"
-        cgroup.mkdir(exist_ok=True)
-        return evolve(CAST[name], cgroup=str(cgroup))
+        given = self._cgroup / "given"
+        given.mkdir(exist_ok=True)
+        return evolve(CAST[name], cgroup=str(given))

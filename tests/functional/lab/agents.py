@@ -11,7 +11,7 @@ import sys
 import time
 
 from slimnet import AgentUnreachable, load_config, open_node
-from slimnet.agent.site import cgroup_mount
+from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.testing import Underlay
 
 _NUMBER = itertools.count()

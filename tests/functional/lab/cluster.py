@@ -25,6 +25,7 @@ from lab.hands import Hands
 from lab.wires import Namespace, Underlay
 from slimnet import contract, model
 from slimnet.abc import Context
+from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.tables import (
     CidrRecord,
     EndpointRecord,
@@ -47,15 +48,6 @@ KEY = bytes(range(16))
 NOBODY = 65534
 
 _labs = itertools.count()
-
-
-def cgroup_root() -> Path:
-    """Where cgroup v2 is mounted."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(where)
-    raise RuntimeError("no cgroup v2 is mounted")
 
 
 class Host:
@@ -209,7 +201,7 @@ class Lab:
         self.name = f"slt-{os.getpid()}-{next(_labs)}"
         self.directory = Path(tempfile.mkdtemp(prefix="slt-"))
         self.directory.chmod(0o777)
-        self.cgroup = cgroup_root() / self.name
+        self.cgroup = cgroup_mount() / self.name
         self._undo = contextlib.ExitStack()
         self._undo.callback(shutil.rmtree, self.directory)
         self._numbers = itertools.count(1)

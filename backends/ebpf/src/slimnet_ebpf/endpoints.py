@@ -34,10 +34,11 @@ from attrs import evolve, frozen
 
 from slimnet import contract
 from slimnet.exceptions import BackendError, InUse, InvalidValue
+from slimnet.linux import cgroup as cgroups
 from slimnet.model import Attachment, Endpoint, Network
 from slimnet.policy.compile.difference import altered
 from slimnet.tables import LimitRecord
-from slimnet_ebpf import cgroups, links
+from slimnet_ebpf import links
 from slimnet_ebpf.layout import Layout, to_bytes16
 from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.limits import Limits
@@ -125,7 +126,7 @@ class Endpoints:
         self._limits = limits
         self._on_index = on_index
         self._indexes = pins.open_map("index")
-        self._mount = cgroups.find_mount()
+        self._mount = cgroups.mount()
         self._sheltered = 0  # id of the cgroup that shelter() has seen
 
     def indexes(self) -> dict[int, int]:

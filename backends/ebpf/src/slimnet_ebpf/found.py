@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slimnet.exceptions import CapabilityMissing
+from slimnet.linux import cgroup as cgroups
 from slimnet.model import Running
-from slimnet_ebpf import cgroups
 from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.pins import INDEX_DEAD, INDEX_ENTRY, Pins
 
@@ -33,7 +33,7 @@ def find(instance: str) -> Running | None:
 
 def _endpoints(pins: Pins) -> Iterator[Path]:
     """The cgroups of the endpoints that have one."""
-    mount = cgroups.find_mount()
+    mount = cgroups.mount()
     with contextlib.closing(pins.open_map("index")) as index:
         if index.value_size != struct.calcsize(INDEX_ENTRY):
             yield from _links(pins)  # made by another slimnet

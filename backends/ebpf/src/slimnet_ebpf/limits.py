@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from slimnet import contract
+from slimnet.linux import cgroup as cgroups
 from slimnet.tables import LimitRecord
-from slimnet_ebpf import cgroups, links
+from slimnet_ebpf import links
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program

@@ -18,7 +18,6 @@ the boot, as what it records does.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -29,6 +28,7 @@ from typing import Any
 
 from slimnet import contract
 from slimnet.exceptions import BackendError, CapabilityMissing, ConfigError
+from slimnet.linux import libc, mounts
 from slimnet.trusted import open_trusted
 from slimnet_ebpf.libbpf import check, library
 from slimnet_ebpf.links import program_type
@@ -61,22 +61,19 @@ def mount_bpffs() -> None:
     try:
         # Two mounts over one another would hide the pins of the first.
         fcntl.flock(below, fcntl.LOCK_EX)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if _mounted() or not libc.mount(
-            b"bpf", bytes(BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700"
-        ):
-            return
-        number = ctypes.get_errno()
+        if not _mounted():
+            libc.mount("bpf", str(BPFFS), "bpf", data="mode=0700")
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise CapabilityMissing(
+            f"bpffs cannot be mounted at {BPFFS} ({why}): mount -t bpf bpf {BPFFS}"
+        ) from error
     finally:
         os.close(below)
-    raise CapabilityMissing(
-        f"bpffs cannot be mounted at {BPFFS} ({os.strerror(number)}): mount -t bpf bpf {BPFFS}"
-    )
 
 
 def _mounted() -> bool:
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    return any(line.split()[1:3] == [str(BPFFS), "bpf"] for line in mounts)
+    return any(each.point == str(BPFFS) for each in mounts.table("bpf"))
 
 
 class Pins:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from slimnet.exceptions import CapabilityMissing
-from slimnet_ebpf.cgroups import find_mount
+from slimnet.linux import cgroup
 from slimnet_ebpf.libbpf import library
 
 __all__ = ["OBJECT", "check", "knows"]
@@ -37,7 +37,7 @@ def check() -> None:
             f"Linux {platform.release()} is too old: use {wanted} or newer (bpf_set_retval)"
         )
     _check_privilege()
-    find_mount()
+    cgroup.mount()
     if not _BTF.exists():
         raise CapabilityMissing(
             f"{_BTF} is missing: use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y"

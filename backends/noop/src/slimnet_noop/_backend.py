@@ -18,8 +18,9 @@ from netaddr import IPAddress
 from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.abc import Backend, Context
-from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.exceptions import AbiMismatch, BackendError, CapabilityMissing, ConfigError, InUse
 from slimnet.fallback import Outside, Router, Stamp, counters, netns, refusals, tracked
+from slimnet.linux import cgroup
 from slimnet.model import (
     Answer,
     Attachment,
@@ -35,7 +36,6 @@ from slimnet.model import (
     Wire,
 )
 from slimnet.tables import Change, Tables
-from slimnet_noop import _cgroup
 from slimnet_noop._record import Record
 
 __all__ = ["NoopBackend"]
@@ -104,8 +104,11 @@ class NoopBackend(Backend):
         """Root, cgroup v2, nft, and a kernel with VXLAN."""
         if os.geteuid() != 0:
             return Probe(Answer.NO, "not root", "run the agent as root")
-        if _cgroup.mounted() is None:
-            return Probe(Answer.NO, "no cgroup v2 mounted", "mount -t cgroup2 none /sys/fs/cgroup")
+        try:
+            cgroup.mount()
+        except CapabilityMissing as error:
+            reason, _, remedy = str(error).partition(": ")
+            return Probe(Answer.NO, reason, remedy)
         if shutil.which("nft") is None:
             return Probe(Answer.NO, "no nft", "install nftables (apt install nftables)")
         missing = _missing_kinds()
@@ -141,11 +144,11 @@ class NoopBackend(Backend):
             if endpoint.address.version != 4:
                 raise BackendError(f"endpoint.address: wanted IPv4, got {endpoint.address}")
             full = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
-            cgroup = Path(endpoint.cgroup) if endpoint.cgroup else self.context.cgroup / full
+            place = Path(endpoint.cgroup) if endpoint.cgroup else self.context.cgroup / full
             record = self._records().get(endpoint.id)
             if record is not None and record.cgroup.is_dir():
                 held = record.vni, record.address, record.cgroup
-                if held != (network.vni, endpoint.address, cgroup):
+                if held != (network.vni, endpoint.address, place):
                     raise BackendError(
                         f"endpoint {endpoint.id}: that id is another's, with address"
                         f" {record.address} and cgroup {record.cgroup}"
@@ -156,8 +159,8 @@ class NoopBackend(Backend):
                 endpoint=endpoint.id,
                 vni=network.vni,
                 address=endpoint.address,
-                cgroup=cgroup,
-                made=record.made if record is not None else not cgroup.is_dir(),
+                cgroup=place,
+                made=record.made if record is not None else not place.is_dir(),
                 netns=netns.DIRECTORY / f"slimnet.{self.context.instance}.{full}",
             )
             self._remove(record)  # what a killed process left
@@ -193,19 +196,17 @@ class NoopBackend(Backend):
             record = self._records().get(endpoint)
             if record is not None:
                 self._refuse_if_used(record)
-                try:
-                    self._remove(record)
-                except OSError as error:  # a process came in between
-                    raise InUse(f"endpoint {endpoint}: {record.cgroup}: {error}") from error
+                self._remove(record)
                 self._sweep()
 
     def _refuse_if_used(self, record: Record) -> None:
-        if _cgroup.populated(record.cgroup):
-            raise InUse(f"endpoint {record.endpoint}: processes in {record.cgroup}")
+        if cgroup.populated(record.cgroup):
+            raise _used(record)
 
     def _remove(self, record: Record) -> None:
-        if record.made:
-            _cgroup.remove(record.cgroup)
+        # The kernel's answer leaves no moment in which a process could enter.
+        if record.made and not cgroup.remove(record.cgroup):
+            raise _used(record)
         self._router(record.vni).unplug(record.endpoint)
         netns.remove(record.netns)
         record.remove(self.context.state)
@@ -390,6 +391,10 @@ class NoopBackend(Backend):
 
     def _records(self) -> dict[int, Record]:
         return {record.endpoint: record for record in Record.all(self.context.state)}
+
+
+def _used(record: Record) -> InUse:
+    return InUse(f"endpoint {record.endpoint}: processes in {record.cgroup}")
 
 
 def _missing_kinds() -> str:

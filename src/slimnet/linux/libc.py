@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The system calls that Python 3.11 has no function for, over ctypes.
 
-Only the standard library is imported here and in the other modules of the
-sandbox that its child process uses: every import is start-up time.
+Each raises :class:`OSError` with the kernel's number and what was tried. Only the
+standard library is imported here and in what else the processes of the sandbox use:
+every import is start-up time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "capset",
     "mount",
     "move_mount",
+    "open_by_handle_at",
     "open_tree",
     "prctl",
     "sethostname",
@@ -72,6 +74,16 @@ _libc.sethostname.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
 _libc.syscall.restype = ctypes.c_long
 
 
+class _Handle(ctypes.Structure):
+    """struct file_handle of open_by_handle_at(2), with room for eight bytes."""
+
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_ubyte * 8),
+    )
+
+
 def _check(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
@@ -84,11 +96,19 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def setns(path: str, kind: int) -> None:
-    """Enter the namespace at ``path``; ``kind`` is its CLONE_NEW* (setns(2))."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def setns(where: str | int, kind: int) -> None:
+    """Move the calling thread to a namespace (setns(2)).
+
+    Args:
+        where: a path of it, or a descriptor.
+        kind: its CLONE_NEW*.
+    """
+    if isinstance(where, int):
+        _check(_libc.setns(where, kind), "setns")
+        return
+    descriptor = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _check(_libc.setns(descriptor, kind), f"setns {path}")
+        _check(_libc.setns(descriptor, kind), f"setns {where}")
     finally:
         os.close(descriptor)
 
@@ -136,3 +156,18 @@ def move_mount(tree: int, target: str) -> None:
     """Mount what :func:`open_tree` gave (move_mount(2))."""
     where = ctypes.c_char_p(os.fsencode(target))
     syscall(_SYS_MOVE_MOUNT, tree, ctypes.c_char_p(b""), _AT_FDCWD, where, _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def open_by_handle_at(mount: int, kind: int, handle: bytes) -> int:
+    """A descriptor, for reading, of the file that has a handle (open_by_handle_at(2)).
+
+    Args:
+        mount: a descriptor of anything on the file's mount.
+        kind: type of the handle, FILEID_* of include/linux/exportfs.h.
+        handle: at most eight bytes.
+    """
+    known = _Handle(len(handle), kind, (ctypes.c_ubyte * 8)(*handle))
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    return _check(
+        _libc.open_by_handle_at(mount, ctypes.byref(known), flags), "open a file by its handle"
+    )
