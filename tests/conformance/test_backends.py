@@ -24,7 +24,8 @@ def memory_mismatch(context):
 @contextlib.contextmanager
 def noop_mismatch(context):
     """The host's table says that another version made it."""
-    from slimnet.fallback import Outside, Stamp, netns
+    from slimnet.fallback import Outside, Stamp
+    from slimnet.linux import netns
 
     outside = Outside(context.instance, netns.own(), context.interface, 4789)
     stamp = outside.stamp()

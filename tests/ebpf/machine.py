@@ -17,8 +17,8 @@ from attrs import evolve
 from slimnet import model
 from slimnet.abc import Context
 from slimnet.linux.cgroup import mount as cgroup_mount
+from slimnet.linux.netns import enter
 from slimnet_ebpf import EbpfBackend, links
-from slimnet_ebpf.netns import enter
 from slimnet_ebpf.pins import BPFFS
 
 _numbers = itertools.count()

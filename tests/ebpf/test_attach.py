@@ -10,8 +10,8 @@ from machine import NETWORK, endpoint, run, wait_for
 
 from slimnet import BackendError, InUse, InvalidValue, contract
 from slimnet.linux import cgroup as cgroups
+from slimnet.linux.netns import enter
 from slimnet_ebpf import endpoints
-from slimnet_ebpf.netns import enter
 from slimnet_ebpf.sockets import Diagnosis
 
 pytestmark = pytest.mark.root

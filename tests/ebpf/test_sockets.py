@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
+from slimnet.linux.netns import Netns, enter
 from slimnet_ebpf.maps import NO_PREALLOC, Map
-from slimnet_ebpf.netns import Netns, enter
 from slimnet_ebpf.objects import Object
 from slimnet_ebpf.requirements import OBJECT
 from slimnet_ebpf.sockets import LIVE, STATES, Diagnosis

@@ -11,10 +11,10 @@ from machine import NETWORK, endpoint
 
 from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
 from slimnet.linux import mounts
+from slimnet.linux.netns import enter
 from slimnet.tables import Tables
 from slimnet_ebpf import EbpfBackend, filters, libbpf, requirements
 from slimnet_ebpf import backend as backend_module
-from slimnet_ebpf.netns import enter
 
 pytestmark = pytest.mark.root
 

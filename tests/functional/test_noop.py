@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from slimnet.fallback import netns
+from slimnet.linux import netns
 from slimnet.model import Answer, Direction, Endpoint, Network, Reason
 from slimnet.tables import CidrRecord, PolicyKey, PolicyRecord
 from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, SERVICE, Stage

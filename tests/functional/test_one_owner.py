@@ -75,7 +75,7 @@ class Stopped:
 
     @contextlib.contextmanager
     def on(self):
-        from slimnet.fallback import netns
+        from slimnet.linux import netns
 
         with netns.enter(self.host.where.netns):
             yield

@@ -25,8 +25,8 @@ import pytest
 
 from slimnet import sandbox
 from slimnet.exceptions import InvalidValue
-from slimnet.fallback import netns
 from slimnet.linux import cgroup as cgroups
+from slimnet.linux import netns
 from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.sandbox import capabilities, landlock, mounts, seccomp
 

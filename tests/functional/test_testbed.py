@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
-from slimnet.fallback import netns
+from slimnet.linux import netns
 from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.plugins import probe
 from slimnet.testbed import Testbed

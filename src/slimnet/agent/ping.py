@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import subprocess
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimnet import names, policy, records
 from slimnet.exceptions import AgentUnreachable, NotFound, SlimnetError
+from slimnet.linux import netns
 from slimnet.model import Decision, Endpoint, Flow, Wire
 from slimnet.tables import Tables
 
@@ -20,16 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "ping"]
 
-# Runs inside the source endpoint: enters its cgroup and its network namespace,
-# so that the connection is the endpoint's own. Isolated (-I): nothing of the
-# caller's environment is imported.
+# Runs inside the source endpoint: started in its network namespace, it enters its
+# cgroup before it makes a socket, so that the connection is the endpoint's own.
+# Isolated (-I): nothing of the caller's environment is imported.
 _CONNECT = """
-import ctypes, errno, json, os, socket, sys, time
-cgroup, netns, address, port, timeout, count = sys.argv[1:]
+import errno, json, socket, sys, time
+cgroup, address, port, timeout, count = sys.argv[1:]
 with open(cgroup + "/cgroup.procs", "w") as procs:
     procs.write("0")
-if netns and ctypes.CDLL(None, use_errno=True).setns(os.open(netns, os.O_RDONLY), 0x40000000):
-    raise OSError(ctypes.get_errno(), "setns")
 times, error = [], None
 for _ in range(int(count)):
     with socket.socket() as s:
@@ -200,19 +200,20 @@ def _connect(
         raise NotFound(f"endpoint {source.name} is not attached on this host")
     arguments = [
         str(attachment.cgroup),
-        str(attachment.netns or ""),
         str(destination.address),
         str(port),
         str(timeout),
         str(count),
     ]
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _CONNECT, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout * count + 10,
-        check=False,
-    )
+    there = attachment.netns
+    with contextlib.nullcontext() if there is None else netns.enter(there):
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _CONNECT, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout * count + 10,
+            check=False,
+        )
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise SlimnetError(f"ping from {source.name} failed: {last}")

@@ -8,14 +8,12 @@ the compiled tables, no flooding, no learning, and policy at the router:
 - :mod:`~slimnet.fallback.ruleset`: the tables as nftables rules.
 - :class:`Outside`: the host's own table: what is in force, and the way out.
 - :func:`tracked`, :func:`refusals`, :func:`counters`: what the routers saw.
-- :mod:`~slimnet.fallback.netns`: network namespaces by name.
 
 A router is a namespace because networks may use the same addresses, because
 root in an endpoint must not reach the rules, and because what is removed whole
 leaves nothing. The host's own namespace gets one device and one small table.
 """
 
-from slimnet.fallback import netns
 from slimnet.fallback.flows import TrackedFlow, tracked
 from slimnet.fallback.outside import Outside, Stamp
 from slimnet.fallback.refusals import Refused, counters, refusals
@@ -28,7 +26,6 @@ __all__ = [
     "Stamp",
     "TrackedFlow",
     "counters",
-    "netns",
     "refusals",
     "tracked",
 ]

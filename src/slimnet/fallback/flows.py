@@ -12,7 +12,7 @@ from attrs import frozen
 from netaddr import IPAddress
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
-from slimnet.fallback import netns
+from slimnet.linux import netns
 from slimnet.model import Protocol
 
 __all__ = ["TrackedFlow", "tracked"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slimnet.exceptions import BackendError
-from slimnet.fallback import netns
+from slimnet.linux import netns
 
 __all__ = ["apply", "listing"]
 

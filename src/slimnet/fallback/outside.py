@@ -15,8 +15,9 @@ from pathlib import Path
 from attrs import frozen
 from netaddr import IPAddress
 
-from slimnet.fallback import netns, nft
+from slimnet.fallback import nft
 from slimnet.fallback.router import uplink_address, uplink_name, write_sysctls
+from slimnet.linux import netns
 from slimnet.model import Reason
 
 __all__ = ["Outside", "Stamp"]

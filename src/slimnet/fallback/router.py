@@ -22,7 +22,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.exceptions import BackendError
-from slimnet.fallback import netns, nft, ruleset
+from slimnet.fallback import nft, ruleset
+from slimnet.linux import netns
 from slimnet.tables import Tables
 
 __all__ = ["GATEWAY", "OVERHEAD", "Router", "uplink_address", "uplink_name", "write_sysctls"]

@@ -4,6 +4,7 @@
 - :mod:`~slimnet.linux.cgroup`: control groups, version 2
 - :mod:`~slimnet.linux.libc`: system calls that Python 3.11 has no function for
 - :mod:`~slimnet.linux.mounts`: the mount table
+- :mod:`~slimnet.linux.netns`: network namespaces
 
 One idea of errors: what the kernel refuses is its :class:`OSError`, with the kernel's
 number; what the machine lacks is :class:`~slimnet.exceptions.CapabilityMissing`, which

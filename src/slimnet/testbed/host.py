@@ -17,6 +17,7 @@ from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet.exceptions import SlimnetError
+from slimnet.linux import netns
 from slimnet.testbed import daemon
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ class TestbedHost:
     def enter(self) -> Iterator[None]:
         """The calling thread, and what it starts, is in this host's network
         namespace while the block lasts."""
-        from slimnet.fallback import netns  # noqa: PLC0415  # pyroute2: 130 ms
-
         with netns.enter(self.netns):
             yield
 

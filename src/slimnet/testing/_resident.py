@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from attrs import frozen
 
-from slimnet.fallback import netns
+from slimnet.linux import netns
 
 __all__ = ["Reached", "Resident"]
 
@@ -48,14 +48,14 @@ class Resident:
 
     Args:
         cgroup: a cgroup v2 directory.
-        host: the network namespace in which it is started.
-        netns: the one that it enters then, ``None`` to stay.
+        host: the network namespace of its host.
+        netns: its own, ``None`` for the host's.
     """
 
     def __init__(self, cgroup: Path, host: Path, netns_: Path | None = None) -> None:
-        with netns.enter(host):
+        with netns.enter(netns_ or host):
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_PROGRAM), str(cgroup), str(netns_ or "")],
+                [sys.executable, "-I", "-S", str(_PROGRAM), str(cgroup)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

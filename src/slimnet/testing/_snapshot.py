@@ -9,8 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from slimnet.fallback import netns
-from slimnet.linux import mounts
+from slimnet.linux import mounts, netns
 
 __all__ = ["differences", "snapshot"]
 

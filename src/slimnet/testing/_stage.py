@@ -29,8 +29,7 @@ from netaddr import IPAddress, IPNetwork
 from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import SlimnetError
-from slimnet.fallback import netns
-from slimnet.linux import cgroup
+from slimnet.linux import cgroup, netns
 from slimnet.model import Attachment, Direction, Endpoint, Host, Network, Reason, Running, Wire
 from slimnet.tables import (
     CidrRecord,

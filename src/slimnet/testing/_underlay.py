@@ -23,7 +23,7 @@ from attrs import frozen
 from netaddr import IPAddress, IPNetwork
 from pyroute2 import IPRoute
 
-from slimnet.fallback import netns
+from slimnet.linux import netns
 
 __all__ = ["Underlay", "UnderlayHost"]
 

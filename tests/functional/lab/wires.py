@@ -14,34 +14,23 @@ so that nothing is left even when it is killed.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
-import threading
 from pathlib import Path
 
-__all__ = ["Namespace", "Underlay"]
+from slimnet.linux import netns
 
-CLONE_NEWNET = 0x40000000
+__all__ = ["Namespace", "Underlay"]
 
 
 class Namespace:
     """A network namespace with loopback up; ``path`` can be entered by any process."""
 
     def __init__(self) -> None:
-        def make() -> None:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.unshare(CLONE_NEWNET):
-                failure.append(OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)"))
-                return
-            self._handle = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", 0)
+        def hold() -> None:
+            self._handle = os.open(netns.own(), os.O_RDONLY)
 
-        failure: list[OSError] = []
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        if failure:
-            raise failure[0]
+        netns.apart(hold)
         self.path = Path(f"/proc/{os.getpid()}/fd/{self._handle}")
         self.ip("link set lo up")
 

@@ -21,6 +21,7 @@ from netaddr import IPAddress
 from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.linux.netns import Netns
 from slimnet.local import broadcast_addresses, local_ranges
 from slimnet.model import (
     Account,
@@ -50,7 +51,6 @@ from slimnet_ebpf.layout import Layout, to_bytes16
 from slimnet_ebpf.libbpf import possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.netns import Netns
 from slimnet_ebpf.objects import Object, Program, Stamp
 from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs

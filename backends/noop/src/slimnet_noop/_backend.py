@@ -19,8 +19,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, CapabilityMissing, ConfigError, InUse
-from slimnet.fallback import Outside, Router, Stamp, counters, netns, refusals, tracked
-from slimnet.linux import cgroup
+from slimnet.fallback import Outside, Router, Stamp, counters, refusals, tracked
+from slimnet.linux import cgroup, netns
 from slimnet.model import (
     Answer,
     Attachment,

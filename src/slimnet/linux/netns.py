@@ -1,41 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named network namespaces, as ``ip netns`` keeps them (ip-netns(8)).
+"""Network namespaces: named ones, as ``ip netns`` keeps them (ip-netns(8)), and the
+calling thread's (network_namespaces(7)).
 
 A namespace lives as long as something refers to it. A bind mount of its file
 on ``/run/netns/<name>`` is such a reference, and lets ``ip netns exec``,
 ``nsenter --net=`` and every other process find it.
+
+setns(2) moves the calling thread and no other. What it starts is there too, threads
+and processes; what was opened there stays there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pyroute2 import IPRoute
+from slimnet.linux import libc
 
-from slimnet.exceptions import BackendError
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
 
-__all__ = ["DIRECTORY", "apart", "create", "enter", "exists", "netlink", "own", "remove"]
+__all__ = ["DIRECTORY", "Netns", "apart", "create", "enter", "exists", "netlink", "own", "remove"]
 
 #: Where ``ip netns`` looks.
 DIRECTORY = Path("/run/netns")
 
-# linux/sched.h, linux/mount.h: os.unshare and os.setns come with Python 3.12.
-_CLONE_NEWNET = 0x40000000
-_MS_BIND = 4096
-_MNT_DETACH = 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _call(function: str, *arguments: object) -> None:
-    if getattr(_libc, function)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{function}: {os.strerror(number)}")
+_CURRENT = "/proc/thread-self/ns/net"
+_SO_NETNS_COOKIE = 71  # Linux 5.14, asm-generic/socket.h
 
 
 def own() -> Path:
@@ -62,7 +59,7 @@ def apart(action: Callable[[], None]) -> None:
 
     def run() -> None:
         try:
-            _call("unshare", _CLONE_NEWNET)
+            libc.unshare(libc.CLONE_NEWNET)
             action()
         except BaseException as error:  # noqa: BLE001  # carried to the caller
             failure.append(error)
@@ -79,13 +76,13 @@ def create(path: Path) -> None:
     """Make an empty namespace, its loopback up, and mount it on ``path``.
 
     Raises:
-        BackendError: the kernel refused; nothing is left behind.
+        OSError: the kernel refused; nothing is left behind.
     """
 
     def mount() -> None:
-        with IPRoute() as route:
+        with netlink() as route:
             route.link("set", index=1, state="up")
-        _call("mount", os.fsencode(own()), os.fsencode(path), b"none", _MS_BIND, None)
+        libc.mount(str(own()), str(path), "none", libc.MS_BIND)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -96,40 +93,74 @@ def create(path: Path) -> None:
             path.unlink()
             raise
     except OSError as error:
-        raise BackendError(f"network namespace {path}: {error}") from error
+        what = f"network namespace {path}: {error.strerror}"
+        raise OSError(error.errno, what) from error
 
 
 def remove(path: Path) -> None:
     """Drop the name. The namespace goes with the last process in it. Removing
     what is not there is no error."""
     if exists(path):
-        _call("umount2", os.fsencode(path), _MNT_DETACH)
+        libc.umount(str(path))
     path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def enter(path: Path) -> Iterator[None]:
+def enter(where: Path | int) -> Iterator[None]:
     """The calling thread is in the namespace for as long as the block lasts.
 
-    Processes and threads that are started in it are there too; sockets that
-    were made in it stay there.
+    Args:
+        where: its path, or a descriptor of it.
+
+    Raises:
+        OSError: there is none, or the kernel refused.
     """
-    before = os.open(own(), os.O_RDONLY | os.O_CLOEXEC)
+    before = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _call("setns", there, _CLONE_NEWNET)
-        finally:
-            os.close(there)
+        libc.setns(where if isinstance(where, int) else str(where), libc.CLONE_NEWNET)
         try:
             yield
         finally:
-            _call("setns", before, _CLONE_NEWNET)
+            libc.setns(before, libc.CLONE_NEWNET)
     finally:
         os.close(before)
 
 
 def netlink(path: Path | None = None) -> IPRoute:
     """A route netlink socket of the namespace (the calling thread's by default)."""
+    from pyroute2 import IPRoute  # noqa: PLC0415  # 125 ms that only its users need
+
     with contextlib.nullcontext() if path is None else enter(path):
         return IPRoute()
+
+
+class Netns:
+    """The calling thread's network namespace, held open.
+
+    Attributes:
+        fd: a descriptor of it.
+        inode: by which the kernel shows it to users (``netns_ino`` of a BPF link).
+        cookie: by which BPF programs know it (bpf_get_netns_cookie()); never used again.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+        self.inode = os.fstat(self.fd).st_ino
+        with socket.socket(socket.AF_UNIX) as one:
+            raw = one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        self.cookie = int.from_bytes(raw, sys.byteorder)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Work in it, whatever namespace this thread is in by now."""
+        if Path(_CURRENT).stat().st_ino == self.inode:
+            yield
+            return
+        with enter(self.fd):
+            yield
+
+    def close(self) -> None:
+        """Closing twice is no error."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
