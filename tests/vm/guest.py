@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual machine with a kernel of its own, and this machine's files.
+
+Its root is this machine's, read-only by virtiofs, under an overlay on a tmpfs: what runs
+in there are the same programs, the same tests and the same object, and what they write is
+gone with it. Software emulation (TCG) everywhere, so that it takes the same way, and about
+the same time, whether or not a hypervisor allows /dev/kvm. (Where /dev/kvm is PVM's, QEMU
+opens it and an ordinary kernel hangs in it, so that probing would not do either.)
+"""
+
+import contextlib
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: Where testbed/setup unpacks Debian's kernels, which are not installed.
+KERNELS = ROOT / ".build" / "kernels"
+#: What the guest needs before it sees this machine's files.
+MODULES = ("virtio_pci", "virtiofs", "overlay")
+MEMORY = "3072M"
+BOOT_SECONDS = 180
+
+# The guest's memory is shared with virtiofsd; /host has to stay reachable below the overlay.
+INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+for module in {modules}; do insmod /modules/$module; done
+mount -t virtiofs -o ro host /host
+mount -t tmpfs -o size=75% tmpfs /writable
+mkdir /writable/upper /writable/work
+mount -t overlay -o lowerdir=/host,upperdir=/writable/upper,workdir=/writable/work root /root
+for name in proc sys dev run tmp; do mkdir -p /root/$name; done
+mount -t sysfs sys /root/sys
+mount -t cgroup2 cgroup /root/sys/fs/cgroup
+mount -t bpf bpf /root/sys/fs/bpf
+mount -t tmpfs -o mode=755 run /root/run
+mount -t tmpfs -o mode=1777 tmp /root/tmp
+mount --move /dev /root/dev
+mkdir -p /root/dev/pts /root/dev/shm
+mount -t devpts devpts /root/dev/pts
+mount -t tmpfs -o mode=1777 shm /root/dev/shm
+mkdir -p /root/lib/modules/{release}
+mount --bind /host{directory}/lib/modules/{release} /root/lib/modules/{release}
+ln -sf /proc/self/fd /root/dev/fd
+umount /proc
+mount -t proc proc /root/proc
+cp /job /root/run/job
+exec switch_root /root /bin/bash /run/job
+"""
+
+# The console is for what the kernel says; the job's own output goes to a port of its own.
+JOB = """
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+exec >/dev/ttyS1 2>&1 </dev/null
+stty raw -F /dev/ttyS1
+hostname slimnet-guest
+ip link set lo up
+cd {root}
+echo "kernel: $(uname -r)"
+{commands}
+echo "ended"
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
+"""
+
+
+def find(*names):
+    for name in names:
+        path = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/qemu:/usr/libexec"
+        if (found := shutil.which(name, path=path)) is not None:
+            return Path(found)
+    pytest.skip(f"needs {names[0]}: run testbed/setup")
+
+
+def kernels():
+    """The unpacked packages, the oldest kernel first."""
+    found = {path.parent.parent: release(path) for path in KERNELS.glob("*/boot/vmlinuz-*")}
+    return sorted(found, key=lambda directory: numbers(found[directory]))
+
+
+def release(image):
+    return image.name.removeprefix("vmlinuz-")
+
+
+def numbers(text):
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
+
+
+class Guest:
+    """One machine, booted to run commands one after the other.
+
+    Args:
+        directory: an unpacked package of a kernel.
+        commands: what to run, by name, each a list of words.
+        cpus: virtual ones.
+    """
+
+    def __init__(self, directory, commands, *, cpus=2):
+        (self.image,) = directory.glob("boot/vmlinuz-*")
+        self.directory = directory
+        self.release = release(self.image)
+        self.output = ""
+        self._changed = threading.Condition()
+        self._commands = commands
+        self._undo = contextlib.ExitStack()
+        self._work = Path(self._undo.enter_context(tempfile.TemporaryDirectory(prefix="slt-vm-")))
+        try:
+            self._boot(cpus)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self):
+        self._undo.close()
+
+    def wait(self, name, seconds):
+        """What the command wrote, its exit status, and how many seconds it took."""
+        after = rf"^== {name}\n(.*?)^== {name}: (\d+) in (\d+) s\n"
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while (found := re.search(after, self.output, re.DOTALL | re.MULTILINE)) is None:
+                left = deadline - time.monotonic()
+                if left < 0 or self._machine.poll() is not None:
+                    pytest.fail(f"Linux {self.release} did not end {name}:\n{self.trouble()}")
+                self._changed.wait(min(left, 1))
+        return found[1], int(found[2]), int(found[3])
+
+    def trouble(self):
+        console = (self._work / "console").read_text(errors="replace")
+        return f"{self.output[-6000:]}\nconsole:\n{console[-4000:]}"
+
+    def _boot(self, cpus):
+        socket = self._work / "socket"
+        self._start(
+            [find("virtiofsd"), f"--socket-path={socket}", "-f", "-o", "source=/"]
+            + ["-o", "cache=always", "-o", "sandbox=chroot", "-o", "log_level=err"]
+        )
+        deadline = time.monotonic() + 10
+        while not socket.exists():
+            assert time.monotonic() < deadline, "virtiofsd did not start"
+            time.sleep(0.05)
+        self._machine = self._start(
+            [find("qemu-system-x86_64"), "-accel", "tcg,thread=multi", "-cpu", "max"]
+            + ["-smp", str(cpus), "-m", MEMORY, "-nographic", "-no-reboot", "-nic", "none"]
+            + ["-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on"]
+            + ["-machine", "q35,memory-backend=memory", "-monitor", "none"]
+            + ["-chardev", f"socket,id=files,path={socket}"]
+            + ["-device", "vhost-user-fs-pci,chardev=files,tag=host,queue-size=1024"]
+            + ["-serial", f"file:{self._work / 'console'}", "-serial", "stdio"]
+            + ["-kernel", self.image, "-initrd", self._initramfs()]
+            + ["-append", "console=ttyS0 panic=-1 loglevel=5 mitigations=off"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _start(self, command, **options):
+        process = subprocess.Popen(command, **options)
+
+        def end():
+            process.kill()
+            process.wait()
+
+        self._undo.callback(end)
+        return process
+
+    def _read(self):
+        for line in self._machine.stdout:
+            with self._changed:
+                self.output += line.decode(errors="replace").replace("\r", "")
+                self._changed.notify_all()
+
+    def _initramfs(self):
+        """What makes the root, as the kernel unpacks it."""
+        root = self._work / "initramfs"
+        for name in ("bin", "dev", "host", "modules", "proc", "root", "sys", "writable"):
+            (root / name).mkdir(parents=True)
+        busybox = find("busybox")
+        shutil.copy(busybox, root / "bin" / "busybox")
+        libraries = subprocess.run(["ldd", busybox], capture_output=True, text=True).stdout
+        for path in re.findall(r"(/\S+) \(0x", libraries):
+            (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / path[1:])
+        names = []
+        for path in self._modules():
+            names.append(path.name)
+            shutil.copy(path, root / "modules")
+        texts = {
+            "init": INIT.format(
+                modules=" ".join(names), release=self.release, directory=self.directory
+            ),
+            "job": JOB.format(root=ROOT, commands="\n".join(self._job())),
+        }
+        for name, text in texts.items():
+            (root / name).write_text(text)
+            (root / name).chmod(0o755)
+        listing = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+        target = self._work / "initramfs.cpio"
+        with target.open("wb") as file:
+            subprocess.run(
+                [find("cpio"), "-o", "-H", "newc", "--quiet"],
+                input=listing.encode(),
+                stdout=file,
+                cwd=root,
+                check=True,
+            )
+        return target
+
+    def _modules(self):
+        """MODULES and what they need, in the order in which they can be loaded."""
+        directory = self.directory / "lib" / "modules" / self.release
+        needs = {}
+        for line in (directory / "modules.dep").read_text().splitlines():
+            path, _, others = line.partition(":")
+            needs[path] = [*reversed(others.split()), path]
+        names = {Path(path).name.partition(".")[0].replace("-", "_"): path for path in needs}
+        # One that is not there is built in.
+        wanted = [path for name in MODULES if name in names for path in needs[names[name]]]
+        return [directory / path for path in dict.fromkeys(wanted)]
+
+    def _job(self):
+        for name, words in self._commands.items():
+            yield f"start=$SECONDS; echo '== {name}'"
+            yield shlex.join(map(str, words))
+            yield f"echo '== {name}:' $? in $((SECONDS - start)) s"
