@@ -18,7 +18,6 @@ from attrs import field, frozen
 
 from slimnet.model import (
     Account,
-    Attachment,
     Connection,
     Decision,
     Endpoint,
@@ -32,6 +31,7 @@ from slimnet.model import (
     Status,
     Wire,
 )
+from slimnet.place import Life, Part, Place
 from slimnet.tables import Change, Tables
 
 __all__ = ["Backend", "Context", "Revision", "Store", "StoreEvent"]
@@ -89,6 +89,9 @@ class Backend(abc.ABC):
     #: What it can do besides. Tables with services, published ports or limits are
     #: installed on any backend; one without the feature passes over them.
     features: ClassVar[frozenset[Feature]] = frozenset()
+    #: The parts of a place by which it knows an endpoint: it makes what of them the
+    #: caller does not give. A process that lacks one is no endpoint's.
+    needs: ClassVar[frozenset[Part]]
     #: For ``backend = "auto"``: the highest whose probe says yes is taken.
     preference: ClassVar[int] = 0
 
@@ -118,34 +121,62 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
-        """Make the endpoint's cgroup (``endpoint.cgroup``, or one below
-        ``context.cgroup``) and put the data path in force there *before* it
-        answers, so that no process in it is ever unpoliced. Before the first
-        tables everything that an endpoint tries is refused.
+    def place(self, name: str, given: Place) -> Place:
+        """Where :meth:`attach` would put an endpoint: what the caller gives, and of the
+        rest what this backend :attr:`needs`. Changes nothing.
 
-        Attaching an attached endpoint returns the same attachment. One of the same
-        id with another address, network or cgroup is another endpoint.
+        Args:
+            name: the endpoint's :attr:`~slimnet.model.Endpoint.full_name`.
+            given: by the caller.
+
+        Raises:
+            InvalidValue: a part is given that this backend cannot use, or one that is not
+                what it should be; names the part and says why.
+        """
+
+    @abc.abstractmethod
+    def life(self, name: str, place: Place) -> Life:
+        """Whether the endpoint that belongs in a place lives, attached or not. Changes
+        nothing.
+
+        Args:
+            name: the endpoint's :attr:`~slimnet.model.Endpoint.full_name`.
+            place: as its record says, perhaps of another backend that was here before.
+        """
+
+    @abc.abstractmethod
+    def attach(self, endpoint: Endpoint, network: Network) -> Place:
+        """Make of :meth:`place` what is not there, for ``endpoint.place``, and put the
+        data path in force there *before* it answers, so that no process in it is ever
+        unpoliced. Before the first tables everything that an endpoint tries is refused.
+
+        Attaching an attached endpoint answers the same. One of the same id with another
+        address, network or place is another endpoint.
 
         A cgroup that was an endpoint's may be that endpoint's again. For another one
         it has to be removed and made anew, where sockets belong to the cgroup: those
         of the first may live on in other processes.
 
+        Returns:
+            all that the endpoint's processes need.
+
         Raises:
-            BackendError: it could not, or its id or its cgroup is another endpoint's;
+            InvalidValue: as of :meth:`place`; nothing changed.
+            BackendError: it could not, or its id or its place is another endpoint's;
                 nothing is left behind, and nothing changed.
         """
 
     @abc.abstractmethod
     def detach(self, endpoint: int) -> None:
-        """Let go of an endpoint. One that is not attached is no error.
+        """Let go of an endpoint. One that is not attached is no error. What its caller
+        gave stays, but for the data path in it.
 
         Its sockets may live on, in processes that they were handed to. From now on
         whatever these try is refused, for as long as there are such sockets; in a
         cgroup that its caller keeps, for as long as that is there.
 
         Raises:
-            InUse: its cgroup has processes; it stays attached and policed.
+            InUse: it is :attr:`~slimnet.place.Life.BUSY`; it stays attached and policed.
         """
 
     @abc.abstractmethod

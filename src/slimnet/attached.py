@@ -12,37 +12,56 @@ from attrs import field, frozen
 
 from slimnet.exceptions import AgentUnreachable, InUse
 from slimnet.model import Endpoint
+from slimnet.place import HOSTS, Place
 
 if TYPE_CHECKING:
     from slimnet.node import Node
 
-__all__ = ["AttachedEndpoint"]
+__all__ = ["Attached", "AttachedEndpoint"]
 
 _log = logging.getLogger(__name__)
 
 
 @frozen
-class AttachedEndpoint:
+class Attached:
     """An endpoint, and where its processes belong.
-
-    As a context manager it is detached at the end of the block, unless it was
-    there before. What still runs in its cgroup is killed then, but for a
-    cgroup that the caller brought: that has to be empty.
 
     Attributes:
         endpoint: as the store has it.
-        cgroup: the cgroup v2 directory to start processes in.
-        netns: the network namespace to start them in; where that is the host's
-            own, by the agent's process: enter it before the agent is restarted.
-        hosts: an ``/etc/hosts`` for them, always up to date.
+        place: all that its processes need.
         created: whether it was made now; it was there already otherwise.
     """
 
     endpoint: Endpoint
-    cgroup: Path
-    netns: Path
-    hosts: Path
+    place: Place
     created: bool
+
+    @property
+    def cgroup(self) -> Path | None:
+        """The cgroup v2 directory to start processes in."""
+        return self.place.cgroup
+
+    @property
+    def netns(self) -> Path | None:
+        """The network namespace to start them in; where that is the host's own, by
+        the agent's process: enter it before the agent is restarted."""
+        return self.place.netns
+
+    @property
+    def hosts(self) -> Path:
+        """An ``/etc/hosts`` for them, always up to date."""
+        return self.place.mounts[HOSTS]
+
+
+@frozen
+class AttachedEndpoint(Attached):
+    """An attached endpoint of this host.
+
+    As a context manager it is detached at the end of the block, unless it was
+    there before. What still runs in its cgroup is killed then, but for a
+    cgroup that the caller brought: that has to be empty.
+    """
+
     _own_cgroup: bool = field(repr=False)
     _ephemeral: bool = field(repr=False)
     _node: Node = field(repr=False, eq=False)

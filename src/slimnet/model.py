@@ -22,11 +22,11 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 from slimnet import contract
 from slimnet.exceptions import InvalidValue
 from slimnet.names import LABEL_KEY, LABEL_VALUE, NAME, NAME_WANTED
+from slimnet.place import Place
 
 __all__ = [
     "Account",
     "Answer",
-    "Attachment",
     "Connection",
     "Decision",
     "Direction",
@@ -313,6 +313,7 @@ class Endpoint:
         ports: named ports, as ``{"http": ("tcp", 80)}``.
         identity: the number of its label set; 0 before the store has given one.
         cgroup: the cgroup v2 directory of its processes on its host.
+        netns: path of their network namespace there; empty for the host's own.
     """
 
     network: str = field(validator=_name)
@@ -327,6 +328,17 @@ class Endpoint:
     ports: Mapping[str, tuple[str, int]] = field(factory=dict, converter=_to_mapping, hash=False)
     identity: int = field(default=0, validator=_number)
     cgroup: str = ""
+    netns: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """``network.namespace.name``, as what is made for it on its host is called."""
+        return f"{self.network}.{self.namespace}.{self.name}"
+
+    @property
+    def place(self) -> Place:
+        """Where its processes belong, as far as its record says."""
+        return Place(self.cgroup, self.netns)
 
     @property
     def title(self) -> str:
@@ -533,31 +545,18 @@ class Probe:
 
 
 @frozen
-class Attachment:
-    """Where the processes of an attached endpoint belong.
-
-    Attributes:
-        endpoint: the endpoint's id.
-        cgroup: the cgroup v2 directory to start them in.
-        netns: path of the network namespace to enter, ``None`` for the host's own.
-    """
-
-    endpoint: int
-    cgroup: Path
-    netns: Path | None = None
-
-
-@frozen
 class Running:
     """What a backend has of an instance on this machine.
 
     Attributes:
         endpoints: the cgroups of its endpoints, or what else is left of one.
         cluster: id of the store that it serves; empty where it does not know.
+        busy: those among ``endpoints`` that have processes.
     """
 
     endpoints: tuple[Path, ...] = ()
     cluster: str = ""
+    busy: tuple[Path, ...] = ()
 
 
 @frozen

@@ -136,6 +136,7 @@ class Node:
         labels: Mapping[str, str] | None = None,
         ports: Mapping[str, tuple[str, int]] | None = None,
         cgroup: str | os.PathLike[str] | None = None,
+        netns: str | os.PathLike[str] | None = None,
         ephemeral: bool = False,
     ) -> AttachedEndpoint:
         """Attach an endpoint on this host. Processes that are started in its
@@ -153,6 +154,10 @@ class Node:
             ports: named ports, as ``{"http": ("tcp", 80)}``.
             cgroup: an existing cgroup v2 directory, of a container say; one is
                 made by default.
+            netns: path of an existing network namespace, of a container say, which has
+                no ``eth0`` and no default route: it gets the endpoint's, and loses them
+                when the endpoint is detached. Any process in it is the endpoint then.
+                Only of a backend that works by namespaces (``noop``).
             ephemeral: it goes by itself when this process has ended and its
                 cgroup is empty.
 
@@ -174,13 +179,12 @@ class Node:
             labels=None if labels is None else dict(labels),
             ports=None if ports is None else {key: list(value) for key, value in ports.items()},
             cgroup=None if cgroup is None else os.path.abspath(cgroup),  # noqa: PTH100
+            netns=None if netns is None else os.path.abspath(netns),  # noqa: PTH100
             ephemeral=ephemeral,
         )
         return AttachedEndpoint(
             endpoint=records.endpoint(answer["endpoint"]),
-            cgroup=Path(answer["cgroup"]),
-            netns=Path(answer["netns"]),
-            hosts=Path(answer["hosts"]),
+            place=records.place(answer["place"]),
             created=answer["created"],
             own_cgroup=cgroup is None,
             ephemeral=ephemeral,

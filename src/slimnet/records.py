@@ -20,7 +20,6 @@ from netaddr import IPAddress, IPNetwork
 from slimnet.exceptions import InvalidValue
 from slimnet.model import (
     Account,
-    Attachment,
     Connection,
     Decision,
     Direction,
@@ -38,10 +37,10 @@ from slimnet.model import (
     WayKind,
     Wire,
 )
+from slimnet.place import Place
 
 __all__ = [
     "account",
-    "attachment",
     "connection",
     "decision",
     "dump",
@@ -53,6 +52,7 @@ __all__ = [
     "load",
     "namespace",
     "network",
+    "place",
 ]
 
 T = TypeVar("T")
@@ -128,14 +128,9 @@ def endpoint(record: Mapping[str, Any]) -> Endpoint:
     return Endpoint(**{**record, "ports": ports})
 
 
-def attachment(record: Mapping[str, Any]) -> Attachment:
-    """An :class:`~slimnet.model.Attachment`."""
-    netns = record["netns"]
-    return Attachment(
-        endpoint=record["endpoint"],
-        cgroup=Path(record["cgroup"]),
-        netns=None if netns is None else Path(netns),
-    )
+def place(record: Mapping[str, Any]) -> Place:
+    """A :class:`~slimnet.place.Place`."""
+    return Place(**record)
 
 
 def _end(pair: Any) -> tuple[IPAddress, int]:

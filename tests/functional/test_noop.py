@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from slimnet.exceptions import BackendError, InvalidValue
 from slimnet.linux import netns
 from slimnet.model import Answer, Direction, Endpoint, Network, Reason
+from slimnet.place import Part, Place
 from slimnet.tables import CidrRecord, PolicyKey, PolicyRecord
 from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, SERVICE, Stage
 
@@ -41,7 +43,7 @@ def stage():
 
 def inside(stage, name):
     """This thread is in the endpoint's namespace."""
-    return netns.enter(stage.attachments[name].netns)
+    return netns.enter(stage.places[name].netns)
 
 
 def router(stage, host=0):
@@ -420,3 +422,30 @@ def test_counters_and_refusals_outlive_the_router(stage):
     assert not stage.reach("client", "server", FORBIDDEN)
     backend.close()
     assert stage.open(1).status().counters[deny] == 3
+
+
+@pytest.mark.parametrize(
+    "taken", ["link add eth0 type veth peer name eth1", "route add default dev lo"]
+)
+def test_a_namespace_that_has_a_way_out_is_not_taken(stage, taken):
+    """What its maker led elsewhere stays so, and nothing of ours is in it."""
+    endpoint = evolve(stage.given("client", Part.NETNS), id=77, name="box")
+    there = Path(endpoint.netns)
+    with netns.enter(there):
+        run("ip", *taken.split())
+    before = stage.snapshot_of_given()
+    wanted = "endpoint.netns: wanted a network namespace without eth0 and without a default route"
+    with pytest.raises(BackendError, match=wanted):
+        stage.backends[0].attach(endpoint, NETWORK)
+    assert stage.snapshot_of_given() == before
+    assert 77 not in stage.backends[0].status().endpoints
+
+
+def test_a_namespace_of_ours_is_no_callers(stage):
+    backend = stage.backends[0]
+    for path in (stage.places["client"].netns, router(stage)):
+        with pytest.raises(InvalidValue, match=f"one that is not {path.name}"):
+            backend.place("prod.default.box", Place(netns=path))
+    for path in ("/proc/1/ns/net", "/proc/self/ns/mnt", "/nowhere", "/tmp"):
+        with pytest.raises(InvalidValue, match=r"endpoint\.netns: wanted "):
+            backend.place("prod.default.box", Place(netns=path))

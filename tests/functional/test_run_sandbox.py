@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import attrs
 import pytest
 
 from slimnet import sandbox
@@ -28,6 +29,7 @@ from slimnet.exceptions import InvalidValue
 from slimnet.linux import cgroup as cgroups
 from slimnet.linux import netns
 from slimnet.linux.cgroup import mount as cgroup_mount
+from slimnet.place import HOSTS, Place
 from slimnet.sandbox import capabilities, landlock, mounts, seccomp
 
 pytestmark = pytest.mark.root
@@ -46,7 +48,11 @@ def home(tmp_path):
     hosts.write_text("127.0.0.1 localhost\n10.9.0.1 web\n")
     try:
         yield SimpleNamespace(
-            endpoint=SimpleNamespace(name="web"), cgroup=directory, netns=namespace, hosts=hosts
+            endpoint=SimpleNamespace(name="web"),
+            place=Place(directory, namespace, mounts={HOSTS: hosts}),
+            cgroup=directory,
+            netns=namespace,
+            hosts=hosts,
         )
     finally:
         cgroups.kill(directory)
@@ -287,8 +293,10 @@ def resolv_inside(home, resolv):
         from pathlib import Path
         from types import SimpleNamespace
         from slimnet import sandbox
-        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), cgroup={str(home.cgroup)!r},
-            netns={str(home.netns)!r}, hosts={str(home.hosts)!r})
+        from slimnet.place import Place
+        place = Place({str(home.cgroup)!r}, {str(home.netns)!r},
+            mounts={{"/etc/hosts": {str(home.hosts)!r}}})
+        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), place=place)
         raise SystemExit(sandbox.run(home, ["cat", "/etc/resolv.conf"]))
     """
     return subprocess.run(
@@ -456,7 +464,8 @@ def test_abstract_sockets_of_the_host_are_out_of_reach(home):
     """In the same network namespace, where only Landlock stands between."""
     if not landlock.scopes():
         pytest.skip("no Landlock scopes (Linux 6.12)")
-    here = SimpleNamespace(**{**vars(home), "netns": Path("/proc/self/ns/net")})
+    place = attrs.evolve(home.place, netns="/proc/self/ns/net")
+    here = SimpleNamespace(endpoint=home.endpoint, place=place)
     name = f"\0slt-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(name)
@@ -552,8 +561,10 @@ def caller(home, argv, **options):
     code = f"""
         from types import SimpleNamespace
         from slimnet import sandbox
-        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), cgroup={str(home.cgroup)!r},
-            netns={str(home.netns)!r}, hosts={str(home.hosts)!r})
+        from slimnet.place import Place
+        place = Place({str(home.cgroup)!r}, {str(home.netns)!r},
+            mounts={{"/etc/hosts": {str(home.hosts)!r}}})
+        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), place=place)
         raise SystemExit(sandbox.run(home, {argv!r}))
     """
     return subprocess.Popen(
@@ -682,7 +693,8 @@ def test_no_such_user(home):
 
 
 def test_a_cgroup_that_is_gone_is_an_error(home):
-    gone = SimpleNamespace(**{**vars(home), "cgroup": home.cgroup / "gone"})
+    place = attrs.evolve(home.place, cgroup=home.cgroup / "gone")
+    gone = SimpleNamespace(endpoint=home.endpoint, place=place)
     with pytest.raises(sandbox.CapabilityMissing, match="cannot run true as an endpoint"):
         sandbox.run(gone, ["true"])
 
@@ -727,8 +739,10 @@ def on_terminal(home, argv, talk):
         import os, sys
         from types import SimpleNamespace
         from slimnet import sandbox
-        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), cgroup={str(home.cgroup)!r},
-            netns={str(home.netns)!r}, hosts={str(home.hosts)!r})
+        from slimnet.place import Place
+        place = Place({str(home.cgroup)!r}, {str(home.netns)!r},
+            mounts={{"/etc/hosts": {str(home.hosts)!r}}})
+        home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), place=place)
         status = sandbox.run(home, {argv!r})
         print("back", os.tcgetpgrp(0) == os.getpgrp(), flush=True)
         raise SystemExit(status)

@@ -31,6 +31,7 @@ from slimnet.exceptions import (
     PolicyError,
 )
 from slimnet.model import Direction, Endpoint, Flow, Host, Namespace, Protocol, Running, Verdict
+from slimnet.place import Life
 from slimnet.policy import NetworkPolicy, load, parse
 from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import MemoryBackend
@@ -437,6 +438,28 @@ def test_cgroup_that_is_none(agent, cgroup):
     with pytest.raises(InvalidValue, match=r"endpoint\.cgroup"):
         agent.attach("web", cgroup=cgroup)
     assert agent.names() == []
+
+
+def test_place_that_is_of_no_use(agent):
+    """The backend's reason, before anything is written down."""
+    with pytest.raises(InvalidValue, match=r"endpoint\.netns: wanted none \(the memory backend"):
+        agent.attach("web", netns="/run/netns/web")
+    with pytest.raises(InvalidValue, match=r"endpoint\.netns: wanted an absolute path"):
+        agent.attach("web", netns="web")
+    assert agent.names() == []
+
+
+def test_whether_it_lives_the_backend_says(agent, monkeypatch):
+    web, db = agent.attach("web"), agent.attach("db")
+    lives = {"prod.default.web": Life.BUSY, "prod.default.db": Life.GONE}
+    monkeypatch.setattr(agent.backend, "life", lambda name, _place: lives[name])
+    with pytest.raises(InUse, match="web has processes"):
+        agent.detach("web")
+    agent.mirror.catch_up()
+    agent.endpoints.tend()
+    assert agent.names() == ["web"]
+    assert agent.backend.status().endpoints == {web.endpoint.id}
+    assert not db.cgroup.exists()
 
 
 def test_detach_waits_for_nobody(agent):

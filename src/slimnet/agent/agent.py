@@ -227,6 +227,7 @@ class Agent:
             "why": self.why,
             "enforcing": self.backend.enforcing and not self.endpoints.unpoliced,
             "features": records.encode(self.backend.features),
+            "needs": records.encode(self.backend.needs),
             "wires": records.encode(self.site.host.wires),
             "store": self.config.store,
             "cluster": self.store.id,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs import frozen
 from netaddr import AddrFormatError, IPAddress
 
 from slimnet.abc import Backend
@@ -22,6 +21,7 @@ from slimnet.agent.holder import Holders
 from slimnet.agent.listening import is_own, listener
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.site import Site
+from slimnet.attached import Attached
 from slimnet.cluster import Cluster
 from slimnet.exceptions import (
     AlreadyExists,
@@ -31,30 +31,12 @@ from slimnet.exceptions import (
     StoreUnreachable,
 )
 from slimnet.linux import cgroup
-from slimnet.model import Attachment, Endpoint
+from slimnet.model import Endpoint
+from slimnet.place import HOSTS, Life, Place
 
-__all__ = ["Endpoints", "Placed"]
+__all__ = ["Endpoints"]
 
 _log = logging.getLogger(__name__)
-
-
-@frozen
-class Placed:
-    """An attached endpoint, and what its processes need.
-
-    Attributes:
-        endpoint: as the store has it.
-        cgroup: where to start them.
-        netns: the network namespace to start them in.
-        hosts: their hosts file.
-        created: whether it was made by this call.
-    """
-
-    endpoint: Endpoint
-    cgroup: Path
-    netns: Path
-    hosts: Path
-    created: bool
 
 
 class Endpoints:
@@ -88,18 +70,18 @@ class Endpoints:
         # One attachment changes at a time: a record in the making is no orphan.
         self._changing = threading.RLock()
         #: Endpoint id to where it is attached.
-        self.attached: dict[int, Attachment] = {}
+        self.attached: dict[int, Place] = {}
         #: Endpoint id to why it could not be adopted or let go.
         self.trouble: dict[int, str] = {}
         #: Those among them whose processes no data path of ours polices.
         self.unpoliced: set[int] = set()
 
-    def attach(self, asked: Mapping[str, Any], holder: int | None) -> Placed:
+    def attach(self, asked: Mapping[str, Any], holder: int | None) -> Attached:
         """Attach an endpoint; it can talk when this returns.
 
         Args:
             asked: ``network``, ``name`` and, where wanted, ``namespace``,
-                ``address``, ``labels``, ``ports``, ``cgroup``.
+                ``address``, ``labels``, ``ports``, ``cgroup``, ``netns``.
             holder: the process with whose end the endpoint goes, once its
                 cgroup is empty too; ``None`` for one that stays.
 
@@ -120,7 +102,14 @@ class Endpoints:
             held = self._held(asked)
             if held is not None:
                 return self.placed(held)
-            spec = {**asked, "host": self._site.host.name, "cgroup": str(self._place(asked))}
+            place = self._place(asked)
+            spec = {
+                **asked,
+                "host": self._site.host.name,
+                "cgroup": str(place.cgroup or ""),
+                # One that the backend makes is its own affair; another may serve the rest.
+                "netns": asked.get("netns", ""),
+            }
             if "ports" in asked:
                 spec["ports"] = {key: _port(value) for key, value in asked["ports"].items()}
             endpoint, _ = self._cluster.create_endpoint(spec, self._admit)
@@ -145,7 +134,11 @@ class Endpoints:
         if address is not None and not is_own(address):
             wanted = f"an address of host {self._site.host.name}"
             raise InvalidValue("spec.address", wanted, str(address))
-        return listener(address, port, [each.cgroup for each in list(self.attached.values())])
+        return listener(address, port, self.cgroups())
+
+    def cgroups(self) -> list[Path]:
+        """Those of attached endpoints."""
+        return [each.cgroup for each in list(self.attached.values()) if each.cgroup is not None]
 
     def detach(self, network: str, namespace: str, name: str, *, kill: bool) -> None:
         """Detach an endpoint and remove it; of a lost host, only remove it.
@@ -168,25 +161,25 @@ class Endpoints:
                 raise InvalidValue("endpoint.host", f"an endpoint of {here}", endpoint.host)
             self._cluster.remove_endpoint(endpoint)
         else:
-            if kill:
+            if kill and endpoint.cgroup:
                 cgroup.kill(Path(endpoint.cgroup))
             with self._changing:
                 self._let_go(endpoint)
         self._sync()
 
-    def placed(self, endpoint: Endpoint, *, created: bool = False) -> Placed:
+    def placed(self, endpoint: Endpoint, *, created: bool = False) -> Attached:
         """Where the processes of an attached endpoint belong."""
-        attachment = self.attached[endpoint.id]
-        return Placed(
-            endpoint=endpoint,
-            cgroup=attachment.cgroup,
-            netns=attachment.netns or Path(f"/proc/{os.getpid()}/ns/net"),
-            hosts=names.path(self._run, endpoint.network, endpoint.namespace),
-            created=created,
+        place = self.attached[endpoint.id]
+        hosts = names.path(self._run, endpoint.network, endpoint.namespace)
+        place = attrs.evolve(
+            place,
+            netns=place.netns or Path(f"/proc/{os.getpid()}/ns/net"),
+            mounts={HOSTS: hosts, **place.mounts},
         )
+        return Attached(endpoint, place, created)
 
     def adopt(self) -> None:
-        """Attach those endpoints of the store that live here; those whose cgroup
+        """Attach those endpoints of the store that live here; those whose place
         is gone go. One with processes is only adopted where the data path has it:
         what they opened without it, it does not know."""
         networks = {each.name: each for each in self._mirror.networks()}
@@ -197,21 +190,20 @@ class Endpoints:
         for endpoint in self._mirror.endpoints(self._site.host.name):
             if endpoint.id in self.attached or endpoint.network not in networks:
                 continue
-            place = Path(endpoint.cgroup)
             with self._noting(endpoint.id, endpoint.name):
-                if not place.is_dir():
-                    _log.info("endpoint %s is gone: it has no cgroup", endpoint.name)
+                life = self._life(endpoint)
+                if life is Life.GONE:
+                    _log.info("endpoint %s is gone: it has no place", endpoint.name)
                     self._let_go(endpoint)
                     continue
-                if endpoint.id not in known and cgroup.populated(place):
+                if endpoint.id not in known and life is Life.BUSY:
                     unpoliced.add(endpoint.id)
                     raise BackendError(
-                        f"processes in {place} that the data path does not have: stop them"
+                        f"processes in {endpoint.cgroup or endpoint.netns} that the data path"
+                        " does not have: stop them"
                     )
-                attachment = self._backend.attach(endpoint, networks[endpoint.network])
-                if not attachment.cgroup.samefile(place):
-                    raise BackendError(f"wanted cgroup {place}, got {attachment.cgroup}")
-                self.attached[endpoint.id] = attachment
+                place = self._backend.attach(endpoint, networks[endpoint.network])
+                self.attached[endpoint.id] = place
                 _log.info("endpoint %s is adopted", endpoint.name)
         self.unpoliced = unpoliced
 
@@ -254,11 +246,14 @@ class Endpoints:
         else:
             self.trouble.pop(number, None)
 
+    def _life(self, endpoint: Endpoint) -> Life:
+        return self._backend.life(endpoint.full_name, endpoint.place)
+
     def _has_ended(self, endpoint: Endpoint) -> bool:
-        place = Path(endpoint.cgroup)
-        if not place.is_dir():
+        life = self._life(endpoint)
+        if life is Life.GONE:
             return True
-        return self._holders.lives(endpoint.id) is False and not cgroup.populated(place)
+        return self._holders.lives(endpoint.id) is False and life is Life.IDLE
 
     def _admit(self, endpoint: Endpoint) -> None:
         """Refuse what could not be held to what is written for it."""
@@ -282,42 +277,51 @@ class Endpoints:
                 raise AlreadyExists(f"{title} is there, on host {there.host}")
             self._cluster.remove_endpoint(there)
             return None
-        has_processes = cgroup.populated(Path(there.cgroup))
+        life = self._life(there)
         held = self._holders.lives(there.id)
-        if held or (held is False and has_processes):
+        if held or (held is False and life is Life.BUSY):
             raise AlreadyExists(f"{title} runs already")
         if held is None:
-            if there.id in self.attached and Path(there.cgroup).is_dir() and _same(asked, there):
+            if there.id in self.attached and life is not Life.GONE and _same(asked, there):
                 return there
-            if has_processes:
+            if life is Life.BUSY:
                 raise AlreadyExists(f"{title} is there, not as asked for, and has processes")
         self._let_go(there)
         return None
 
-    def _place(self, asked: Mapping[str, Any]) -> Path:
-        if "cgroup" not in asked:
-            name = f"{asked['network']}.{asked['namespace']}.{asked['name']}"
-            return self._site.cgroups / name
-        place = Path(asked["cgroup"])
-        cgroup.check(place, "endpoint.cgroup")
-        for each in self._mirror.endpoints(self._site.host.name):
-            other = Path(each.cgroup)
-            if place.is_relative_to(other) or other.is_relative_to(place):
-                wanted = f"a cgroup apart from that of {each.name}"
-                raise InvalidValue("endpoint.cgroup", wanted, str(place))
-        return place
+    def _place(self, asked: Mapping[str, Any]) -> Place:
+        """Where it is to be: as asked for, the rest as the backend says.
+
+        Raises:
+            InvalidValue: what was asked for is no such thing, another endpoint's, or of
+                no use to the backend.
+        """
+        given = Place(asked.get("cgroup"), asked.get("netns"))
+        if given.cgroup is not None:
+            cgroup.check(given.cgroup, "endpoint.cgroup")
+            for each in self._mirror.endpoints(self._site.host.name):
+                other = each.place.cgroup
+                if other is not None and (
+                    given.cgroup.is_relative_to(other) or other.is_relative_to(given.cgroup)
+                ):
+                    wanted = f"a cgroup apart from that of {each.name}"
+                    raise InvalidValue("endpoint.cgroup", wanted, str(given.cgroup))
+        if given.netns is not None and not given.netns.is_absolute():
+            raise InvalidValue("endpoint.netns", "an absolute path", str(given.netns))
+        name = f"{asked['network']}.{asked['namespace']}.{asked['name']}"
+        return self._backend.place(name, given)
 
     def _let_go(self, endpoint: Endpoint) -> None:
-        place = Path(endpoint.cgroup)
-        if cgroup.populated(place):
-            raise InUse(f"endpoint {endpoint.name} has processes in {place}")
+        place = endpoint.place
+        if self._life(endpoint) is Life.BUSY:
+            raise InUse(f"endpoint {endpoint.name} has processes in {place.cgroup or place.netns}")
         self._backend.detach(endpoint.id)
         self.attached.pop(endpoint.id, None)
         self.trouble.pop(endpoint.id, None)
         self._cluster.remove_endpoint(endpoint)
         self._holders.drop(endpoint.id)
-        if place.is_relative_to(self._site.cgroups):
-            cgroup.remove(place)
+        if place.cgroup is not None and place.cgroup.is_relative_to(self._site.cgroups):
+            cgroup.remove(place.cgroup)
 
     def _undo(self, endpoint: Endpoint) -> None:
         """Take a failed attach back as far as it came; the rest is :meth:`tend`'s."""
@@ -351,4 +355,5 @@ def _same(asked: Mapping[str, Any], there: Endpoint) -> bool:
         and dict(asked.get("labels", there.labels)) == dict(there.labels)
         and ports == dict(there.ports)
         and str(asked.get("cgroup", there.cgroup)) == there.cgroup
+        and str(asked.get("netns", there.netns)) == there.netns
     )

@@ -57,6 +57,7 @@ _FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "labels": ("a table", _is_table),
     "name": ("text", _is_text),
     "namespace": ("text", _is_text),
+    "netns": ("text", _is_text),
     "network": ("text", _is_text),
     "policies": ("a list of tables", _is_tables),
     "port": ("a port, 0 to 65535", _number(0, 65535, int)),

@@ -28,8 +28,9 @@ __all__ = ["explain", "ping"]
 _CONNECT = """
 import errno, json, socket, sys, time
 cgroup, address, port, timeout, count = sys.argv[1:]
-with open(cgroup + "/cgroup.procs", "w") as procs:
-    procs.write("0")
+if cgroup:
+    with open(cgroup + "/cgroup.procs", "w") as procs:
+        procs.write("0")
 times, error = [], None
 for _ in range(int(count)):
     with socket.socket() as s:
@@ -195,18 +196,17 @@ def _carried(agent: Agent, source: Endpoint, destination: Endpoint) -> dict[str,
 def _connect(
     agent: Agent, source: Endpoint, destination: Endpoint, port: int, timeout: float, count: int
 ) -> dict[str, Any]:
-    attachment = agent.endpoints.attached.get(source.id)
-    if attachment is None:
+    place = agent.endpoints.attached.get(source.id)
+    if place is None:
         raise NotFound(f"endpoint {source.name} is not attached on this host")
     arguments = [
-        str(attachment.cgroup),
+        str(place.cgroup or ""),
         str(destination.address),
         str(port),
         str(timeout),
         str(count),
     ]
-    there = attachment.netns
-    with contextlib.nullcontext() if there is None else netns.enter(there):
+    with contextlib.nullcontext() if place.netns is None else netns.enter(place.netns):
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _CONNECT, *arguments],
             capture_output=True,

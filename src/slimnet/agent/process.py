@@ -18,6 +18,7 @@ from slimnet.agent.site import survey
 from slimnet.config import Config
 from slimnet.exceptions import BackendError, InUse
 from slimnet.linux import cgroup
+from slimnet.place import Place
 from slimnet.plugins import backend_class
 
 __all__ = ["serve", "teardown"]
@@ -40,8 +41,8 @@ def serve(config: Config) -> None:
             Routes(agent),
             # Those of other instances on this machine are below slimnet/ too.
             lambda: [
-                cgroup.mount() / "slimnet",
-                *(each.cgroup for each in list(agent.endpoints.attached.values())),
+                Place(cgroup.mount() / "slimnet"),
+                *list(agent.endpoints.attached.values()),
             ],
         )
         server.start()
@@ -64,7 +65,7 @@ def teardown(config: Config) -> None:
         there = instance.running(config)
         busy: list[Path] = []
         for found in there.values():
-            busy += filter(cgroup.populated, found.endpoints)
+            busy += found.busy
         if busy:
             raise InUse(f"endpoints with processes: {instance.names(config, busy)}")
         for name, found in there.items():

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from slimnet.agent import failure
 from slimnet.exceptions import CapabilityMissing, InvalidValue, SlimnetError
 from slimnet.linux import cgroup
+from slimnet.place import Place
 from slimnet.trusted import make_trusted
 
 __all__ = ["Peer", "Reply", "Server", "Stream"]
@@ -51,7 +52,7 @@ class Peer:
         self.pid, self.uid, _ = struct.unpack("iII", credentials)
         self._pidfd = _pidfd(connection)
 
-    def check(self, endpoints: Iterable[Path]) -> None:
+    def check(self, endpoints: Iterable[Place]) -> None:
         """Let nobody in but root, and no process of an endpoint.
 
         Raises:
@@ -59,7 +60,8 @@ class Peer:
         """
         try:
             place = cgroup.of_process(self.pid)
-            # The cgroup is that of this process only while it has not ended.
+            namespace = _inode(Path(f"/proc/{self.pid}/ns/net"))
+            # They are those of this process only while it has not ended.
             if self._pidfd is not None and select.select([self._pidfd], [], [], 0)[0]:
                 place = None
         finally:
@@ -68,11 +70,20 @@ class Peer:
                 self._pidfd = None
         if self.uid != 0:
             raise CapabilityMissing(f"the agent answers to root only, not to user {self.uid}")
-        if place is None:
+        if place is None or not namespace:
             raise CapabilityMissing("the agent cannot tell who asks: that process has ended")
         for endpoint in endpoints:
-            if place.is_relative_to(endpoint):
+            inside = endpoint.cgroup is not None and place.is_relative_to(endpoint.cgroup)
+            if inside or (endpoint.netns is not None and _inode(endpoint.netns) == namespace):
                 raise CapabilityMissing("the agent answers to no process of an endpoint")
+
+
+def _inode(path: Path) -> int:
+    """0 where it is gone."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _pidfd(connection: socket.socket) -> int | None:
@@ -88,7 +99,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     Args:
         path: of the socket; what an earlier agent left there is replaced.
         route: called with method, path segments, body and peer.
-        closed: called for the cgroups whose processes are not let in.
+        closed: called for the places whose processes are not let in.
     """
 
     daemon_threads = True
@@ -99,7 +110,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self,
         path: Path,
         route: Callable[[str, list[str], dict[str, Any], Peer], Reply],
-        closed: Callable[[], Iterable[Path]],
+        closed: Callable[[], Iterable[Place]],
     ) -> None:
         self.route = route
         self.closed = closed

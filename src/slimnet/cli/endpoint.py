@@ -35,6 +35,7 @@ def endpoint() -> None:
 Examples:
   slimnet endpoint add web -n prod -l app=web --port http=80
   slimnet endpoint add web -n prod --cgroup /sys/fs/cgroup/machine/web
+  slimnet endpoint add web -n prod --netns /run/netns/web
 
 \b
 Whatever is started in the cgroup that is printed is that endpoint:
@@ -51,6 +52,7 @@ Whatever is started in the cgroup that is printed is that endpoint:
     "--port", "ports", metavar="NAME=PORT[/PROTO]", multiple=True, help="A named port; repeatable."
 )
 @click.option("--cgroup", metavar="DIRECTORY", help="An existing one. [default: one is made]")
+@click.option("--netns", metavar="PATH", help="An existing network namespace; backend noop only.")
 @output_option
 @agent_option
 def add(
@@ -61,6 +63,7 @@ def add(
     labels: tuple[str, ...],
     ports: tuple[str, ...],
     cgroup: str | None,
+    netns: str | None,
     output: str,
 ) -> None:
     """Attach the endpoint NAME on this host.
@@ -76,6 +79,7 @@ def add(
             labels=labels_of(labels),
             ports=ports_of(ports),
             cgroup=cgroup,
+            netns=netns,
         )
     answer = {
         "endpoint": title(made.endpoint),

@@ -4,7 +4,7 @@
 Run by ``testbed/demo``; ``python -m slimnet.demo --help`` says what it can do.
 
 - :mod:`~slimnet.demo.mode`: the three ways, and a fresh pair of hosts for each.
-- :mod:`~slimnet.demo.place`: where a program runs, and how it is started there.
+- :mod:`~slimnet.demo.side`: where a program runs, and how it is started there.
 - :mod:`~slimnet.demo.workload`, ``workloads/``: what runs.
 - :mod:`~slimnet.demo.setting`: how long, how often, on which processors.
 - :mod:`~slimnet.demo.schedule`: in which order.

@@ -23,8 +23,9 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from slimnet.demo.place import Place
+from slimnet.demo.side import Side
 from slimnet.linux import cgroup
+from slimnet.place import HOSTS, Place
 from slimnet.plugins import choose_backend
 from slimnet.testbed import Testbed
 from slimnet.testing import Underlay, UnderlayHost
@@ -70,8 +71,8 @@ class Site:
     """
 
     mode: str
-    client: Place
-    server: Place
+    client: Side
+    server: Side
     instances: tuple[str, ...] = ()
 
 
@@ -133,25 +134,26 @@ class HostMode(Mode):
         """See :meth:`Mode.make`."""
         underlay = Underlay(hosts=2, name=name)
         underlay.up()
-        client, server = (self._place(name, host) for host in underlay.hosts)
+        client, server = (self._side(name, host) for host in underlay.hosts)
         return Site(self.name, client, server)
 
     def remove(self, name: str) -> None:
         """See :meth:`Mode.remove`."""
         underlay = Underlay(hosts=2, name=name)
         for host in underlay.hosts:
-            place = self._place(name, host)
-            place.kill()
-            place.attached.cgroup.rmdir()
+            side = self._side(name, host)
+            side.kill()
+            side.cgroup.rmdir()
         with suppress(OSError):  # another demo's are in it
             _cgroups().rmdir()
         underlay.down()
 
     @staticmethod
-    def _place(name: str, host: UnderlayHost) -> Place:
+    def _side(name: str, host: UnderlayHost) -> Side:
         cgroup = _cgroups() / f"{name}-{host.name}"
         cgroup.mkdir(parents=True, exist_ok=True)
-        return Place(str(host.address), _Host(host, cgroup, host.netns))
+        inside = Place(cgroup, host.netns, mounts={HOSTS: Path(HOSTS)})
+        return Side(str(host.address), _Host(host, inside))
 
 
 class OverlayMode(Mode):
@@ -177,8 +179,8 @@ class OverlayMode(Mode):
             node.wait()
         return Site(
             self.name,
-            Place(str(client.endpoint.address), client),
-            Place(str(server.endpoint.address), server),
+            Side(str(client.endpoint.address), client),
+            Side(str(server.endpoint.address), server),
             (first.instance, second.instance),
         )
 
@@ -210,9 +212,7 @@ class _Host:
     """What the sandbox wants to know of an endpoint, of a whole host."""
 
     endpoint: UnderlayHost
-    cgroup: Path
-    netns: Path
-    hosts: Path = Path("/etc/hosts")
+    place: Place
 
 
 def _cgroups() -> Path:

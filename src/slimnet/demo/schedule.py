@@ -21,11 +21,11 @@ from pathlib import Path
 from attrs import frozen
 
 from slimnet.demo.mode import Mode, Site, sweep
-from slimnet.demo.place import ProgramFailed
 from slimnet.demo.profile import Cost, profile
 from slimnet.demo.progress import Progress
 from slimnet.demo.sample import Sample, measure
 from slimnet.demo.setting import Setting
+from slimnet.demo.side import ProgramFailed
 from slimnet.demo.workload import USER, Workload
 from slimnet.demo.workloads import CHURNS, SOAKS, WORKLOADS
 from slimnet.exceptions import CapabilityMissing

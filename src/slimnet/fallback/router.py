@@ -228,17 +228,21 @@ class Router:
     # Endpoints
 
     def plug(self, endpoint: int, address: IPAddress, there: Path) -> None:
-        """Connect an endpoint's namespace, which is empty but for its loopback."""
+        """Connect an endpoint's namespace, which has no ``eth0`` and no default route.
+
+        Raises:
+            BackendError: it has, or the kernel refused.
+        """
         name = f"{ruleset.ENDPOINT}{endpoint:08x}"
-        with netns.enter(there):
-            # Its loopback keeps ::1, for programs that insist.
-            write_sysctls({"net/ipv6/conf/default/disable_ipv6": 1})
         with (
             _told(f"endpoint {endpoint}"),
             netns.netlink(self.path) as route,
             netns.netlink(there) as inside,
             there.open() as namespace,
         ):
+            if inside.link_lookup(ifname="eth0") or inside.get_default_routes(family=2):
+                wanted = "a network namespace without eth0 and without a default route"
+                raise BackendError(f"endpoint.netns: wanted {wanted}, got {str(there)!r}")
             vxlan = route.get_links(ifname=ruleset.VXLAN)[0]
             mtu = vxlan.get_attr("IFLA_MTU")
             route.link(
@@ -254,12 +258,15 @@ class Router:
                     "mtu": mtu,
                 },
             )
+            with netns.enter(there):  # its loopback keeps ::1, for programs that insist
+                write_sysctls({"net/ipv6/conf/eth0/disable_ipv6": 1})
             eth0 = self._up(inside, "eth0")
             inside.addr("replace", index=eth0, address=str(address), prefixlen=32)
             inside.neigh(
                 "replace", ifindex=eth0, dst=GATEWAY, lladdr=_mac(0x50, endpoint), state=_PERMANENT
             )
-            inside.route("replace", dst="default", gateway=GATEWAY, oif=eth0, flags=_ONLINK)
+            # Not "replace": what somebody else has led elsewhere stays so.
+            inside.route("add", dst="default", gateway=GATEWAY, oif=eth0, flags=_ONLINK)
             index = self._up(route, name)
             route.neigh(
                 "replace",

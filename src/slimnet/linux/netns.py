@@ -13,6 +13,7 @@ and processes; what was opened there stays there.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import sys
@@ -26,13 +27,25 @@ from slimnet.linux import libc
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-__all__ = ["DIRECTORY", "Netns", "apart", "create", "enter", "exists", "netlink", "own", "remove"]
+__all__ = [
+    "DIRECTORY",
+    "Netns",
+    "apart",
+    "create",
+    "enter",
+    "exists",
+    "netlink",
+    "number",
+    "own",
+    "remove",
+]
 
 #: Where ``ip netns`` looks.
 DIRECTORY = Path("/run/netns")
 
 _CURRENT = "/proc/thread-self/ns/net"
 _SO_NETNS_COOKIE = 71  # Linux 5.14, asm-generic/socket.h
+_NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 
 
 def own() -> Path:
@@ -47,6 +60,21 @@ def exists(path: Path) -> bool:
         return path.stat().st_dev != path.parent.stat().st_dev
     except FileNotFoundError:
         return False
+
+
+def number(path: Path) -> int:
+    """The inode number by which the kernel knows the network namespace at ``path``;
+    0 where there is none: namespaces(7)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return 0
+    try:
+        return os.fstat(fd).st_ino if fcntl.ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET else 0
+    except OSError:  # no file of nsfs
+        return 0
+    finally:
+        os.close(fd)
 
 
 def apart(action: Callable[[], None]) -> None:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from slimnet.exceptions import CapabilityMissing, InvalidValue, NotFound
+from slimnet.place import Place
 from slimnet.sandbox import relay
 from slimnet.sandbox.inside import REACHED
 
@@ -81,16 +82,8 @@ class Attached(Protocol):
         """The endpoint; its name becomes the host name."""
 
     @property
-    def cgroup(self) -> Path:
-        """The cgroup v2 directory of its processes."""
-
-    @property
-    def netns(self) -> Path:
-        """The network namespace that its processes live in."""
-
-    @property
-    def hosts(self) -> Path:
-        """The live hosts file of its network."""
+    def place(self) -> Place:
+        """Where its processes belong."""
 
 
 class _Node(Protocol):
@@ -188,15 +181,16 @@ def spawn(
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIMNET_")}
         if "HOSTNAME" in environment:
             environment["HOSTNAME"] = attached.endpoint.name
+    place = attached.place
     order = {
         "argv": [os.fspath(word) for word in argv],
-        "environment": dict(environment),
+        "environment": {**environment, **place.environment},
         "directory": None if directory is None else os.fspath(directory),
         "user": None if user is None else _user(user),
         "hidden": [*HIDDEN, *(str(Path(path).absolute()) for path in hidden)],
-        "cgroup": str(attached.cgroup),
-        "netns": str(attached.netns),
-        "hosts": str(attached.hosts),
+        "cgroup": str(place.cgroup or ""),
+        "netns": str(place.netns or ""),
+        "mounts": {seen: str(file) for seen, file in place.mounts.items()},
         "hostname": attached.endpoint.name,
         "no_new_privileges": no_new_privileges,
         "seccomp": seccomp,

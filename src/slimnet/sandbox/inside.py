@@ -53,8 +53,9 @@ def main(order: int, report: int) -> None:
     try:
         if spec["parent"] and not _die_with(spec["parent"]):
             os._exit(128 + signal.SIGKILL)
-        _join(spec["cgroup"])
-        if not _same_file(spec["netns"], "/proc/self/ns/net"):
+        if spec["cgroup"]:
+            _join(spec["cgroup"])
+        if spec["netns"] and not _same_file(spec["netns"], "/proc/self/ns/net"):
             libc.setns(spec["netns"], libc.CLONE_NEWNET)
         libc.unshare(libc.CLONE_NEWPID)
         init = os.fork()
@@ -79,7 +80,7 @@ def _init(spec: dict[str, Any], report: int) -> None:
         )
         libc.sethostname(spec["hostname"])
         mounts.arrange(
-            hosts=spec["hosts"],
+            files=spec["mounts"],
             hostname=spec["hostname"],
             hidden=spec["hidden"],
             terminal=terminal,

@@ -75,12 +75,14 @@ _LINKS = {
 _INERT = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
 
 
-def arrange(*, hosts: str, hostname: str, hidden: list[str], terminal: str | None) -> None:
+def arrange(
+    *, files: dict[str, str], hostname: str, hidden: list[str], terminal: str | None
+) -> None:
     """Make the calling process's mount namespace, which must be a new one, an
     endpoint's. The process must be the first of its PID namespace.
 
     Args:
-        hosts: the live hosts file, to be seen as /etc/hosts.
+        files: path to the file that is to be seen there, as /etc/hosts the live hosts file.
         hostname: to be seen in /etc/hostname.
         hidden: directories and files that shall not be in sight.
         terminal: the caller's terminal, to be seen as /dev/console.
@@ -89,7 +91,8 @@ def arrange(*, hosts: str, hostname: str, hidden: list[str], terminal: str | Non
         OSError: a mount failed; nothing of the caller's namespace changed.
     """
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
-    _bind(hosts, os.path.realpath("/etc/hosts"), read_only=True)
+    for seen, file in files.items():
+        _bind(file, os.path.realpath(seen), read_only=True)
     resolvers = _resolvers()
     console = libc.open_tree(terminal) if terminal else None
 

@@ -7,8 +7,16 @@ from functools import partial
 
 from attrs import evolve
 
-from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse, SlimnetError
+from slimnet.exceptions import (
+    AbiMismatch,
+    BackendError,
+    ConfigError,
+    InUse,
+    InvalidValue,
+    SlimnetError,
+)
 from slimnet.model import Probe, Running
+from slimnet.place import Life, Part
 from slimnet.testing._expectations import (
     clause,
     core,
@@ -62,11 +70,14 @@ def the_machine_says_what_runs(stage: Stage) -> None:
     expect(stage.find(0) is None, "something was found before anything was started")
     backend = stage.open(0, cluster=one)
     expect(stage.find(0) == Running((), one), f"without endpoints: {stage.find(0)}")
-    attachment = backend.attach(CAST["client"], NETWORK)
+    stage.attach("client")
     backend.install(stage.tables(0, 1))
+    with stage.occupied("client"):
+        used = Running((stage.cgroup("client"),), one, (stage.cgroup("client"),))
+        expect(stage.find(0) == used, f"with a process: {stage.find(0)}")
     backend.close()
     closed = stage.snapshot()
-    wanted = Running((attachment.cgroup,), one)
+    wanted = Running(used.endpoints, one)
     expect(stage.find(0) == wanted, f"with one endpoint: {stage.find(0)}")
     expect(stage.find(1) is None, "found under another instance's name")
     same(closed, stage.snapshot(), "after find()")
@@ -87,7 +98,7 @@ def one_id_is_one_endpoint(stage: Stage) -> None:
     others = (
         ("address", moved, NETWORK),
         ("network", CAST["client"], evolve(NETWORK, vni=NETWORK.vni + 1)),
-        ("cgroup", stage.given("client"), NETWORK),
+        ("cgroup", stage.given("client", Part.CGROUP), NETWORK),
     )
     before, status = stage.snapshot(), backend.status()
     for what, endpoint, network in others:
@@ -98,14 +109,46 @@ def one_id_is_one_endpoint(stage: Stage) -> None:
 
 
 @clause
-def a_given_cgroup_is_used(stage: Stage) -> None:
-    """``endpoint.cgroup`` is where the endpoint's processes are."""
-    backend = stage.open(0)
-    endpoint = stage.given("client")
-    attachment = backend.attach(endpoint, NETWORK)
-    expect(str(attachment.cgroup) == endpoint.cgroup, f"the attachment says {attachment.cgroup}")
-    backend.detach(endpoint.id)
-    expect(not backend.status().endpoints, "still attached after detach")
+def a_given_place_is_used_or_refused(stage: Stage) -> None:
+    """A cgroup or a network namespace of the caller's, or both: one that the backend
+    does not need is refused with the reason, and nothing changed; one that it needs is
+    where the endpoint's processes are, policed as any other, and stays after detach."""
+    start(stage, "client", "server", generation=1)
+    backend = stage.backends[0]
+    stage.leave("client")
+    backend.detach(CAST["client"].id)
+    for parts in ({Part.CGROUP}, {Part.NETNS}, {Part.CGROUP, Part.NETNS}):
+        endpoint = stage.given("client", *parts)
+        what = f"a given {' and '.join(sorted(parts))}"
+        before, status = stage.snapshot(), backend.status()
+        theirs = stage.snapshot_of_given()
+        if parts - backend.needs:
+            error = raises(InvalidValue, partial(backend.attach, endpoint, NETWORK), what)
+            reasons = [f"endpoint.{part}: wanted none (" for part in parts - backend.needs]
+            expect(any(each in str(error) for each in reasons), f"{what}: no reason: {error}")
+            same(before, stage.snapshot(), f"after {what} that was refused")
+            expect(core(status) == core(backend.status()), "the status changed")
+            stage.take_back()
+            continue
+        stage.attach_as(endpoint)
+        for part in parts:
+            place = getattr(stage.places["client"], part)
+            expect(str(place) == getattr(endpoint, part), f"{what}: attached in {place}")
+        life = partial(backend.life, endpoint.full_name, endpoint.place)
+        expect(life() is Life.IDLE, f"{what}: {life()} without processes")
+        # Of a given namespace every process is the endpoint's, in whatever cgroup.
+        within = parts if parts == {Part.NETNS} else {Part.CGROUP, Part.NETNS}
+        with stage.occupied("client", within):
+            made(stage.reach("client", "server", ALLOWED), f"{what}: client to server")
+            refused(stage.reach("client", "server", FORBIDDEN), f"{what}: the forbidden port")
+            if Part.CGROUP in parts:
+                expect(life() is Life.BUSY, f"{what}: {life()} with a process")
+                raises(InUse, lambda: backend.detach(CAST["client"].id), f"{what}: detach")
+        backend.detach(endpoint.id)
+        expect(not backend.status().endpoints, f"{what}: still attached after detach")
+        same(theirs, stage.snapshot_of_given(), f"after {what} was detached")
+        stage.take_back()
+        expect(life() is Life.GONE, f"{what}: {life()} when it is gone")
 
 
 @clause
@@ -122,7 +165,7 @@ def detach_refuses_while_it_is_used(stage: Stage) -> None:
         refused(stage.reach("client", "server", FORBIDDEN), "the forbidden port, after InUse")
     backend.detach(endpoint)
     expect(endpoint not in backend.status().endpoints, "still attached after detach")
-    expect(not stage.attachments["client"].cgroup.exists(), "its cgroup is still there")
+    expect(not stage.cgroup("client").exists(), "its cgroup is still there")
     backend.detach(endpoint)
 
 
@@ -160,9 +203,9 @@ def close_lets_go(stage: Stage) -> None:
         expect(core(found) == core(status[host]), "the adopted status differs")
         for reason, count in status[host].counters.items():
             expect(found.counters.get(reason, 0) >= count, f"the count of {reason!r} was lost")
-    known = dict(stage.attachments)
+    known = dict(stage.places)
     stage.attach("client", "server")
-    expect(known == stage.attachments, "adopted, but attached anew")
+    expect(known == stage.places, "adopted, but attached anew")
     stage.install(2, both=True)
     made(stage.reach("client", "server", FORBIDDEN), "the new generation, after adoption")
     if not stage.simulated:

@@ -17,10 +17,9 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.abc import Backend, Context
-from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse, InvalidValue
 from slimnet.model import (
     Answer,
-    Attachment,
     Connection,
     Decision,
     Direction,
@@ -38,6 +37,7 @@ from slimnet.model import (
     Verdict,
     Wire,
 )
+from slimnet.place import Life, Part, Place
 from slimnet.policy.explain.decision import Affinity, Answerer, pick
 from slimnet.tables import Change, ServiceRecord, Tables
 
@@ -50,7 +50,7 @@ _REFUSED_MOST = 4096
 class _Attached:
     endpoint: Endpoint
     network: Network
-    attachment: Attachment
+    cgroup: Path
     made: bool
 
 
@@ -82,6 +82,7 @@ class MemoryBackend(Backend):
     enforcing: ClassVar[bool] = False
     wires: ClassVar[frozenset[Wire]] = frozenset({Wire.VXLAN})
     features: ClassVar[frozenset[Feature]] = frozenset({Feature.SERVICES})
+    needs: ClassVar[frozenset[Part]] = frozenset({Part.CGROUP})
     preference: ClassVar[int] = -1
 
     #: The data paths that run, by instance.
@@ -113,31 +114,44 @@ class MemoryBackend(Backend):
         path = cls.running.get(instance)
         if path is None or path.backend != cls.name:
             return None
-        cgroups = (each.attachment.cgroup for each in path.attached.values())
-        return Running(tuple(cgroups), path.cluster)
+        cgroups = tuple(each.cgroup for each in path.attached.values())
+        return Running(cgroups, path.cluster, tuple(filter(_has_processes, cgroups)))
 
-    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+    def place(self, name: str, given: Place) -> Place:
+        """A directory."""
+        if given.netns is not None:
+            wanted = "none (the memory backend has no packets for it)"
+            raise InvalidValue("endpoint.netns", wanted, str(given.netns))
+        return Place(given.cgroup or self.context.cgroup / name)
+
+    def life(self, name: str, place: Place) -> Life:
+        """By its directory and the file ``cgroup.procs``."""
+        cgroup = place.cgroup or self.context.cgroup / name
+        if not cgroup.is_dir():
+            return Life.GONE
+        return Life.BUSY if _has_processes(cgroup) else Life.IDLE
+
+    def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """Make a directory."""
         self._work()
-        full = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
-        cgroup = Path(endpoint.cgroup) if endpoint.cgroup else self.context.cgroup / full
+        cgroup = self.place(endpoint.full_name, endpoint.place).cgroup
+        assert cgroup is not None  # noqa: S101  # for the type checker
         known = self._path.attached.get(endpoint.id)
         if known is not None:
-            held = known.network.vni, known.endpoint.address, known.attachment.cgroup
+            held = known.network.vni, known.endpoint.address, known.cgroup
             if held != (network.vni, endpoint.address, cgroup):
                 raise BackendError(
                     f"endpoint {endpoint.id}: that id is another's, with address {held[1]}"
                     f" and cgroup {held[2]}"
                 )
-            return known.attachment
+            return Place(known.cgroup)
         made = not cgroup.is_dir()
         try:
             cgroup.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BackendError(f"endpoint {full}: {error}") from error
-        attachment = Attachment(endpoint.id, cgroup)
-        self._path.attached[endpoint.id] = _Attached(endpoint, network, attachment, made)
-        return attachment
+            raise BackendError(f"endpoint {endpoint.full_name}: {error}") from error
+        self._path.attached[endpoint.id] = _Attached(endpoint, network, cgroup, made)
+        return Place(cgroup)
 
     def detach(self, endpoint: int) -> None:
         """Remove the directory, if :meth:`attach` made it."""
@@ -147,7 +161,7 @@ class MemoryBackend(Backend):
             _refuse_if_used(known)
             if known.made:
                 with contextlib.suppress(FileNotFoundError):  # a cgroup may go by itself
-                    known.attachment.cgroup.rmdir()
+                    known.cgroup.rmdir()
             del self._path.attached[endpoint]
 
     def install(self, tables: Tables, change: Change | None = None) -> None:
@@ -288,6 +302,10 @@ class MemoryBackend(Backend):
 
 
 def _refuse_if_used(known: _Attached) -> None:
-    processes = known.attachment.cgroup / "cgroup.procs"
-    if processes.is_file() and processes.read_text():
-        raise InUse(f"endpoint {known.endpoint.id}: processes in {known.attachment.cgroup}")
+    if _has_processes(known.cgroup):
+        raise InUse(f"endpoint {known.endpoint.id}: processes in {known.cgroup}")
+
+
+def _has_processes(cgroup: Path) -> bool:
+    processes = cgroup / "cgroup.procs"
+    return processes.is_file() and bool(processes.read_text())

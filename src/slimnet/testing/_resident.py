@@ -47,15 +47,15 @@ class Resident:
     """Starts the process in a cgroup and a network namespace; ends it with the block.
 
     Args:
-        cgroup: a cgroup v2 directory.
+        cgroup: a cgroup v2 directory, ``None`` to stay.
         host: the network namespace of its host.
         netns: its own, ``None`` for the host's.
     """
 
-    def __init__(self, cgroup: Path, host: Path, netns_: Path | None = None) -> None:
+    def __init__(self, cgroup: Path | None, host: Path, netns_: Path | None = None) -> None:
         with netns.enter(netns_ or host):
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_PROGRAM), str(cgroup)],
+                [sys.executable, "-I", "-S", str(_PROGRAM), str(cgroup or "")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

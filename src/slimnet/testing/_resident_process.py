@@ -126,7 +126,8 @@ class Resident:
 
 def main() -> None:
     # The network namespace is the starter's already; no socket comes before this.
-    (Path(sys.argv[1]) / "cgroup.procs").write_text(str(os.getpid()))
+    if sys.argv[1]:
+        (Path(sys.argv[1]) / "cgroup.procs").write_text(str(os.getpid()))
     resident = Resident()
     print("{}", flush=True)  # noqa: T201  # this is how it answers
     for line in sys.stdin:

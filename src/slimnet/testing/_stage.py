@@ -18,7 +18,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +30,8 @@ from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import SlimnetError
 from slimnet.linux import cgroup, netns
-from slimnet.model import Attachment, Direction, Endpoint, Host, Network, Reason, Running, Wire
+from slimnet.model import Direction, Endpoint, Host, Network, Reason, Running, Wire
+from slimnet.place import Part, Place
 from slimnet.tables import (
     CidrRecord,
     EndpointRecord,
@@ -115,7 +116,7 @@ class Stage:
         self.name = f"slt-{os.getpid()}-{next(_stages)}"
         self.underlay = None if reach else Underlay(hosts=3, name=self.name.removeprefix("slt-"))
         self.backends: dict[int, Any] = {}
-        self.attachments: dict[str, Attachment] = {}
+        self.places: dict[str, Place] = {}
         self.mismatch: Callable[[Context], contextlib.AbstractContextManager[object]] | None = None
         self._residents: dict[str, Resident] = {}
         self._undo = contextlib.ExitStack()
@@ -211,8 +212,12 @@ class Stage:
     def attach(self, *names: str) -> None:
         """Attach endpoints, each at its host."""
         for name in names:
-            endpoint = CAST[name]
-            self.attachments[name] = self.backends[self._host(name)].attach(endpoint, NETWORK)
+            self.attach_as(CAST[name])
+
+    def attach_as(self, endpoint: Endpoint) -> None:
+        """Attach one of the cast in a place that its record says."""
+        backend = self.backends[self._host(endpoint.name)]
+        self.places[endpoint.name] = backend.attach(endpoint, NETWORK)
 
     @staticmethod
     def _host(name: str) -> int:
@@ -304,15 +309,19 @@ class Stage:
         """There are no sockets: connections are asked for."""
         return self._simulated is not None
 
-    def resident(self, name: str) -> Resident:
+    def resident(self, name: str, within: Collection[Part] = (Part.CGROUP, Part.NETNS)) -> Resident:
         """The process in an endpoint or on host ``h1``, ``h2``, ``h3``; started when asked for."""
         if name not in self._residents:
             if self.underlay is None:
                 raise RuntimeError("a simulated stage has no processes")
             if name in CAST:
-                attachment = self.attachments[name]
+                place = self.places[name]
                 host = self.underlay.hosts[self._host(name)].netns
-                self._residents[name] = Resident(attachment.cgroup, host, attachment.netns)
+                cgroup, there = (
+                    getattr(place, part) if part in within else None
+                    for part in (Part.CGROUP, Part.NETNS)
+                )
+                self._residents[name] = Resident(cgroup, host, there)
             else:
                 own = self._cgroup / f"user-{name}"
                 own.mkdir(exist_ok=True)
@@ -320,21 +329,34 @@ class Stage:
                 self._residents[name] = Resident(own, host)
         return self._residents[name]
 
+    def cgroup(self, name: str) -> Path:
+        """Of an attached endpoint that has one."""
+        cgroup = self.places[name].cgroup
+        assert cgroup is not None  # noqa: S101  # for the type checker
+        return cgroup
+
     def serve(self, name: str, *ports: int) -> None:
         """Listen in an endpoint or on a host."""
         for port in ports if not self.simulated else ():
             self.resident(name).serve(port)
 
     @contextlib.contextmanager
-    def occupied(self, name: str) -> Iterator[None]:
-        """The endpoint has a process while the block lasts."""
+    def occupied(
+        self, name: str, within: Collection[Part] = (Part.CGROUP, Part.NETNS)
+    ) -> Iterator[None]:
+        """The endpoint has a process while the block lasts.
+
+        Args:
+            name: which.
+            within: the parts of its place that the process enters.
+        """
         if self.simulated:
-            processes = self.attachments[name].cgroup / "cgroup.procs"
+            processes = self.cgroup(name) / "cgroup.procs"
             processes.write_text("1\n")
             yield
             processes.unlink()
         else:
-            self.resident(name)
+            self.resident(name, within)
             yield
             self.leave(name)
 
@@ -360,8 +382,28 @@ class Stage:
         context = self.context(host)
         return snapshot(self._netns(host), context.cgroup, [context.state], context.instance)
 
-    def given(self, name: str) -> Endpoint:
-        """An endpoint whose cgroup somebody else has made."""
-        given = self._cgroup / "given"
-        given.mkdir(exist_ok=True)
-        return evolve(CAST[name], cgroup=str(given))
+    def given(self, name: str, *parts: Part) -> Endpoint:
+        """An endpoint, with parts of its place that somebody else has made."""
+        cgroup, there = self._cgroup / "given", netns.DIRECTORY / f"{self.name}-given"
+        if Part.CGROUP in parts:
+            cgroup.mkdir(exist_ok=True)
+        if Part.NETNS in parts and not self.simulated:
+            netns.create(there)
+            self._undo.callback(netns.remove, there)
+        return evolve(
+            CAST[name],
+            cgroup=str(cgroup) if Part.CGROUP in parts else "",
+            netns=str(there) if Part.NETNS in parts else "",
+        )
+
+    def snapshot_of_given(self) -> frozenset[str]:
+        """What :meth:`given` made, and what is in it."""
+        there = netns.DIRECTORY / f"{self.name}-given"
+        inside = there if netns.exists(there) else None
+        return snapshot(inside, self._cgroup / "given", [], there.name)
+
+    def take_back(self) -> None:
+        """Remove what :meth:`given` made."""
+        netns.remove(netns.DIRECTORY / f"{self.name}-given")
+        with contextlib.suppress(FileNotFoundError):
+            (self._cgroup / "given").rmdir()

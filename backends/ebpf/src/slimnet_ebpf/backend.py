@@ -21,11 +21,11 @@ from netaddr import IPAddress
 from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.linux import cgroup
 from slimnet.linux.netns import Netns
 from slimnet.local import broadcast_addresses, local_ranges
 from slimnet.model import (
     Account,
-    Attachment,
     Connection,
     Decision,
     Endpoint,
@@ -40,6 +40,7 @@ from slimnet.model import (
     Status,
     Wire,
 )
+from slimnet.place import Life, Part, Place
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
@@ -89,6 +90,7 @@ class EbpfBackend(Backend):
     enforcing: ClassVar[bool] = True
     wires: ClassVar[frozenset[Wire]] = frozenset({Wire.SYN})
     features: ClassVar[frozenset[Feature]] = frozenset(Feature)
+    needs: ClassVar[frozenset[Part]] = frozenset({Part.CGROUP})
     preference: ClassVar[int] = 100
     #: The compiled data path.
     object_path: ClassVar[Path] = requirements.OBJECT
@@ -311,7 +313,18 @@ class EbpfBackend(Backend):
 
     # The interface
 
-    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+    def place(self, name: str, given: Place) -> Place:
+        """See :meth:`slimnet.abc.Backend.place`."""
+        return self._endpoints.place(name, given)
+
+    def life(self, name: str, place: Place) -> Life:
+        """See :meth:`slimnet.abc.Backend.life`: by the cgroup."""
+        path = place.cgroup or self.context.cgroup / name
+        if not path.is_dir():
+            return Life.GONE
+        return Life.BUSY if cgroup.populated(path) else Life.IDLE
+
+    def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """See :meth:`slimnet.abc.Backend.attach`."""
         with self._locked():
             return self._endpoints.attach(endpoint, network)

@@ -35,7 +35,8 @@ from attrs import evolve, frozen
 from slimnet import contract
 from slimnet.exceptions import BackendError, InUse, InvalidValue
 from slimnet.linux import cgroup as cgroups
-from slimnet.model import Attachment, Endpoint, Network
+from slimnet.model import Endpoint, Network
+from slimnet.place import Place
 from slimnet.policy.compile.difference import altered
 from slimnet.tables import LimitRecord
 from slimnet_ebpf import links
@@ -188,7 +189,18 @@ class Endpoints:
             for program in self._programs:
                 links.take_off(program.fd, fd, program.attach_type)
 
-    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+    def place(self, name: str, given: Place) -> Place:
+        """See :meth:`slimnet.abc.Backend.place`."""
+        if given.netns is not None:
+            raise InvalidValue(
+                "endpoint.netns",
+                "none (the ebpf backend knows an endpoint by its cgroup, and its processes"
+                " are in the host's network namespace)",
+                str(given.netns),
+            )
+        return Place(given.cgroup or self._below / name)
+
+    def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """See :meth:`slimnet.abc.Backend.attach`."""
         if endpoint.id == 0:
             raise InvalidValue("endpoint.id", "an id that the store has given", endpoint.id)
@@ -198,18 +210,20 @@ class Endpoints:
                 "an IPv4 address (the ebpf backend carries no IPv6 overlay addresses yet)",
                 str(endpoint.address),
             )
+        wanted = self.place(endpoint.full_name, endpoint.place).cgroup
+        assert wanted is not None  # noqa: S101  # for the type checker
         entries = self._bury_the_dying()
         index = _find(entries, endpoint.id)
         if index is not None:
             path = self._path(entries[index])
             if path is not None:
-                self._refuse_another(endpoint, network, path, entries[index])
+                self._refuse_another(endpoint, network, wanted, path, entries[index])
                 # Whoever began to attach it may have died before the end.
                 self._finish(endpoint, network, index, path, entries[index])
-                return Attachment(endpoint=endpoint.id, cgroup=path)
+                return Place(path)
             self.detach(endpoint.id)  # somebody removed its cgroup
             entries = self._entries()
-        path, made = self._make_cgroup(endpoint)
+        path, made = self._make_cgroup(endpoint.id, wanted)
         try:
             self._refuse_overlap(entries, path)
             fresh = _Entry(endpoint.id, _MADE if made else 0, cgroups.number(path))
@@ -226,7 +240,7 @@ class Endpoints:
             if made:
                 cgroups.remove(path)
             raise
-        return Attachment(endpoint=endpoint.id, cgroup=path)
+        return Place(path)
 
     def detach(self, endpoint: int) -> None:
         """See :meth:`slimnet.abc.Backend.detach`."""
@@ -288,12 +302,8 @@ class Endpoints:
     def _path(self, entry: _Entry) -> Path | None:
         return cgroups.path_of(self._mount, entry.cgroup)
 
-    def _make_cgroup(self, endpoint: Endpoint) -> tuple[Path, bool]:
+    def _make_cgroup(self, endpoint: int, path: Path) -> tuple[Path, bool]:
         """Its cgroup, and whether it is ours to remove."""
-        if endpoint.cgroup:
-            path = Path(endpoint.cgroup)
-        else:
-            path = self._below / f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
         # Also one that was left by somebody who died right here.
         ours = path.parent == self._below or not path.exists()
         try:
@@ -311,7 +321,7 @@ class Endpoints:
             path = path.resolve(strict=True)
         except OSError as error:
             raise BackendError(
-                f"endpoint {endpoint.id}: cgroup {path}: {error.strerror or error}"
+                f"endpoint {endpoint}: cgroup {path}: {error.strerror or error}"
             ) from error
         return path, ours
 
@@ -324,11 +334,9 @@ class Endpoints:
             self._pins.write_record(cgroups=missing)
 
     def _refuse_another(
-        self, endpoint: Endpoint, network: Network, path: Path, entry: _Entry
+        self, endpoint: Endpoint, network: Network, wanted: Path, path: Path, entry: _Entry
     ) -> None:
         """What only has an attached endpoint's id is not that endpoint."""
-        name = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
-        wanted = Path(endpoint.cgroup) if endpoint.cgroup else self._below / name
         half = not entry.flags & (_READY | _DEAD)
         if wanted.resolve() != path or not (half or self._is_same(endpoint, network, entry)):
             raise BackendError(f"endpoint {endpoint.id}: that id is another's, with cgroup {path}")

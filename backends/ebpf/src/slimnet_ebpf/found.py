@@ -25,7 +25,9 @@ def find(instance: str) -> Running | None:
     if not pins.complete():
         return Running()
     try:
-        return Running(tuple(_endpoints(pins)), pins.record().get("cluster", ""))
+        there = tuple(_endpoints(pins))
+        busy = tuple(path for path in there if cgroups.populated(path))
+        return Running(there, pins.record().get("cluster", ""), busy)
     except (BpfError, CapabilityMissing):
         # Without libbpf the maps cannot be read; the names of pins can.
         return Running(tuple(_links(pins)))

@@ -18,12 +18,18 @@ from netaddr import IPAddress
 from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.abc import Backend, Context
-from slimnet.exceptions import AbiMismatch, BackendError, CapabilityMissing, ConfigError, InUse
+from slimnet.exceptions import (
+    AbiMismatch,
+    BackendError,
+    CapabilityMissing,
+    ConfigError,
+    InUse,
+    InvalidValue,
+)
 from slimnet.fallback import Outside, Router, Stamp, counters, refusals, tracked
 from slimnet.linux import cgroup, netns
 from slimnet.model import (
     Answer,
-    Attachment,
     Connection,
     Direction,
     Endpoint,
@@ -35,6 +41,7 @@ from slimnet.model import (
     Status,
     Wire,
 )
+from slimnet.place import Life, Part, Place
 from slimnet.tables import Change, Tables
 from slimnet_noop._record import Record
 
@@ -64,6 +71,7 @@ class NoopBackend(Backend):
     name: ClassVar[str] = "noop"
     enforcing: ClassVar[bool] = True
     wires: ClassVar[frozenset[Wire]] = frozenset({Wire.VXLAN})
+    needs: ClassVar[frozenset[Part]] = frozenset({Part.CGROUP, Part.NETNS})
     preference: ClassVar[int] = 0
 
     def __init__(self, context: Context) -> None:
@@ -134,47 +142,89 @@ class NoopBackend(Backend):
         return Running(
             (*(record.cgroup for record in records), *sorted(lost)),
             stamp.cluster if stamp is not None else "",
+            tuple(record.cgroup for record in records if cgroup.populated(record.cgroup)),
         )
 
     # Attachments
 
-    def attach(self, endpoint: Endpoint, network: Network) -> Attachment:
+    def place(self, name: str, given: Place) -> Place:
+        """A cgroup and a namespace; either may be the caller's."""
+        own = self._netns(name)
+        if given.netns not in (None, own):
+            self._check(given.netns)
+        return Place(given.cgroup or self.context.cgroup / name, given.netns or own)
+
+    def _netns(self, name: str) -> Path:
+        """Where an endpoint's namespace is mounted that is made here."""
+        return netns.DIRECTORY / f"slimnet.{self.context.instance}.{name}"
+
+    def _check(self, given: Path) -> None:
+        number = netns.number(given)
+        if not number:
+            raise InvalidValue("endpoint.netns", "a network namespace that exists", str(given))
+        if number in (netns.number(self._host), netns.number(Path("/proc/1/ns/net"))):
+            raise InvalidValue("endpoint.netns", "one that is not the host's own", str(given))
+        for path in self._own():
+            if netns.number(path) == number:
+                raise InvalidValue("endpoint.netns", f"one that is not {path.name}", str(given))
+
+    def life(self, name: str, place: Place) -> Life:
+        """By the cgroup; and a namespace that was brought has to be there."""
+        path = place.cgroup or self.context.cgroup / name
+        if not path.is_dir() or (place.netns is not None and not netns.number(place.netns)):
+            return Life.GONE
+        return Life.BUSY if cgroup.populated(path) else Life.IDLE
+
+    def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """Make the cgroup and the namespace, and connect it to the network's router."""
         with self._working():
             if endpoint.address.version != 4:
                 raise BackendError(f"endpoint.address: wanted IPv4, got {endpoint.address}")
-            full = f"{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
-            place = Path(endpoint.cgroup) if endpoint.cgroup else self.context.cgroup / full
-            record = self._records().get(endpoint.id)
-            if record is not None and record.cgroup.is_dir():
-                held = record.vni, record.address, record.cgroup
-                if held != (network.vni, endpoint.address, place):
+            records = self._records()
+            record = records.pop(endpoint.id, None)
+            wanted = self._record(endpoint, network, record)
+            if record is not None and record.is_there():
+                held = record.vni, record.address, record.place()
+                if held != (wanted.vni, wanted.address, wanted.place()):
                     raise BackendError(
                         f"endpoint {endpoint.id}: that id is another's, with address"
-                        f" {record.address} and cgroup {record.cgroup}"
+                        f" {record.address}, cgroup {record.cgroup} and netns {record.netns}"
                     )
                 if record.whole:
-                    return record.attachment()
-            record = Record(
-                endpoint=endpoint.id,
-                vni=network.vni,
-                address=endpoint.address,
-                cgroup=place,
-                made=record.made if record is not None else not place.is_dir(),
-                netns=netns.DIRECTORY / f"slimnet.{self.context.instance}.{full}",
-            )
-            self._remove(record)  # what a killed process left
+                    return record.place()
+            for other in records.values():
+                if wanted.given and other.given == wanted.given:
+                    raise BackendError(
+                        f"network namespace {wanted.netns} is endpoint {other.endpoint}'s"
+                    )
+            self._remove(wanted)  # what a killed process left
             try:
-                self._make(record)
+                self._make(wanted)
             except OSError as error:
-                self._remove(record)
+                self._remove(wanted)
                 self._sweep()
-                raise BackendError(f"endpoint {full}: {error}") from error
+                raise BackendError(f"endpoint {endpoint.full_name}: {error}") from error
             except BaseException:
-                self._remove(record)
+                self._remove(wanted)
                 self._sweep()
                 raise
-            return record.attachment()
+            return wanted.place()
+
+    def _record(self, endpoint: Endpoint, network: Network, old: Record | None) -> Record:
+        """What is to be known of an endpoint, where this is known of it."""
+        place = self.place(endpoint.full_name, endpoint.place)
+        assert place.cgroup is not None  # noqa: S101  # for the type checker
+        assert place.netns is not None  # noqa: S101  # for the type checker
+        own = place.netns == self._netns(endpoint.full_name)
+        return Record(
+            endpoint=endpoint.id,
+            vni=network.vni,
+            address=endpoint.address,
+            cgroup=place.cgroup,
+            made=old.made if old is not None else not place.cgroup.is_dir(),
+            netns=place.netns,
+            given=0 if own else netns.number(place.netns),
+        )
 
     def _make(self, record: Record) -> None:
         record.write(self.context.state)
@@ -184,7 +234,8 @@ class NoopBackend(Backend):
             if self._tables is not None:
                 router.install(self._tables)
             self._outside.open({*self._networks(), record.vni})
-        netns.create(record.netns)
+        if not record.given:
+            netns.create(record.netns)
         router.plug(record.endpoint, record.address, record.netns)
         record.cgroup.mkdir(parents=True, exist_ok=True)
         evolve(record, whole=True).write(self.context.state)
@@ -208,7 +259,8 @@ class NoopBackend(Backend):
         if record.made and not cgroup.remove(record.cgroup):
             raise _used(record)
         self._router(record.vni).unplug(record.endpoint)
-        netns.remove(record.netns)
+        if not record.given:
+            netns.remove(record.netns)
         record.remove(self.context.state)
 
     def _sweep(self) -> None:
@@ -380,10 +432,14 @@ class NoopBackend(Backend):
             self._port,
         )
 
+    def _own(self) -> list[Path]:
+        """The namespaces that were made here."""
+        return list(netns.DIRECTORY.glob(f"slimnet.{self.context.instance}.*"))
+
     def _networks(self) -> list[int]:
         """The VNIs that have a router here."""
         prefix = f"slimnet.{self.context.instance}."
-        names = (path.name.removeprefix(prefix) for path in netns.DIRECTORY.glob(f"{prefix}*"))
+        names = (path.name.removeprefix(prefix) for path in self._own())
         return sorted(int(name) for name in names if name.isdigit())
 
     def _routers(self) -> list[Router]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from attrs import frozen
 from netaddr import IPAddress
 
-from slimnet.model import Attachment
+from slimnet.linux import netns
+from slimnet.place import Place
 
 __all__ = ["Record"]
 
@@ -26,6 +27,8 @@ class Record:
         cgroup: of its processes.
         made: whether the cgroup was made here, and so goes with the endpoint.
         netns: where its network namespace is mounted.
+        given: inode number of the namespace that its caller brought; 0: it was made here,
+            and so goes with the endpoint.
         whole: all of it is there; written first without, so that whoever is
             killed in between leaves nothing that nobody knows of.
     """
@@ -36,11 +39,16 @@ class Record:
     cgroup: Path
     made: bool
     netns: Path
+    given: int = 0
     whole: bool = False
 
-    def attachment(self) -> Attachment:
+    def place(self) -> Place:
         """Where its processes belong."""
-        return Attachment(self.endpoint, self.cgroup, self.netns)
+        return Place(self.cgroup, self.netns)
+
+    def is_there(self) -> bool:
+        """Whether nobody has removed its cgroup, or the namespace that was brought."""
+        return self.cgroup.is_dir() and self.given in (0, netns.number(self.netns))
 
     def write(self, state: Path) -> None:
         """Whole or not at all."""
@@ -55,6 +63,7 @@ class Record:
                     "cgroup": str(self.cgroup),
                     "made": self.made,
                     "netns": str(self.netns),
+                    "given": self.given,
                     "whole": self.whole,
                 }
             )
@@ -80,5 +89,6 @@ class Record:
                 cgroup=Path(value["cgroup"]),
                 made=value["made"],
                 netns=Path(value["netns"]),
+                given=value.get("given", 0),
                 whole=value["whole"],
             )

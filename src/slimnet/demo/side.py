@@ -20,7 +20,7 @@ from slimnet import sandbox
 from slimnet.exceptions import InUse, SlimnetError
 from slimnet.linux import cgroup
 
-__all__ = ["COUNTERS", "Place", "ProgramFailed"]
+__all__ = ["COUNTERS", "ProgramFailed", "Side"]
 
 #: What the report shows of /proc/net/netstat (TcpExt), by the kernel's names.
 COUNTERS = (
@@ -43,12 +43,12 @@ class ProgramFailed(Exception):
 
 
 @frozen
-class Place:
+class Side:
     """One side of a site.
 
     Attributes:
         address: the IPv4 address that the other side dials.
-        attached: its cgroup, network namespace and hosts file.
+        attached: where its programs belong.
     """
 
     address: str
@@ -132,16 +132,23 @@ class Place:
             self.kill()
             process.wait()
 
+    @property
+    def cgroup(self) -> Path:
+        """Of its programs; each mode gives them one."""
+        cgroup = self.attached.place.cgroup
+        assert cgroup is not None  # noqa: S101  # for the type checker
+        return cgroup
+
     def cpu_us(self) -> int:
         """Processor time of this cgroup since it was made, in microseconds
         (cgroup-v2.rst, ``cpu.stat``: there without the cpu controller too)."""
-        text = (self.attached.cgroup / "cpu.stat").read_text()
+        text = (self.cgroup / "cpu.stat").read_text()
         return int(dict(line.split() for line in text.splitlines())["usage_usec"])
 
     def counters(self) -> dict[str, int]:
         """:data:`COUNTERS` of this network namespace."""
         text = subprocess.run(
-            ["nsenter", f"--net={self.attached.netns}", "cat", "/proc/net/netstat"],
+            ["nsenter", f"--net={self.attached.place.netns}", "cat", "/proc/net/netstat"],
             check=True,
             capture_output=True,
             text=True,
@@ -153,7 +160,7 @@ class Place:
     def kill(self) -> None:
         """End whatever still runs here."""
         try:
-            cgroup.kill(self.attached.cgroup, _STOP_SECONDS)
+            cgroup.kill(self.cgroup, _STOP_SECONDS)
         except InUse as error:
             raise ProgramFailed(str(error)) from error
 
