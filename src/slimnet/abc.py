@@ -120,6 +120,19 @@ class Backend(abc.ABC):
             state: its directory; as :attr:`Context.state`.
         """
 
+    @classmethod
+    @abc.abstractmethod
+    def purge(cls, instance: str, state: Path) -> None:
+        """Remove what there is of an instance that cannot be adopted, and so not torn
+        down: one of another contract, or one of which a part is lost. Its caller has seen
+        that no endpoint has processes. Whatever can be removed goes; what is not there is
+        no error. In the host's network namespace.
+
+        Args:
+            instance: whose; as :attr:`Context.instance`.
+            state: its directory; as :attr:`Context.state`.
+        """
+
     @abc.abstractmethod
     def place(self, name: str, given: Place) -> Place:
         """Where :meth:`attach` would put an endpoint: what the caller gives, and of the
@@ -206,6 +219,16 @@ class Backend(abc.ABC):
         """The events since the last call; waits up to ``timeout`` seconds for
         the first. Events may be lost when nobody asks for long; the counters
         of :meth:`status` are never."""
+
+    def tend(self) -> None:
+        """Do what is due of the data path's housekeeping: give back what nobody needs any
+        more, follow what changes on the host. Its caller calls it several times a second
+        for as long as it lives, whether anybody reads events or not; how much of it is
+        due each time, the backend says. Changes nothing that is in force.
+
+        What must not wait for it is done in the kernel: a data path whose keeper has died
+        goes on refusing.
+        """
 
     def ask(self, flow: Flow, network: Network) -> Decision | None:
         """What the data path itself answers to a flow, out of the tables in force;

@@ -551,7 +551,7 @@ class Running:
     Attributes:
         endpoints: the cgroups of its endpoints, or what else is left of one.
         cluster: id of the store that it serves; empty where it does not know.
-        busy: those among ``endpoints`` that have processes.
+        busy: those among ``endpoints`` that have processes, or may have.
     """
 
     endpoints: tuple[Path, ...] = ()

@@ -302,15 +302,15 @@ def sockets_of(machine, backend):
 
 
 def test_an_endpoint_goes_with_its_cgroup(machine, monkeypatch):
-    """Somebody removes the cgroup: whoever reads events tidies up."""
+    """Somebody removes the cgroup: whoever tends the data path tidies up."""
     theirs = machine.cgroup / "theirs"
     theirs.mkdir()
     backend = machine.start()
     before = machine.left()["pins"]
     backend.attach(endpoint(1, cgroup=str(theirs)), NETWORK)
     theirs.rmdir()
-    backend._events._kept = 0
-    backend.events(0)
+    backend.pace = 0
+    backend.tend()
     assert backend.status().endpoints == frozenset()
     assert before == machine.left()["pins"]
 

@@ -241,6 +241,14 @@ def test_another_contract_is_refused_and_nothing_changed(machine, monkeypatch):
     assert machine.start().status().generation == 5
 
 
+def test_a_data_path_without_a_map_is_none(machine):
+    with machine.start():
+        pass
+    (machine.pins / "maps" / "slim_policy").unlink()
+    with pytest.raises(AbiMismatch, match="slim_policy is missing"):
+        machine.start()
+
+
 def test_an_object_of_another_contract_is_not_loaded(machine, monkeypatch):
     before = machine.left()
     monkeypatch.setattr(contract, "FINGERPRINT", 1)
@@ -351,6 +359,7 @@ def test_closed_means_closed(machine):
         backend.teardown,
         backend.connections,
         lambda: backend.events(0),
+        backend.tend,
         lambda: backend.detach(1),
         lambda: backend.observe(enabled=True),
         lambda: backend.install(Tables(1)),

@@ -53,7 +53,9 @@ def keep_house(host):
 
 
 def _keep_house(backend):
-    backend.keep_house()
+    pace, backend.pace = backend.pace, 0
+    backend.tend()
+    backend.pace = pace
 
 
 def held(host, endpoint):

@@ -100,6 +100,8 @@ class Agent:
         self._stop = threading.Event()
         #: What the store, or what it holds, does to us; empty when all is well.
         self._trouble = ""
+        #: Why the data path's housekeeping failed; empty when it did not.
+        self._untended = ""
         self._register()
         make_trusted(config.run / "state")
         self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
@@ -130,6 +132,7 @@ class Agent:
                 notify("WATCHDOG=1", f"STATUS={self._summary()}")
                 beaten = now
             try:
+                self._tend()
                 self._renew(now)
                 if now - tended >= 1:
                     self.endpoints.tend()
@@ -289,6 +292,18 @@ class Agent:
             return str(self.site.host.address)
         return self.endpoints.listener(None if address is None else IPAddress(address), port)
 
+    def _tend(self) -> None:
+        """Housekeeping; where it fails, the rest goes on."""
+        try:
+            self.backend.tend()
+        except Exception as error:  # noqa: BLE001  # whatever a plugin does
+            text = f"housekeeping: {type(error).__name__}: {error}"
+            if text != self._untended:
+                _log.exception("housekeeping failed")
+            self._untended = text
+        else:
+            self._untended = ""
+
     def _await_change(self) -> None:
         with suppress(Conflict):  # the mirror reads everything then
             for _ in self.store.watch("", self.mirror.revision, 0.25):
@@ -338,6 +353,7 @@ class Agent:
     def _troubles(self) -> list[str]:
         found = [
             self._trouble,
+            self._untended,
             self.installer.trouble,
             *self.endpoints.trouble.values(),
             *self.mirror.problems.values(),

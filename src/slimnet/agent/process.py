@@ -16,7 +16,7 @@ from slimnet.agent.routes import Routes
 from slimnet.agent.server import Server
 from slimnet.agent.site import survey
 from slimnet.config import Config
-from slimnet.exceptions import BackendError, InUse
+from slimnet.exceptions import AbiMismatch, BackendError, InUse
 from slimnet.linux import cgroup
 from slimnet.place import Place
 from slimnet.plugins import backend_class
@@ -66,14 +66,22 @@ def teardown(config: Config) -> None:
         busy: list[Path] = []
         for found in there.values():
             busy += found.busy
+        own = cgroup.mount() / "slimnet" / config.instance
+        if there and not busy and cgroup.populated(own):  # of one that cannot say so itself
+            busy.append(own)
         if busy:
             raise InUse(f"endpoints with processes: {instance.names(config, busy)}")
         for name, found in there.items():
             kind = backend_class(name)
-            with kind(survey(config, kind).context(config, kind, found.cluster)) as backend:
-                backend.teardown()
+            context = survey(config, kind).context(config, kind, found.cluster)
+            try:
+                with kind(context) as backend:
+                    backend.teardown()
+            except AbiMismatch as error:
+                _log.warning("%s; what is left of it is removed", error)
+                kind.purge(config.instance, context.state)
         left = instance.running(config)
         if left:
             raise BackendError(f"instance {config.instance}: there is still {', '.join(left)}")
-        cgroup.remove(cgroup.mount() / "slimnet" / config.instance)
+        cgroup.remove(own)
         shutil.rmtree(config.run, ignore_errors=True)

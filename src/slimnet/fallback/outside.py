@@ -209,7 +209,7 @@ class Outside:
 
     def remove(self) -> None:
         """Remove the table; removing what is not there is no error."""
-        if self.stamp() is not None:
+        if nft.listing(f"table ip {self._name}", self._host, terse=True):
             self.open(())
             nft.apply(f"delete table ip {self._name}", self._host)
 

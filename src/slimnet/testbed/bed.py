@@ -28,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 _RUN = Path("/run/slimnet")
 _ALL = _RUN / "testbed"
-_BPFFS = Path("/sys/fs/bpf/slimnet")
 _HOSTS_MAX = 250
 #: Characters; a host's instance is called ``<name>-<host>``, which 63 must hold.
 _NAME_MAX = 40
@@ -249,7 +248,8 @@ class Testbed:
         with _noted(troubles):
             self._underlay().down()
         shutil.rmtree(self.directory, ignore_errors=True)
-        if left := [str(path) for path in self._places() if path.exists()]:
+        left = [str(path) for path in self._places() if path.exists()]
+        if left := left + list(self._running()):
             troubles.append(f"still there: {', '.join(left)}")
         if troubles:
             raise SlimnetError(f"testbed {self.name!r}: {'; '.join(troubles)}")
@@ -265,12 +265,14 @@ class Testbed:
             return [Path(each.cgroup) for each in Cluster(store).endpoints() if each.cgroup]
 
     def _tear_down(self, troubles: list[str]) -> None:
-        """Have each host's backend remove its data path. Where it cannot (built
-        from another contract, say), the namespaces and cgroups that go next
-        take its hooks along, and its pins are removed here: no process of any
-        endpoint is left that could be unpoliced."""
+        """Have each host's backend remove its data path. Where it cannot, what it left
+        is purged: no process of any endpoint is left that could be unpoliced."""
         from slimnet.agent import teardown  # noqa: PLC0415  # only where it is wanted
         from slimnet.config import load_config  # noqa: PLC0415  # only where it is wanted
+        from slimnet.plugins import (  # noqa: PLC0415  # stevedore, when wanted
+            backend_class,
+            backend_names,
+        )
 
         if not any(host.config.exists() for host in self.hosts):
             return
@@ -286,11 +288,21 @@ class Testbed:
             except Exception as error:  # noqa: BLE001  # the rest has to go all the same
                 _log.warning("teardown of %s: %s", host.instance, error)
                 _log.debug("teardown", exc_info=True)
-                shutil.rmtree(_BPFFS / host.instance, ignore_errors=True)
+                with host.enter(), _noted(troubles):
+                    for name in backend_names():
+                        backend_class(name).purge(host.instance, host.agent.parent / "state")
+
+    def _running(self) -> Iterator[str]:
+        """The data paths that there are."""
+        from slimnet.plugins import running  # noqa: PLC0415  # stevedore, when wanted
+
+        for host in self.hosts:
+            for name in running(host.instance, host.agent.parent / "state"):
+                yield f"{name} of instance {host.instance}"
 
     def _places(self) -> Iterator[Path]:
         for host in self.hosts:
-            yield from (host.netns, host.agent.parent, _BPFFS / host.instance)
+            yield from (host.netns, host.agent.parent)
         yield self._underlay().switch
         yield from self._cgroups().values()
 

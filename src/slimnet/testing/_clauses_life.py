@@ -294,3 +294,37 @@ def teardown_leaves_nothing(stage: Stage) -> None:
     same(before, stage.snapshot(), "after teardown")
     raises(SlimnetError, backend.status, "status after teardown")
     expect(stage.open(0).status().generation == 0, "the next data path begins with tables")
+
+
+@clause
+def tending_changes_nothing_in_force(stage: Stage) -> None:
+    """Housekeeping, however often and whether anybody reads events: the same status, and
+    connections go on."""
+    start(stage, "client", "server")
+    if not stage.simulated:
+        stage.resident("client").hold("live", str(CAST["server"].address), ALLOWED)
+    before = {host: core(backend.status()) for host, backend in stage.backends.items()}
+    for backend in list(stage.backends.values()) * 3:
+        backend.tend()
+    now = {host: core(backend.status()) for host, backend in stage.backends.items()}
+    expect(now == before, f"the status changed: {before}, {now}")
+    made(stage.reach("client", "server", ALLOWED), "client to server")
+    refused(stage.reach("client", "server", FORBIDDEN), "the forbidden port")
+    if not stage.simulated:
+        expect(stage.resident("client").talk("live"), "a live connection broke")
+
+
+@clause
+def purge_leaves_nothing(stage: Stage) -> None:
+    """Without starting or adopting anything; what is not there is no error."""
+    before = stage.snapshot()
+    stage.purge(0)
+    same(before, stage.snapshot(), "after a purge of nothing")
+    start(stage, "client", "neighbour")
+    for name in ("client", "neighbour"):
+        stage.leave(name)
+    stage.backends[0].close()
+    stage.purge(0)
+    same(before, stage.snapshot(), "after purge")
+    expect(stage.find(0) is None, f"after purge there is {stage.find(0)}")
+    expect(stage.open(0).status().generation == 0, "the next data path begins with tables")

@@ -117,6 +117,13 @@ class MemoryBackend(Backend):
         cgroups = tuple(each.cgroup for each in path.attached.values())
         return Running(cgroups, path.cluster, tuple(filter(_has_processes, cgroups)))
 
+    @classmethod
+    def purge(cls, instance: str, state: Path) -> None:
+        """Out of :attr:`running`."""
+        del state
+        if cls.find(instance, Path()) is not None:
+            del cls.running[instance]
+
     def place(self, name: str, given: Place) -> Place:
         """A directory."""
         if given.netns is not None:

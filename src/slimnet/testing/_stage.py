@@ -209,6 +209,13 @@ class Stage:
         with self.on(host):
             return self._backend.find(context.instance, context.state)
 
+    def purge(self, host: int) -> None:
+        """Have the backend's class remove the host's instance, and then its cgroups."""
+        context = self.context(host)
+        with self.on(host):
+            self._backend.purge(context.instance, context.state)
+        cgroup.remove(context.cgroup)
+
     def attach(self, *names: str) -> None:
         """Attach endpoints, each at its host."""
         for name in names:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a backend's events all the time, as the agent does: what the data path
-asks for in them is carried out by whoever reads."""
+"""Reads a backend's events and tends it all the time, as the agent does."""
 
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ class Watcher:
         self._events: list[Any] = []
         self._changed = threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._tend, daemon=True).start()
 
     def _read(self) -> None:
         while True:
@@ -31,6 +31,14 @@ class Watcher:
             with self._changed:
                 self._events += events
                 self._changed.notify_all()
+
+    def _tend(self) -> None:
+        while True:
+            try:
+                self._backend.tend()
+            except BackendError:  # closed
+                return
+            time.sleep(0.05)
 
     def take(self, count: int, timeout: float) -> list[Any]:
         """The next ``count`` events; fewer where no more come in time."""

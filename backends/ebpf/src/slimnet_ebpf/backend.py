@@ -45,6 +45,7 @@ from slimnet.tables import Change, Tables
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.connections import connections
+from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import Endpoints
 from slimnet_ebpf.events import Events
 from slimnet_ebpf.found import find
@@ -56,6 +57,7 @@ from slimnet_ebpf.objects import Object, Program, Stamp
 from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
+from slimnet_ebpf.purge import purge
 from slimnet_ebpf.question import Question, ask, sweep
 from slimnet_ebpf.records import cidr_key, u32
 from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
@@ -72,6 +74,7 @@ _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOOKUP = "slim_lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
 _ASK, _SWEEP = "slim_ask", "slim_sweep"
+_SWEEPING = 2.0
 
 
 class EbpfBackend(Backend):
@@ -92,6 +95,9 @@ class EbpfBackend(Backend):
     features: ClassVar[frozenset[Feature]] = frozenset(Feature)
     needs: ClassVar[frozenset[Part]] = frozenset({Part.CGROUP})
     preference: ClassVar[int] = 100
+    #: Seconds between two looks at what changes slowly: the host, and endpoints whose
+    #: cgroup somebody has removed.
+    pace: float = 10.0
     #: The compiled data path.
     object_path: ClassVar[Path] = requirements.OBJECT
 
@@ -131,6 +137,12 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.find`: by the pins."""
         del state
         return find(instance)
+
+    @classmethod
+    def purge(cls, instance: str, state: Path) -> None:
+        """See :meth:`slimnet.abc.Backend.purge`: the pins, and what the record names."""
+        del state
+        purge(instance)
 
     # Start
 
@@ -177,7 +189,12 @@ class EbpfBackend(Backend):
                 )
                 loaded.set_constant("slim_fixed", fixed)
                 loaded.load()
-                self._pins.store(loaded, version=ours.version, fingerprint=ours.fingerprint)
+                self._pins.store(
+                    loaded,
+                    version=ours.version,
+                    fingerprint=ours.fingerprint,
+                    inner_range=str(self._options.inner_range),
+                )
         except BaseException:
             self._pins.remove()
             self._pins.remove_root()
@@ -222,7 +239,17 @@ class EbpfBackend(Backend):
             )
 
     def _adopt(self) -> Underlay:
-        """Open what is pinned."""
+        """Open what is pinned.
+
+        Raises:
+            AbiMismatch: something of it is missing.
+        """
+        lost = [name for name in contract.MAPS.values() if not (self._pins.maps / name).exists()]
+        if lost:
+            raise AbiMismatch(
+                f"instance {self.context.instance}: {', '.join(lost)} is missing in"
+                f" {self._pins.maps}: stop its endpoints and tear it down"
+            )
         self._maps = {
             number: self._held.enter_context(contextlib.closing(self._pins.open_map(name)))
             for number, name in contract.MAPS.items()
@@ -249,8 +276,12 @@ class EbpfBackend(Backend):
         )
         self._tables: Tables | None = None
         self._events = self._held.enter_context(
-            contextlib.closing(Events(self._maps, self._sockets, self.keep_house))
+            contextlib.closing(Events(self._maps[contract.SLIM_MAP_EVENT]))
         )
+        self._doomed = self._held.enter_context(
+            contextlib.closing(Doomed(self._maps[contract.SLIM_MAP_DOOM], self._sockets))
+        )
+        self._swept = self._kept = time.monotonic()
         return Underlay(self._pins, by_name, self._options.inner_range)
 
     def _control(self, ifindex: int) -> dict[str, int | bytes]:
@@ -489,24 +520,22 @@ class EbpfBackend(Backend):
         self._pins.remove()
         self._pins.remove_root()
 
-    def keep_house(self, everything: bool = True) -> None:  # noqa: FBT001, FBT002
-        """What is to be done every now and then. Whoever reads events has it done.
-
-        Args:
-            everything: detach endpoints whose cgroup is gone and follow the host too,
-                besides sweeping out the records that nobody came back for.
-        """
-        # Whoever has the mutex may be waiting for the reader of events: us.
-        if not self._mutex.acquire(blocking=False):
-            return
-        try:
-            with self._locked():
+    def tend(self) -> None:
+        """See :meth:`slimnet.abc.Backend.tend`: destroy what is doomed at once; every two
+        seconds sweep out the records that nobody came back for; every :attr:`pace` detach
+        endpoints whose cgroup is gone, and follow the host."""
+        with self._open():
+            self._doomed.destroy()
+            now = time.monotonic()
+            if now - self._swept < min(_SWEEPING, self.pace):
+                return
+            self._swept = now
+            with self._pins.lock():
                 self._sweep_records()
-                if everything:
+                if now - self._kept >= self.pace:
+                    self._kept = now
                     self._endpoints.reap()
                     self._follow_host()
-        finally:
-            self._mutex.release()
 
     def _sweep_records(self) -> None:
         control = _CONTROL.unpack(self._maps[contract.SLIM_MAP_CONTROL].get(u32(0)) or b"")

@@ -12,6 +12,7 @@ from slimnet.exceptions import CapabilityMissing
 from slimnet.linux import cgroup as cgroups
 from slimnet.model import Running
 from slimnet_ebpf.libbpf import BpfError
+from slimnet_ebpf.maps import Map
 from slimnet_ebpf.pins import INDEX_DEAD, INDEX_ENTRY, Pins
 
 __all__ = ["find"]
@@ -25,29 +26,29 @@ def find(instance: str) -> Running | None:
     if not pins.complete():
         return Running()
     try:
-        there = tuple(_endpoints(pins))
+        with contextlib.closing(pins.open_map("index")) as index:
+            if index.value_size != struct.calcsize(INDEX_ENTRY):
+                return _unreadable(pins)  # made by another slimnet
+            there = tuple(_endpoints(index))
         busy = tuple(path for path in there if cgroups.populated(path))
         return Running(there, pins.record().get("cluster", ""), busy)
     except (BpfError, CapabilityMissing):
         # Without libbpf the maps cannot be read; the names of pins can.
-        return Running(tuple(_links(pins)))
+        return _unreadable(pins)
 
 
-def _endpoints(pins: Pins) -> Iterator[Path]:
+def _endpoints(index: Map) -> Iterator[Path]:
     """The cgroups of the endpoints that have one."""
     mount = cgroups.mount()
-    with contextlib.closing(pins.open_map("index")) as index:
-        if index.value_size != struct.calcsize(INDEX_ENTRY):
-            yield from _links(pins)  # made by another slimnet
-            return
-        for value in dict(index.items()).values():
-            endpoint, flags, cgroup, *_ = struct.unpack(INDEX_ENTRY, value)
-            lives = endpoint and not flags & INDEX_DEAD
-            path = cgroups.path_of(mount, cgroup) if lives else None
-            if path is not None:
-                yield path
+    for value in dict(index.items()).values():
+        endpoint, flags, cgroup, *_ = struct.unpack(INDEX_ENTRY, value)
+        lives = endpoint and not flags & INDEX_DEAD
+        path = cgroups.path_of(mount, cgroup) if lives else None
+        if path is not None:
+            yield path
 
 
-def _links(pins: Pins) -> list[Path]:
-    """The directories of the endpoints' links."""
-    return sorted(path for path in pins.links.iterdir() if path.is_dir())
+def _unreadable(pins: Pins) -> Running:
+    """By the directories of the endpoints' links; nobody knows who is in them."""
+    links = tuple(sorted(path for path in pins.links.iterdir() if path.is_dir()))
+    return Running(links, busy=links)

@@ -145,6 +145,21 @@ class NoopBackend(Backend):
             tuple(record.cgroup for record in records if cgroup.populated(record.cgroup)),
         )
 
+    @classmethod
+    def purge(cls, instance: str, state: Path) -> None:
+        """By the names of namespaces, devices, the host's table and the records."""
+        host = netns.own()
+        for path in netns.DIRECTORY.glob(f"slimnet.{instance}.*"):
+            name = path.name.removeprefix(f"slimnet.{instance}.")
+            if name.isdigit():
+                Router(path, int(name), host, IPAddress(0), "", PORT).down()
+            else:
+                netns.remove(path)
+        if shutil.which("nft") is not None:
+            Outside(instance, host, "", PORT).remove()
+        for file in state.glob("endpoint-*.json"):
+            file.unlink()
+
     # Attachments
 
     def place(self, name: str, given: Place) -> Place:
