@@ -18,20 +18,19 @@ from attrs import field, frozen
 
 from slimnet.model import (
     Account,
+    Capabilities,
     Connection,
     Decision,
     Endpoint,
     Event,
-    Feature,
     Flow,
     Host,
     Network,
     Probe,
     Running,
     Status,
-    Wire,
 )
-from slimnet.place import Life, Part, Place
+from slimnet.place import Life, Place
 from slimnet.tables import Change, Tables
 
 __all__ = ["Backend", "Context", "Revision", "Store", "StoreEvent"]
@@ -81,27 +80,21 @@ class Backend(abc.ABC):
 
     #: The name of the entry point.
     name: ClassVar[str]
-    #: Whether policy on connections holds against a hostile process inside an endpoint;
-    #: no claim about what else of the host such a process sees or reaches.
-    enforcing: ClassVar[bool]
-    #: What it can talk to other hosts with.
-    wires: ClassVar[frozenset[Wire]]
-    #: What it can do besides. Tables with services, published ports or limits are
-    #: installed on any backend; one without the feature passes over them.
-    features: ClassVar[frozenset[Feature]] = frozenset()
-    #: The parts of a place by which it knows an endpoint: it makes what of them the
-    #: caller does not give. A process that lacks one is no endpoint's.
-    needs: ClassVar[frozenset[Part]]
     #: For ``backend = "auto"``: the highest whose probe says yes is taken.
     preference: ClassVar[int] = 0
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
+    @property
+    @abc.abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What it can do on this machine: :meth:`probe` says the same."""
+
     @classmethod
     @abc.abstractmethod
     def probe(cls) -> Probe:
-        """Can this work here? Changes nothing and never raises for a machine
+        """Can this work here, and what could it do? Changes nothing and never raises for a machine
         that lacks something: that is the answer ``NO``, with what is missing.
         Any exception counts as ``UNKNOWN``."""
 
@@ -136,7 +129,7 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def place(self, name: str, given: Place) -> Place:
         """Where :meth:`attach` would put an endpoint: what the caller gives, and of the
-        rest what this backend :attr:`needs`. Changes nothing.
+        rest what this backend needs (:attr:`capabilities`). Changes nothing.
 
         Args:
             name: the endpoint's :attr:`~slimnet.model.Endpoint.full_name`.

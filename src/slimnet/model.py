@@ -22,11 +22,12 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 from slimnet import contract
 from slimnet.exceptions import InvalidValue
 from slimnet.names import LABEL_KEY, LABEL_VALUE, NAME, NAME_WANTED
-from slimnet.place import Place
+from slimnet.place import Part, Place
 
 __all__ = [
     "Account",
     "Answer",
+    "Capabilities",
     "Connection",
     "Decision",
     "Direction",
@@ -46,6 +47,7 @@ __all__ = [
     "Way",
     "WayKind",
     "Wire",
+    "WireFormat",
 ]
 
 VNI_MAX = 2**24 - 1
@@ -73,6 +75,28 @@ class Wire(enum.StrEnum):
     SYN = "syn"
     ANNOUNCE = "announce"
     VXLAN = "vxlan"
+
+
+@frozen
+class WireFormat:
+    """A wire in one version of its format. Two hosts understand one another by it only
+    where both have the same; written ``syn/1``, and ``syn`` is its first version."""
+
+    wire: Wire
+    version: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> WireFormat:
+        """The inverse of ``str()``.
+
+        Raises:
+            ValueError: it is none.
+        """
+        wire, _, version = text.partition("/")
+        return cls(Wire(wire), int(version or 1))
+
+    def __str__(self) -> str:
+        return f"{self.wire}/{self.version}"
 
 
 class Feature(enum.StrEnum):
@@ -141,10 +165,12 @@ def _to_mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
 
 
-def _to_wires(value: Iterable[Wire | str]) -> frozenset[Wire]:
+def _to_wires(value: Iterable[WireFormat | str]) -> frozenset[WireFormat]:
     with contextlib.suppress(TypeError, ValueError):
-        return frozenset(Wire(item) for item in value)
-    return cast("frozenset[Wire]", value)
+        return frozenset(
+            item if isinstance(item, WireFormat) else WireFormat.parse(item) for item in value
+        )
+    return cast("frozenset[WireFormat]", value)
 
 
 def _to_features(value: Iterable[Feature | str]) -> frozenset[Feature]:
@@ -268,7 +294,7 @@ class Host:
     Attributes:
         name: unique in the store.
         address: its underlay address.
-        wires: the wires that its backend speaks.
+        wires: the wires that its backend speaks, each with the version of its format.
         backend: the name of the backend that it runs.
         labels: what cluster-wide rules select hosts by.
         enforcing: whether policy on connections holds there against a hostile process.
@@ -277,11 +303,13 @@ class Host:
             none, and of a host that is too old to say.
         ranges: what else the host is: the addresses and ranges that it delivers to
             itself, as it says.
+        control: ``address:port`` at which its data path hears what others announce; empty
+            where its wires need none.
     """
 
     name: str = field(validator=_name)
     address: IPAddress = field(converter=_to_address, validator=_address)
-    wires: frozenset[Wire] = field(factory=frozenset, converter=_to_wires, validator=_wires)
+    wires: frozenset[WireFormat] = field(factory=frozenset, converter=_to_wires, validator=_wires)
     backend: str = "noop"
     labels: Mapping[str, str] = field(
         factory=dict, converter=_to_mapping, validator=_labels, hash=False
@@ -292,6 +320,7 @@ class Host:
     )
     key: str = field(default="", validator=_text)
     ranges: tuple[IPNetwork, ...] = field(default=(), converter=_to_networks, validator=_ranges)
+    control: str = field(default="", validator=_text)
 
     def differs_in_key(self, other: Host) -> bool:
         """Whether both say which key they have, and it is not the same."""
@@ -526,6 +555,31 @@ class Event:
 
 
 @frozen
+class Capabilities:
+    """What a backend can do on this machine; others read it in the host's record.
+
+    Attributes:
+        enforcing: whether policy on connections holds against a hostile process inside
+            an endpoint; no claim about what else of the host such a process sees.
+        wires: what it can talk to other hosts with.
+        features: what it can do besides. Tables with services, published ports or limits
+            are installed on any backend; one without the feature passes over them.
+        needs: the parts of a place by which it knows an endpoint: it makes what of them
+            the caller does not give. A process that lacks one is no endpoint's.
+        control: ``address:port`` at which it hears what others announce; empty where its
+            wires need none.
+    """
+
+    enforcing: bool = False
+    wires: frozenset[WireFormat] = field(factory=frozenset, converter=_to_wires, validator=_wires)
+    features: frozenset[Feature] = field(
+        factory=frozenset, converter=_to_features, validator=_features
+    )
+    needs: frozenset[Part] = frozenset()
+    control: str = ""
+
+
+@frozen
 class Probe:
     """What a backend says of this machine.
 
@@ -533,11 +587,13 @@ class Probe:
         answer: yes; certainly no; or could not tell.
         reason: one line: what is missing, or what it found.
         remedy: one line: what to do about it; empty where nothing is needed.
+        capabilities: what it can do here, where the answer is yes.
     """
 
     answer: Answer
     reason: str
     remedy: str = ""
+    capabilities: Capabilities = Capabilities()
 
     def __bool__(self) -> bool:
         """True only for a certain yes."""

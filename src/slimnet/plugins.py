@@ -11,14 +11,16 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
 from stevedore.driver import DriverManager
 from stevedore.exception import MultipleMatches
 
 from slimnet.abc import Backend, Store
 from slimnet.exceptions import BackendUnavailable, ConfigError
-from slimnet.model import Answer, Probe, Running
+from slimnet.model import Answer, Capabilities, Probe, Running
 
 __all__ = [
+    "Choice",
     "backend_class",
     "backend_names",
     "choose_backend",
@@ -113,8 +115,23 @@ def running(instance: str, state: Path) -> dict[str, Running]:
     return found
 
 
-def choose_backend(name: str) -> tuple[type[Backend], str]:
-    """The backend to run for a config's ``backend``, and why this one.
+@frozen
+class Choice:
+    """The backend to run.
+
+    Attributes:
+        kind: its class.
+        why: this one, in a line.
+        capabilities: what its probe says that it can do here.
+    """
+
+    kind: type[Backend]
+    why: str
+    capabilities: Capabilities
+
+
+def choose_backend(name: str) -> Choice:
+    """The backend to run for a config's ``backend``.
 
     ``auto`` takes the one of the highest preference whose probe says yes.
 
@@ -127,7 +144,8 @@ def choose_backend(name: str) -> tuple[type[Backend], str]:
         if answer.answer is Answer.NO:
             remedy = f" ({answer.remedy})" if answer.remedy else ""
             raise BackendUnavailable(f"backend {name!r}: {answer.reason}{remedy}")
-        return backend_class(name), f"{name}: named in the configuration; {answer.reason}"
+        why = f"{name}: named in the configuration; {answer.reason}"
+        return Choice(backend_class(name), why, answer.capabilities)
 
     answers = {each: probe(each) for each in backend_names()}
     able = [each for each, answer in answers.items() if answer]
@@ -137,11 +155,11 @@ def choose_backend(name: str) -> tuple[type[Backend], str]:
             f"backend 'auto': no backend can run here ({said or 'none is installed'})"
         )
     best = max(able, key=lambda each: (backend_class(each).preference, each))
-    why = [f"{best}: {answers[best].reason}"]
+    reasons = [f"{best}: {answers[best].reason}"]
     for each, answer in answers.items():
         if each != best:
-            why.append(f"{each}: {'lower preference' if answer else answer.reason}")
-    return backend_class(best), "; ".join(why)
+            reasons.append(f"{each}: {'lower preference' if answer else answer.reason}")
+    return Choice(backend_class(best), "; ".join(reasons), answers[best].capabilities)
 
 
 def open_store(url: str) -> Store:

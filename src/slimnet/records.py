@@ -36,6 +36,7 @@ from slimnet.model import (
     Way,
     WayKind,
     Wire,
+    WireFormat,
 )
 from slimnet.place import Place
 
@@ -64,6 +65,8 @@ def encode(value: Any) -> Any:
         return value.name.lower()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, WireFormat):
+        return str(value)
     if attrs.has(type(value)):
         return {
             item.name: encode(getattr(value, item.name))

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from attrs import field, frozen
 from netaddr import IPAddress, IPNetwork
 
-from slimnet.model import Direction, Reason
+from slimnet.model import Direction, Reason, Wire, WireFormat
 
 __all__ = [
     "Change",
     "CidrRecord",
     "EndpointRecord",
+    "HostRecord",
     "LimitRecord",
     "PolicyKey",
     "PolicyRecord",
@@ -31,15 +32,41 @@ __all__ = [
 
 
 @frozen
+class HostRecord:
+    """What a host of the cluster is to the data paths of the others.
+
+    Attributes:
+        name: of the host.
+        wires: what it speaks.
+        control: ``address:port`` at which it hears what others announce; empty where its
+            wires need none.
+    """
+
+    name: str
+    wires: frozenset[WireFormat] = frozenset()
+    control: str = ""
+
+
+@frozen
 class EndpointRecord:
-    """Where an endpoint is and what policy knows it by (struct slim_endpoint)."""
+    """Where an endpoint is and what policy knows it by (struct slim_endpoint).
+
+    Attributes:
+        address: its overlay address.
+        host: underlay address of its host, a key of ``hosts``.
+        vni: of its network.
+        identity: of its label set.
+        local: it lives on the host whose tables these are.
+        wire: by which a TCP connection from here is carried to it, had it to leave the
+            host; ``None``: by none, and it is refused (UNREACHABLE).
+    """
 
     address: IPAddress
     host: IPAddress
     vni: int
     identity: int
     local: bool
-    wire_syn: bool
+    wire: Wire | None
 
 
 @frozen
@@ -167,6 +194,7 @@ class Tables:
         services: port of a service to its endpoints.
         published: ports of this host that are endpoints'.
         limits: endpoint id to what it may send; endpoints of this host that have a limit.
+        hosts: underlay address to record.
     """
 
     generation: int
@@ -178,6 +206,7 @@ class Tables:
     services: Mapping[ServiceKey, ServiceRecord] = field(factory=dict, hash=False)
     published: Mapping[PublishKey, PublishRecord] = field(factory=dict, hash=False)
     limits: Mapping[int, LimitRecord] = field(factory=dict, hash=False)
+    hosts: Mapping[IPAddress, HostRecord] = field(factory=dict, hash=False)
 
 
 @frozen
@@ -194,3 +223,4 @@ class Change:
     gone_services: frozenset[ServiceKey] = frozenset()
     gone_published: frozenset[PublishKey] = frozenset()
     gone_limits: frozenset[int] = frozenset()
+    gone_hosts: frozenset[IPAddress] = frozenset()

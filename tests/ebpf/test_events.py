@@ -9,7 +9,7 @@ from machine import NETWORK, endpoint, wait_for
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import BackendError, contract
-from slimnet.model import Direction, EventKind, Reason
+from slimnet.model import Direction, EventKind, Reason, Wire
 from slimnet.tables import CidrRecord, EndpointRecord, Tables
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.libbpf import BpfError
@@ -57,7 +57,7 @@ def backend(machine):
             1,
             addresses={(7, OWN): 101, (7, IPAddress("10.1.0.9")): 109},
             endpoints={
-                101: EndpointRecord(OWN, IPAddress("192.0.2.1"), 7, 257, True, True),
+                101: EndpointRecord(OWN, IPAddress("192.0.2.1"), 7, 257, True, Wire.SYN),
             },
             cidrs={(7, IPNetwork("10.1.0.0/16")): CidrRecord(1, overlay=True)},
         )

@@ -8,7 +8,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
-from slimnet.model import Direction, Reason
+from slimnet.model import Direction, Reason, Wire
 from slimnet.tables import (
     CidrRecord,
     EndpointRecord,
@@ -61,12 +61,12 @@ def test_address_key():
 
 
 def test_only_a_local_endpoint_has_an_index():
-    record = EndpointRecord(IPAddress("10.1.0.1"), IPAddress("192.0.2.1"), 7, 300, True, True)
+    record = EndpointRecord(IPAddress("10.1.0.1"), IPAddress("192.0.2.1"), 7, 300, True, Wire.SYN)
     local = contract.slim_endpoint.from_buffer_copy(ENDPOINT.value(5, record))
     assert (local.index, local.vni, local.identity) == (77, 7, 300)
     assert local.flags == contract.SLIM_ENDPOINT_LOCAL | contract.SLIM_ENDPOINT_WIRE_SYN
     assert bytes(local.host) == to_bytes16(IPAddress("192.0.2.1"))
-    away = EndpointRecord(IPAddress("10.1.0.1"), IPAddress("192.0.2.1"), 7, 300, False, False)
+    away = EndpointRecord(IPAddress("10.1.0.1"), IPAddress("192.0.2.1"), 7, 300, False, None)
     remote = contract.slim_endpoint.from_buffer_copy(ENDPOINT.value(5, away))
     assert (remote.index, remote.flags) == (0, 0)
 

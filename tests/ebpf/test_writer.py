@@ -9,7 +9,7 @@ from machine import NETWORK, endpoint
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
-from slimnet.model import Direction, Reason
+from slimnet.model import Direction, Reason, Wire
 from slimnet.tables import Change, CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
 from slimnet_ebpf.records import kinds, u32
 
@@ -38,7 +38,7 @@ def some_tables(generation, numbers):
         generation,
         addresses={(7, IPAddress(f"10.1.0.{n}")): 100 + n for n in numbers},
         endpoints={
-            100 + n: EndpointRecord(IPAddress(f"10.1.0.{n}"), HOST, 7, 256 + n, True, True)
+            100 + n: EndpointRecord(IPAddress(f"10.1.0.{n}"), HOST, 7, 256 + n, True, Wire.SYN)
             for n in numbers
         },
         cidrs={(7, IPNetwork(f"10.{n}.0.0/16")): CidrRecord(n) for n in numbers},

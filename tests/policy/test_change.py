@@ -21,7 +21,8 @@ def apply(tables, change):
     """What a backend does with a change."""
     assert change.base == tables.generation
     parts = {}
-    for name in ("addresses", "endpoints", "cidrs", "policy", "services", "published", "limits"):
+    names = "addresses endpoints cidrs policy services published limits hosts"
+    for name in names.split():
         gone = getattr(change, f"gone_{name}")
         old, new = dict(getattr(tables, name)), dict(getattr(change.set, name))
         assert gone <= old.keys(), f"{name}: what was not there cannot go"

@@ -16,17 +16,21 @@ from click.testing import CliRunner
 
 from slimnet import config as configuration
 from slimnet.agent import agent as agents
+from slimnet.agent.client import Client
 from slimnet.agent.fields import _FIELDS
 from slimnet.agent.routes import Routes
 from slimnet.agent.server import Server
 from slimnet.agent.site import Site
 from slimnet.cli import slimnet
+from slimnet.cluster import Cluster
 from slimnet.config import Config
 from slimnet.exceptions import PolicyError
 from slimnet.model import Host
 from slimnet.node import open_node
+from slimnet.plugins import Choice
 from slimnet.policy import load
 from slimnet.policy.language import manifest
+from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import MemoryBackend
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent answers to root only")
@@ -44,7 +48,11 @@ def path(tmp_path, monkeypatch):
     site = Site(host, "eth0", tmp_path / "cgroups", bytes(16))
     monkeypatch.setattr(configuration, "_RUN", tmp_path / "run")
     monkeypatch.setattr(agents.instance, "running", lambda _: {})
-    monkeypatch.setattr(agents.instance, "choose", lambda *_: (MemoryBackend, "for a test"))
+    monkeypatch.setattr(
+        agents.instance,
+        "choose",
+        lambda *_: Choice(MemoryBackend, "for a test", MemoryBackend.probe().capabilities),
+    )
     monkeypatch.setattr(agents, "survey", lambda *_: site)
     monkeypatch.setattr(agents, "ranges", tuple)
     name = f"api-{os.getpid()}"
@@ -442,3 +450,19 @@ def test_the_agent_says_where_a_file_is_wrong(path):
     assert str(here.value).startswith("line 10: items[0].spec.ingress[0].from[0].podSelector.app:")
     with open_node(agent=path) as node:
         assert node.policies() == []
+
+
+def test_status_says_which_hosts_are_out_of_reach(path, tmp_path):
+    """A host that speaks another version, or another wire."""
+    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
+        cluster = Cluster(store)
+        cluster.set_host(Host("h2", "192.0.2.2", {"vxlan/2"}, "memory"), store.lease(60))
+        cluster.set_host(Host("h3", "192.0.2.3", {"vxlan/1"}, "memory"), store.lease(60))
+    node = Client(path)
+    node.request("POST", "networks", name="other", cidrs=["10.9.0.0/24"])
+    status = node.request("GET", "status")
+    assert status["wires"] == ["vxlan/1"]
+    assert not status["ready"]
+    (trouble,) = status["trouble"]
+    said = "h1 (memory: vxlan/1) has no wire in common with h2 (memory: vxlan/2): "
+    assert trouble.startswith(said)

@@ -73,7 +73,7 @@ def dial(address, port, direction=Direction.EGRESS):
 
 def test_nothing_to_ask_before_the_first_tables(backends):
     backend = backends["h1"]
-    assert backend.features == {Feature.SERVICES}
+    assert backend.capabilities.features == {Feature.SERVICES}
     assert backend.ask(dial(ONE.address, 80), NETWORK) is None
     assert backend.decide(dial(ONE.address, 80)).reason.name == "NO_TABLES"
 

@@ -19,6 +19,7 @@ from slimnet.model import (
     Network,
     Protocol,
     Wire,
+    WireFormat,
 )
 
 WEB = {"network": "prod", "name": "web", "address": "10.1.0.1", "host": "h1"}
@@ -55,7 +56,7 @@ def test_text_becomes_addresses():
 
 
 def test_numbers_and_words_become_enumerations():
-    assert Host("h1", "192.0.2.1", ["syn"]).wires == {Wire.SYN}
+    assert Host("h1", "192.0.2.1", ["syn"]).wires == {WireFormat(Wire.SYN)}
     assert Flow(**OPEN).protocol is Protocol.TCP
     assert Flow(**OPEN).direction is Direction(1)
 

@@ -71,9 +71,9 @@ def test_a_third_party_backend_is_found(install):
     assert "other" in backend_names()
     assert backend_class("other").name == "other"
     assert probe("other").reason == "all is there"
-    kind, why = choose_backend("other")
-    assert kind.name == "other"
-    assert why == "other: named in the configuration; all is there"
+    choice = choose_backend("other")
+    assert choice.kind.name == "other"
+    assert choice.why == "other: named in the configuration; all is there"
 
 
 def test_unknown_backend():
@@ -86,12 +86,12 @@ def test_auto_takes_the_best_and_says_why(install):
     install("better", preference=2000)
     install("best", NO, preference=3000)
     install("broken", "raise RuntimeError('oops')", preference=4000)
-    kind, why = choose_backend("auto")
-    assert kind.name == "better"
-    assert why.startswith("better: all is there; ")
-    assert "best: no such kernel" in why
-    assert "good: lower preference" in why
-    assert "broken: the probe failed: RuntimeError: oops" in why
+    choice = choose_backend("auto")
+    assert choice.kind.name == "better"
+    assert choice.why.startswith("better: all is there; ")
+    assert "best: no such kernel" in choice.why
+    assert "good: lower preference" in choice.why
+    assert "broken: the probe failed: RuntimeError: oops" in choice.why
 
 
 def test_three_answers(install):
@@ -108,7 +108,7 @@ def test_named_backend_that_cannot_run(install):
     with pytest.raises(BackendUnavailable, match=r"'no': no such kernel \(take another\)"):
         choose_backend("no")
     install("unknown", "raise RuntimeError('oops')")
-    assert choose_backend("unknown")[0].name == "unknown"
+    assert choose_backend("unknown").kind.name == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing import Any
 import attrs
 from netaddr import IPAddress
 
-from slimnet import records
+from slimnet import records, wires
 from slimnet.abc import Backend
 from slimnet.agent import instance
 from slimnet.agent.admission import admit, check_free, concerning, publishers, with_documents
@@ -34,7 +34,7 @@ from slimnet.agent.inquiry import Inquiries
 from slimnet.agent.installer import Installer
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.notify import notify, watchdog_interval
-from slimnet.agent.site import Site, ranges, survey
+from slimnet.agent.site import Site, able, ranges, survey
 from slimnet.cluster import Cluster
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.config import Config
@@ -45,6 +45,7 @@ from slimnet.exceptions import (
     SlimnetError,
     StoreUnreachable,
 )
+from slimnet.model import Host
 from slimnet.plugins import open_store
 from slimnet.policy import Document, PolicyWarning, State
 from slimnet.policy import check as policy_check
@@ -83,9 +84,10 @@ class Agent:
     def _begin(self, config: Config) -> None:
         self._held.enter_context(instance.hold(config))
         there = instance.running(config)
-        backend, self.why = instance.choose(config, there)
+        choice = instance.choose(config, there)
+        backend, self.why = choice.kind, choice.why
         _log.info("backend %s (%s)", backend.name, self.why)
-        self.site: Site = survey(config, backend)
+        self.site: Site = survey(config, backend, choice.capabilities)
         store = self._held.enter_context(open_store(config.store))
         instance.check_store(config, store_id(store), there.get(backend.name))
         self.store = OwnStore(store)
@@ -106,6 +108,7 @@ class Agent:
         make_trusted(config.run / "state")
         self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
         self._held.callback(self.backend.close)
+        self._tell(able(self.site.host, self.backend.capabilities, self.site.key))
         instance.note(config, backend.name)
         self.feed = Feed(self.backend)
         self.installer = Installer(self.backend, self.site.host, config.run)
@@ -228,9 +231,9 @@ class Agent:
             "since": self.since,
             "backend": self.backend.name,
             "why": self.why,
-            "enforcing": self.backend.enforcing and not self.endpoints.unpoliced,
-            "features": records.encode(self.backend.features),
-            "needs": records.encode(self.backend.needs),
+            "enforcing": self.site.host.enforcing and not self.endpoints.unpoliced,
+            "features": records.encode(self.site.host.features),
+            "needs": records.encode(self.backend.capabilities.needs),
             "wires": records.encode(self.site.host.wires),
             "store": self.config.store,
             "cluster": self.store.id,
@@ -329,11 +332,13 @@ class Agent:
     def _follow_ranges(self) -> None:
         """Tell the others what this host is by now."""
         found = ranges()
-        if found == self.site.host.ranges:
-            return
-        host = attrs.evolve(self.site.host, ranges=found)
-        self.cluster.set_host(host, self._lease)
-        self.site = attrs.evolve(self.site, host=host)
+        self._tell(attrs.evolve(self.site.host, ranges=found))
+
+    def _tell(self, host: Host) -> None:
+        """The others that this is what the host is now."""
+        if host != self.site.host:
+            self.cluster.set_host(host, self._lease)
+            self.site = attrs.evolve(self.site, host=host)
 
     def _report(self) -> None:
         """Tell the cluster up to which revision this host has followed."""
@@ -358,6 +363,7 @@ class Agent:
             *self.endpoints.trouble.values(),
             *self.mirror.problems.values(),
             self._strangers(),
+            wires.apart(self.site.host, self.mirror.hosts()),
         ]
         return list(dict.fromkeys(each for each in found if each))
 

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from slimnet import lock, plugins
-from slimnet.abc import Backend
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendUnavailable,
@@ -81,8 +80,8 @@ def running(config: Config) -> dict[str, Running]:
     return plugins.running(config.instance, config.run / "state")
 
 
-def choose(config: Config, there: Mapping[str, Running]) -> tuple[type[Backend], str]:
-    """The backend to run, and why this one: ``auto`` stays with the one that runs.
+def choose(config: Config, there: Mapping[str, Running]) -> plugins.Choice:
+    """The backend to run: ``auto`` stays with the one that runs.
 
     Args:
         config: of this host.
@@ -103,7 +102,8 @@ def choose(config: Config, there: Mapping[str, Running]) -> tuple[type[Backend],
                 f"backend 'auto': {_said(config, there)}, which cannot run here now:"
                 f" {answer.reason}{remedy}"
             )
-        return plugins.backend_class(name), f"{name}: it runs this instance; {answer.reason}"
+        why = f"{name}: it runs this instance; {answer.reason}"
+        return plugins.Choice(plugins.backend_class(name), why, answer.capabilities)
     if others:
         keep = "" if len(others) > 1 else f', or set backend = "{next(iter(others))}"'
         stop = "stop them and " if any(found.endpoints for found in others.values()) else ""

@@ -11,10 +11,10 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from slimnet import names, policy, records
+from slimnet import names, policy, records, wires
 from slimnet.exceptions import AgentUnreachable, NotFound, SlimnetError
 from slimnet.linux import netns
-from slimnet.model import Decision, Endpoint, Flow, Wire
+from slimnet.model import Decision, Endpoint, Flow
 from slimnet.tables import Tables
 
 if TYPE_CHECKING:
@@ -175,22 +175,20 @@ def _carried(agent: Agent, source: Endpoint, destination: Endpoint) -> dict[str,
     if here is None or there is None:
         lost = source.host if here is None else destination.host
         return {"carried": "unreachable", "wire": None, "why": f"host {lost} is lost"}
-    common = here.wires & there.wires
-    accelerated = {Wire.SYN, Wire.ANNOUNCE}
+    wire = wires.choose(here, there)
+    fast = wire in wires.ACCELERATED
     if here == there:
-        fast = bool(here.wires & accelerated)
         return {"carried": "accelerated" if fast else "fallback", "wire": None, "why": "same host"}
-    if common & accelerated and here.differs_in_key(there):
+    if wires.refused(here, there):
         why = f"hosts {here.name} ({here.key}) and {there.name} ({there.key}) have different keys"
         return {"carried": "unreachable", "wire": None, "why": why}
-    for wire in (Wire.SYN, Wire.ANNOUNCE):
-        if wire in common:
-            why = f"{here.name} and {there.name} speak it"
-            return {"carried": "accelerated", "wire": str(wire), "why": why}
-    if Wire.VXLAN in common:
-        return {"carried": "fallback", "wire": "vxlan", "why": "no other wire in common"}
-    why = f"{here.name} ({here.backend}) and {there.name} ({there.backend}) have no wire in common"
-    return {"carried": "unreachable", "wire": None, "why": why}
+    if wire is None:
+        why = f"{wires.spoken(here)} and {wires.spoken(there)} have no wire in common"
+        return {"carried": "unreachable", "wire": None, "why": why}
+    if fast:
+        why = f"{here.name} and {there.name} speak it"
+        return {"carried": "accelerated", "wire": str(wire), "why": why}
+    return {"carried": "fallback", "wire": str(wire), "why": "no other wire in common"}
 
 
 def _connect(

@@ -18,6 +18,7 @@ from slimnet.agent.site import survey
 from slimnet.config import Config
 from slimnet.exceptions import AbiMismatch, BackendError, InUse
 from slimnet.linux import cgroup
+from slimnet.model import Capabilities
 from slimnet.place import Place
 from slimnet.plugins import backend_class
 
@@ -73,7 +74,7 @@ def teardown(config: Config) -> None:
             raise InUse(f"endpoints with processes: {instance.names(config, busy)}")
         for name, found in there.items():
             kind = backend_class(name)
-            context = survey(config, kind).context(config, kind, found.cluster)
+            context = survey(config, kind, Capabilities()).context(config, kind, found.cluster)
             try:
                 with kind(context) as backend:
                     backend.teardown()

@@ -124,6 +124,7 @@ class Routes:
             "services": _pairs(tables.services),
             "published": _pairs(tables.published),
             "limits": records.encode(tables.limits),
+            "hosts": records.encode(tables.hosts),
         }
 
     def get_connections(self) -> Reply:

@@ -11,6 +11,7 @@ import secrets
 import tempfile
 from pathlib import Path
 
+import attrs
 from attrs import frozen
 from netaddr import IPAddress, IPNetwork
 
@@ -19,15 +20,14 @@ from slimnet.config import Config
 from slimnet.exceptions import ConfigError
 from slimnet.linux import cgroup
 from slimnet.local import local_ranges
-from slimnet.model import Host, Wire
+from slimnet.model import Capabilities, Host
 from slimnet.trusted import make_trusted
+from slimnet.wires import ACCELERATED
 
-__all__ = ["Site", "fingerprint", "ranges", "survey"]
+__all__ = ["Site", "able", "fingerprint", "ranges", "survey"]
 
 _log = logging.getLogger(__name__)
 
-#: The wires that are no use to hosts with different keys.
-_KEYED = frozenset({Wire.SYN, Wire.ANNOUNCE})
 #: A host's record is read by every other one.
 _RANGES_MAX = 4096
 
@@ -55,8 +55,13 @@ class Site:
         )
 
 
-def survey(config: Config, backend: type[Backend]) -> Site:
+def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -> Site:
     """Find out what the configuration leaves open, and check the rest.
+
+    Args:
+        config: of this host.
+        backend: what it runs.
+        capabilities: of the backend here.
 
     Raises:
         ConfigError: an address, an interface or the key file is not as said.
@@ -65,20 +70,33 @@ def survey(config: Config, backend: type[Backend]) -> Site:
     interface, address = _underlay(config)
     key = _key(config.key_file)
     return Site(
-        host=Host(
-            name=config.host,
-            address=address,
-            wires=backend.wires,
-            backend=backend.name,
-            labels=config.labels,
-            enforcing=backend.enforcing,
-            features=backend.features,
-            key=fingerprint(key) if _KEYED & backend.wires else "",
-            ranges=ranges(),
+        host=able(
+            Host(
+                name=config.host,
+                address=address,
+                backend=backend.name,
+                labels=config.labels,
+                ranges=ranges(),
+            ),
+            capabilities,
+            key,
         ),
         interface=interface,
         cgroups=cgroup.mount() / "slimnet" / config.instance,
         key=key,
+    )
+
+
+def able(host: Host, capabilities: Capabilities, key: bytes) -> Host:
+    """A host with what its backend can do there, which has this key."""
+    keyed = any(each.wire in ACCELERATED for each in capabilities.wires)
+    return attrs.evolve(
+        host,
+        wires=capabilities.wires,
+        enforcing=capabilities.enforcing,
+        features=capabilities.features,
+        control=capabilities.control,
+        key=fingerprint(key) if keyed else "",
     )
 
 

@@ -55,8 +55,8 @@ def backends(output: str) -> None:
         try:
             kind = backend_class(probed["backend"])
             row |= {
-                "enforcing": kind.enforcing,
-                "wires": sorted(kind.wires),
+                "enforcing": probed["capabilities"].enforcing,
+                "wires": sorted(map(str, probed["capabilities"].wires)),
                 "preference": kind.preference,
                 "summary": (kind.__doc__ or "").partition("\n")[0],
             }
@@ -74,7 +74,7 @@ def backends(output: str) -> None:
     show(rows, columns, output)
 
 
-def _probed() -> list[dict[str, str]]:
+def _probed() -> list[dict[str, Any]]:
     from slimnet.plugins import backend_names, probe  # noqa: PLC0415  # stevedore, when it runs
 
     found = []
@@ -86,6 +86,7 @@ def _probed() -> list[dict[str, str]]:
                 "answer": answer.answer.value,
                 "reason": answer.reason,
                 "remedy": answer.remedy,
+                "capabilities": answer.capabilities,
             }
         )
     return found

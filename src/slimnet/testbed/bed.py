@@ -198,7 +198,7 @@ class Testbed:
     def _resolve(self) -> None:
         from slimnet.plugins import choose_backend  # noqa: PLC0415  # stevedore, when wanted
 
-        self.backend = choose_backend(self.backend)[0].name
+        self.backend = choose_backend(self.backend).kind.name
 
     def _configure(self, host: TestbedHost) -> None:
         settings = {

@@ -73,7 +73,7 @@ def the_data_path_can_be_asked(stage: Stage) -> None:
 def services_are_dialled(stage: Stage) -> None:
     """A service's address leads to an endpoint behind it, which policy is asked for."""
     start(stage, "client", "server", "stranger", "neighbour")
-    if Feature.SERVICES not in stage.backends[0].features:
+    if Feature.SERVICES not in stage.backends[0].capabilities.features:
         return
     stage.install(2, service=("server", "neighbour"))
     reached = made(stage.reach("client", SERVICE, 80), "client to the service")
@@ -91,7 +91,7 @@ def services_are_dialled(stage: Stage) -> None:
 def ports_are_published(stage: Stage) -> None:
     """A port of the host is the endpoint's, with the client's own address; and then no more."""
     start(stage, "client")
-    if Feature.PUBLISHED_PORTS not in stage.backends[0].features:
+    if Feature.PUBLISHED_PORTS not in stage.backends[0].capabilities.features:
         return
     stage.serve("client", 9090)
     key = PublishKey(None, Protocol.TCP, 8090)
@@ -133,7 +133,7 @@ def what_is_sent_is_on_account(stage: Stage) -> None:
 def limits_hold_packets_back(stage: Stage) -> None:
     """A limited endpoint sends about what it may, an unlimited one beside it more."""
     start(stage, "client", "server", "neighbour")
-    if stage.simulated or Feature.EGRESS_LIMITS not in stage.backends[0].features:
+    if stage.simulated or Feature.EGRESS_LIMITS not in stage.backends[0].capabilities.features:
         return
     limit = LimitRecord(rate=_RATE)
     stage.install(2, limits={CAST["client"].id: limit})

@@ -34,8 +34,20 @@ from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, Stage
 def probe_changes_nothing(stage: Stage) -> None:
     """A probe answers, and leaves the machine as it was."""
     before = stage.snapshot()
-    expect(isinstance(stage.probe(), Probe), "probe() must return a Probe")
+    probed = stage.probe()
+    expect(isinstance(probed, Probe), "probe() must return a Probe")
     same(before, stage.snapshot(), "after probe()")
+
+
+@clause
+def what_a_probe_promises_is_there(stage: Stage) -> None:
+    """The instance's capabilities are those of the probe; without a wire, or without a part
+    of a place, it would be no use."""
+    probed, backend = stage.probe(), stage.open(0)
+    said = backend.capabilities
+    expect(said == probed.capabilities, f"the probe: {probed.capabilities}; the instance: {said}")
+    expect(said.wires, "it speaks no wire")
+    expect(said.needs, "it knows endpoints by nothing")
 
 
 @clause
@@ -122,9 +134,11 @@ def a_given_place_is_used_or_refused(stage: Stage) -> None:
         what = f"a given {' and '.join(sorted(parts))}"
         before, status = stage.snapshot(), backend.status()
         theirs = stage.snapshot_of_given()
-        if parts - backend.needs:
+        if parts - backend.capabilities.needs:
             error = raises(InvalidValue, partial(backend.attach, endpoint, NETWORK), what)
-            reasons = [f"endpoint.{part}: wanted none (" for part in parts - backend.needs]
+            reasons = [
+                f"endpoint.{part}: wanted none (" for part in parts - backend.capabilities.needs
+            ]
             expect(any(each in str(error) for each in reasons), f"{what}: no reason: {error}")
             same(before, stage.snapshot(), f"after {what} that was refused")
             expect(core(status) == core(backend.status()), "the status changed")

@@ -20,6 +20,7 @@ from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse, InvalidValue
 from slimnet.model import (
     Answer,
+    Capabilities,
     Connection,
     Decision,
     Direction,
@@ -36,6 +37,7 @@ from slimnet.model import (
     Status,
     Verdict,
     Wire,
+    WireFormat,
 )
 from slimnet.place import Life, Part, Place
 from slimnet.policy.explain.decision import Affinity, Answerer, pick
@@ -44,6 +46,11 @@ from slimnet.tables import Change, ServiceRecord, Tables
 __all__ = ["MemoryBackend"]
 
 _REFUSED_MOST = 4096
+_CAPABILITIES = Capabilities(
+    wires=frozenset({WireFormat(Wire.VXLAN)}),
+    features=frozenset({Feature.SERVICES}),
+    needs=frozenset({Part.CGROUP}),
+)
 
 
 @define
@@ -79,10 +86,6 @@ class MemoryBackend(Backend):
     """
 
     name: ClassVar[str] = "memory"
-    enforcing: ClassVar[bool] = False
-    wires: ClassVar[frozenset[Wire]] = frozenset({Wire.VXLAN})
-    features: ClassVar[frozenset[Feature]] = frozenset({Feature.SERVICES})
-    needs: ClassVar[frozenset[Part]] = frozenset({Part.CGROUP})
     preference: ClassVar[int] = -1
 
     #: The data paths that run, by instance.
@@ -105,7 +108,12 @@ class MemoryBackend(Backend):
     @classmethod
     def probe(cls) -> Probe:
         """Always yes."""
-        return Probe(Answer.YES, "needs nothing, enforces nothing")
+        return Probe(Answer.YES, "needs nothing, enforces nothing", capabilities=_CAPABILITIES)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Services and nothing else."""
+        return _CAPABILITIES
 
     @classmethod
     def find(cls, instance: str, state: Path) -> Running | None:

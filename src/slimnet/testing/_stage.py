@@ -30,11 +30,12 @@ from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import SlimnetError
 from slimnet.linux import cgroup, netns
-from slimnet.model import Direction, Endpoint, Host, Network, Reason, Running, Wire
+from slimnet.model import Direction, Endpoint, Host, Network, Probe, Reason, Running
 from slimnet.place import Part, Place
 from slimnet.tables import (
     CidrRecord,
     EndpointRecord,
+    HostRecord,
     LimitRecord,
     PolicyKey,
     PolicyRecord,
@@ -112,6 +113,7 @@ class Stage:
     ) -> None:
         self._backend = backend
         self._options = options
+        self._capabilities = backend.probe().capabilities
         self._simulated = reach
         self.name = f"slt-{os.getpid()}-{next(_stages)}"
         self.underlay = None if reach else Underlay(hosts=3, name=self.name.removeprefix("slt-"))
@@ -164,7 +166,7 @@ class Stage:
         """Of the host by its index."""
         return Context(
             instance=f"{self.name}-h{host + 1}",
-            host=Host(f"h{host + 1}", self.address(host), frozenset(self._backend.wires)),
+            host=Host(f"h{host + 1}", self.address(host), self._capabilities.wires),
             interface="eth0",
             cgroup=self._cgroup / f"h{host + 1}",
             state=self._directory / f"h{host + 1}",
@@ -198,7 +200,7 @@ class Stage:
         self.backends[host] = _Placed(backend, self._netns(host))
         return self.backends[host]
 
-    def probe(self) -> object:
+    def probe(self) -> Probe:
         """Ask the backend's class, on the first host."""
         with self.on(0):
             return self._backend.probe()
@@ -292,7 +294,7 @@ class Stage:
                     vni=vni,
                     identity=endpoint.identity,
                     local=self._host(name) == host,
-                    wire_syn=Wire.SYN in self._backend.wires,
+                    wire=next(iter(self._capabilities.wires)).wire,
                 )
                 for name, endpoint in CAST.items()
             },
@@ -302,6 +304,10 @@ class Stage:
             services=services,
             published=published or {} if host == 0 else {},
             limits=limits or {} if host == 0 else {},
+            hosts={
+                self.address(member): HostRecord(f"h{member + 1}", self._capabilities.wires)
+                for member in (0, 1)
+            },
         )
 
     def install(self, generation: int, **content: Any) -> None:

@@ -409,7 +409,7 @@ class Lab:
                     vni=vnis[record.network],
                     identity=record.identity,
                     local=record.host == host.name,
-                    wire_syn=True,
+                    wire=model.Wire.SYN,
                 )
                 for number, record in records.items()
             },

@@ -26,21 +26,20 @@ from slimnet.linux.netns import Netns
 from slimnet.local import broadcast_addresses, local_ranges
 from slimnet.model import (
     Account,
+    Capabilities,
     Connection,
     Decision,
     Endpoint,
     Event,
     EventKind,
-    Feature,
     Flow,
     Network,
     Probe,
     Reason,
     Running,
     Status,
-    Wire,
 )
-from slimnet.place import Life, Part, Place
+from slimnet.place import Life, Place
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
@@ -90,10 +89,6 @@ class EbpfBackend(Backend):
     """
 
     name: ClassVar[str] = "ebpf"
-    enforcing: ClassVar[bool] = True
-    wires: ClassVar[frozenset[Wire]] = frozenset({Wire.SYN})
-    features: ClassVar[frozenset[Feature]] = frozenset(Feature)
-    needs: ClassVar[frozenset[Part]] = frozenset({Part.CGROUP})
     preference: ClassVar[int] = 100
     #: Seconds between two looks at what changes slowly: the host, and endpoints whose
     #: cgroup somebody has removed.
@@ -131,6 +126,11 @@ class EbpfBackend(Backend):
     def probe(cls) -> Probe:
         """See :meth:`slimnet.abc.Backend.probe`."""
         return probe(cls.object_path)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See :attr:`slimnet.abc.Backend.capabilities`."""
+        return requirements.capabilities()
 
     @classmethod
     def find(cls, instance: str, state: Path) -> Running | None:

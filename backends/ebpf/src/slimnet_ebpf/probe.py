@@ -52,5 +52,6 @@ def probe(path: Path) -> Probe:
             Answer.YES,
             f"{found}; but any local user can take port {contract.SLIM_INNER_PORT} from endpoints",
             f"sysctl -w net.ipv4.ip_unprivileged_port_start={contract.SLIM_INNER_PORT + 1}",
+            requirements.capabilities(),
         )
-    return Probe(Answer.YES, found)
+    return Probe(Answer.YES, found, capabilities=requirements.capabilities())

@@ -11,6 +11,7 @@ from attrs import frozen
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
+from slimnet.model import Wire
 from slimnet.tables import (
     Change,
     CidrRecord,
@@ -139,7 +140,7 @@ def kinds(indexes: Mapping[int, int]) -> tuple[Kind, ...]:
 
     def endpoint(number: int, record: EndpointRecord) -> bytes:
         flags = contract.SLIM_ENDPOINT_LOCAL if record.local else 0
-        flags |= contract.SLIM_ENDPOINT_WIRE_SYN if record.wire_syn else 0
+        flags |= contract.SLIM_ENDPOINT_WIRE_SYN if record.wire is Wire.SYN else 0
         return ENDPOINT.pack(
             address=to_bytes16(record.address),
             host=to_bytes16(record.host),

@@ -10,13 +10,17 @@ from pathlib import Path
 
 from slimnet.exceptions import CapabilityMissing
 from slimnet.linux import cgroup
+from slimnet.model import Capabilities, Feature, Wire, WireFormat
+from slimnet.place import Part
 from slimnet_ebpf.libbpf import library
 
-__all__ = ["OBJECT", "check", "knows"]
+__all__ = ["OBJECT", "capabilities", "check", "knows"]
 
 OBJECT = Path(__file__).with_name("slimnet.bpf.o")
 # bpf_set_retval(): before it every refusal would be EPERM, and nothing tells them apart.
 _KERNEL = (5, 19)
+#: Of the option in a SYN (design 4.1): another one is no SYN that the older understand.
+_WIRE_VERSION = 1
 _CAP_NET_ADMIN = 12
 _CAP_SYS_ADMIN = 21
 _CAP_BPF = 39
@@ -43,6 +47,16 @@ def check() -> None:
             f"{_BTF} is missing: use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y"
         )
     library()
+
+
+def capabilities() -> Capabilities:
+    """What the data path can do on this kernel."""
+    return Capabilities(
+        enforcing=True,
+        wires=frozenset({WireFormat(Wire.SYN, _WIRE_VERSION)}),
+        features=frozenset(Feature),
+        needs=frozenset({Part.CGROUP}),
+    )
 
 
 def knows(name: str) -> bool:

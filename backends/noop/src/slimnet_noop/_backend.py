@@ -30,6 +30,7 @@ from slimnet.fallback import Outside, Router, Stamp, counters, refusals, tracked
 from slimnet.linux import cgroup, netns
 from slimnet.model import (
     Answer,
+    Capabilities,
     Connection,
     Direction,
     Endpoint,
@@ -40,6 +41,7 @@ from slimnet.model import (
     Running,
     Status,
     Wire,
+    WireFormat,
 )
 from slimnet.place import Life, Part, Place
 from slimnet.tables import Change, Tables
@@ -53,6 +55,11 @@ ABI = 1
 PORT = 4789
 #: Seconds between two looks at the refusals.
 _EVERY = 0.5
+_CAPABILITIES = Capabilities(
+    enforcing=True,
+    wires=frozenset({WireFormat(Wire.VXLAN)}),
+    needs=frozenset({Part.CGROUP, Part.NETNS}),
+)
 #: How many refusals of routers that are gone wait to be read.
 _LATE = 4096
 
@@ -69,9 +76,6 @@ class NoopBackend(Backend):
     """
 
     name: ClassVar[str] = "noop"
-    enforcing: ClassVar[bool] = True
-    wires: ClassVar[frozenset[Wire]] = frozenset({Wire.VXLAN})
-    needs: ClassVar[frozenset[Part]] = frozenset({Part.CGROUP, Part.NETNS})
     preference: ClassVar[int] = 0
 
     def __init__(self, context: Context) -> None:
@@ -124,7 +128,13 @@ class NoopBackend(Backend):
             return Probe(
                 Answer.NO, f"kernel without {missing}", f"modprobe {missing.replace(',', '')}"
             )
-        return Probe(Answer.YES, "VXLAN, veth, cgroup v2 and nftables are here")
+        found = "VXLAN, veth, cgroup v2 and nftables are here"
+        return Probe(Answer.YES, found, capabilities=_CAPABILITIES)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Policy in a namespace that is not the endpoint's."""
+        return _CAPABILITIES
 
     @classmethod
     def find(cls, instance: str, state: Path) -> Running | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from netaddr import IPAddress, IPNetwork
 
-from slimnet import contract
+from slimnet import contract, wires
 from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.model import Direction, Endpoint, Host, Namespace, Network, Wire
+from slimnet.model import Direction, Endpoint, Host, Namespace, Network
 from slimnet.policy.compile.difference import Touched, altered, difference, keyed
 from slimnet.policy.compile.limits import Limits
 from slimnet.policy.compile.number import Collision, Numbers
@@ -21,7 +21,7 @@ from slimnet.policy.compile.services import Services
 from slimnet.policy.compile.table import Pairs, PolicyTable
 from slimnet.policy.document import NetworkPolicy, Policy
 from slimnet.policy.state import State
-from slimnet.tables import Change, CidrRecord, EndpointRecord, Tables
+from slimnet.tables import Change, CidrRecord, EndpointRecord, HostRecord, Tables
 
 __all__ = ["Compiler", "compile"]
 
@@ -110,6 +110,7 @@ class Compiler:
             self.services.records,
             self.published.records,
             self.limits.records,
+            self._host_records,
         )
         change = None if before is None else difference(before, self._tables, touched)
         return self._tables, change
@@ -126,6 +127,9 @@ class Compiler:
         self, hosts: Mapping[str, Host], networks: Mapping[str, Network], ids: Numbers
     ) -> None:
         self._hosts = hosts
+        self._host_records = {
+            each.address: HostRecord(each.name, each.wires, each.control) for each in hosts.values()
+        }
         self.networks = networks
         self._overlays: dict[str, Overlay] = {}
         self._namespaces: Mapping[tuple[str, str], Namespace] = {}
@@ -317,7 +321,7 @@ class Compiler:
             vni=overlay.network.vni,
             identity=overlay.identity[identifier],
             local=self._host in {None, endpoint.host},
-            wire_syn=Wire.SYN in host.wires,
+            wire=wires.choose(self._hosts.get(self._host or "", host), host),
         )
 
 

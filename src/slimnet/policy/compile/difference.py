@@ -19,6 +19,8 @@ __all__ = ["Touched", "altered", "difference", "keyed"]
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key", bound=Hashable)
 _NOTHING: Pairs = {}
+#: The tables that are compared key by key.
+_NAMES = ("addresses", "endpoints", "cidrs", "rules", "services", "published", "limits", "hosts")
 
 
 def keyed(items: Iterable[_Item], key: Callable[[_Item], _Key], what: str) -> dict[_Key, _Item]:
@@ -57,6 +59,7 @@ class Touched:
     services: set[ServiceKey] = field(factory=set)
     published: set[PublishKey] = field(factory=set)
     limits: set[int] = field(factory=set)
+    hosts: set[IPAddress] = field(factory=set)
     subjects: set[int] = field(factory=set)
 
 
@@ -82,7 +85,7 @@ def difference(before: Tables, after: Tables, touched: Touched | None = None) ->
             gone.update(key for key in changed if key not in is_now)
     parts: dict[str, Any] = {}
     lost: dict[str, frozenset[Any]] = {}
-    for name in ("addresses", "endpoints", "cidrs", "rules", "services", "published", "limits"):
+    for name in _NAMES:
         was, is_now = getattr(before, name), getattr(after, name)
         if touched is None:
             changed = altered(was, is_now)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from attrs import evolve, frozen
 from netaddr import IPAddress, IPNetwork
 
-from slimnet.model import Endpoint, Flow, Host, Protocol, Reason, Wire
+from slimnet import wires
+from slimnet.model import Endpoint, Flow, Host, Protocol, Reason
 from slimnet.policy.explain.oracle import Oracle
 from slimnet.policy.state import State
 from slimnet.tables import PublishKey, Tables
@@ -153,12 +154,11 @@ def _carried(
     if source is None or destination is None or source.host == destination.host:
         return ""
     one, other = _host(state, source), _host(state, destination)
-    common = one.wires & other.wires
-    wire = next((item for item in Wire if item in common), None)
-    if protocol is not Protocol.TCP:
-        wire = Wire.VXLAN if Wire.VXLAN in common else None
+    wire = wires.choose(one, other, protocol)
     by = f" by wire {wire}" if wire else ""
-    if wire in {Wire.SYN, Wire.ANNOUNCE} and one.differs_in_key(other):
+    if one.wires and other.wires and wires.choose(one, other) is None:
+        by = " by no wire: they have none in common"
+    if wires.refused(one, other):
         by += ", which refuses: their keys differ"
     return f"{other.name} ({other.address}){by}"
 
