@@ -10,9 +10,13 @@ A run that is ended by SIGTERM removes what its tests made, as after Ctrl-C.
 import os
 import signal
 
+import hypothesis
 import pytest
 
 REQUIRE_ALL = os.environ.get("SLIMNET_REQUIRE_ALL", "") not in ("", "0")
+# How long one generated example takes says how busy the machine is, not what is wrong.
+hypothesis.settings.register_profile("slimnet", deadline=None)
+hypothesis.settings.load_profile("slimnet")
 
 
 def pytest_configure(config):

@@ -119,6 +119,7 @@ RELAXED = settings(
 )
 
 
+@pytest.mark.no_cover
 @RELAXED
 @given(journeys())
 def test_tables_depend_on_the_state_only(states):
@@ -126,6 +127,7 @@ def test_tables_depend_on_the_state_only(states):
     check_journey(states)
 
 
+@pytest.mark.no_cover
 @RELAXED
 @given(journeys())
 def test_twins(states):

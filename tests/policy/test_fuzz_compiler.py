@@ -98,6 +98,7 @@ def tried(what, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

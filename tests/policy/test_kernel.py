@@ -88,6 +88,7 @@ def check_flow(kernel, oracle, dialled, seen):
     seen[judged.reason.name] += 1
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_oracle_and_kernel_agree(kernel):
     """At least 20,000 flows over at least 500 policy sets, and of every kind of answer some."""

@@ -99,6 +99,7 @@ def assert_same(verdict, tables, judged, flow):
     assert (verdict.allowed, verdict.reason, rule) == expected, flow
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_oracle_and_library_agree(library):
     """At least 20,000 flows over at least 500 policy sets, and of every kind of answer some."""
