@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * Binds sockets of both families to a port that the kernel chooses, while another
  * thread makes them IPv6-only and back; listens on those that have the port it is
