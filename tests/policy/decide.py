@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""slim_decide() and slim_service_pick(), compiled by gcc, over tables of the compiler."""
+"""The core, compiled by gcc, over tables of the compiler."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import ctypes
 import socket
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import evolve
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
 from slimnet.model import Direction, Flow, Protocol, Reason, Verdict
 from slimnet.policy.explain.decision import Answerer, Site
 from slimnet.tables import ServiceKey, ServiceRecord, Tables
+from slimnet_ebpf.layout import to_bytes16
+from slimnet_ebpf.records import cidr_key, kinds
+
+#: The fields of struct slim_test_way.
+WAY = ("kind", "reason", "error", "direction", "rule", "peer_rule", "endpoint", "port")
 
 KERNEL = Path(__file__).parents[2] / "kernel"
 
@@ -23,10 +29,16 @@ KERNEL = Path(__file__).parents[2] / "kernel"
 class Library:
     """The shared library, built from ``kernel/test/core.c`` and a directory of headers."""
 
-    def __init__(self, directory: Path, headers: Path = KERNEL / "uapi", *options: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        headers: Path = KERNEL / "uapi",
+        *options: str,
+        compiler: Sequence[str] = ("gcc",),
+    ) -> None:
         target = directory / "libslimcore.so"
         subprocess.run(
-            ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+            [*compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
             + [*options, f"-I{headers}", "-o", target, KERNEL / "test" / "core.c"],
             check=True,
         )
@@ -47,6 +59,20 @@ class Library:
             *(ctypes.c_void_p, ctypes.POINTER(contract.slim_service)),
             *(ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint32),
             ctypes.POINTER(contract.slim_backend),
+        ]
+        for function, records in (("place", 1), ("service", 0), ("range", 0)):
+            middle = [ctypes.c_uint32] * records
+            arguments = [ctypes.c_void_p, ctypes.c_char_p, *middle, ctypes.c_char_p]
+            getattr(self.c, f"slim_test_{function}").argtypes = arguments
+        self.c.slim_test_way.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_char_p),
+            *(ctypes.c_uint16, ctypes.c_uint8, ctypes.c_uint8, ctypes.c_uint8, ctypes.c_uint32),
+            ctypes.c_void_p,
+        ]
+        self.c.slim_test_way.restype = None
+        self.c.slim_test_admit.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint32),
+            *(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p),
         ]
 
 
@@ -77,6 +103,7 @@ class Decider:
         self._answerers: dict[int, Answerer] = {}
         self._services: dict[int, contract.slim_service] = {}
         self._env = self._c.slim_test_open(len(tables.policy))
+        self._fill()
         for key, record in tables.policy.items():
             failed = self._c.slim_test_set(
                 self._env,
@@ -91,6 +118,67 @@ class Decider:
                 record.rule,
             )
             assert not failed
+
+    def _fill(self) -> None:
+        """The tables but the policy, in the bytes that the eBPF data path gets; the inner
+        index of an endpoint is its id."""
+        every = {kind.map: kind for kind in kinds({each: each for each in self.tables.endpoints})}
+        endpoint = every[contract.SLIM_MAP_ENDPOINT].value
+        nobody = bytes(ctypes.sizeof(contract.slim_endpoint))
+        kind = every[contract.SLIM_MAP_ADDRESS]
+        for key, number in self.tables.addresses.items():
+            owner = self.tables.endpoints.get(number)
+            value = endpoint(number, owner) if owner else nobody
+            assert not self._c.slim_test_place(self._env, kind.key(key), number, value)
+        for function, kind in (
+            (self._c.slim_test_service, every[contract.SLIM_MAP_SERVICE]),
+            (self._c.slim_test_range, every[contract.SLIM_MAP_CIDR]),
+        ):
+            for key, record in kind.of(self.tables).items():
+                assert not function(self._env, kind.key(key), kind.value(key, record))
+
+    def add_range(self, vni: int, cidr: IPNetwork, *, identity: int, flags: int) -> None:
+        """A range that no tables have: only the kernel's routes say it."""
+        value = struct.pack("=II", identity, flags)
+        assert not self._c.slim_test_range(self._env, cidr_key((vni, cidr)), value)
+
+    def way(
+        self,
+        vni: int,
+        client: int,
+        destination: IPAddress,
+        port: int,
+        *,
+        stream: bool = True,
+        source: int = 0,
+        random: int = 0,
+    ) -> dict[str, int]:
+        """What becomes of a connect, or of a datagram: struct slim_test_way."""
+        answer = (ctypes.c_uint32 * len(WAY))()
+        protocol = Protocol.TCP if stream else Protocol.UDP
+        self._c.slim_test_way(
+            *(self._env, vni, client, to_bytes16(destination), port, protocol, stream, source),
+            *(random, ctypes.byref(answer)),
+        )
+        return dict(zip(WAY, answer, strict=True))
+
+    def admit(
+        self, key: bytes, syn: tuple[IPAddress, IPAddress, int, int], sequence: int, option: bytes
+    ) -> tuple[int, Reason, int]:
+        """Whether a SYN (source, destination, both ports) may come in: enum
+        slim_admit_answer, reason, rule."""
+        reason, rule = ctypes.c_uint32(), ctypes.c_uint32()
+        source, destination, *ports = syn
+        answer = self._c.slim_test_admit(
+            self._env,
+            struct.pack("=2Q", *struct.unpack("<2Q", key)),
+            to_bytes16(source) + to_bytes16(destination) + struct.pack("!2H", *ports),
+            socket.htonl(sequence),
+            option,
+            ctypes.byref(reason),
+            ctypes.byref(rule),
+        )
+        return answer, Reason(reason.value), rule.value
 
     def close(self) -> None:
         self._c.slim_test_close(self._env)

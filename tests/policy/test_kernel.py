@@ -33,14 +33,19 @@ class Kernel:
 
     def __init__(self, loaded):
         maps = loaded.maps()
-        self._writer = Writer({number: maps[name] for number, name in contract.MAPS.items()})
-        (self._program,) = (each.fd for each in loaded.programs() if each.name == "slim_ask")
+        self.maps = {number: maps[name] for number, name in contract.MAPS.items()}
+        self._writer = Writer(self.maps)
+        self._programs = {each.name: each.fd for each in loaded.programs()}
         self._generations = itertools.count(1)
         self.tables = None
 
     def install(self, tables):
         self.tables = evolve(tables, generation=next(self._generations))
         self._writer.install(self.tables, None, {})
+
+    def program(self, name):
+        """Its descriptor."""
+        return self._programs[name]
 
     def ask(self, flow):
         question = Question(
@@ -51,7 +56,7 @@ class Kernel:
             flow.protocol,
             flow.port,
         )
-        return ask(self._program, question)
+        return ask(self.program("slim_ask"), question)
 
 
 @pytest.fixture(scope="module")
