@@ -31,6 +31,9 @@ def imports(path):
         ('"cgroup.kill"', {"linux/cgroup.py"}),
         ('"/proc/self/mount', {"linux/mounts.py"}),
         ("libc.setns(", {"linux/libc.py", "linux/netns.py", "sandbox/inside.py"}),
+        ('/{pid}/stat"', {"linux/process.py"}),
+        # What a backend could leave behind anywhere below it.
+        ('"/proc/sys', {"linux/sysctl.py", "testing/_snapshot.py"}),
         ("SO_NETNS_COOKIE", {"linux/netns.py"}),
     ],
 )

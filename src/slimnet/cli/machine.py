@@ -12,12 +12,10 @@ from attrs import frozen
 
 from slimnet import contract
 from slimnet.exceptions import CapabilityMissing
-from slimnet.linux import cgroup
+from slimnet.linux import cgroup, sysctl
 from slimnet.sandbox import landlock, seccomp
 
 __all__ = ["Finding", "findings"]
-
-_SYSCTL = Path("/proc/sys")
 
 
 @frozen
@@ -50,9 +48,9 @@ def findings() -> Iterator[Finding]:
     yield _filter()
 
 
-def _read(path: str) -> str:
+def _read(name: str) -> str:
     try:
-        return (_SYSCTL / path).read_text().strip()
+        return sysctl.read(name)
     except OSError:
         return ""
 

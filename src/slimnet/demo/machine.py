@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slimnet.demo.setting import CPUS
+from slimnet.linux import sysctl
 
 __all__ = ["describe"]
 
@@ -28,11 +29,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "load_before": os.getloadavg()[0],
-        "congestion_control": _sysctl("net/ipv4/tcp_congestion_control"),
+        "congestion_control": sysctl.read("net/ipv4/tcp_congestion_control"),
         # Somebody counts BPF programs' time, which makes each run some 90 ns longer.
-        "bpf_stats": _sysctl("kernel/bpf_stats_enabled") == "1",
+        "bpf_stats": sysctl.read("kernel/bpf_stats_enabled") == "1",
     }
-
-
-def _sysctl(name: str) -> str:
-    return Path("/proc/sys", name).read_text().strip()

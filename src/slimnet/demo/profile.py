@@ -20,10 +20,11 @@ from slimnet.demo.mode import Site
 from slimnet.demo.sample import measure
 from slimnet.demo.setting import Setting
 from slimnet.demo.workload import Workload
+from slimnet.linux import sysctl
 
 __all__ = ["Cost", "profile"]
 
-_SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
+_SWITCH = "kernel/bpf_stats_enabled"
 _PINS = Path("/sys/fs/bpf/slimnet")
 
 
@@ -71,12 +72,12 @@ def profile(workload: Workload, site: Site, setting: Setting) -> list[Cost]:
 
 @contextmanager
 def _counting() -> Iterator[None]:
-    before = _SWITCH.read_text()
-    _SWITCH.write_text("1")
+    before = sysctl.read(_SWITCH)
+    sysctl.write(_SWITCH, 1)
     try:
         yield
     finally:
-        _SWITCH.write_text(before)
+        sysctl.write(_SWITCH, before)
 
 
 def _programs(site: Site) -> dict[str, tuple[int, int]]:

@@ -16,8 +16,8 @@ from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet.fallback import nft
-from slimnet.fallback.router import uplink_address, uplink_name, write_sysctls
-from slimnet.linux import netns
+from slimnet.fallback.router import uplink_address, uplink_name
+from slimnet.linux import netns, sysctl
 from slimnet.model import Reason
 
 __all__ = ["Outside", "Stamp"]
@@ -127,7 +127,7 @@ class Outside:
         with netns.enter(self._host):
             for name in changed:
                 with contextlib.suppress(FileNotFoundError):  # the interface has gone
-                    write_sysctls({f"net/ipv4/conf/{name}/forwarding": 1 if vnis else 0})
+                    sysctl.write(_forwarding(name), 1 if vnis else 0)
         if changed and not vnis:
             nft.apply(f"delete set ip {self._name} forwarding", self._host)
 
@@ -220,4 +220,9 @@ def _listed(names: Iterable[str]) -> str:
 
 def _forwards(interface: str, host: Path) -> bool:
     with netns.enter(host):
-        return Path(f"/proc/sys/net/ipv4/conf/{interface}/forwarding").read_text() != "0\n"
+        return sysctl.read(_forwarding(interface)) != "0"
+
+
+def _forwarding(interface: str) -> str:
+    """Its sysctl (Documentation/networking/ip-sysctl.rst)."""
+    return f"net/ipv4/conf/{interface}/forwarding"

@@ -23,10 +23,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.exceptions import BackendError
 from slimnet.fallback import nft, ruleset
-from slimnet.linux import netns
+from slimnet.linux import netns, sysctl
 from slimnet.tables import Tables
 
-__all__ = ["GATEWAY", "OVERHEAD", "Router", "uplink_address", "uplink_name", "write_sysctls"]
+__all__ = ["GATEWAY", "OVERHEAD", "Router", "uplink_address", "uplink_name"]
 
 #: What endpoints and routers send to. It is on no interface of the endpoint's own link.
 GATEWAY = "169.254.1.1"
@@ -88,12 +88,11 @@ def _vtep_mac(host: IPAddress) -> str:
     return _mac(0x53, int(host))
 
 
-def write_sysctls(values: Mapping[str, int]) -> None:
+def _set(values: Mapping[str, int]) -> None:
     """In the calling thread's namespace; a kernel without IPv6 lacks some."""
     for name, value in values.items():
-        path = Path("/proc/sys") / name
-        if path.exists():
-            path.write_text(f"{value}\n")
+        if sysctl.exists(name):
+            sysctl.write(name, value)
 
 
 @contextmanager
@@ -146,7 +145,7 @@ class Router:
 
     def _make(self) -> None:
         with netns.enter(self.path):
-            write_sysctls(_SYSCTLS)
+            _set(_SYSCTLS)
         with (
             netns.netlink(self._host) as host,
             netns.netlink(self.path) as route,
@@ -172,7 +171,7 @@ class Router:
                 vxlan_udp_csum=0,  # RFC 7348, 4.1: it SHOULD be zero
             )
             with netns.enter(self.path):
-                write_sysctls(_VXLAN_SYSCTLS)
+                _set(_VXLAN_SYSCTLS)
             self._up(route, ruleset.VXLAN)
             # The way to the outside.
             host.link(
@@ -202,9 +201,7 @@ class Router:
             route.addr("replace", index=1, address=GATEWAY, prefixlen=32)
         with netns.enter(self._host):
             name = uplink_name(self.vni)
-            write_sysctls(
-                {f"net/ipv4/conf/{name}/forwarding": 1, f"net/ipv6/conf/{name}/disable_ipv6": 1}
-            )
+            _set({f"net/ipv4/conf/{name}/forwarding": 1, f"net/ipv6/conf/{name}/disable_ipv6": 1})
 
     @staticmethod
     def _up(route: IPRoute, name: str) -> int:
@@ -259,7 +256,7 @@ class Router:
                 },
             )
             with netns.enter(there):  # its loopback keeps ::1, for programs that insist
-                write_sysctls({"net/ipv6/conf/eth0/disable_ipv6": 1})
+                _set({"net/ipv6/conf/eth0/disable_ipv6": 1})
             eth0 = self._up(inside, "eth0")
             inside.addr("replace", index=eth0, address=str(address), prefixlen=32)
             inside.neigh(

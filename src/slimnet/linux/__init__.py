@@ -5,6 +5,8 @@
 - :mod:`~slimnet.linux.libc`: system calls that Python 3.11 has no function for
 - :mod:`~slimnet.linux.mounts`: the mount table
 - :mod:`~slimnet.linux.netns`: network namespaces
+- :mod:`~slimnet.linux.process`: which process is meant
+- :mod:`~slimnet.linux.sysctl`: settings of the kernel
 
 One idea of errors: what the kernel refuses is its :class:`OSError`, with the kernel's
 number; what the machine lacks is :class:`~slimnet.exceptions.CapabilityMissing`, which

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
+from slimnet.linux import sysctl
 from slimnet.trusted import make_trusted
 
 __all__ = ["SqliteStore"]
@@ -62,7 +63,7 @@ class SqliteStore(Store):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._boot = sysctl.read("kernel/random/boot_id")
         self._idle: list[sqlite3.Connection] = []
         self._inode = 0
         self._closed = False

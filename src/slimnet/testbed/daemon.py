@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that goes on when its starter ends, and is found again safely.
 
-Its pid file holds the process id and when it started (proc_pid_stat(5), field
-22), so that a number which the kernel gave to somebody else is never signalled.
+Its pid file holds the process's mark (:mod:`slimnet.linux.process`), so that a number
+which the kernel gave to somebody else is never signalled.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slimnet.exceptions import SlimnetError
+from slimnet.linux import process
 
 __all__ = ["running", "start", "stop"]
 
@@ -40,17 +41,16 @@ def start(argv: Sequence[str], pid_file: Path, log: Path, environment: Mapping[s
         setsigmask=[],
         setsigdef=[signal.SIGPIPE],
     )
-    pid_file.write_text(f"{pid} {_started(pid)}\n")
+    pid_file.write_text(f"{process.mark(pid)}\n")
     return pid
 
 
 def running(pid_file: Path) -> int | None:
     """The process id, or ``None`` where that process is no more."""
     try:
-        pid, started = map(int, pid_file.read_text().split())
+        return process.alive(pid_file.read_text())
     except (OSError, ValueError):
         return None
-    return pid if started and _started(pid) == started else None
 
 
 def stop(pid_file: Path, *, patience: float = 10.0) -> None:
@@ -86,12 +86,3 @@ def _end(descriptor: int, patience: float) -> bool:
             if select.select([descriptor], [], [], seconds)[0]:
                 return True
     return False
-
-
-def _started(pid: int) -> int:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    state, *rest = stat.rpartition(")")[2].split()
-    return 0 if state in "ZX" else int(rest[18])

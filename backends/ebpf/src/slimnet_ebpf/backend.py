@@ -21,7 +21,7 @@ from netaddr import IPAddress
 from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
-from slimnet.linux import cgroup
+from slimnet.linux import cgroup, sysctl
 from slimnet.linux.netns import Netns
 from slimnet.local import broadcast_addresses, local_ranges
 from slimnet.model import (
@@ -69,7 +69,7 @@ __all__ = ["EbpfBackend"]
 _log = logging.getLogger(__name__)
 
 _CONTROL = Layout(contract.slim_control)
-_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_PORT_RANGE = "net/ipv4/ip_local_port_range"
 _LOOKUP = "slim_lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
 _ASK, _SWEEP = "slim_ask", "slim_sweep"
@@ -325,7 +325,7 @@ class EbpfBackend(Backend):
     def _source_ports(self) -> int:
         """How many the host has (networking/ip-sysctl.rst, ip_local_port_range)."""
         with self._netns.entered():
-            low, high = map(int, _PORT_RANGE.read_text().split())
+            low, high = map(int, sysctl.read(_PORT_RANGE).split())
         return high - low + 1
 
     def _attach_lookup(self) -> None:

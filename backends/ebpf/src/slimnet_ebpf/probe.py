@@ -8,6 +8,7 @@ from pathlib import Path
 
 from slimnet import contract
 from slimnet.exceptions import BackendUnavailable, CapabilityMissing
+from slimnet.linux import sysctl
 from slimnet.model import Answer, Probe
 from slimnet_ebpf import requirements
 from slimnet_ebpf.libbpf import BpfError, library
@@ -15,7 +16,7 @@ from slimnet_ebpf.objects import Object, Stamp
 
 __all__ = ["probe"]
 
-_UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+_UNPRIVILEGED = "net/ipv4/ip_unprivileged_port_start"
 
 
 def probe(path: Path) -> Probe:
@@ -46,7 +47,7 @@ def probe(path: Path) -> Probe:
         )
     version = library().libbpf_version_string().decode()
     found = f"Linux {platform.release()}, libbpf {version}"
-    lowest = int(_UNPRIVILEGED.read_text())
+    lowest = int(sysctl.read(_UNPRIVILEGED))
     if lowest <= contract.SLIM_INNER_PORT:
         return Probe(
             Answer.YES,

@@ -17,6 +17,7 @@ from typing import Any
 from netaddr import IPNetwork
 
 from slimnet.exceptions import BackendError, ConfigError
+from slimnet.linux import sysctl
 from slimnet_ebpf import filters
 from slimnet_ebpf.links import program_id
 from slimnet_ebpf.objects import Program
@@ -90,11 +91,11 @@ class Underlay:
                 self._pins.write_record(
                     ifindex=ifindex,
                     interface=interface,
-                    arp_announce=int(_arp_announce(interface).read_text()),
-                    tstamp_allow_data=int(_TSTAMP.read_text()),
+                    arp_announce=int(sysctl.read(_arp_announce(interface))),
+                    tstamp_allow_data=int(sysctl.read(_TSTAMP)),
                 )
-            _arp_announce(interface).write_text(f"{_ARP_ANNOUNCE}\n")
-            _TSTAMP.write_text(f"{_TSTAMP_ALLOW_DATA}\n")
+            sysctl.write(_arp_announce(interface), _ARP_ANNOUNCE)
+            sysctl.write(_TSTAMP, _TSTAMP_ALLOW_DATA)
             linked = [
                 filters.link(ifindex, point, program.fd, self._pin(program))
                 for point, program in self._points
@@ -127,8 +128,8 @@ class Underlay:
                 self._restore_interface(netlink, record, names[ifindex])
             for network in self._routes:
                 self._route(netlink, "del", network)
-        if "tstamp_allow_data" in record and int(_TSTAMP.read_text()) == _TSTAMP_ALLOW_DATA:
-            _TSTAMP.write_text(f"{record['tstamp_allow_data']}\n")
+        if "tstamp_allow_data" in record and int(sysctl.read(_TSTAMP)) == _TSTAMP_ALLOW_DATA:
+            sysctl.write(_TSTAMP, record["tstamp_allow_data"])
         self._pins.write_record(
             ifindex=None,
             interface=None,
@@ -138,7 +139,7 @@ class Underlay:
         )
 
     def _restore_interface(self, netlink: Any, record: dict[str, Any], interface: str) -> None:
-        ifindex, sysctl = record["ifindex"], _arp_announce(interface)
+        ifindex, announce = record["ifindex"], _arp_announce(interface)
         for point, program in self._points:
             self._pin(program).unlink(missing_ok=True)
             if "clsact" in record:
@@ -148,8 +149,8 @@ class Underlay:
             for parent in (0xFFFFFFF2, 0xFFFFFFF3)  # clsact's ingress and egress
         ):
             filters.destroy_clsact(ifindex)
-        if "arp_announce" in record and int(sysctl.read_text()) == _ARP_ANNOUNCE:
-            sysctl.write_text(f"{record['arp_announce']}\n")
+        if "arp_announce" in record and int(sysctl.read(announce)) == _ARP_ANNOUNCE:
+            sysctl.write(announce, record["arp_announce"])
 
     def _add_routes(self, netlink: Any) -> None:
         for network in self._routes:
@@ -181,8 +182,8 @@ class Underlay:
             raise BackendError(f"route local {network} dev lo: {error.args[-1]}") from error
 
 
-_TSTAMP = Path("/proc/sys/net/core/tstamp_allow_data")
+_TSTAMP = "net/core/tstamp_allow_data"
 
 
-def _arp_announce(interface: str) -> Path:
-    return Path("/proc/sys/net/ipv4/conf") / interface / "arp_announce"
+def _arp_announce(interface: str) -> str:
+    return f"net/ipv4/conf/{interface}/arp_announce"
