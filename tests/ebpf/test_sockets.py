@@ -7,10 +7,11 @@ import socket
 import pytest
 
 from slimnet.linux.netns import Netns, enter
+from slimnet.linux.sock_diag import LIVE, STATES
 from slimnet_ebpf.maps import NO_PREALLOC, Map
 from slimnet_ebpf.objects import Object
 from slimnet_ebpf.requirements import OBJECT
-from slimnet_ebpf.sockets import LIVE, STATES, Diagnosis
+from slimnet_ebpf.sockets import Diagnosis
 
 pytestmark = pytest.mark.root
 

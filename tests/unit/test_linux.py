@@ -34,6 +34,7 @@ def imports(path):
         ('/{pid}/stat"', {"linux/process.py"}),
         # What a backend could leave behind anywhere below it.
         ('"/proc/sys', {"linux/sysctl.py", "testing/_snapshot.py"}),
+        ("NETLINK_SOCK_DIAG", {"linux/sock_diag.py"}),
         ("SO_NETNS_COOKIE", {"linux/netns.py"}),
     ],
 )

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from netaddr import IPAddress
 
-__all__ = ["is_own", "listener"]
+from slimnet.linux.sock_diag import LISTENING, Diagnosis
 
-_LISTEN = 1 << 10  # TCP_LISTEN, include/net/tcp_states.h
+__all__ = ["is_own", "listener"]
 
 
 def is_own(address: IPAddress) -> bool:
@@ -30,7 +31,7 @@ def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) ->
 
     One on loopback does: a port that is published on all addresses is there too.
     One of an endpoint does not: nothing from outside reaches it. Whose it is says the
-    cgroup that created it (INET_DIAG_CGROUP_ID, Linux 5.9).
+    cgroup that created it.
 
     Args:
         address: of the host; ``None`` for all of them.
@@ -49,18 +50,15 @@ def _below(top: Path) -> Iterator[Path]:
     yield from top.rglob("*/")
 
 
-def _listeners(port: int) -> Iterator[tuple[IPAddress, int | None]]:
+def _listeners(port: int) -> Iterator[tuple[IPAddress, int]]:
     """Address and cgroup id of the sockets that take IPv4 connections to a port."""
-    from pyroute2 import DiagSocket  # noqa: PLC0415  # 125 ms that no client needs
-
-    with DiagSocket() as diag:
-        diag.bind()
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for found in diag.get_sock_stats(family=family, states=_LISTEN):
-                if found["idiag_sport"] != port or found.get_attr("INET_DIAG_SKV6ONLY"):
-                    continue
-                address = IPAddress(found["idiag_src"])
-                if address.is_ipv4_mapped():
-                    address = address.ipv4()
-                if address.version == 4 or not int(address):
-                    yield address, found.get_attr("INET_DIAG_CGROUP_ID")
+    with contextlib.closing(Diagnosis()) as diagnosis:
+        for found in diagnosis.sockets(states=LISTENING):
+            if found.ports[0] != port or found.v6only:
+                continue
+            local, _ = found.addresses
+            address = IPAddress(int.from_bytes(local, "big"), 4 if len(local) == 4 else 6)
+            if address.is_ipv4_mapped():
+                address = address.ipv4()
+            if address.version == 4 or not int(address):
+                yield address, found.cgroup

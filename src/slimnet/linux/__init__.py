@@ -6,6 +6,7 @@
 - :mod:`~slimnet.linux.mounts`: the mount table
 - :mod:`~slimnet.linux.netns`: network namespaces
 - :mod:`~slimnet.linux.process`: which process is meant
+- :mod:`~slimnet.linux.sock_diag`: the sockets of a network namespace
 - :mod:`~slimnet.linux.sysctl`: settings of the kernel
 
 One idea of errors: what the kernel refuses is its :class:`OSError`, with the kernel's

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from slimnet import contract
+from slimnet.linux.sock_diag import LIVE
 from slimnet.model import Account, Direction
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.sockets import LIVE, Diagnosis
+from slimnet_ebpf.sockets import Diagnosis
 
 __all__ = ["accounts"]
 

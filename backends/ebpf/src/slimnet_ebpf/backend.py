@@ -23,6 +23,7 @@ from slimnet.abc import Backend, Context
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
 from slimnet.linux import cgroup, sysctl
 from slimnet.linux.netns import Netns
+from slimnet.linux.sock_diag import LIVE
 from slimnet.local import broadcast_addresses, local_ranges
 from slimnet.model import (
     Account,
@@ -60,7 +61,7 @@ from slimnet_ebpf.purge import purge
 from slimnet_ebpf.question import Question, ask, sweep
 from slimnet_ebpf.records import cidr_key, u32
 from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
-from slimnet_ebpf.sockets import LIVE, Diagnosis
+from slimnet_ebpf.sockets import Diagnosis
 from slimnet_ebpf.underlay import Underlay
 from slimnet_ebpf.writer import Writer
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 
 from slimnet import contract
+from slimnet.linux.sock_diag import LIVE, STATES
 from slimnet.model import Connection, Direction, Wire
 from slimnet_ebpf.layout import Layout, from_bytes16
-from slimnet_ebpf.sockets import LIVE, STATES, Diagnosis
+from slimnet_ebpf.sockets import Diagnosis
 
 __all__ = ["connections"]
 

@@ -10,10 +10,11 @@ import time
 from typing import Any
 
 from slimnet import contract
+from slimnet.linux.sock_diag import PRESENT, Socket
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.libbpf import BpfError, SampleFunction, check, library
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.sockets import PRESENT, Diagnosis, Socket
+from slimnet_ebpf.sockets import Diagnosis
 
 __all__ = ["Doomed"]
 

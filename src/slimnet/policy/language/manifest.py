@@ -154,7 +154,8 @@ def parse(manifests: Iterable[Mapping[str, Any]], *, network: str = "default") -
     """The documents that manifests are.
 
     Args:
-        manifests: each as of :func:`~slimnet.policy.language.manifest.read`; ``manifest`` alone will do.
+        manifests: each as of :func:`~slimnet.policy.language.manifest.read`; ``manifest``
+            alone will do.
         network: as of :func:`load`.
 
     Raises:
