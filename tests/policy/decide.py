@@ -15,7 +15,7 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
 from slimnet.model import Direction, Flow, Protocol, Reason, Verdict
-from slimnet.policy.explain.decision import Answerer, Site
+from slimnet.policy.explain.decision import AddressRecord, Answerer
 from slimnet.tables import ServiceKey, ServiceRecord, Tables
 from slimnet_ebpf.layout import to_bytes16
 from slimnet_ebpf.records import cidr_key, kinds
@@ -241,13 +241,13 @@ class Decider:
             self._answerers[vni] = Answerer(self.tables, vni)
         return self._answerers[vni]
 
-    def sites(self, vni: int, flow: Flow) -> tuple[Site, Site]:
+    def sites(self, vni: int, flow: Flow) -> tuple[AddressRecord, AddressRecord]:
         """The asked end and its peer."""
         answerer = self.answerer(vni)
         here, there = flow.source, flow.destination
         if flow.direction is Direction.INGRESS:
             here, there = there, here
-        return answerer.site(here), answerer.site(there)
+        return answerer.address_record(here), answerer.address_record(there)
 
     def verdict(self, vni: int, flow: Flow) -> Verdict | None:
         """A flow's, at the end that its direction says; ``None`` where that is no endpoint."""

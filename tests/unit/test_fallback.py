@@ -11,7 +11,7 @@ from slimnet.fallback import ruleset
 from slimnet.fallback.intervals import flatten
 from slimnet.fallback.ruleset import Refusal
 from slimnet.model import Direction, Protocol, Reason
-from slimnet.policy.explain.decision import Answerer, Site
+from slimnet.policy.explain.decision import AddressRecord, Answerer
 from slimnet.tables import CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
 
 SUBJECT, PEER = 256, 257
@@ -66,7 +66,11 @@ def test_port_ranges_answer_as_the_tables_do(policy):
         for port in (0,) if protocol is Protocol.ICMP else sorted(edges):
             if 0 <= port <= 65535:
                 verdict = answerer.verdict(
-                    Site(SUBJECT, 1), Site(PEER, 2), Direction.INGRESS, protocol, port
+                    AddressRecord(SUBJECT, 1),
+                    AddressRecord(PEER, 2),
+                    Direction.INGRESS,
+                    protocol,
+                    port,
                 )
                 found = [record.rule for first, last, record in ranges if first <= port <= last]
                 assert found == ([verdict.rule] if verdict.rule else [])

@@ -11,7 +11,7 @@ from slimnet import contract, wires
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Direction, Endpoint, Host, Namespace, Network
 from slimnet.policy.compile.difference import Touched, altered, difference, keyed
-from slimnet.policy.compile.limits import Limits
+from slimnet.policy.compile.limits import LimitRecords
 from slimnet.policy.compile.number import Collision, Numbers
 from slimnet.policy.compile.overlay import Overlay, PolicyName
 from slimnet.policy.compile.placement import Placement, RuleIds
@@ -64,7 +64,7 @@ class Compiler:
     roster: Roster
     services: Services
     published: Published
-    limits: Limits
+    limits: LimitRecords
 
     def __init__(self, host: str | None) -> None:
         self._host = host
@@ -139,7 +139,7 @@ class Compiler:
         self.roster = Roster()
         self.services = Services(networks, self.roster, ids)
         self.published = Published(self._host, self.roster)
-        self.limits = Limits(self._host, self.roster)
+        self.limits = LimitRecords(self._host, self.roster)
         self._followers = (self.services, self.published, self.limits)
         # What a generation's tables are made of: replaced where it changes, never edited.
         self._addresses: dict[tuple[int, IPAddress], int] = {}

@@ -11,10 +11,10 @@ from slimnet.policy.compile.roster import DocumentName, Roster, Space
 from slimnet.policy.document import EgressLimit
 from slimnet.tables import LimitRecord
 
-__all__ = ["Limits"]
+__all__ = ["LimitRecords"]
 
 
-class Limits(Follower[EgressLimit]):
+class LimitRecords(Follower[EgressLimit]):
     """Keeps the records of limits, with work in proportion to what a change touches.
 
     Args:

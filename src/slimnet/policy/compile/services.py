@@ -18,11 +18,11 @@ from slimnet.policy.compile.roster import DocumentName, Roster, Space
 from slimnet.policy.document import PublishedPort, Service, ServicePort
 from slimnet.tables import ServiceKey, ServiceRecord
 
-__all__ = ["Backend", "Services", "target_port"]
+__all__ = ["ServiceTarget", "Services", "target_port"]
 
 
 @frozen
-class Backend:
+class ServiceTarget:
     """An endpoint that serves a port of a service.
 
     Attributes:
@@ -140,13 +140,13 @@ class Services(Follower[Service]):
         """The endpoints that a service selects, by name."""
         return [endpoint for _, endpoint in sorted(self._members[name].items())]
 
-    def backends(self, name: DocumentName, port: ServicePort) -> list[Backend]:
+    def targets(self, name: DocumentName, port: ServicePort) -> list[ServiceTarget]:
         """Those of them that serve one of its ports."""
         service, found = self.documents[name], []
         for endpoint in self.members(name):
             target, weight = target_port(endpoint, port), _weight(service, endpoint)
             if target is not None and weight:
-                found.append(Backend(endpoint, target, weight))
+                found.append(ServiceTarget(endpoint, target, weight))
         return found
 
     def _withdraw(self, key: ServiceKey, name: DocumentName) -> None:
@@ -160,11 +160,11 @@ class Services(Follower[Service]):
                 del self._by_address[place]
 
     def _record(self, key: ServiceKey, name: DocumentName) -> ServiceRecord:
-        backends = self.backends(name, self._claims[key][name])
+        targets = self.targets(name, self._claims[key][name])
         weights = tuple(
-            ("/".join((*name[:2], item.endpoint.name)), item.weight) for item in backends
+            ("/".join((*name[:2], item.endpoint.name)), item.weight) for item in targets
         )
-        pairs = [(item.endpoint.id, item.port) for item in backends]
+        pairs = [(item.endpoint.id, item.port) for item in targets]
         return ServiceRecord(
             self._numbers.take(_words(key)),
             self.documents[name].affinity,

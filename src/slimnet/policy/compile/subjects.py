@@ -11,7 +11,7 @@ from attrs import define
 from slimnet.model import Direction
 from slimnet.policy.compile.ladder import Ladder
 from slimnet.policy.compile.placement import Placement
-from slimnet.policy.compile.program import Program
+from slimnet.policy.compile.rulebook import Rulebook
 from slimnet.policy.compile.term import Party, Term
 
 __all__ = ["Subjects"]
@@ -21,7 +21,7 @@ _Pairs = dict[tuple[Direction, int], Ladder]
 
 @define(eq=False)
 class _Subject:
-    programs: dict[Direction, Program]
+    rulebooks: dict[Direction, Rulebook]
     terms: dict[Direction, set[Term]]
 
 
@@ -41,7 +41,7 @@ class Subjects:
         self._parties = parties
         self._names = names
         self._subjects: dict[int, _Subject] = {}
-        self._programs: WeakValueDictionary[tuple[object, ...], Program] = WeakValueDictionary()
+        self._rulebooks: WeakValueDictionary[tuple[object, ...], Rulebook] = WeakValueDictionary()
         self._stale: set[int] = set()
         self._moved: dict[int, set[int]] = {}
         #: Subject to its pairs; a settled subject's mapping is never changed, but replaced.
@@ -77,10 +77,10 @@ class Subjects:
             if identity in self._stale or identity not in self._subjects:
                 continue
             pairs = dict(self.pairs[identity])
-            for direction, program in self._subjects[identity].programs.items():
+            for direction, rulebook in self._subjects[identity].rulebooks.items():
                 for peer in peers:
                     party = self._parties.get(peer)
-                    rungs = None if party is None else program.ask(party)
+                    rungs = None if party is None else rulebook.ask(party)
                     if rungs is None:
                         pairs.pop((direction, peer), None)
                     else:
@@ -111,33 +111,36 @@ class Subjects:
             placements = tuple(item for item in ordered if direction in item.lines)
             if not placements:
                 continue
-            program = self._program(placements, direction, party)
-            terms = {*program.terms(self._outside), *(self._names[name] for name in program.names)}
-            subject.programs[direction] = program
+            rulebook = self._rulebook(placements, direction, party)
+            terms = {
+                *rulebook.terms(self._outside),
+                *(self._names[name] for name in rulebook.names),
+            }
+            subject.rulebooks[direction] = rulebook
             subject.terms[direction] = terms
             for term in terms:
                 term.uses.add((identity, direction))
-            if program.default is not None:
-                pairs[direction, 0] = program.default
+            if rulebook.default is not None:
+                pairs[direction, 0] = rulebook.default
             for peer in set().union(*(term.parties for term in terms)):
-                rungs = program.ask(self._parties[peer])
+                rungs = rulebook.ask(self._parties[peer])
                 if rungs is not None:
                     pairs[direction, peer] = rungs
         self._subjects[identity] = subject
         return pairs
 
-    def _program(
+    def _rulebook(
         self, placements: tuple[Placement, ...], direction: Direction, party: Party
-    ) -> Program:
+    ) -> Rulebook:
         declared = party.mark[1] if party.mark and direction is Direction.INGRESS else ()
         key = (direction, declared, placements)
-        program = self._programs.get(key)
-        if program is None:
-            program = Program(
+        rulebook = self._rulebooks.get(key)
+        if rulebook is None:
+            rulebook = Rulebook(
                 tuple(line for item in placements for line in item.lines[direction]),
                 isolated=any(item.isolates for item in placements),
                 direction=direction,
                 declared=dict(declared),
             )
-            self._programs[key] = program
-        return program
+            self._rulebooks[key] = rulebook
+        return rulebook

@@ -12,14 +12,14 @@ from slimnet import contract
 from slimnet.model import Decision, Direction, Flow, Reason, Verdict
 from slimnet.tables import PolicyKey, PolicyRecord, ServiceKey, ServiceRecord, Tables
 
-__all__ = ["Affinity", "Answerer", "Site", "pick"]
+__all__ = ["AddressRecord", "Affinity", "Answerer", "pick"]
 
 #: (id of a service's port, client) to when it connected last, in seconds, and to whom.
 Affinity = MutableMapping[tuple[int, int], tuple[float, int]]
 
 
 @frozen
-class Site:
+class AddressRecord:
     """What tables know of an address.
 
     Attributes:
@@ -54,18 +54,18 @@ class Answerer:
         }
         self._lengths = sorted({length for length, _ in self._ranges}, reverse=True)
 
-    def site(self, address: IPAddress) -> Site:
+    def address_record(self, address: IPAddress) -> AddressRecord:
         """What the tables know of an address: an endpoint's, or its longest range."""
         endpoint = self._tables.addresses.get((self._vni, address), 0)
         owner = self._tables.endpoints.get(endpoint)
         if owner is not None:
-            return Site(owner.identity, endpoint)
+            return AddressRecord(owner.identity, endpoint)
         _, whole = _mapped(address.version, int(address), 32 if address.version == 4 else 128)
         for length in self._lengths:
             record = self._ranges.get((length, whole >> (128 - length) << (128 - length)))
             if record is not None:
-                return Site(record.identity, 0, record.overlay, record.host)
-        return Site(contract.SLIM_IDENTITY_WORLD)
+                return AddressRecord(record.identity, 0, record.overlay, record.host)
+        return AddressRecord(contract.SLIM_IDENTITY_WORLD)
 
     def serves(self, address: IPAddress) -> bool:
         """Whether an address is a service's."""
@@ -87,7 +87,7 @@ class Answerer:
         """
         egress = flow.direction is Direction.EGRESS
         here, there = (flow.source, flow.destination) if egress else (flow.destination, flow.source)
-        subject = self.site(here)
+        subject = self.address_record(here)
         address, port, record, refusal = there, flow.port, None, None
         if egress and self.serves(there):
             record = self.service(there, flow.protocol, port)
@@ -96,7 +96,7 @@ class Answerer:
             else:
                 endpoint, port = serve(record, subject.endpoint)
                 address = self._tables.endpoints[endpoint].address
-        peer = self.site(address)
+        peer = self.address_record(address)
         if refusal is None and (not subject.endpoint or (peer.overlay and not peer.endpoint)):
             refusal = Reason["NO_ENDPOINT"]
         if refusal is not None:
@@ -116,7 +116,12 @@ class Answerer:
         )
 
     def verdict(
-        self, subject: Site, peer: Site, direction: Direction, protocol: int, port: int
+        self,
+        subject: AddressRecord,
+        peer: AddressRecord,
+        direction: Direction,
+        protocol: int,
+        port: int,
     ) -> Verdict:
         """The decision for one direction."""
         if subject.endpoint and subject.endpoint == peer.endpoint:

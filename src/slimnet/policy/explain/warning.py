@@ -197,21 +197,21 @@ def _ports(compiler: Compiler, name: DocumentName, service: Service) -> Iterator
     claimed = {port: key for key, port in services.ports(service).items()}
     for index, port in enumerate(service.ports):
         path = f"ports[{index}]"
-        backends = services.backends(name, port)
+        targets = services.targets(name, port)
         holder = services.holder(claimed[port]) if port in claimed else name
         if holder not in {None, name}:
             first = services.documents[holder].title
             text = f"{first} has port {port.port} of {service.address} already"
             yield _warning(service, path, text)
-        if not backends and not isinstance(port.target, int):
+        if not targets and not isinstance(port.target, int):
             word = port.protocol.name
             text = f"none of its endpoints with a weight declares a {word} port {port.target!r}"
             yield _warning(service, path, text)
-        elif not backends:
+        elif not targets:
             yield _warning(service, path, "all of its endpoints have weight 0")
-        elif len(backends) > contract.SLIM_SERVICE_SLOTS:
+        elif len(targets) > contract.SLIM_SERVICE_SLOTS:
             most = contract.SLIM_SERVICE_SLOTS
-            text = f"of its {len(backends)} endpoints only {most} are ever chosen"
+            text = f"of its {len(targets)} endpoints only {most} are ever chosen"
             yield _warning(service, path, text)
 
 

@@ -38,7 +38,7 @@ from slimnet.policy.language import (
 from slimnet.policy.language.node import ManifestNode, documents
 from slimnet.policy.language.schema import Field, Schema
 
-__all__ = ["KINDS", "METADATA", "Kind", "load", "parse", "read"]
+__all__ = ["KINDS", "METADATA", "DocumentKind", "load", "parse", "read"]
 
 NETWORK_ANNOTATION = "slimnet.io/network"
 
@@ -47,7 +47,7 @@ _RULE = re.compile(r"(in|e)gress\[")
 
 
 @frozen
-class Kind:
+class DocumentKind:
     """One kind of document.
 
     Attributes:
@@ -69,21 +69,23 @@ class Kind:
 
 
 #: Every kind, by what its manifests call it.
-KINDS: Mapping[str, Kind] = {
-    "NetworkPolicy": Kind(
+KINDS: Mapping[str, DocumentKind] = {
+    "NetworkPolicy": DocumentKind(
         "networking.k8s.io/v1", NetworkPolicy, namespacespec.SCHEMA, namespacespec.read
     ),
-    "ClusterNetworkPolicy": Kind(
+    "ClusterNetworkPolicy": DocumentKind(
         "policy.networking.k8s.io/v1alpha2",
         ClusterNetworkPolicy,
         clusterspec.SCHEMA,
         clusterspec.read,
     ),
-    "Service": Kind("v1", Service, servicespec.SCHEMA, servicespec.read),
-    "PublishedPort": Kind(
+    "Service": DocumentKind("v1", Service, servicespec.SCHEMA, servicespec.read),
+    "PublishedPort": DocumentKind(
         "slimnet.io/v1alpha1", PublishedPort, publishedspec.SCHEMA, publishedspec.read
     ),
-    "EgressLimit": Kind("slimnet.io/v1alpha1", EgressLimit, limitspec.SCHEMA, limitspec.read),
+    "EgressLimit": DocumentKind(
+        "slimnet.io/v1alpha1", EgressLimit, limitspec.SCHEMA, limitspec.read
+    ),
 }
 #: Of ``metadata``, what is looked at or kept.
 METADATA: Schema = {

@@ -11,7 +11,7 @@ from slimnet.policy.compile.placement import Line
 from slimnet.policy.compile.term import Party, Term
 from slimnet.policy.rule import Port
 
-__all__ = ["Program"]
+__all__ = ["Rulebook"]
 
 
 def _spans(ports: tuple[Port, ...], declared: Mapping[str, tuple[str, int]]) -> tuple[Span, ...]:
@@ -28,7 +28,7 @@ def _spans(ports: tuple[Port, ...], declared: Mapping[str, tuple[str, int]]) -> 
     return tuple(spans)
 
 
-class Program:
+class Rulebook:
     """The lines in the order in which they are asked.
 
     It compresses: tables have one wildcard entry (peer 0) for all endpoints that match only
