@@ -17,13 +17,13 @@ from slimnet.place import HOSTS, Place
 if TYPE_CHECKING:
     from slimnet.node import Node
 
-__all__ = ["Attached", "AttachedEndpoint"]
+__all__ = ["AttachedEndpoint", "PlacedEndpoint"]
 
 _log = logging.getLogger(__name__)
 
 
 @frozen
-class Attached:
+class PlacedEndpoint:
     """An endpoint, and where its processes belong.
 
     Attributes:
@@ -54,7 +54,7 @@ class Attached:
 
 
 @frozen
-class AttachedEndpoint(Attached):
+class AttachedEndpoint(PlacedEndpoint):
     """An attached endpoint of this host.
 
     As a context manager it is detached at the end of the block, unless it was

@@ -46,7 +46,7 @@ from slimnet.model import Host
 from slimnet.names import NAME
 from slimnet.plugins import backend_names, store_names, suggest
 
-__all__ = ["DEFAULT_PATH", "Config", "Underlay", "load_config"]
+__all__ = ["DEFAULT_PATH", "Config", "UnderlayConfig", "load_config"]
 
 DEFAULT_PATH = Path("/etc/slimnet/slimnet.toml")
 
@@ -59,7 +59,7 @@ def _host_name() -> str:
 
 
 @frozen
-class Underlay:
+class UnderlayConfig:
     """Where this host meets the others. What is ``None`` is found by the other,
     or by the default route.
 
@@ -97,7 +97,7 @@ class Config:
     store: str = "sqlite:////var/lib/slimnet/store.db"
     key_file: Path = Path("/etc/slimnet/key")
     lease: float = 10.0
-    underlay: Underlay = Underlay()
+    underlay: UnderlayConfig = UnderlayConfig()
     level: str = "info"
     labels: Mapping[str, str] = field(factory=dict, hash=False)
     options: Mapping[str, Mapping[str, Any]] = field(factory=dict, hash=False)
@@ -190,7 +190,7 @@ class _Check:
                 self._text("key_file", str(default.key_file), "an absolute path", _is_absolute)
             ),
             lease=self._lease(default.lease),
-            underlay=Underlay(
+            underlay=UnderlayConfig(
                 address=self._address("underlay.address"),
                 interface=self._text(
                     "underlay.interface", "", "an interface's name", lambda text: 0 < len(text) < 16

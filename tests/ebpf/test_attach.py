@@ -12,7 +12,7 @@ from slimnet import BackendError, InUse, InvalidValue, contract
 from slimnet.linux import cgroup as cgroups
 from slimnet.linux.netns import enter
 from slimnet_ebpf import endpoints
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import SocketDiagnosis
 
 pytestmark = pytest.mark.root
 
@@ -295,7 +295,7 @@ def test_the_sockets_of_a_detached_endpoint_are_destroyed(machine):
 
 def sockets_of(machine, backend):
     with enter(machine.netns):
-        diagnosis = Diagnosis(backend._maps[contract.SLIM_MAP_SOCKET].fd)
+        diagnosis = SocketDiagnosis(backend._maps[contract.SLIM_MAP_SOCKET].fd)
     found = [one for one in diagnosis.sockets(socket.IPPROTO_TCP) if one.storage]
     diagnosis.close()
     return found

@@ -11,7 +11,7 @@ from slimnet.linux.sock_diag import LIVE, STATES
 from slimnet_ebpf.maps import NO_PREALLOC, Map
 from slimnet_ebpf.objects import Object
 from slimnet_ebpf.requirements import OBJECT
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import SocketDiagnosis
 
 pytestmark = pytest.mark.root
 
@@ -22,7 +22,7 @@ def diagnosis(machine):
         loaded.load()
         storage = loaded.maps()["slim_socket"]
         with enter(machine.netns):
-            made = Diagnosis(storage.fd)
+            made = SocketDiagnosis(storage.fd)
             yield made
             made.close()
 
@@ -117,7 +117,7 @@ def test_a_thread_returns_to_its_namespace(machine):
 
 def test_an_errors_number_survives(diagnosis):
     plain = Map.create(1, "plain", 4, 8, 1, NO_PREALLOC)
-    wrong = Diagnosis(plain.fd)
+    wrong = SocketDiagnosis(plain.fd)
     with pytest.raises(OSError) as error:
         wrong.sockets()
     assert error.value.errno

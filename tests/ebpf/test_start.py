@@ -292,7 +292,7 @@ def test_a_start_that_fails_before_it_touches_the_host(machine, monkeypatch):
         raise OSError(24, "Too many open files")
 
     before = machine.left()
-    monkeypatch.setattr(backend_module, "Diagnosis", no)
+    monkeypatch.setattr(backend_module, "SocketDiagnosis", no)
     with pytest.raises(OSError, match="Too many open files"):
         machine.start()
     assert before == machine.left()

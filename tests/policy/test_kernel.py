@@ -24,7 +24,7 @@ from slimnet.policy import compile as compile_tables
 from slimnet_ebpf import EbpfBackend
 from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.objects import Object
-from slimnet_ebpf.question import Question, ask
+from slimnet_ebpf.question import FlowQuestion, ask
 from slimnet_ebpf.writer import Writer
 
 
@@ -48,7 +48,7 @@ class Kernel:
         return self._programs[name]
 
     def ask(self, flow):
-        question = Question(
+        question = FlowQuestion(
             VNIS[flow.network],
             flow.direction,
             flow.source,

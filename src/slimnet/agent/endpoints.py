@@ -21,7 +21,7 @@ from slimnet.agent.holder import Holders
 from slimnet.agent.listening import is_own, listener
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.site import Site
-from slimnet.attached import Attached
+from slimnet.attached import PlacedEndpoint
 from slimnet.cluster import Cluster
 from slimnet.exceptions import (
     AlreadyExists,
@@ -76,7 +76,7 @@ class Endpoints:
         #: Those among them whose processes no data path of ours polices.
         self.unpoliced: set[int] = set()
 
-    def attach(self, asked: Mapping[str, Any], holder: int | None) -> Attached:
+    def attach(self, asked: Mapping[str, Any], holder: int | None) -> PlacedEndpoint:
         """Attach an endpoint; it can talk when this returns.
 
         Args:
@@ -167,7 +167,7 @@ class Endpoints:
                 self._let_go(endpoint)
         self._sync()
 
-    def placed(self, endpoint: Endpoint, *, created: bool = False) -> Attached:
+    def placed(self, endpoint: Endpoint, *, created: bool = False) -> PlacedEndpoint:
         """Where the processes of an attached endpoint belong."""
         place = self.attached[endpoint.id]
         hosts = names.path(self._run, endpoint.network, endpoint.namespace)
@@ -176,7 +176,7 @@ class Endpoints:
             netns=place.netns or Path(f"/proc/{os.getpid()}/ns/net"),
             mounts={HOSTS: hosts, **place.mounts},
         )
-        return Attached(endpoint, place, created)
+        return PlacedEndpoint(endpoint, place, created)
 
     def adopt(self) -> None:
         """Attach those endpoints of the store that live here; those whose place

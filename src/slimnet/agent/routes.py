@@ -45,7 +45,7 @@ from slimnet import records
 from slimnet.agent.agent import Agent
 from slimnet.agent.fields import check
 from slimnet.agent.ping import explain, ping
-from slimnet.agent.server import Peer, Reply, Stream
+from slimnet.agent.server import Caller, Reply, Stream
 from slimnet.cluster.documents import PREFIXES
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.policy import parse
@@ -62,7 +62,7 @@ class Routes:
         self.agent = agent
         self._cluster = agent.cluster
 
-    def __call__(self, method: str, path: list[str], body: dict[str, Any], peer: Peer) -> Reply:
+    def __call__(self, method: str, path: list[str], body: dict[str, Any], peer: Caller) -> Reply:
         """Answer one request.
 
         Raises:
@@ -179,7 +179,7 @@ class Routes:
         self.agent.sync()
         return {"revision": revision}
 
-    def post_endpoints(self, *, peer: Peer, ephemeral: bool = False, **asked: Any) -> Reply:
+    def post_endpoints(self, *, peer: Caller, ephemeral: bool = False, **asked: Any) -> Reply:
         placed = self.agent.endpoints.attach(asked, peer.pid if ephemeral else None)
         return records.encode(placed)
 

@@ -24,7 +24,7 @@ from slimnet.linux import cgroup
 from slimnet.place import Place
 from slimnet.trusted import make_trusted
 
-__all__ = ["Peer", "Reply", "Server", "Stream"]
+__all__ = ["Caller", "Reply", "Server", "Stream"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Stream:
         self.lines = lines
 
 
-class Peer:
+class Caller:
     """Who is at the other end (unix(7), SO_PEERCRED)."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -109,7 +109,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def __init__(
         self,
         path: Path,
-        route: Callable[[str, list[str], dict[str, Any], Peer], Reply],
+        route: Callable[[str, list[str], dict[str, Any], Caller], Reply],
         closed: Callable[[], Iterable[Place]],
     ) -> None:
         self.route = route
@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self._peer = Peer(self.connection)
+        self._peer = Caller(self.connection)
         self._refused: SlimnetError | None = None
         try:
             self._peer.check(self.server.closed())

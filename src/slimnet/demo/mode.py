@@ -7,7 +7,7 @@ vxlan    slimnet with the ``noop`` backend: endpoints in namespaces, over VXLAN
 slimnet  slimnet with the ``ebpf`` backend
 ======== ========================================================================
 
-A site is a fresh pair of hosts: nothing of an earlier round, least of all its
+A pair is two hosts made afresh: nothing of an earlier round, least of all its
 sockets in TIME_WAIT, is left in it.
 """
 
@@ -30,9 +30,9 @@ from slimnet.plugins import choose_backend
 from slimnet.testbed import Testbed
 from slimnet.testing import Underlay, UnderlayHost
 
-__all__ = ["MODES", "Mode", "Site", "sweep"]
+__all__ = ["MODES", "Mode", "Pair", "sweep"]
 
-# A file per site: what the next run removes, should this one be killed.
+# A file per pair: what the next run removes, should this one be killed.
 _RECORDS = Path("/run/slimnet-demo")
 
 _NETWORK = "demo"
@@ -60,7 +60,7 @@ _numbers = itertools.count(1)
 
 
 @frozen
-class Site:
+class Pair:
     """Two places that can talk.
 
     Attributes:
@@ -96,8 +96,8 @@ class Mode(abc.ABC):
         """
 
     @abc.abstractmethod
-    def make(self, name: str) -> Site:
-        """Make a site.
+    def make(self, name: str) -> Pair:
+        """Make a pair.
 
         Args:
             name: unique on this machine.
@@ -105,12 +105,12 @@ class Mode(abc.ABC):
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
-        """Remove all of a site, its programs too; one that is half made, or not
+        """Remove all of a pair, its programs too; one that is half made, or not
         there, is no error."""
 
     @contextmanager
-    def site(self) -> Iterator[Site]:
-        """A fresh site while the block lasts."""
+    def pair(self) -> Iterator[Pair]:
+        """A fresh pair while the block lasts."""
         name = f"demo{os.getpid()}-{next(_numbers)}-{self.name}"
         _RECORDS.mkdir(exist_ok=True)
         record = _RECORDS / name
@@ -130,12 +130,12 @@ class HostMode(Mode):
     name = "host"
     title = "host mode"
 
-    def make(self, name: str) -> Site:
+    def make(self, name: str) -> Pair:
         """See :meth:`Mode.make`."""
         underlay = Underlay(hosts=2, name=name)
         underlay.up()
         client, server = (self._side(name, host) for host in underlay.hosts)
-        return Site(self.name, client, server)
+        return Pair(self.name, client, server)
 
     def remove(self, name: str) -> None:
         """See :meth:`Mode.remove`."""
@@ -165,7 +165,7 @@ class OverlayMode(Mode):
         """See :meth:`Mode.check`."""
         choose_backend(self.backend)
 
-    def make(self, name: str) -> Site:
+    def make(self, name: str) -> Pair:
         """See :meth:`Mode.make`."""
         testbed = Testbed(name, hosts=2, backend=self.backend)
         testbed.up()
@@ -177,7 +177,7 @@ class OverlayMode(Mode):
             server = node.attach(_NETWORK, "server", labels={"app": "server"})
             node.apply_policy(_POLICY, network=_NETWORK)
             node.wait()
-        return Site(
+        return Pair(
             self.name,
             Side(str(client.endpoint.address), client),
             Side(str(server.endpoint.address), server),
@@ -224,7 +224,7 @@ MODES: tuple[Mode, ...] = (HostMode(), VxlanMode(), SlimnetMode())
 
 
 def sweep() -> None:
-    """Remove the sites of demos that were killed."""
+    """Remove the pairs of demos that were killed."""
     modes = {mode.name: mode for mode in MODES}
     for record in _RECORDS.glob("demo*-*-*"):
         process, _, mode = record.name.split("-")

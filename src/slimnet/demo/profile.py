@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from slimnet.demo.mode import Site
+from slimnet.demo.mode import Pair
 from slimnet.demo.sample import measure
 from slimnet.demo.setting import Setting
 from slimnet.demo.workload import Workload
@@ -50,16 +50,16 @@ class Cost:
         return self.runs * self.ns / 1000
 
 
-def profile(workload: Workload, site: Site, setting: Setting) -> list[Cost]:
+def profile(workload: Workload, pair: Pair, setting: Setting) -> list[Cost]:
     """Run a workload once more and count; the dearest program first.
 
     Raises:
         ProgramFailed, ValueError: as :func:`.measure`.
     """
     with _counting():
-        before = _programs(site)
-        sample = measure(workload, site, setting, 0)
-        after = _programs(site)
+        before = _programs(pair)
+        sample = measure(workload, pair, setting, 0)
+        after = _programs(pair)
     costs = []
     for name, (time, runs) in after.items():
         time_before, runs_before = before.get(name, (0, 0))
@@ -80,10 +80,10 @@ def _counting() -> Iterator[None]:
         sysctl.write(_SWITCH, before)
 
 
-def _programs(site: Site) -> dict[str, tuple[int, int]]:
+def _programs(pair: Pair) -> dict[str, tuple[int, int]]:
     """Nanoseconds and runs so far, by name, of both hosts together."""
     total: dict[str, tuple[int, int]] = {}
-    for instance in site.instances:
+    for instance in pair.instances:
         for pin in (_PINS / instance / "programs").iterdir():
             shown = subprocess.run(
                 ["bpftool", "--json", "prog", "show", "pinned", str(pin)],

@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from slimnet.demo.mode import Site
+from slimnet.demo.mode import Pair
 from slimnet.demo.setting import Setting
 from slimnet.demo.workload import USER, Workload
 
@@ -47,9 +47,9 @@ class Sample:
     error: str = ""
 
     @classmethod
-    def failure(cls, workload: Workload, site: Site, round_: int, error: str) -> Sample:
+    def failure(cls, workload: Workload, pair: Pair, round_: int, error: str) -> Sample:
         """What a failed measurement leaves."""
-        return cls(workload.name, site.mode, round_, math.nan, 0, {}, {}, error)
+        return cls(workload.name, pair.mode, round_, math.nan, 0, {}, {}, error)
 
     @property
     def cpu_us(self) -> float:
@@ -62,7 +62,7 @@ class Sample:
 
 @frozen
 class Usage:
-    """What a site and the machine have used so far.
+    """What a pair and the machine have used so far.
 
     Processor time is that of the two cgroups (``cpu.stat``): it includes the
     softirqs that interrupted their processes, which on a veth are nearly all,
@@ -77,9 +77,9 @@ class Usage:
     times: Mapping[str, int]
 
     @classmethod
-    def now(cls, site: Site) -> Usage:
+    def now(cls, pair: Pair) -> Usage:
         """Read the clocks."""
-        cpu = {"client_us": site.client.cpu_us(), "server_us": site.server.cpu_us()}
+        cpu = {"client_us": pair.client.cpu_us(), "server_us": pair.server.cpu_us()}
         return cls({**cpu, **_machine()})
 
     def since(self, before: Usage) -> dict[str, int]:
@@ -87,8 +87,8 @@ class Usage:
         return {name: time - before.times[name] for name, time in self.times.items()}
 
 
-def _counters(site: Site) -> dict[str, dict[str, int]]:
-    return {"client": site.client.counters(), "server": site.server.counters()}
+def _counters(pair: Pair) -> dict[str, dict[str, int]]:
+    return {"client": pair.client.counters(), "server": pair.server.counters()}
 
 
 def _grown(
@@ -112,36 +112,36 @@ def _machine() -> dict[str, int]:
 
 
 @contextmanager
-def service(workload: Workload, site: Site, setting: Setting) -> Iterator[None]:
+def service(workload: Workload, pair: Pair, setting: Setting) -> Iterator[None]:
     """The workload's server runs and answers while the block lasts."""
-    log = setting.directory / f"{workload.name}-{site.mode}.log"
-    server = site.server.serve(workload.server(setting), user=USER, log=log, stop=workload.stop)
+    log = setting.directory / f"{workload.name}-{pair.mode}.log"
+    server = pair.server.serve(workload.server(setting), user=USER, log=log, stop=workload.stop)
     with server:
-        ready = [str(setting.programs / "load"), "wait", site.server.address, str(workload.port)]
-        site.client.finish(site.client.start(ready), ready, timeout=_READY_SECONDS)
+        ready = [str(setting.programs / "load"), "wait", pair.server.address, str(workload.port)]
+        pair.client.finish(pair.client.start(ready), ready, timeout=_READY_SECONDS)
         yield
 
 
-def measure(workload: Workload, site: Site, setting: Setting, round_: int) -> Sample:
+def measure(workload: Workload, pair: Pair, setting: Setting, round_: int) -> Sample:
     """Run a workload once.
 
     Raises:
         ProgramFailed: its server or its client failed.
         ValueError: its client printed something else than usual.
     """
-    with service(workload, site, setting):
-        argv = workload.client(setting, site.server.address)
-        counters = _counters(site)
-        process = site.client.start(argv)
+    with service(workload, pair, setting):
+        argv = workload.client(setting, pair.server.address)
+        counters = _counters(pair)
+        process = pair.client.start(argv)
         # From here on: the launcher's own time is not the workload's.
-        usage = Usage.now(site)
-        output = site.client.finish(process, argv, timeout=workload.limit(setting))
-        used: dict[str, Any] = Usage.now(site).since(usage)
-        used["counters"] = _grown(_counters(site), counters)
+        usage = Usage.now(pair)
+        output = pair.client.finish(process, argv, timeout=workload.limit(setting))
+        used: dict[str, Any] = Usage.now(pair).since(usage)
+        used["counters"] = _grown(_counters(pair), counters)
     reading = workload.read(output)
     return Sample(
         workload=workload.name,
-        mode=site.mode,
+        mode=pair.mode,
         round=round_,
         value=reading.value,
         operations=reading.operations,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from slimnet.demo.mode import Mode, Site, sweep
+from slimnet.demo.mode import Mode, Pair, sweep
 from slimnet.demo.profile import Cost, profile
 from slimnet.demo.progress import Progress
 from slimnet.demo.sample import Sample, measure
@@ -88,24 +88,24 @@ class Plan:
             modes = [*self.modes[shift:], *self.modes[:shift]]
             with ExitStack() as undo:
                 progress.note(f"round {round_} of {self.setting.rounds}: making fresh hosts")
-                sites = [undo.enter_context(mode.site()) for mode in modes]
-                for workload, site in itertools.product(self.workloads, sites):
-                    yield self._measure(progress, workload, site, round_)
+                pairs = [undo.enter_context(mode.pair()) for mode in modes]
+                for workload, pair in itertools.product(self.workloads, pairs):
+                    yield self._measure(progress, workload, pair, round_)
         for mode, workloads in self._long():
             progress.note(f"making fresh hosts, {mode.title}")
-            with mode.site() as site:
+            with mode.pair() as pair:
                 for workload in workloads:
-                    yield self._measure(progress, workload, site, 1)
+                    yield self._measure(progress, workload, pair, 1)
 
     def profile(self, progress: Progress) -> Iterator[Cost]:
         """What slimnet's programs take in each workload; after :meth:`run`."""
         for mode in self.modes:
             if not mode.counted:
                 continue
-            with mode.site() as site:
+            with mode.pair() as pair:
                 for workload in self.workloads:
                     progress.note(f"counting: {workload.title}")
-                    yield from profile(workload, site, self.setting)
+                    yield from profile(workload, pair, self.setting)
 
     def _prepare(self, progress: Progress) -> None:
         sweep()
@@ -121,7 +121,7 @@ class Plan:
             workload.prepare(self.setting)
 
     def _long(self) -> Iterator[tuple[Mode, Sequence[Workload]]]:
-        """The soaks and the churns, by the site that they run on."""
+        """The soaks and the churns, by the pair that they run on."""
         for mode in self.modes:
             # The others run out of source ports long before: the churn figure shows it.
             soaks = SOAKS if "soak" in self.names and mode.unbounded else ()
@@ -131,12 +131,12 @@ class Plan:
             elif workloads:
                 yield mode, workloads
 
-    def _measure(self, progress: Progress, workload: Workload, site: Site, round_: int) -> Sample:
-        progress.step(f"round {round_}: {workload.title}, {site.mode}")
+    def _measure(self, progress: Progress, workload: Workload, pair: Pair, round_: int) -> Sample:
+        progress.step(f"round {round_}: {workload.title}, {pair.mode}")
         try:
-            sample = measure(workload, site, self.setting, round_)
+            sample = measure(workload, pair, self.setting, round_)
         except (ProgramFailed, ValueError, KeyError, json.JSONDecodeError) as error:
-            _LOG.debug("%s in %s", workload.name, site.mode, exc_info=True)
-            sample = Sample.failure(workload, site, round_, str(error))
+            _LOG.debug("%s in %s", workload.name, pair.mode, exc_info=True)
+            sample = Sample.failure(workload, pair, round_, str(error))
         progress.done(sample, workload.unit)
         return sample

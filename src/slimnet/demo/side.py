@@ -44,7 +44,7 @@ class ProgramFailed(Exception):
 
 @frozen
 class Side:
-    """One side of a site.
+    """One side of a pair.
 
     Attributes:
         address: the IPv4 address that the other side dials.

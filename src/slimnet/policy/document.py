@@ -13,7 +13,7 @@ from netaddr import AddrFormatError, IPAddress
 from slimnet import records
 from slimnet.exceptions import PolicyError
 from slimnet.model import Direction, Protocol
-from slimnet.policy import plain
+from slimnet.policy.plain import decode
 from slimnet.policy.rule import Peer, Rule, Tier
 from slimnet.policy.selector import Selector
 
@@ -99,7 +99,7 @@ class Document:
             raise PolicyError("kind", f"a {cls.__name__}", record.get("kind"))
         try:
             source = {"file": record["file"], "lines": record["lines"]}
-            document: Self = plain.decode(
+            document: Self = decode(
                 kind, {**record["value"], "manifest": record["manifest"], "source": source}
             )
         except (TypeError, ValueError, KeyError, AddrFormatError) as error:

@@ -54,7 +54,7 @@ class Loop(threading.Thread):
                 result["succeeded"] += 1
 
 
-class Server(threading.Thread):
+class _Server(threading.Thread):
     """Greets every connection with both of its ends, then echoes."""
 
     def __init__(self, at: list[Any]) -> None:
@@ -78,7 +78,7 @@ class Server(threading.Thread):
                 pass
 
 
-class Resident:
+class _Resident:
     """The requests, by name."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Resident:
         return attempt(to, timeout)
 
     def serve(self, at: list[Any]) -> None:
-        Server(at).start()
+        _Server(at).start()
 
     def hold(self, name: str, to: list[Any]) -> None:
         self.held[name] = socket.create_connection((to[0], to[1]), 3)
@@ -128,7 +128,7 @@ def main() -> None:
     # The network namespace is the starter's already; no socket comes before this.
     if sys.argv[1]:
         (Path(sys.argv[1]) / "cgroup.procs").write_text(str(os.getpid()))
-    resident = Resident()
+    resident = _Resident()
     print("{}", flush=True)  # noqa: T201  # this is how it answers
     for line in sys.stdin:
         request = json.loads(line)

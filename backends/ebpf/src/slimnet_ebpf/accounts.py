@@ -12,7 +12,7 @@ from slimnet.linux.sock_diag import LIVE
 from slimnet.model import Account, Direction
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import SocketDiagnosis
 
 __all__ = ["accounts"]
 
@@ -22,7 +22,7 @@ _SOCKET = Layout(contract.slim_socket)
 _COUNTS = ("connections", "refused", "sent", "received")
 
 
-def accounts(table: Map, sockets: Diagnosis) -> Iterator[Account]:
+def accounts(table: Map, sockets: SocketDiagnosis) -> Iterator[Account]:
     """See :meth:`slimnet.abc.Backend.accounts`."""
     # Live ones first: one that ends meanwhile is counted once, or twice for a moment.
     found: dict[tuple[int, int, int], dict[str, Any]] = {}

@@ -46,23 +46,23 @@ from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.doomed import Doomed
-from slimnet_ebpf.endpoints import Endpoints
+from slimnet_ebpf.endpoints import EndpointAttachments
 from slimnet_ebpf.events import Events
 from slimnet_ebpf.found import find
 from slimnet_ebpf.layout import Layout, to_bytes16
 from slimnet_ebpf.libbpf import possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.objects import Object, Program, Stamp
+from slimnet_ebpf.objects import AbiStamp, Object, Program
 from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
 from slimnet_ebpf.purge import purge
-from slimnet_ebpf.question import Question, ask, sweep
+from slimnet_ebpf.question import FlowQuestion, ask, sweep
 from slimnet_ebpf.records import cidr_key, u32
 from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
-from slimnet_ebpf.sockets import Diagnosis
-from slimnet_ebpf.underlay import Underlay
+from slimnet_ebpf.sockets import SocketDiagnosis
+from slimnet_ebpf.underlay import UnderlayPrograms
 from slimnet_ebpf.writer import Writer
 
 __all__ = ["EbpfBackend"]
@@ -116,7 +116,7 @@ class EbpfBackend(Backend):
         # What close() undoes, whatever of it a failing start has done.
         self._held = contextlib.ExitStack()
         # Until it is adopted, a start that fails has changed nothing of the host.
-        self._underlay: Underlay | None = None
+        self._underlay: UnderlayPrograms | None = None
         try:
             self._start()
         except BaseException:
@@ -150,7 +150,7 @@ class EbpfBackend(Backend):
     def _start(self) -> None:
         self._netns = Netns()
         self._held.callback(self._netns.close)
-        ifindex = Underlay.ifindex(self.context.interface)
+        ifindex = UnderlayPrograms.ifindex(self.context.interface)
         with self._pins.lock(create=True):
             adopting = self._pins.complete()
             if adopting:
@@ -210,7 +210,7 @@ class EbpfBackend(Backend):
             BackendError: it serves another namespace.
         """
         record = self._pins.record()
-        running = Stamp(record.get("version", 0), record.get("fingerprint", 0))
+        running = AbiStamp(record.get("version", 0), record.get("fingerprint", 0))
         if running != _stamp():
             raise AbiMismatch(
                 f"instance {self.context.instance} runs contract {running}, not {_stamp()}:"
@@ -239,7 +239,7 @@ class EbpfBackend(Backend):
                 f"instance {self.context.instance} runs in another network namespace"
             )
 
-    def _adopt(self) -> Underlay:
+    def _adopt(self) -> UnderlayPrograms:
         """Open what is pinned.
 
         Raises:
@@ -263,10 +263,10 @@ class EbpfBackend(Backend):
         self._ask: Program = by_name[_ASK]
         self._sweep: Program = by_name[_SWEEP]
         self._sockets = self._held.enter_context(
-            contextlib.closing(Diagnosis(self._maps[contract.SLIM_MAP_SOCKET].fd))
+            contextlib.closing(SocketDiagnosis(self._maps[contract.SLIM_MAP_SOCKET].fd))
         )
         self._writer = Writer(self._maps)
-        self._endpoints = Endpoints(
+        self._endpoints = EndpointAttachments(
             self._pins,
             programs,
             self._maps,
@@ -283,7 +283,7 @@ class EbpfBackend(Backend):
             contextlib.closing(Doomed(self._maps[contract.SLIM_MAP_DOOM], self._sockets))
         )
         self._swept = self._kept = time.monotonic()
-        return Underlay(self._pins, by_name, self._options.inner_range)
+        return UnderlayPrograms(self._pins, by_name, self._options.inner_range)
 
     def _control(self, ifindex: int) -> dict[str, int | bytes]:
         return {
@@ -431,7 +431,7 @@ class EbpfBackend(Backend):
                 generation=self._writer.generation,
                 endpoints=frozenset(indexes),
                 counters=counters,
-                abi=str(Stamp(record["version"], record["fingerprint"])),
+                abi=str(AbiStamp(record["version"], record["fingerprint"])),
                 detail={
                     "pins": str(self._pins.root),
                     "interface": record.get("interface"),
@@ -444,7 +444,7 @@ class EbpfBackend(Backend):
         with self._open():
             if not self._writer.generation:
                 return None
-            question = Question(
+            question = FlowQuestion(
                 network.vni,
                 flow.direction,
                 flow.source,
@@ -572,5 +572,5 @@ def _to_event(one: Revoked) -> Event:
     )
 
 
-def _stamp() -> Stamp:
-    return Stamp(contract.SLIM_ABI_VERSION, contract.FINGERPRINT)
+def _stamp() -> AbiStamp:
+    return AbiStamp(contract.SLIM_ABI_VERSION, contract.FINGERPRINT)

@@ -10,14 +10,14 @@ from slimnet import contract
 from slimnet.linux.sock_diag import LIVE, STATES
 from slimnet.model import Connection, Direction, Wire
 from slimnet_ebpf.layout import Layout, from_bytes16
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import SocketDiagnosis
 
 __all__ = ["connections"]
 
 _SOCKET = Layout(contract.slim_socket)
 
 
-def connections(sockets: Diagnosis) -> Iterator[Connection]:
+def connections(sockets: SocketDiagnosis) -> Iterator[Connection]:
     """See :meth:`slimnet.abc.Backend.connections`."""
     epoch = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
     for one in sockets.sockets(states=LIVE):

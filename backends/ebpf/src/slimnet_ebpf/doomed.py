@@ -14,7 +14,7 @@ from slimnet.linux.sock_diag import PRESENT, Socket
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.libbpf import BpfError, SampleFunction, check, library
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import SocketDiagnosis
 
 __all__ = ["Doomed"]
 
@@ -34,7 +34,7 @@ class Doomed:
         sockets: to find and destroy them.
     """
 
-    def __init__(self, ring: Map, sockets: Diagnosis) -> None:
+    def __init__(self, ring: Map, sockets: SocketDiagnosis) -> None:
         self._sockets = sockets
         # Some may have been doomed while nobody looked.
         self._some = True

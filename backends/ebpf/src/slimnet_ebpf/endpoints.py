@@ -47,9 +47,9 @@ from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program
 from slimnet_ebpf.pins import INDEX_DEAD, INDEX_ENTRY, Pins
 from slimnet_ebpf.records import u32
-from slimnet_ebpf.sockets import Diagnosis
+from slimnet_ebpf.sockets import SocketDiagnosis
 
-__all__ = ["Endpoints"]
+__all__ = ["EndpointAttachments"]
 
 _LOCAL = Layout(contract.slim_local)
 _USAGE = Layout(contract.slim_usage)
@@ -95,7 +95,7 @@ class _Entry:
         return _ENTRY.pack(self.endpoint, self.flags, self.cgroup, self.freed)
 
 
-class Endpoints:
+class EndpointAttachments:
     """The endpoints of one instance. Its caller holds the instance's lock.
 
     Args:
@@ -114,7 +114,7 @@ class Endpoints:
         programs: list[Program],
         maps: dict[int, Map],
         below: Path,
-        sockets: Diagnosis,
+        sockets: SocketDiagnosis,
         limits: Limits,
         on_index: Callable[[int, int], None],
     ) -> None:

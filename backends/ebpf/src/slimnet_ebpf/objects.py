@@ -17,7 +17,7 @@ from slimnet.exceptions import BackendUnavailable
 from slimnet_ebpf.libbpf import BpfError, OpenOptions, check, library, recent
 from slimnet_ebpf.maps import TYPE_ARRAY_OF_MAPS, Map
 
-__all__ = ["Object", "Program", "Stamp"]
+__all__ = ["AbiStamp", "Object", "Program"]
 
 _LOG_SIZE = 1 << 20
 _LOG_LINES = 4
@@ -26,7 +26,7 @@ _INNER_SIZE = 1024
 
 
 @frozen
-class Stamp:
+class AbiStamp:
     """Which contract a data path was built from."""
 
     version: int
@@ -168,9 +168,9 @@ class Object:
                 return data + offset, size
         raise LookupError(f"{self.path.name} has no variable {name}")
 
-    def stamp(self) -> Stamp:
+    def stamp(self) -> AbiStamp:
         """The contract that it was built from (``slim_abi_stamp``)."""
-        return Stamp(*struct.unpack("=QQ", self.constant("slim_abi_stamp")))
+        return AbiStamp(*struct.unpack("=QQ", self.constant("slim_abi_stamp")))
 
     def close(self) -> None:
         """Closing twice is no error."""

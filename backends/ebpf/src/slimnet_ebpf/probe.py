@@ -12,7 +12,7 @@ from slimnet.linux import sysctl
 from slimnet.model import Answer, Probe
 from slimnet_ebpf import requirements
 from slimnet_ebpf.libbpf import BpfError, library
-from slimnet_ebpf.objects import Object, Stamp
+from slimnet_ebpf.objects import AbiStamp, Object
 
 __all__ = ["probe"]
 
@@ -28,7 +28,7 @@ def probe(path: Path) -> Probe:
     try:
         requirements.check()
         with Object(path) as loaded:
-            ours = Stamp(contract.SLIM_ABI_VERSION, contract.FINGERPRINT)
+            ours = AbiStamp(contract.SLIM_ABI_VERSION, contract.FINGERPRINT)
             if loaded.stamp() != ours:
                 return Probe(
                     Answer.NO,

@@ -11,7 +11,7 @@ from netaddr import IPNetwork
 
 from slimnet_ebpf.options import Options
 from slimnet_ebpf.pins import Pins
-from slimnet_ebpf.underlay import Underlay
+from slimnet_ebpf.underlay import UnderlayPrograms
 
 __all__ = ["purge"]
 
@@ -39,4 +39,4 @@ def _restore_host(pins: Pins) -> None:
             held.callback(os.close, program.fd)
         by_name = {program.name: program for program in programs}
         inner_range = pins.record().get("inner_range", Options().inner_range)
-        Underlay(pins, by_name, IPNetwork(inner_range)).restore()
+        UnderlayPrograms(pins, by_name, IPNetwork(inner_range)).restore()

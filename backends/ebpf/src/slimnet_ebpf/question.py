@@ -20,7 +20,7 @@ from slimnet.model import Decision, Direction, Reason, Verdict, Way, WayKind
 from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
 from slimnet_ebpf.libbpf import BpfError, TestRunOptions, check, library
 
-__all__ = ["Question", "ask", "sweep"]
+__all__ = ["FlowQuestion", "ask", "sweep"]
 
 _QUESTION = Layout(contract.slim_question)
 _VERDICT = Layout(contract.slim_verdict)
@@ -30,7 +30,7 @@ _PACKET = bytes(64)
 
 
 @frozen
-class Question:
+class FlowQuestion:
     """A flow, with what a data path knows of it (struct slim_question).
 
     Attributes:
@@ -50,7 +50,7 @@ class Question:
     port: int
 
 
-def ask(program: int, question: Question) -> Decision:
+def ask(program: int, question: FlowQuestion) -> Decision:
     """What the data path would do with a flow now. Counts and keeps nothing.
 
     Args:

@@ -20,7 +20,7 @@ from slimnet.linux.sock_diag import STATES, Socket
 from slimnet.model import Decision, Direction, Reason
 from slimnet.tables import Change, EndpointRecord, PublishKey, Tables
 from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
-from slimnet_ebpf.question import Question
+from slimnet_ebpf.question import FlowQuestion
 
 __all__ = ["Revoked", "handshake", "may_forbid", "revoked"]
 
@@ -53,7 +53,7 @@ class Revoked:
     socket: Socket
     endpoint: int
     peer: int
-    question: Question
+    question: FlowQuestion
     rule: int
     ports: tuple[int, int]
 
@@ -77,7 +77,7 @@ def revoked(
     sockets: Iterable[Socket],
     tables: Tables,
     owners: Callable[[], Mapping[int, int]],
-    ask: Callable[[Question], Decision],
+    ask: Callable[[FlowQuestion], Decision],
 ) -> Iterator[Revoked]:
     """The connections that policy denies now.
 
@@ -88,7 +88,7 @@ def revoked(
             keep nothing in storage.
         ask: puts a question to the data path.
     """
-    answers: dict[Question, Decision] = {}
+    answers: dict[FlowQuestion, Decision] = {}
     for one in sockets:
         found = None
         if one.protocol == socket.IPPROTO_UDP:
@@ -133,7 +133,7 @@ def _address(raw: bytes) -> IPAddress:
     return from_bytes16(raw) if len(raw) == 16 else IPAddress(int.from_bytes(raw, "big"), 4)
 
 
-_Found = tuple[int, int, Question, tuple[int, int]]
+_Found = tuple[int, int, FlowQuestion, tuple[int, int]]
 
 
 def _tcp(one: Socket, endpoints: Mapping[int, EndpointRecord]) -> _Found | None:
@@ -148,7 +148,7 @@ def _tcp(one: Socket, endpoints: Mapping[int, EndpointRecord]) -> _Found | None:
     other: IPAddress = from_bytes16(record["peer"]) if peer is None else peer.address
     local_port = record["local_port"] or one.ports[0]
     accepted = record["flags"] & contract.SLIM_SOCKET_ACCEPTED
-    question = Question(
+    question = FlowQuestion(
         own.vni,
         Direction.INGRESS if accepted else Direction.EGRESS,
         other if accepted else own.address,
@@ -168,7 +168,7 @@ def _published(one: Socket, tables: Tables) -> _Found | None:
         published = tables.published.get(PublishKey(address, socket.IPPROTO_TCP, port))
         own = tables.endpoints.get(published.endpoint) if published else None
         if published and own:
-            question = Question(
+            question = FlowQuestion(
                 own.vni,
                 Direction.INGRESS,
                 remote,
@@ -192,5 +192,7 @@ def _udp(
     if own is None:
         return None
     other = _address(one.addresses[1])
-    question = Question(own.vni, Direction.EGRESS, own.address, other, socket.IPPROTO_UDP, remote)
+    question = FlowQuestion(
+        own.vni, Direction.EGRESS, own.address, other, socket.IPPROTO_UDP, remote
+    )
     return endpoint, 0, question, (local, remote)

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from slimnet.linux import sock_diag
 from slimnet_ebpf.libbpf import BpfError
 
-__all__ = ["Diagnosis"]
+__all__ = ["SocketDiagnosis"]
 
 
-class Diagnosis(sock_diag.Diagnosis):
+class SocketDiagnosis(sock_diag.Diagnosis):
     """As :class:`slimnet.linux.sock_diag.Diagnosis`; what the kernel does not destroy is
     a failure of the data path."""
 

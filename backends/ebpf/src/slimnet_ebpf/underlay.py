@@ -24,7 +24,7 @@ from slimnet_ebpf.objects import Program
 from slimnet_ebpf.options import INNER_RANGE6
 from slimnet_ebpf.pins import Pins
 
-__all__ = ["Underlay"]
+__all__ = ["UnderlayPrograms"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def _netlink() -> Iterator[Any]:
         yield route
 
 
-class Underlay:
+class UnderlayPrograms:
     """The host's side, in the current network namespace.
 
     Args:
