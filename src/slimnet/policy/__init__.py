@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy engine: what users write, and the tables that it becomes.
 
+Values stand on the ground; ``language`` makes them of documents, ``compile`` makes tables of
+them, and ``explain`` says what both mean.
+
 ====================  ==================================================================
-:func:`load`          documents from manifests (:mod:`slimnet.policy.language.manifest`)
+:func:`load`          documents from manifests (``language.manifest``)
 :func:`parse`         the same from manifests that are JSON values already
 :class:`Document`     policies, services, ports, limits (``document``, ``rule``, ``selector``)
 :class:`State`        everything that tables are compiled from (``state``)
-:func:`compile`       the tables of one host (``compiler``; :class:`Compiler` for changes)
-:func:`explain`       why a flow is allowed or denied (``explanation``)
-:func:`check`         warnings: what was surely not meant (``warning``)
-:class:`Oracle`       what policies mean, evaluated slowly (``oracle``)
+:func:`compile`       the tables of one host (``compile``; :class:`Compiler` for changes)
+:func:`explain`       why a flow is allowed or denied (``explain.explanation``)
+:func:`check`         warnings: what was surely not meant (``explain.warning``)
+:class:`Oracle`       what policies mean, evaluated slowly (``explain.oracle``)
 ====================  ==================================================================
 """
 

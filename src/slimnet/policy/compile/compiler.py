@@ -10,11 +10,11 @@ from netaddr import IPAddress, IPNetwork
 from slimnet import contract, wires
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Direction, Endpoint, Host, Namespace, Network
+from slimnet.policy.compile.applied import AppliedPolicy, RuleIds
 from slimnet.policy.compile.difference import Touched, altered, difference, keyed
 from slimnet.policy.compile.limits import LimitRecords
+from slimnet.policy.compile.network import NetworkCompiler, PolicyName
 from slimnet.policy.compile.number import Collision, Numbers
-from slimnet.policy.compile.overlay import Overlay, PolicyName
-from slimnet.policy.compile.placement import Placement, RuleIds
 from slimnet.policy.compile.published import Published
 from slimnet.policy.compile.roster import Roster
 from slimnet.policy.compile.services import Services
@@ -34,7 +34,7 @@ def compile(state: State, host: str) -> Tables:  # noqa: A001  # the word that e
 
     Args:
         state: the desired state.
-        host: whose endpoints' policies are wanted; the placement is everybody's.
+        host: whose endpoints' policies are wanted; all hosts' endpoints are in the tables.
 
     Raises:
         NotFound: no host has that name.
@@ -115,12 +115,12 @@ class Compiler:
         change = None if before is None else difference(before, self._tables, touched)
         return self._tables, change
 
-    def placements(self) -> list[tuple[Placement, RuleIds]]:
+    def applied_policies(self) -> list[tuple[AppliedPolicy, RuleIds]]:
         """Every policy in every network where it applies, with its rules' ids."""
         return [
-            (placement, self._rule_ids[name])
-            for overlay in self._overlays.values()
-            for name, placement in overlay.placements.items()
+            (applied, self._rule_ids[name])
+            for share in self._compilers.values()
+            for name, applied in share.applied_policies.items()
         ]
 
     def _begin(
@@ -131,7 +131,7 @@ class Compiler:
             each.address: HostRecord(each.name, each.wires, each.control) for each in hosts.values()
         }
         self.networks = networks
-        self._overlays: dict[str, Overlay] = {}
+        self._compilers: dict[str, NetworkCompiler] = {}
         self._namespaces: Mapping[tuple[str, str], Namespace] = {}
         self._endpoints: Mapping[int, Endpoint] = {}
         self._policies: Mapping[PolicyName, Policy] = {}
@@ -159,7 +159,7 @@ class Compiler:
         while True:
             self._begin(hosts, networks, numbers[-1])
             for network in networks.values():
-                self._overlays[network.name] = Overlay(
+                self._compilers[network.name] = NetworkCompiler(
                     network, hosts.values(), self._host, self._numbers
                 )
             try:
@@ -186,8 +186,8 @@ class Compiler:
         old = self._namespaces
         new = keyed(namespaces, lambda item: (item.network, item.name), "namespaces")
         for key in altered(old, new):
-            if key[0] in self._overlays:
-                self._overlays[key[0]].set_namespace(key[1], new.get(key))
+            if key[0] in self._compilers:
+                self._compilers[key[0]].set_namespace(key[1], new.get(key))
         self._namespaces = new
 
     def _place_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
@@ -210,23 +210,23 @@ class Compiler:
             if identifier not in self._records:
                 continue
             endpoint = old[identifier]
-            overlay = self._overlays[endpoint.network]
-            overlay.drop_endpoint(identifier)
+            share = self._compilers[endpoint.network]
+            share.drop_endpoint(identifier)
             self.roster.drop(endpoint)
-            for part in self._followers:
-                part.drop_endpoint(endpoint)
-            del self._addresses[overlay.network.vni, endpoint.address]
+            for follower in self._followers:
+                follower.drop_endpoint(endpoint)
+            del self._addresses[share.network.vni, endpoint.address]
             del self._records[identifier]
-            self._touched.addresses.add((overlay.network.vni, endpoint.address))
+            self._touched.addresses.add((share.network.vni, endpoint.address))
             self._touched.endpoints.add(identifier)
         others = {
-            name: [other for other in self._overlays.values() if other is not overlay]
-            for name, overlay in self._overlays.items()
+            name: [other for other in self._compilers.values() if other is not share]
+            for name, share in self._compilers.items()
         }
         for identifier in sorted(changed & new.keys()):
             endpoint = new[identifier]
-            overlay = self._overlays[endpoint.network]
-            if not any(endpoint.address in cidr for cidr in overlay.network.cidrs):
+            share = self._compilers[endpoint.network]
+            if not any(endpoint.address in cidr for cidr in share.network.cidrs):
                 continue
             field = f"endpoints.{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
             if not contract.SLIM_IDENTITY_FIRST <= endpoint.identity < IDENTITY_DERIVED:
@@ -240,10 +240,10 @@ class Compiler:
                     f"{field}.identity", "one that no other network has", endpoint.identity
                 )
             self.roster.add(endpoint)
-            overlay.set_endpoint(endpoint)
-            for part in self._followers:
-                part.set_endpoint(endpoint)
-            key = (overlay.network.vni, endpoint.address)
+            share.set_endpoint(endpoint)
+            for follower in self._followers:
+                follower.set_endpoint(endpoint)
+            key = (share.network.vni, endpoint.address)
             self._addresses[key] = identifier
             self._touched.addresses.add(key)
         self._endpoints = new
@@ -255,9 +255,9 @@ class Compiler:
             self._rules = dict(self._rules)
         for name in sorted(changed):
             ids = self._rule_ids[name] = self._number_rules(name, new.get(name), old.get(name))
-            for overlay in self._overlays.values():
-                if name[0] in {"", overlay.network.name}:
-                    overlay.set_policy(name, new.get(name), ids)
+            for share in self._compilers.values():
+                if name[0] in {"", share.network.name}:
+                    share.set_policy(name, new.get(name), ids)
             if name not in new:
                 del self._rule_ids[name]
         self._policies = new
@@ -279,21 +279,21 @@ class Compiler:
 
     def _settle(self) -> None:
         self._subjects = dict(self._subjects)
-        for overlay in self._overlays.values():
-            settled = overlay.settle()
+        for share in self._compilers.values():
+            settled = share.settle()
             if settled.endpoints:
                 self._records = dict(self._records)
             for identifier in settled.endpoints:
-                self._records[identifier] = self._record(identifier, overlay)
+                self._records[identifier] = self._record(identifier, share)
             self._touched.endpoints |= settled.endpoints
             if settled.ranges:
                 before = self._cidrs
-                others = [item.cidrs for item in self._overlays.values() if item is not overlay]
+                others = [item.cidrs for item in self._compilers.values() if item is not share]
                 self._cidrs = {key: value for part in others for key, value in part.items()}
-                self._cidrs |= overlay.cidrs
+                self._cidrs |= share.cidrs
                 self._touched.cidrs |= altered(before, self._cidrs)
             for subject in settled.subjects:
-                pairs = overlay.subjects.pairs.get(subject)
+                pairs = share.subjects.pairs.get(subject)
                 if pairs:
                     self._subjects[subject] = pairs
                 else:
@@ -312,14 +312,14 @@ class Compiler:
             elif self._addresses.get(place) == contract.SLIM_ADDRESS_SERVICE:
                 del self._addresses[place]
 
-    def _record(self, identifier: int, overlay: Overlay) -> EndpointRecord:
+    def _record(self, identifier: int, share: NetworkCompiler) -> EndpointRecord:
         endpoint = self._endpoints[identifier]
         host = self._hosts[endpoint.host]
         return EndpointRecord(
             address=endpoint.address,
             host=host.address,
-            vni=overlay.network.vni,
-            identity=overlay.identity[identifier],
+            vni=share.network.vni,
+            identity=share.identity[identifier],
             local=self._host in {None, endpoint.host},
             wire=wires.choose(self._hosts.get(self._host or "", host), host),
         )

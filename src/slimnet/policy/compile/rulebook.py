@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from slimnet.model import Direction, Protocol
+from slimnet.policy.compile.applied import Line
 from slimnet.policy.compile.ladder import DEFAULT_ALLOW, HOST_DENY, Ladder, Span, Step, ladder
-from slimnet.policy.compile.placement import Line
 from slimnet.policy.compile.term import Party, Term
 from slimnet.policy.rule import Port
 

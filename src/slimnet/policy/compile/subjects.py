@@ -9,8 +9,8 @@ from weakref import WeakValueDictionary
 from attrs import define
 
 from slimnet.model import Direction
+from slimnet.policy.compile.applied import AppliedPolicy
 from slimnet.policy.compile.ladder import Ladder
-from slimnet.policy.compile.placement import Placement
 from slimnet.policy.compile.rulebook import Rulebook
 from slimnet.policy.compile.term import Party, Term
 
@@ -99,19 +99,19 @@ class Subjects:
 
     def _build(self, identity: int, party: Party) -> _Pairs:
         selecting = {
-            placement
+            applied
             for term in (party.group.terms if party.group else ())
-            for placement in term.selects
-            if isinstance(placement, Placement)
+            for applied in term.selects
+            if isinstance(applied, AppliedPolicy)
         }
-        ordered = sorted(selecting, key=lambda placement: placement.order)
+        ordered = sorted(selecting, key=lambda applied: applied.order)
         subject = _Subject({}, {})
         pairs: _Pairs = {}
         for direction in Direction:
-            placements = tuple(item for item in ordered if direction in item.lines)
-            if not placements:
+            applied_policies = tuple(item for item in ordered if direction in item.lines)
+            if not applied_policies:
                 continue
-            rulebook = self._rulebook(placements, direction, party)
+            rulebook = self._rulebook(applied_policies, direction, party)
             terms = {
                 *rulebook.terms(self._outside),
                 *(self._names[name] for name in rulebook.names),
@@ -130,15 +130,15 @@ class Subjects:
         return pairs
 
     def _rulebook(
-        self, placements: tuple[Placement, ...], direction: Direction, party: Party
+        self, applied_policies: tuple[AppliedPolicy, ...], direction: Direction, party: Party
     ) -> Rulebook:
         declared = party.mark[1] if party.mark and direction is Direction.INGRESS else ()
-        key = (direction, declared, placements)
+        key = (direction, declared, applied_policies)
         rulebook = self._rulebooks.get(key)
         if rulebook is None:
             rulebook = Rulebook(
-                tuple(line for item in placements for line in item.lines[direction]),
-                isolated=any(item.isolates for item in placements),
+                tuple(line for item in applied_policies for line in item.lines[direction]),
+                isolated=any(item.isolates for item in applied_policies),
                 direction=direction,
                 declared=dict(declared),
             )

@@ -77,7 +77,7 @@ class Term:
         groups: for questions about labels, who fulfils it.
         parties: the identities of the parties that fulfil it.
         uses: the subjects whose rules ask it.
-        selects: the policies (placements) whose subject it is.
+        selects: the applied policies whose subject it is.
     """
 
     question: Question

@@ -9,8 +9,8 @@ from attrs import frozen
 
 from slimnet import contract
 from slimnet.model import Direction
+from slimnet.policy.compile.applied import AppliedPolicy, RuleIds, question_of
 from slimnet.policy.compile.compiler import Compiler
-from slimnet.policy.compile.placement import Placement, RuleIds, question_of
 from slimnet.policy.compile.roster import DocumentName
 from slimnet.policy.compile.table import PolicyTable
 from slimnet.policy.compile.term import Question
@@ -62,19 +62,22 @@ def check(state: State) -> list[PolicyWarning]:
     compiler = Compiler(None)
     deciding = _deciding(compiler.update(state)[0].policy)
     # A cluster's policy is in every network: it is idle where it is idle in all of them.
-    placed: dict[int, tuple[list[Placement], RuleIds]] = {}
-    for placement, ids in compiler.placements():
-        placed.setdefault(id(placement.policy), ([], ids))[0].append(placement)
+    placed: dict[int, tuple[list[AppliedPolicy], RuleIds]] = {}
+    for applied, ids in compiler.applied_policies():
+        placed.setdefault(id(applied.policy), ([], ids))[0].append(applied)
     found: set[PolicyWarning] = set()
-    for placements, ids in placed.values():
-        policy = placements[0].policy
-        if not any(placement.subject.groups for placement in placements):
+    for applied_policies, ids in placed.values():
+        policy = applied_policies[0].policy
+        if not any(applied.subject.groups for applied in applied_policies):
             found.add(_warning(policy, "", "its subject selects no endpoint"))
             continue
         for direction in Direction:
             for index, rule in enumerate(policy.rules(direction) or ()):
                 path = f"{direction.name.lower()}[{index}]"
-                idle = {_warning(policy, path, text) for text in _idle(rule, direction, placements)}
+                idle = {
+                    _warning(policy, path, text)
+                    for text in _idle(rule, direction, applied_policies)
+                }
                 decides = ids[direction, index] in deciding
                 if not idle and not decides and rule.action is not Action.PASS:
                     text = "never decides: rules that are asked before it decide all of it"
@@ -99,23 +102,23 @@ def _deciding(table: Mapping[PolicyKey, PolicyRecord]) -> set[int]:
     return {record.rule for rungs in ladders.values() for _, record in rungs}
 
 
-def _idle(rule: Rule, direction: Direction, placements: list[Placement]) -> Iterator[str]:
+def _idle(rule: Rule, direction: Direction, applied_policies: list[AppliedPolicy]) -> Iterator[str]:
     """What of a rule nobody is."""
     for number, peer in enumerate(rule.peers or ()):
-        terms = [placement.asked[question_of(peer, placement.policy)] for placement in placements]
+        terms = [applied.asked[question_of(peer, applied.policy)] for applied in applied_policies]
         if not any(term.parties for term in terms):
             yield f"peer {number} ({peer}) is nobody"
     for port in rule.ports or ():
         if port.name is None:
             continue
-        named = [placement.asked[Question(port=port.name)] for placement in placements]
+        named = [applied.asked[Question(port=port.name)] for applied in applied_policies]
         if direction is Direction.EGRESS:
             declared = any(term.parties for term in named)
         else:
             declared = any(
                 group.declares(port.name)
-                for placement in placements
-                for group in placement.subject.groups
+                for applied in applied_policies
+                for group in applied.subject.groups
             )
         if not declared:
             yield f"no endpoint that it is about names a port {port.name!r}"
@@ -141,12 +144,12 @@ def _misplaced(state: State) -> Iterator[PolicyWarning]:
                 yield _warning(policy, name, text)
 
 
-def _tied(placed: Iterable[list[Placement]]) -> Iterator[PolicyWarning]:
+def _tied(placed: Iterable[list[AppliedPolicy]]) -> Iterator[PolicyWarning]:
     """Cluster policies of one tier and priority about one endpoint: only their names order them."""
-    ranked: dict[tuple[object, ...], list[Placement]] = {}
-    for placements in placed:
-        for placement in placements:
-            policy = placement.policy
+    ranked: dict[tuple[object, ...], list[AppliedPolicy]] = {}
+    for applied_policies in placed:
+        for applied in applied_policies:
+            policy = applied.policy
             if not isinstance(policy, ClusterNetworkPolicy):
                 continue
             for direction in Direction:
@@ -154,14 +157,11 @@ def _tied(placed: Iterable[list[Placement]]) -> Iterator[PolicyWarning]:
                     continue
                 rank = (policy.tier, policy.priority, direction)
                 for other in ranked.setdefault(rank, []):
-                    if (
-                        other.policy is not policy
-                        and other.subject.groups & placement.subject.groups
-                    ):
+                    if other.policy is not policy and other.subject.groups & applied.subject.groups:
                         first, second = sorted((other.policy, policy), key=lambda item: item.name)
                         text = f"asked after {first.title!r} only because of its name"
                         yield _warning(second, "priority", text)
-                ranked[rank].append(placement)
+                ranked[rank].append(applied)
 
 
 def _services(compiler: Compiler) -> Iterator[PolicyWarning]:

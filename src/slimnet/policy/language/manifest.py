@@ -129,7 +129,7 @@ def load(source: str | os.PathLike[str], *, network: str = "default") -> list[Do
 
 
 def read(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The manifests of a file or a text, as JSON values that :func:`parse` takes: nobody
+    """The manifests of a file or a text, as JSON values that ``parse()`` takes: nobody
     has looked yet at what they say.
 
     Args:

@@ -14,7 +14,7 @@ from slimnet.policy.document import ClusterNetworkPolicy, NetworkPolicy, Policy
 from slimnet.policy.rule import Action, Peer, Port, Tier
 from slimnet.tables import PolicyRecord
 
-__all__ = ["Line", "Placement", "RuleIds", "place", "question_of", "questions"]
+__all__ = ["AppliedPolicy", "Line", "RuleIds", "place", "question_of", "questions"]
 
 #: (direction, index of the rule) to the rule's id.
 RuleIds = Mapping[tuple[Direction, int], int]
@@ -40,7 +40,7 @@ class Line:
 
 
 @frozen(eq=False)
-class Placement:
+class AppliedPolicy:
     """A policy in a network: its rules with their peers as terms.
 
     Attributes:
@@ -87,7 +87,7 @@ def questions(policy: Policy) -> list[Question]:
     return list(asked)
 
 
-def place(policy: Policy, terms: Mapping[Question, Term], ids: RuleIds) -> Placement:
+def place(policy: Policy, terms: Mapping[Question, Term], ids: RuleIds) -> AppliedPolicy:
     """A policy with its questions answered by these terms."""
     lines = {}
     for direction in Direction:
@@ -107,7 +107,7 @@ def place(policy: Policy, terms: Mapping[Question, Term], ids: RuleIds) -> Place
             for index, rule in enumerate(rules)
         )
     asked = {question: terms[question] for question in questions(policy)}
-    return Placement(policy, next(iter(asked.values())), lines, asked)
+    return AppliedPolicy(policy, next(iter(asked.values())), lines, asked)
 
 
 def question_of(peer: Peer, policy: Policy) -> Question:

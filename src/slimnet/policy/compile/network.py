@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One network's share of the tables, kept up to date change by change.
 
-What a change touches is noted; :meth:`Overlay.settle` then works on that only::
+What a change touches is noted; :meth:`NetworkCompiler.settle` then works on that only::
 
     policies -> terms -> ranges -> endpoints -> groups -> parties -> subjects -> pairs
 """
@@ -16,9 +16,9 @@ from netaddr import IPNetwork
 
 from slimnet import contract
 from slimnet.model import Endpoint, Host, Namespace, Network
+from slimnet.policy.compile.applied import AppliedPolicy, RuleIds, place, questions
 from slimnet.policy.compile.hosts import HostRanges
 from slimnet.policy.compile.number import Numbers
-from slimnet.policy.compile.placement import Placement, RuleIds, place, questions
 from slimnet.policy.compile.population import Population
 from slimnet.policy.compile.ranges import Prefix, Ranges, inside, network_of, prefix_of
 from slimnet.policy.compile.subjects import Subjects
@@ -27,7 +27,7 @@ from slimnet.policy.document import Policy
 from slimnet.policy.state import host_labels
 from slimnet.tables import CidrRecord
 
-__all__ = ["Overlay", "PolicyName", "Settled"]
+__all__ = ["NetworkCompiler", "PolicyName", "Settled"]
 
 #: Network and namespace, both empty for a cluster's policy, and name.
 PolicyName = tuple[str, str, str]
@@ -35,14 +35,14 @@ PolicyName = tuple[str, str, str]
 
 @define
 class Settled:
-    """What :meth:`Overlay.settle` changed: ids of endpoints, subjects, and whether ranges did."""
+    """What :meth:`NetworkCompiler.settle` changed: ids of endpoints, subjects; whether ranges."""
 
     endpoints: set[int] = field(factory=set)
     subjects: set[int] = field(factory=set)
     ranges: bool = False
 
 
-class Overlay:
+class NetworkCompiler:
     """What policy means in one network, seen from one host.
 
     Args:
@@ -55,7 +55,7 @@ class Overlay:
         identity: endpoint id to identity in the tables.
         cidrs: range to record.
         subjects: the policy records.
-        placements: the policies that apply here, by name.
+        applied_policies: the policies that apply here, by name.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Overlay:
         self._terms: dict[Question, Term] = {}
         self._names: dict[str, Term] = {}
         self._unused: set[Term] = set()
-        self.placements: dict[PolicyName, Placement] = {}
+        self.applied_policies: dict[PolicyName, AppliedPolicy] = {}
         self._endpoints: dict[int, Endpoint] = {}
         self._by_address: dict[tuple[int, int], int] = {}
         self._declaring: dict[str, set[int]] = {}
@@ -127,13 +127,13 @@ class Overlay:
 
     def set_policy(self, name: PolicyName, policy: Policy | None, ids: RuleIds) -> None:
         """A policy comes, changes, or (``None``) goes."""
-        old = self.placements.pop(name, None)
+        old = self.applied_policies.pop(name, None)
         if policy is not None:
             for question in questions(policy):
                 self._take(question)
-            placement = self.placements[name] = place(policy, self._terms, ids)
-            placement.subject.selects.add(placement)
-            self._renew_selected(placement)
+            applied = self.applied_policies[name] = place(policy, self._terms, ids)
+            applied.subject.selects.add(applied)
+            self._renew_selected(applied)
         if old is not None:
             old.subject.selects.remove(old)
             self._renew_selected(old)
@@ -211,8 +211,8 @@ class Overlay:
                 for party in group.parties.values():
                     self._toggle(party, term)
 
-    def _renew_selected(self, placement: Placement) -> None:
-        for group in placement.subject.groups:
+    def _renew_selected(self, applied: AppliedPolicy) -> None:
+        for group in applied.subject.groups:
             for party in group.parties.values():
                 self.subjects.renew(party.identity)
 
