@@ -46,6 +46,19 @@ def test_paths_in_the_text_are_there():
     assert lost == []
 
 
+def test_the_tests_that_are_run_as_examples_are_there():
+    """A command that selects no test would be the first thing that a newcomer sees."""
+    text = (ROOT / "CONTRIBUTING.md").read_text() + (PAGES / "tests.rst").read_text()
+    examples = re.findall(r"(tests/\w+/test_\w+\.py)(?: -k (\w+))?", text)
+    assert len(examples) > 2
+    lost = [
+        (path, word)
+        for path, word in examples
+        if not re.search(rf"^def test_\w*{word}", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert lost == []
+
+
 def packages():
     """Package of slimnet to the packages and modules of slimnet that it imports."""
     found = {}
