@@ -97,5 +97,6 @@ class AttachedEndpoint(PlacedEndpoint):
         except AgentUnreachable:
             if error is None and not self._ephemeral:
                 raise
-            # The next agent removes it by itself; what ran has ended and been answered.
+            # No error to the caller: its command has ended, and an agent that starts removes
+            # ephemeral endpoints whose holder is gone.
             _log.warning("endpoint %s stays until the agent is back", self.endpoint.name)

@@ -69,7 +69,8 @@ def broadcast_addresses() -> frozenset[IPNetwork]:
 
 def _netlink() -> socket.socket:
     route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    # The kernel then picks the routes itself: of a table with 100,000 it sends none.
+    # With strict checking the kernel filters a dump by table and type; without, it would
+    # send all routes of a table with 100,000, to be thrown away here.
     route.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
     return route
 

@@ -35,7 +35,7 @@ def open_trusted(path: Path, *, mode: int | None = None) -> int:
 
 
 def make_trusted(path: Path, mode: int = 0o755) -> None:
-    """The same, only to make sure of it."""
+    """Like :func:`open_trusted`, and closes it again: the directory is there, and trusted."""
     os.close(open_trusted(path, mode=mode))
 
 

@@ -143,7 +143,7 @@ class Agent:
                 self._await_change()
                 self.sync()
             except StoreUnreachable as error:
-                self.mirror.forget()  # it may come back as another one
+                self.mirror.forget()  # what answers next may be another store, or a backup
                 self._hinder(str(error))
                 self._stop.wait(0.25)
             except SlimnetError as error:
@@ -179,10 +179,10 @@ class Agent:
             return self.installer.trouble
 
     def sync_strictly(self) -> None:
-        """The same.
+        """Like :meth:`sync`, but raises what keeps the tables from being in force.
 
         Raises:
-            BackendError: something keeps the tables from it; says what.
+            BackendError: says what that is.
         """
         hindrance = self.sync()
         if hindrance:
@@ -308,7 +308,8 @@ class Agent:
             self._untended = ""
 
     def _await_change(self) -> None:
-        with suppress(Conflict):  # the mirror reads everything then
+        # Conflict: the history after our revision is gone; the mirror reads the store anew.
+        with suppress(Conflict):
             for _ in self.store.watch("", self.mirror.revision, 0.25):
                 return
 

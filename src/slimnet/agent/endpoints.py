@@ -67,7 +67,8 @@ class Endpoints:
         self._mirror = mirror
         self._sync = sync
         self._holders = Holders(run / "holders")
-        # One attachment changes at a time: a record in the making is no orphan.
+        # Held from an endpoint's record in the store to its attachment, so that whoever looks
+        # for records without an attachment takes none that is just being made for one.
         self._changing = threading.RLock()
         #: Endpoint id to where it is attached.
         self.attached: dict[int, Place] = {}
@@ -236,7 +237,8 @@ class Endpoints:
         except StoreUnreachable:
             raise
         except InUse:
-            # Its record went before its processes: tables without it allow them nothing.
+            # The store no longer has this endpoint, but its cgroup has processes. No error:
+            # the installed tables do not know it, so everything that these try is refused.
             self.trouble.pop(number, None)
         except Exception as error:  # noqa: BLE001  # whatever a plugin does
             text = f"endpoint {name}: {error}"

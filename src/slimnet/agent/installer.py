@@ -66,17 +66,18 @@ class Installer:
 
     def _install(self, tables: Tables, change: Change | None) -> None:
         old = self.tables
-        # Of another process: made from this store, one of its backups, or another store.
-        # A number alone does not say that they are these.
+        # Tables that an earlier process installed have a number, but it does not say what is
+        # in them: they may be of this store, of a backup of it, or of another store.
         held = old.generation if old is not None else self._backend.status().generation
         if old is None or self.trouble:
-            change = None  # the compiler may have compared with what was never installed
+            change = None  # its base may be tables that were compiled and never installed
         elif change is not None and _is_empty(change):
             return
         if tables.generation <= held:
             tables = attrs.evolve(tables, generation=held + 1)
         if old is not None and change is not None:
-            # Changes that came to nothing in between were not installed.
+            # The base is what is installed: revisions in between that changed no table were
+            # compiled, and not installed.
             target = attrs.evolve(change.set, generation=tables.generation)
             change = attrs.evolve(change, base=old.generation, set=target)
         self._backend.install(tables, change)

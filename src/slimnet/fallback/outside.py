@@ -123,7 +123,7 @@ class Outside:
         changed = set(self._changed())
         if vnis:
             changed |= {name for name in self._ways_out() if not _forwards(name, self._host)}
-        self._rules(vnis, sorted(changed))  # before the change that they record
+        self._rules(vnis, sorted(changed))  # written first: a crash leaves no change unrecorded
         with netns.enter(self._host):
             for name in changed:
                 with contextlib.suppress(FileNotFoundError):  # the interface has gone
@@ -145,7 +145,8 @@ class Outside:
         near = ", ".join(str(uplink_address(vni)) for vni in vnis)
         ours = _listed(uplink_name(vni) for vni in vnis)
         guard = ""
-        # Somebody who forwards from everywhere has a firewall of their own.
+        # Where the host forwards on all devices already, it is a router with rules of its
+        # own, and this guard would drop what it forwards.
         if changed and not _forwards("all", self._host):
             guard = f"iifname {{ {_listed(changed)} }} ip daddr != {{ {near} }} drop"
         nft.apply(

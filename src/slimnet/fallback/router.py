@@ -43,22 +43,25 @@ _STATIC = 4
 
 _SYSCTLS = {
     "net/ipv4/ip_forward": 1,
-    # An endpoint sends from its own address only, and the outside from none of ours...
+    # Strict reverse path filtering (RFC 3704) on every device but VXLAN's (below): an endpoint
+    # sends from its own address only, and the outside from no endpoint's. `all` is 0, for the
+    # kernel takes the larger of `all` and the device's own.
     "net/ipv4/conf/all/rp_filter": 0,
     "net/ipv4/conf/default/rp_filter": 1,
     "net/ipv4/conf/all/send_redirects": 0,
-    # A refusal that is not sent would be a connect that hangs.
+    # No rate limit on ICMP errors: a connect whose refusal is not sent would hang.
     "net/ipv4/icmp_ratemask": 0,
-    # A connection that conntrack does not know is nobody's...
+    # A TCP packet without a tracked connection starts none: only a SYN is put to the policy.
     "net/netfilter/nf_conntrack_tcp_loose": 0,
-    # ... but a packet out of its window is the receiver's business.
+    # A segment outside of the window is the receiver's to judge, not conntrack's: as invalid
+    # it would be dropped here, and the sender never answered.
     "net/netfilter/nf_conntrack_tcp_be_liberal": 1,
     "net/netfilter/nf_conntrack_timestamp": 1,
     "net/ipv6/conf/all/disable_ipv6": 1,
     "net/ipv6/conf/default/disable_ipv6": 1,
 }
-# ... while what comes by VXLAN is compared with the tables, by rule: the ICMP
-# errors of another router come from an address that this one has, too.
+# On the VXLAN device a rule compares sources with the tables instead: every router of the
+# network has the same gateway address, so ICMP errors of another one would be martians here.
 _VXLAN_SYSCTLS = {
     f"net/ipv4/conf/{ruleset.VXLAN}/rp_filter": 0,
     f"net/ipv4/conf/{ruleset.VXLAN}/accept_local": 1,
@@ -197,7 +200,7 @@ class Router:
                 "replace", ifindex=uplink, dst=_HOST, lladdr=_mac(0x55, self.vni), state=_PERMANENT
             )
             route.route("replace", dst="default", gateway=_HOST, oif=uplink, flags=_ONLINK)
-            # What its refusals and path-MTU messages come from.
+            # The source address of the ICMP errors that this router sends.
             route.addr("replace", index=1, address=GATEWAY, prefixlen=32)
         with netns.enter(self._host):
             name = uplink_name(self.vni)
@@ -255,7 +258,8 @@ class Router:
                     "mtu": mtu,
                 },
             )
-            with netns.enter(there):  # its loopback keeps ::1, for programs that insist
+            # Only of eth0: loopback keeps ::1, for programs that do not start without it.
+            with netns.enter(there):
                 _set({"net/ipv6/conf/eth0/disable_ipv6": 1})
             eth0 = self._up(inside, "eth0")
             inside.addr("replace", index=eth0, address=str(address), prefixlen=32)
@@ -329,7 +333,8 @@ class Router:
     ) -> list[tuple[Callable[..., object], dict[str, object]]]:
         """Bring in what the tables name and is missing; answer what they do not name."""
         vxlan = route.link_lookup(ifname=ruleset.VXLAN)[0]
-        # What nobody has is routed here as well, for the rules to see and refuse.
+        # The network's whole ranges are routed here, so that a connect to an address that no
+        # endpoint has meets the rules, which count and refuse it.
         want: dict[str, str | None] = {
             str(network): None
             for (vni, network), record in tables.cidrs.items()

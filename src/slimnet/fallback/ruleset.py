@@ -118,13 +118,14 @@ class _Script:
                 for protocol in Protocol
             )
             if reason is Reason["SYN_UNKNOWN"]:
-                # The tables of two hosts change one after the other: the
-                # opener's retransmission finds the newer ones.
+                # The sender's host may have newer tables than this one. Dropped and not
+                # refused: the SYN that is sent again finds the newer tables here, too.
                 answers = ["drop"]
             elif reason is Reason["NO_ENDPOINT"]:
                 answers = ["reject with icmp host-unreachable"]
             elif direction is Direction.EGRESS:
-                # Linux reports it as EHOSTUNREACH, so that nobody takes it for the peer's no.
+                # The application gets EHOSTUNREACH of it. A reset would be ECONNREFUSED, which
+                # says that the peer refused.
                 answers = ["reject with icmp admin-prohibited"]
             else:
                 answers = [
@@ -171,7 +172,7 @@ def _ports(
                 wild = _PORTS >> key.port_bits
                 nested.append((key.port & ~wild, key.port | wild, record))
         if protocol is Protocol.ICMP:
-            # It has no ports; the decision is asked for port 0.
+            # ICMP has no ports: slim_decide() is asked for port 0, so its record counts.
             nested = [(0, _PORTS, r) for first, last, r in flatten(nested) if first == 0]
         result[protocol] = list(flatten(nested))
     return result
@@ -220,7 +221,7 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             known.append((*_span(network), _NOBODY if cidr.overlay else cidr.identity))
             if cidr.host:
                 hosts.append((*_span(network), None))
-    # Behind the ranges, so that an endpoint wins against a range of one address.
+    # Endpoints after ranges: of two intervals that are the same, the later one wins.
     for (number, address), endpoint in tables.addresses.items():
         record = tables.endpoints.get(endpoint)
         if number == vni and record is not None and address.version == 4:
@@ -297,7 +298,7 @@ def _replace(script: _Script, forward: list[str], old: Iterable[tuple[str, str]]
     gone = [f"delete {kind} ip {TABLE} {name}" for kind, name in old]
     script.chain("closed", "meta l4proto tcp reject with tcp reset", "drop")
     script.chain("forward", *forward)
-    # The router itself is nobody's peer: it answers with a refusal.
+    # Endpoints can reach the router's own addresses, but no service is there: refused.
     script.chain("input", 'iifname "lo" accept', "meta l4proto tcp reject with tcp reset", "reject")
     script.chain("postrouting", f'oifname "{UPLINK}" masquerade')
     lines = [f"flush table ip {TABLE}", *gone, f"table ip {TABLE} {{"]
@@ -337,7 +338,8 @@ def render(tables: Tables, vni: int, old: Iterable[tuple[str, str]] = ()) -> str
         "ct state related accept",
         "ct state invalid drop",
         f'iifname "{ENDPOINT}*" jump egress',
-        # It lives here, but it is not attached.
+        # An endpoint that is this host's and not attached has no device of its own; without
+        # this rule the packet would leave by VXLAN again.
         f'oifname "{VXLAN}" ip daddr @local {absent}',
         # Nothing from outside is for an endpoint, and nothing passes through.
         f'iifname "{UPLINK}" drop',

@@ -163,8 +163,8 @@ class Diagnosis:
             if len(left) == len(pending):
                 break
             count += len(pending) - len(left)
-            # Of a reuseport group the kernel's look-up answers with one, and only
-            # that one can be destroyed; then with another.
+            # SOCK_DESTROY looks a listener up by its address, and of a reuseport group finds
+            # one member; when that is destroyed it finds another. So as long as some went.
             pending = [victim for victim in left if victim.state == _LISTEN]
         return count
 
@@ -198,7 +198,7 @@ class Diagnosis:
                 body = bytes(data[16:length])
                 data = data[(length + 3) & ~3 :]
                 if sequence != self._sequence:
-                    continue  # of an exchange that failed half-way
+                    continue  # an answer to an earlier request that was given up half-way
                 if kind in (_ERROR, _DONE):
                     number = -struct.unpack_from("=i", body)[0]
                     if number > 0:

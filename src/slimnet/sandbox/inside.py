@@ -102,12 +102,14 @@ def _init(spec: dict[str, Any], report: int) -> None:
             os.read(apart_read, 1)
             _command(spec, report)
         os.close(report)
-        # A session of its own leaves the command's process group an orphaned one
-        # where it leads the terminal: ^Z cannot stop what nothing would continue.
+        # With this process in another session, the process group of a command that leads the
+        # terminal is orphaned (setpgid(2)): the kernel does not stop such a group by ^Z, and
+        # nobody would be there to continue it.
         os.setsid()
         os.close(apart_write)
         os.close(apart_read)
-        for descriptor in (0, 1, 2):  # whoever reads the command's end sees its end
+        # Held open here, a pipe from the command would not end when the command does.
+        for descriptor in (0, 1, 2):
             os.close(descriptor)
         os._exit(relay.wait(command, reap=True))
     except BaseException as error:  # noqa: BLE001  # reported to the caller
@@ -125,7 +127,7 @@ def _command(spec: dict[str, Any], report: int) -> None:
             os.setgroups(groups)
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; exec keeps that
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
     except BaseException as error:  # noqa: BLE001  # reported to the caller

@@ -75,7 +75,7 @@ def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
             try:
                 os.kill(child, received.si_signo)
             except ProcessLookupError:
-                continue  # its SIGCHLD is on the way
+                continue  # the child has ended, and SIGCHLD comes next
             if suspend and received.si_signo == signal.SIGTSTP:
                 os.kill(os.getpid(), signal.SIGSTOP)
         elif received.si_signo == signal.SIGTSTP:
@@ -86,8 +86,9 @@ def _take(child: int, *, reap: bool) -> int | None:
     found = None
     while True:
         try:
-            # An init leaves what is stopped alone: it is the command's. What the others
-            # wait for is ours, and whoever stopped it would have stopped its signals too.
+            # As init (reap) no stopped process is looked at: job control is the command's own.
+            # Otherwise the child is a process of ours, which passes no signal on while it is
+            # stopped, so it is continued at once.
             pid, waited = os.waitpid(*((-1, os.WNOHANG) if reap else (child, _LOOK)))
         except ChildProcessError:
             return found

@@ -60,7 +60,7 @@ class Resident:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        self._read()  # it has moved
+        self._read()  # the first line says that it is in its cgroup and namespaces
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101  # for the type checker

@@ -65,7 +65,7 @@ def _endpoint(name: str, number: int, host: str, identity: int) -> Endpoint:
         name=name,
         address=NETWORK.cidrs[0][number],
         host=host,
-        # As a store draws them: any number of 31 bits.
+        # A store draws ids at random from 31 bits; the largest show what cuts them off.
         id=contract.SLIM_ADDRESS_SERVICE - number,
         identity=identity,
     )

@@ -24,7 +24,8 @@ _COUNTS = ("connections", "refused", "sent", "received")
 
 def accounts(table: Map, sockets: SocketDiagnosis) -> Iterator[Account]:
     """See :meth:`slimnet.abc.Backend.accounts`."""
-    # Live ones first: one that ends meanwhile is counted once, or twice for a moment.
+    # Live connections before the table of ended ones: one that ends in between is then
+    # counted twice in this answer, where the other order would leave it out.
     found: dict[tuple[int, int, int], dict[str, Any]] = {}
     for one in sockets.sockets(traffic=True, states=LIVE):
         record = _SOCKET.unpack(one.storage) if one.storage else {}

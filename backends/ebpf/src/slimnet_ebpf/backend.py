@@ -113,9 +113,9 @@ class EbpfBackend(Backend):
         mount_bpffs()
         self._mutex = threading.RLock()
         self._closed = False
-        # What close() undoes, whatever of it a failing start has done.
+        # Filled step by step, so that close() after a start that failed undoes what was done.
         self._held = contextlib.ExitStack()
-        # Until it is adopted, a start that fails has changed nothing of the host.
+        # None until the start touches the host's network: before, there is nothing to restore.
         self._underlay: UnderlayPrograms | None = None
         try:
             self._start()
@@ -303,9 +303,10 @@ class EbpfBackend(Backend):
         """What others may change on the host at any time."""
         ports = self._source_ports()
         self._write_control(
-            # Then no wire port is ever searched for a free source port.
+            # At most a quarter of the source ports goes to one wire port at a time: the kernel
+            # then finds a free one at once, where it would search when most are taken.
             wire_turn=max(1, min(ports // 4, contract.SLIM_WIRE_TURN)),
-            # The rest is the host's own.
+            # Endpoints may hold three quarters of the host's source ports; the last is its own.
             port_room=ports * 3 // 4,
         )
         own: Map = self._maps[contract.SLIM_MAP_OWN]
@@ -314,7 +315,9 @@ class EbpfBackend(Backend):
         ) | dict.fromkeys(broadcast_addresses(), contract.SLIM_OWN_BROADCAST)
         wanted = {cidr_key((0, each)): u32(what) for each, what in found.items()}
         held = dict(own.items())
-        own.update(wanted.items() - held.items())  # first: one may replace several
+        # Added before others are removed: one new range may stand for several old ones, whose
+        # addresses must not be nobody's in between.
+        own.update(wanted.items() - held.items())
         own.remove(held.keys() - wanted.keys())
 
     def _write_control(self, **fields: int | bytes) -> None:
@@ -380,7 +383,7 @@ class EbpfBackend(Backend):
     def _revoke(self, tables: Tables) -> None:
         """Close the live connections that the tables forbid, and end the handshakes.
         One that is nowhere to be seen yet is decided again by itself (sockops.h)."""
-        self._writer.settle()  # of programs that still saw the generation before
+        self._writer.settle()  # after this no program decides by the generation before
         self._sweep_records()
         live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
         flows: Map = self._maps[contract.SLIM_MAP_FLOW]
@@ -389,7 +392,8 @@ class EbpfBackend(Backend):
             for one in live
             if (key := handshake(one, self._is_inside)) and flows.get(key) is None
         }
-        # Asked twice: a SYN that is sent again has its record replaced.
+        # Looked up a second time before it is destroyed: a SYN that is sent again replaces its
+        # record, which is missing for a moment.
         self._sockets.destroy(one for one, key in lost.items() if flows.get(key) is None)
         found = list(
             revoked(
@@ -403,7 +407,7 @@ class EbpfBackend(Backend):
             return
         self._sockets.destroy(one.socket for one in found)
         counter: Map = self._maps[contract.SLIM_MAP_COUNTER]
-        # Of the CPUs' counts the first is ours: no program counts this reason.
+        # The counters are per CPU. No program counts this reason, so CPU 0's is written here.
         key = u32(contract.SLIM_REASON_REVOKED)
         first, *rest = struct.unpack(f"={possible_cpus()}Q", counter.get(key) or b"")
         counter.set(key, struct.pack(f"={possible_cpus()}Q", first + len(found), *rest))
@@ -483,7 +487,8 @@ class EbpfBackend(Backend):
 
     def close(self) -> None:
         """See :meth:`slimnet.abc.Backend.close`."""
-        # First the reader of events, which may be waiting in another thread.
+        # The events first: closing them ends events() in another thread and waits for it. With
+        # the mutex held, every other call would wait as well.
         if not self._closed:
             self._events.close()
         with self._mutex:

@@ -64,14 +64,14 @@ _NEVER = bytes(_ENTRY.size)
 _MADE = 1  # the cgroup is ours to remove
 _READY = 2  # everything is attached and the cgroup knows who it is
 _DEAD = INDEX_DEAD
-_BURIED = 8  # and everything is done that detach does
+_BURIED = 8  # dead, and all of detach is done: sockets destroyed, accounts dropped
 _SILENT = 16  # no packet of its sockets passes
 
 _SILENCE = "slim_silence"
 _BOTH_WAYS = (links.ATTACH_CGROUP_INGRESS, links.ATTACH_CGROUP_EGRESS)
 
-# A record of a handshake with the endpoint before may live this long (ns); so may,
-# for less, a TIME_WAIT socket of it.
+# An inner index is given to no other endpoint for this long (ns) after its last one: flow
+# records of handshakes with that one may live as long, and TIME_WAIT sockets less.
 _QUARANTINE = contract.SLIM_HANDSHAKE_SECONDS * 10**9
 
 
@@ -158,7 +158,8 @@ class EndpointAttachments:
             wanted: endpoint id to its limit.
         """
         before, self._limits.wanted = self._limits.wanted, wanted
-        # At first nobody knows what those that were adopted are held to.
+        # The first call after a start applies every limit: which ones the adopted endpoints
+        # have is not known.
         changed = None if before is None else altered(before, wanted)
         for index, entry in self._entries().items() if changed != set() else ():
             path = None
@@ -218,7 +219,7 @@ class EndpointAttachments:
             path = self._path(entries[index])
             if path is not None:
                 self._refuse_another(endpoint, network, wanted, path, entries[index])
-                # Whoever began to attach it may have died before the end.
+                # Again, for the process that began to attach it may have been killed half-way.
                 self._finish(endpoint, network, index, path, entries[index])
                 return Place(path)
             self.detach(endpoint.id)  # somebody removed its cgroup
@@ -304,7 +305,8 @@ class EndpointAttachments:
 
     def _make_cgroup(self, endpoint: int, path: Path) -> tuple[Path, bool]:
         """Its cgroup, and whether it is ours to remove."""
-        # Also one that was left by somebody who died right here.
+        # Ours also where it exists already in our own directory: a process that was killed
+        # between this mkdir and the entry in the table left it.
         ours = path.parent == self._below or not path.exists()
         try:
             if not cgroups.is_cgroup(path):
@@ -312,7 +314,8 @@ class EndpointAttachments:
             if not self._below.exists() or cgroups.number(self._below) != self._sheltered:
                 self.shelter()
             if ours and path.exists() and self._is_foreign(path):
-                # What is left of that data path is not to go on beside ours.
+                # Programs of a data path that was torn down or replaced are still on it, and
+                # would decide beside ours: the cgroup is removed and made anew.
                 if cgroups.populated(path):
                     raise _used(path)
                 self._silence_cgroup(path)
@@ -376,10 +379,12 @@ class EndpointAttachments:
         """
         for index, old in entries.items():
             if old.endpoint and old.cgroup == fresh.cgroup:
-                # Its sockets may live on elsewhere, and would be the new one's.
+                # Other processes may have sockets of the endpoint that this cgroup was; for
+                # another endpoint they would count as the new one's.
                 if not self._is_same(endpoint, network, old):
                     raise _used(path)
-                # Until it is ready again, it is one whose detach is not done.
+                # Still dead, and no longer buried: if this attach fails, detach has its work
+                # to do again.
                 dying = evolve(old, flags=old.flags & ~(_BURIED | _SILENT))
                 self._write(index, dying)
                 return index, dying
@@ -409,7 +414,8 @@ class EndpointAttachments:
             for program in self._programs:
                 links.keep(program.fd, fd, program.attach_type)
         self._limits.apply(endpoint.id, index, path)
-        # Last: until the cgroup knows who it is, everything is refused.
+        # Last: the attached programs refuse everything until the cgroup's storage names an
+        # endpoint.
         self._maps[contract.SLIM_MAP_CGROUP].set(
             _key(cgroups.number(path)),
             _LOCAL.pack(
@@ -444,7 +450,8 @@ class EndpointAttachments:
         if entry.flags & (_READY | _DEAD) or self._local(entry)["endpoint"]:
             self._bury(index, entry, path)
         else:
-            # In a cgroup that never was an endpoint's there are no sockets of one.
+            # The attach failed before the cgroup's storage named the endpoint, so there are no
+            # sockets of it to destroy.
             self._take_back(index, entry, path)
 
     def _take_back(self, index: int, entry: _Entry, path: Path | None) -> None:
@@ -465,12 +472,13 @@ class EndpointAttachments:
         cgroup_ids = {entry.cgroup}
         if path is not None:
             cgroup_ids |= {cgroups.number(below) for below in cgroups.descendants(path)}
-        # First this: their peers are to hear a RST of it.
+        # Before slim_silence, which drops every packet: the peers are to get a RST.
         self._destroy_sockets(entry.endpoint, cgroup_ids)
         if path is not None:
             silent = self._silence_cgroup(path)
             dead = evolve(dead, flags=dead.flags | (_SILENT if silent else 0))
-            # The kernel's answer leaves no moment in which a process could enter.
+            # rmdir(2) fails with EBUSY while there are processes. To look first and remove then
+            # would leave a moment in which one could enter.
             if entry.flags & _MADE and not cgroups.remove(path):
                 self._unsilence_cgroup(path)
                 self._tell(entry, local | {"endpoint": entry.endpoint})
@@ -511,7 +519,7 @@ class EndpointAttachments:
             except BpfError as error:
                 if error.errno != errno.EPERM:
                     raise
-                return False  # somebody has a program there that takes none beside it
+                return False  # a program of somebody else is there, without BPF_F_ALLOW_MULTI
         return True
 
     def _unsilence_cgroup(self, path: Path) -> None:
@@ -531,7 +539,8 @@ class EndpointAttachments:
             if _LISTENER_KEY.unpack(key)["inner"] >> contract.SLIM_INNER_PORT_BITS & _INDEX_MASK
             == index
         )
-        # Records of its connections stay for a while; they are given back when they go.
+        # Flow and source-bound records outlive the endpoint (TIME_WAIT). Their counts stay with
+        # the index, and the sweep that removes the records takes them off.
         local = self._maps[contract.SLIM_MAP_LOCAL]
         usage = _USAGE.unpack(local.get(u32(index)) or b"")
         local.set(u32(index), _USAGE.pack(waiting=b"", flows=usage["flows"], bound=usage["bound"]))

@@ -30,7 +30,7 @@ _KINDS = {
     contract.SLIM_EVENT_CLOSED: EventKind.CLOSED,
 }
 
-# What a flood of events holds up whoever reads them for.
+# So many events one read() hands out, so that it comes back also in a flood.
 _AT_ONCE = 4096
 
 

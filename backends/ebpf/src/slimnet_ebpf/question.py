@@ -64,7 +64,7 @@ def ask(program: int, question: FlowQuestion) -> Decision:
         destination=to_bytes16(question.destination),
         port=question.port,
         protocol=question.protocol,
-        random=random.getrandbits(32),  # which backend of a service, as at connect()
+        random=random.getrandbits(32),  # chooses among a service's endpoints, as in connect()
         verdict=b"",
     )
     found = _QUESTION.unpack(_run(program, data, "ask the data path"))

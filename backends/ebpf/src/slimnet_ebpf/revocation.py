@@ -27,7 +27,8 @@ __all__ = ["Revoked", "handshake", "may_forbid", "revoked"]
 _SOCKET = Layout(contract.slim_socket)
 _TUPLE = Layout(contract.slim_tuple)
 _SYN_RECV = STATES.index("SYN-RECV")
-# Not the peer's port: port 0 is one that a peer outside may have.
+# Any of these says that the socket has a peer. The peer's port does not: from outside of the
+# overlay it may be 0.
 _CONNECTED = (
     contract.SLIM_SOCKET_WIRE
     | contract.SLIM_SOCKET_SAME_HOST

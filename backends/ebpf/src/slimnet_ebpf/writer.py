@@ -33,8 +33,8 @@ class Writer:
 
     def __init__(self, maps: dict[int, Map]) -> None:
         self._maps = maps
-        # The value of ACTIVE that we wrote, and the keys in which the two
-        # slots differ since; None where we do not know.
+        # The value of ACTIVE that this process wrote last, and the keys in which the two slots
+        # differ since then; None: not known, so the next install writes everything.
         self._known: int | None = None
         self._differ: dict[int, set[Any]] | None = None
 

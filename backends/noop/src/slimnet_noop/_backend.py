@@ -91,7 +91,7 @@ class NoopBackend(Backend):
         self._port = port
         self._lock = threading.RLock()
         self._tables: Tables | None = None
-        self._late: list[Event] = []  # of routers that are gone
+        self._late: list[Event] = []  # refusals that routers noted before they were removed
         # Held open: other threads may be in other namespaces when they call.
         self._namespace = os.open(netns.own(), os.O_RDONLY | os.O_CLOEXEC)
         self._closed = False

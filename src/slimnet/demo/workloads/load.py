@@ -130,7 +130,8 @@ class Churn(_Load):
 
 
 class Soak(Churn):
-    """The same, for a number of connections: none may be slow, none retransmitted."""
+    """Like :class:`Churn`, but as many connections as the setting says instead of as long:
+    none may be slow, and nothing retransmitted."""
 
     def __init__(self, first: str, port: int) -> None:
         super().__init__(first, port)
