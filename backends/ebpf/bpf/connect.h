@@ -74,8 +74,9 @@ slim_bound_delete(const struct slim_control *control, const struct slim_socket *
 }
 
 /*
- * The records stay for as long as TIME_WAIT may: else another endpoint would
- * meet it at the peer.
+ * The records stay for as long as TIME_WAIT may (SLIM_LINGER_SECONDS). Without them
+ * another endpoint could take the same source port, and its SYN would meet this
+ * connection's TIME_WAIT at the peer.
  */
 static __always_inline void
 slim_bound_close(const struct slim_control *control, const struct slim_socket *socket,
@@ -98,7 +99,10 @@ slim_bound_close(const struct slim_control *control, const struct slim_socket *s
 	bpf_map_delete_elem(&slim_bound, &out);
 }
 
-/* A socket leaves its connection by another door than TCP_CLOSE, or never had one. */
+/*
+ * For a source-bound connection of which no TCP_CLOSE callback will come: its socket
+ * connects or listens again, was closed before its SYN left, or found no route.
+ */
 static __always_inline void
 slim_bound_let_go(const struct slim_control *control, struct slim_socket *socket)
 {
@@ -142,7 +146,7 @@ slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
 	if (bpf_map_update_elem(&slim_bound, &out, &to_inner, BPF_NOEXIST))
 		return -1;
 	for (int i = 0; i < SLIM_BOUND_PORTS; i++) {
-		/* Every endpoint has a place of its own to start from. */
+		/* Endpoints start at different ports, and so mostly find the first one free. */
 		socket->underlay_port =
 			bpf_htons(slim_fixed.wire_port + SLIM_WIRE_PORTS +
 				  ((socket->index + i) & (SLIM_BOUND_PORTS - 1)));
@@ -292,8 +296,9 @@ slim_dial_source(struct bpf_sock_addr *ctx, const struct slim_dial *dial, __be32
 }
 
 /*
- * An earlier connect of this socket stayed on the host and left its inner
- * source address, which disconnecting does not take off.
+ * Take off the inner source address that an earlier connect of this socket bound on
+ * its way to an endpoint of this host: tcp_disconnect() keeps a bound address
+ * (SOCK_BINDADDR_LOCK), and to another host it would be no source.
  */
 static __always_inline void
 slim_dial_unbind(struct bpf_sock_addr *ctx, const struct slim_dial *dial)
@@ -318,7 +323,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	__be32 local[4];
 	bool v6 = loopback && !slim_is_mapped(dial->dialled.aim.address);
 
-	/* Whoever dials ::1 does not reach an AF_INET listener, as everywhere. */
+	/* ::1 reaches AF_INET6 listeners only, as it does on any host. */
 	if (v6) {
 		if (slim_find_listener(ctx, own_loopback, 1, dial->way.target.endpoint, &found)) {
 			inner = own_loopback;
@@ -351,7 +356,11 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	if (loopback && !v6)
 		local[3] = bpf_htonl(0x7f000001);
 
-	/* No address of the IPv6 range can be bound: the kernel picks ::1, which serves as well. */
+	/*
+	 * Bind the source to an inner address of the endpoint. Not towards a v6-only
+	 * listener: no address of the inner IPv6 range can be bound. There the kernel picks
+	 * ::1, which serves as well, since the names are in the flow record.
+	 */
 	if (!v6only && !(dial->socket && dial->socket->flags &
 			 (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
 		__be32 source = slim_inner_v4(slim_inner(false, dial->local->index, 0));
@@ -449,7 +458,10 @@ static __always_inline void slim_dial_forget(struct slim_dial *dial)
 	if (!socket)
 		return;
 	if (!dial->sk->src_port) {
-		/* A bind that failed left it, or the port went with an earlier connection. */
+		/*
+		 * The socket has no port, so what is kept of a bind is out of date: the
+		 * bind failed behind its hook, or the port went with an earlier connection.
+		 */
 		if (socket->flags & (SLIM_SOCKET_BOUND | SLIM_SOCKET_ACCEPTED))
 			socket->flags = SLIM_SOCKET_WILDCARD;
 		socket->flags &= ~SLIM_SOCKET_ANY_PORT;
@@ -604,7 +616,10 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 		} else {
 			ctx->msg_src_ip4 = 0;
 		}
-		/* No port, no address: control data on a connected socket, whose connect was decided. */
+		/*
+		 * sendmsg(2) without an address, on a connected socket and with control data:
+		 * the hook runs for the data; where it goes was decided at connect.
+		 */
 		if (!dial.dialled.aim.port)
 			return SLIM_HOOK_ALLOW;
 	}

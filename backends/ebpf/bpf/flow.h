@@ -47,9 +47,11 @@ slim_flow_may(const struct slim_share *share, const __u32 *opening)
 }
 
 /*
- * 0, or no room: in the table, or in the share of who is charged. Over the wire
- * that is the listener's port. On one host it is the endpoint that connects,
- * whose socket keeps the record there: so nobody shuts a neighbour's port.
+ * Writes a flow record. 0, or negative where there is no room: in the table, or in
+ * the share of whoever the record is charged to. For a SYN from the wire that is
+ * the listener's port. On one host it is the endpoint that connects, since its
+ * socket decides how long the record stays: charged to the listener, one endpoint
+ * could shut a neighbour's port.
  */
 static __always_inline int
 slim_flow_put(const struct slim_tuple *tuple, const struct slim_flow *flow)
@@ -82,7 +84,7 @@ slim_flow_put(const struct slim_tuple *tuple, const struct slim_flow *flow)
 	return 0;
 }
 
-/* Of their own frames, since connect has no room in its. */
+/* __noinline: a frame of its own, for the 512 bytes of connect's BPF stack are full. */
 static __noinline int slim_bound_may(__u32 index)
 {
 	struct slim_share share;
@@ -99,7 +101,10 @@ static __noinline int slim_bound_add(__u32 index)
 	return 0;
 }
 
-/* Of the three records of a connection the one that names its inner address is counted. */
+/*
+ * A source-bound connection has three records. The one that its replies are found by,
+ * whose value is the inner address, is the one that counts in the endpoint's share.
+ */
 static __always_inline void
 slim_bound_drop(const struct slim_tuple *tuple, __be32 address)
 {

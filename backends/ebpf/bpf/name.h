@@ -61,16 +61,19 @@ static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 	if (socket && socket->local_port && port)
 		port = socket->local_port;
 	else if (stream && slim_is_reserved(port))
-		port = 0;	/* of a child that is no more, or came without a record */
+		port = 0;	/* a closed child's, or one's without a flow record: a wire port */
 	if (!socket) {
 		if (any)
 			return SLIM_HOOK_ALLOW;
-		/* UDP that is connected to the outside; or a connect that failed. */
+		/*
+		 * Nothing is kept of this socket: UDP that is connected to the outside, or a
+		 * connect that failed. With a port it is at the endpoint's own address.
+		 */
 		local = bpf_get_local_storage(&slim_cgroup, 0);
 		if (port)
 			slim_copy(address, local->address);
 	} else if (!port && !(socket->flags & SLIM_SOCKET_ANY_PORT)) {
-		/* Not bound, or no more: what the kernel has is a connect's that is over. */
+		/* Unbound: the address that the kernel has is left of an earlier connect. */
 	} else if (!(socket->flags & SLIM_SOCKET_WILDCARD) ||
 		   (port && !(any && !socket->local_port))) {
 		slim_copy(address, socket->local);

@@ -81,7 +81,10 @@ slim_share_sum(void *map, const void *key, void *value, void *context)
 	return 0;
 }
 
-/* Not the ports: all together have one that two endpoints share but once. */
+/*
+ * Puts the sums over all endpoints at index 0 right. All but `ports`: a port that
+ * two endpoints share is one port of the host, and a sum would count it twice.
+ */
 static __always_inline void slim_share_sum_up(void)
 {
 	struct slim_usage sum = {}, *all = slim_usage_get(0);
@@ -116,7 +119,7 @@ static __always_inline __u32 slim_joined_key(const struct slim_socket *socket)
 	return socket->index << 16 | socket->host_port;
 }
 
-/* Answers whether the endpoint had no socket there before. */
+/* One more socket of the endpoint on this port. Answers whether it is the first. */
 static __always_inline bool slim_port_join(const struct slim_socket *socket)
 {
 	__u32 key = slim_joined_key(socket), one = 1, *sockets;
@@ -177,7 +180,10 @@ static __always_inline void slim_port_take(struct slim_socket *socket, __u16 num
 	if (socket->counted & SLIM_COUNTED_PORT) {
 		if (socket->host_port == number)
 			return;
-		/* A connect that found no route gave the port back, and nobody was told. */
+		/*
+		 * It is counted for a port that it no longer has: a connect that found no
+		 * route gives its port back, and no hook runs then.
+		 */
 		slim_port_leave(socket);
 	}
 	port = bpf_map_lookup_elem(&slim_port, &key);

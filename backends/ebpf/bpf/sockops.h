@@ -54,7 +54,7 @@ static __always_inline void slim_sockops_flags(struct bpf_sock_ops *ctx, int fla
 	bpf_sock_ops_cb_flags_set(ctx, flags);
 }
 
-/* Right before the SYN: the source port is known now. */
+/* TCP_CONNECT_CB, right before the SYN: only now is the source port known. */
 static __always_inline void
 slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		     struct slim_socket *socket)
@@ -275,7 +275,10 @@ slim_sockops_published(struct slim_state *state, const struct slim_tuple *tuple,
 	socket->target_port = published->port;
 	socket->peer_port = tuple->source_port;
 	socket->endpoint = published->endpoint;
-	/* No generation: asked again in any case, and that names the rule. */
+	/*
+	 * socket->generation stays 0, so the policy is asked again when the connection is
+	 * established, and that answer names the rule.
+	 */
 	return true;
 }
 
@@ -293,7 +296,10 @@ slim_sockops_passive(struct bpf_sock_ops *ctx, struct slim_state *state, struct 
 		slim_sockops_kill(ctx);
 		return;
 	}
-	/* No child: it met itself (simultaneous open), and has the name that it dialled with. */
+	/*
+	 * Not accepted but connected, and passive only since its SYN met itself
+	 * (simultaneous open, RFC 9293 section 3.5): its names are those of its connect.
+	 */
 	if (socket->flags & (SLIM_SOCKET_SAME_HOST | SLIM_SOCKET_WIRE | SLIM_SOCKET_OUTSIDE)) {
 		slim_sockops_open(ctx, state, socket);
 		return;
@@ -388,13 +394,16 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	slim_socket_forget(socket);
 	port = bpf_htons((__u16)ctx->local_port);
 	if (socket->flags & SLIM_SOCKET_BOUND && port != bpf_htons(SLIM_INNER_PORT))
-		socket->flags = 0;	/* left by a bind that failed */
+		socket->flags = 0;	/* the bind hook's, of a bind(2) that then failed */
 	if (socket->flags & SLIM_SOCKET_HELD && socket->flags & SLIM_SOCKET_ANY_PORT &&
 	    (socket->bound_port != port ||
 	     socket->flags != slim_sockops_families(ctx, sk, socket->flags)))
 		slim_unhold(socket);
 	if (!(socket->flags & (SLIM_SOCKET_BOUND | SLIM_SOCKET_HELD))) {
-		/* listen() without bind(), or again: the kernel chose a port of the host. */
+		/*
+		 * listen(2) without bind(2), or again after a disconnect: the kernel chose
+		 * a port of the host, and no bind hook ran.
+		 */
 		if (!(socket->flags & SLIM_SOCKET_ANY_PORT)) {
 			socket->endpoint = local->endpoint;
 			socket->index = local->index;
@@ -404,13 +413,16 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 			socket->flags |= SLIM_SOCKET_ANY_PORT;
 		}
 		socket->flags = slim_sockops_families(ctx, sk, socket->flags);
-		/* It passed no bind hook, and listen(2) cannot be refused here. */
+		/*
+		 * The bind hook would have refused it for want of a share. A sock_ops
+		 * program cannot refuse listen(2), so the listener is destroyed instead.
+		 */
 		if (!slim_share_get(socket->index, &share) ||
 		    slim_usage_held(share.mine) >= state->control->held_limit ||
 		    !slim_share_room(&share, ports, state->control->port_room) ||
 		    !slim_share_room(&share, places, SLIM_HELD_ROOM))
 			slim_sockops_doom(ctx, socket, SLIM_REASON_PORT_LIMIT);
-		socket->bound_port = port;	/* for the shield, also where there is no room */
+		socket->bound_port = port;	/* what the shield goes by, with a share or without */
 		slim_hold(socket, port);
 	}
 	if (socket->flags & SLIM_SOCKET_WILDCARD)
@@ -421,12 +433,16 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_shield_take(socket);
 		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	}
-	/* Of an endpoint that is no more: behind the shield, until the agent comes. */
+	/* A listener of an ended endpoint: shielded above, and the agent destroys it. */
 	if (!local->endpoint && !(socket->flags & SLIM_SOCKET_DOOMED))
 		slim_sockops_doom(ctx, socket, SLIM_REASON_NO_TABLES);
 	if (socket->flags & SLIM_SOCKET_DOOMED)
 		return;
-	/* Nobody finds either of these, as if their port were filtered. */
+	/*
+	 * These two do not go into the SOCKHASH: the listener is there, and no SYN finds
+	 * it. It would not be safe there (slim_is_original()), or is over the endpoint's
+	 * share of listeners.
+	 */
 	if (!slim_is_original(sk))
 		return;
 	if (!slim_sockops_may_listen(socket)) {
@@ -487,7 +503,10 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	}
 	if (socket->flags & SLIM_SOCKET_SHIELDED)
 		slim_shield_leave(socket);
-	/* The kernel takes a port back that it chose itself. */
+	/*
+	 * On disconnect the kernel keeps a port that bind(2) asked for
+	 * (SOCK_BINDPORT_LOCK) and takes back one that it chose: no longer held.
+	 */
 	if (socket->flags & SLIM_SOCKET_ANY_PORT && socket->flags & SLIM_SOCKET_HELD)
 		slim_unhold(socket);
 	slim_port_leave(socket);
@@ -528,7 +547,11 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 	sk = ctx->sk;
 	if (!sk || !slim_state_get(&state))
 		return 1;
-	/* The other calls find nothing kept for a socket of another namespace. */
+	/*
+	 * Sockets of another network namespace inside the endpoint are none of ours. Only
+	 * these two calls have to look: the others start from slim_socket, and no hook
+	 * makes that for such a socket.
+	 */
 	if ((ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB ||
 	     ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) && slim_is_elsewhere(ctx))
 		return 1;

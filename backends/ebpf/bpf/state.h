@@ -35,7 +35,10 @@
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 
-/* Sizes, not types: clang leaves the types of an inner map undefined in the BTF. */
+/*
+ * key_size and value_size where other maps have __type(): clang leaves the types of an
+ * inner map undefined in the BTF.
+ */
 #define PAIR_OF(inner_type, name, key_type, value_type, inner_flags)	\
 	struct name##_inner {						\
 		__uint(type, inner_type);				\
@@ -96,7 +99,7 @@ struct {
 	__type(value, struct slim_limit);
 } slim_limit SEC(".maps");
 
-/* A client that is forgotten here may be moved to another endpoint, no more. */
+/* LRU: a client whose entry is evicted may be given another endpoint; nothing else is lost. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
@@ -138,7 +141,10 @@ struct {
 	__type(value, struct slim_flow);
 } slim_flow SEC(".maps");
 
-/* A port that is forgotten here may have more handshakes under way, within its endpoint's share. */
+/*
+ * LRU: a port whose count is evicted starts at 0 again, and so may have more handshakes
+ * under way than its part of the endpoint's share; the endpoint's own share still holds.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -176,7 +182,7 @@ struct {
 	__type(value, struct slim_port);
 } slim_port SEC(".maps");
 
-/* Whoever finds no room here is charged for each socket. */
+/* When this is full, an endpoint pays for each socket on a shared port, not once a port. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);

@@ -55,7 +55,10 @@ slim_syn_option(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_o
 
 	if (!option || length < SLIM_OPTION_LENGTH)
 		return 0;
-	/* Two comparisons made one by the compiler tell Linux 6.1 nothing. */
+	/*
+	 * Without this clang merges the two comparisons into one on a copy of `length`,
+	 * and the verifier of Linux 6.1 then knows no bounds of `length` itself.
+	 */
 	barrier_var(length);
 	if (length > sizeof(bytes))
 		return 0;
@@ -110,8 +113,9 @@ static __always_inline bool slim_is_full(struct bpf_sock *sk)
 }
 
 /*
- * 1: an endpoint listens there; -1: and its queue is full; 0: nobody. Puts it
- * back into the SOCKHASH where its group lost its entry.
+ * Does the endpoint listen at this inner address? 1: yes; -1: yes, and its accept
+ * queue is full; 0: no. A listener that is no longer in the SOCKHASH, since the member
+ * of its reuseport group that was in there has closed, is put back.
  */
 static __noinline int
 slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
@@ -160,7 +164,10 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 
 	found = slim_syn_option(skb, syn->options, syn->length, &option);
 	if (found < 0) {
-		/* The host's own Fast Open left a cookie; the next SYN has none. */
+		/*
+		 * No room for our option beside a Fast Open cookie, which the client's host
+		 * has cached from elsewhere. Dropped: it sends the SYN again without.
+		 */
 		slim_count(SLIM_REASON_SYN_NO_OPTION);
 		return TC_ACT_SHOT;
 	}
@@ -182,7 +189,7 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		goto refuse;
 	}
 	if (!admitted.source || !admitted.destination)
-		return TC_ACT_SHOT;	/* for the verifier of Linux 6.1 */
+		return TC_ACT_SHOT;	/* cannot be; the verifier of Linux 6.1 does not see it */
 	flow.inner = slim_inner(false, admitted.destination->index, option.port);
 	flow.charged = flow.inner;
 	found = slim_listener_repair(skb, flow.inner, admitted.destination_id);
@@ -212,9 +219,12 @@ refuse:
 	return SLIM_TC_NEXT;
 
 forged:
-	/* Nobody's word: whoever sent it may have written any source address. */
+	/* The event names no source: without a valid tag, anybody may have written it. */
 	slim_syn_refused(syn, NULL, &admitted);
-	/* It must neither end a handshake on this tuple nor come in by its record. */
+	/*
+	 * A flow record on this tuple is another SYN's. Dropped then: let through, sk_lookup
+	 * would give it that one's listener; refused, the reset would end that handshake.
+	 */
 	return bpf_map_lookup_elem(&slim_flow, &syn->tuple) ? TC_ACT_SHOT : SLIM_TC_NEXT;
 }
 
@@ -347,7 +357,7 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 		return slim_vlan_again(skb);
 	if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end) {
 		if (bpf_skb_pull_data(skb, SLIM_TCP_OFFSET + sizeof(*tcp))) {
-			/* Shorter than a TCP header: is it one? */
+			/* Too short for a TCP header. Anything else may be that short. */
 			data = (void *)(long)skb->data;
 			end = (void *)(long)skb->data_end;
 			ip = data + ETH_HLEN;
@@ -380,7 +390,7 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 		__be16 port = 0;
 
 		if (fragment & IP_FRAGMENT_OFFSET)
-			return SLIM_TC_NEXT;	/* nothing without its first fragment */
+			return SLIM_TC_NEXT;	/* useless, since its first fragment is dropped */
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4 + 2, &port, sizeof(port)) ||
 		    !slim_is_wire_port(port))
 			return SLIM_TC_NEXT;
@@ -464,7 +474,10 @@ static __always_inline int slim_egress(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-/* Not the look-up of sock_diag(7), by which sockets are destroyed. */
+/*
+ * Is a packet looked up for? SOCK_DESTROY of sock_diag(7) looks sockets up too, and
+ * must find them: without an interface, or with the one of doomed sockets.
+ */
 static __always_inline bool slim_steer_is_packet(const struct bpf_sk_lookup *ctx)
 {
 	__u32 ifindex = ctx->ingress_ifindex;
@@ -489,7 +502,11 @@ slim_steer_assign(struct bpf_sk_lookup *ctx, struct bpf_sock *sk)
 {
 	int error = -1;
 
-	/* On a port of the host a host user may have joined its reuseport group. */
+	/*
+	 * At an inner address the kernel spreads SYNs over the endpoint's reuseport group.
+	 * On a port of the host, a process of the same user may have joined that group
+	 * from outside of the endpoint, so the SYN goes to this very socket.
+	 */
 	if (sk->state == BPF_TCP_LISTEN)
 		error = bpf_sk_assign(ctx, sk, sk->src_port == SLIM_INNER_PORT ?
 						       0 : BPF_SK_LOOKUP_F_NO_REUSEPORT);
@@ -558,11 +575,11 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 
 	if (!slim_state_get(&state))
 		return SK_DROP;
-	/* A listener of an endpoint that is to be destroyed. */
+	/* sock_diag(7) looks up a listener to destroy it: not shielded from that. */
 	if (!ctx->remote_port && !slim_steer_is_packet(ctx))
 		return SK_PASS;
 	if (ctx->family == AF_INET) {
-		/* Our own look-up for the listener behind an inner address. */
+		/* slim_find_listener() asks for a listener, with 0.0.0.0:0 as the peer. */
 		if (!ctx->remote_ip4 && !ctx->remote_port)
 			return SK_PASS;
 		inner = slim_in_range_v4(ctx->local_ip4);
