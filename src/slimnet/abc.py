@@ -89,7 +89,7 @@ class Backend(abc.ABC):
     @property
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
-        """What it can do on this machine: :meth:`probe` says the same."""
+        """What it can do on this machine, as :meth:`probe` says too."""
 
     @classmethod
     @abc.abstractmethod

@@ -422,7 +422,7 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		    !slim_share_room(&share, ports, state->control->port_room) ||
 		    !slim_share_room(&share, places, SLIM_HELD_ROOM))
 			slim_sockops_doom(ctx, socket, SLIM_REASON_PORT_LIMIT);
-		socket->bound_port = port;	/* what the shield goes by, with a share or without */
+		socket->bound_port = port;	/* for the shield, with a share or without */
 		slim_hold(socket, port);
 	}
 	if (socket->flags & SLIM_SOCKET_WILDCARD)

@@ -91,7 +91,7 @@ class EbpfBackend(Backend):
 
     name: ClassVar[str] = "ebpf"
     preference: ClassVar[int] = 100
-    #: Seconds between two looks at what changes slowly: the host, and endpoints whose
+    #: Seconds between two looks at what changes slowly, the host and endpoints whose
     #: cgroup somebody has removed.
     pace: float = 10.0
     #: The compiled data path.
