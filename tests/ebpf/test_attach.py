@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from machine import NETWORK, endpoint, run, wait_for
+from pinned import pinned
 
 from slimnet import BackendError, InUse, InvalidValue, contract
 from slimnet.linux import cgroup as cgroups
@@ -56,7 +57,7 @@ def programs_on(cgroup):
 def local(backend, cgroup):
     """What a cgroup knows of itself."""
     key = cgroups.number(cgroup).to_bytes(8, sys.byteorder)
-    storage = backend._maps[contract.SLIM_MAP_CGROUP].get(key)
+    storage = pinned(backend, "slim_cgroup").get(key)
     return contract.slim_local.from_buffer_copy(storage)
 
 
@@ -295,7 +296,8 @@ def test_the_sockets_of_a_detached_endpoint_are_destroyed(machine):
 
 def sockets_of(machine, backend):
     with enter(machine.netns):
-        diagnosis = SocketDiagnosis(backend._maps[contract.SLIM_MAP_SOCKET].fd)
+        storage = pinned(backend, "slim_socket")
+        diagnosis = SocketDiagnosis(storage.fd)
     found = [one for one in diagnosis.sockets(socket.IPPROTO_TCP) if one.storage]
     diagnosis.close()
     return found

@@ -7,13 +7,13 @@ import time
 import pytest
 from machine import NETWORK, endpoint, wait_for
 from netaddr import IPAddress, IPNetwork
+from pinned import pinned
 
 from slimnet import BackendError, contract
 from slimnet.model import Direction, EventKind, Reason, Wire
 from slimnet.tables import CidrRecord, EndpointRecord, Tables
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.libbpf import BpfError
-from slimnet_ebpf.records import u32
 
 pytestmark = pytest.mark.root
 
@@ -122,7 +122,7 @@ def test_opened_and_closed_are_told_only_when_observed(machine, backend):
     assert {EventKind.CLOSED} == {one.kind for one in closed}
     assert all(0 < one.duration < 10 for one in closed)
     backend.observe(enabled=False)
-    control = backend._maps[contract.SLIM_MAP_CONTROL].get(u32(0))
+    control = pinned(backend, "slim_control").get(bytes(4))
     assert contract.slim_control.from_buffer_copy(control).observe == 0
 
 
@@ -183,8 +183,8 @@ def test_old_records_are_swept_and_young_ones_stay(backend):
     """Also those that were written while the sweep looked: younger than its clock."""
     now = time.monotonic_ns()
     old, new = now - (contract.SLIM_ANSWER_SECONDS + 1) * 10**9, now + 10 * 10**9
-    flows = backend._maps[contract.SLIM_MAP_FLOW]
-    bound = backend._maps[contract.SLIM_MAP_BOUND]
+    flows = pinned(backend, "slim_flow")
+    bound = pinned(backend, "slim_bound")
     for port, when in ((1, old), (2, now), (3, new)):
         flows.set(TUPLE.pack(source_port=port), FLOW.pack(time=when))
     for port, when in ((1, now - 61 * 10**9), (2, now - 10**9), (3, 0), (4, new)):

@@ -7,11 +7,12 @@ import pytest
 from attrs import evolve
 from machine import NETWORK, endpoint
 from netaddr import IPAddress, IPNetwork
+from pinned import active_slot, pinned
 
 from slimnet import contract
 from slimnet.model import Direction, Reason, Wire
 from slimnet.tables import Change, CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
-from slimnet_ebpf.records import kinds, u32
+from slimnet_ebpf.records import kinds
 
 pytestmark = pytest.mark.root
 
@@ -20,8 +21,9 @@ HOST = IPAddress("192.0.2.1")
 
 def in_force(backend):
     """The bytes of the active slot."""
-    active = int.from_bytes(backend._maps[contract.SLIM_MAP_ACTIVE].get(u32(0)), "little")
-    return {kind.map: dict(backend._maps[kind.map].inner(active & 1).items()) for kind in kinds({})}
+    active = active_slot(backend)
+    tables = {kind.map: pinned(backend, contract.MAPS[kind.map]) for kind in kinds({})}
+    return {number: dict(table.inner(active).items()) for number, table in tables.items()}
 
 
 def wanted(tables, indexes=None):
@@ -107,9 +109,7 @@ def test_work_is_in_proportion_to_the_change(machine):
         new = evolve(old, generation=generation)
         backend.install(new, difference(old, new))
         old = new
-    inactive = backend._maps[contract.SLIM_MAP_CIDR].inner(
-        1 ^ int.from_bytes(backend._maps[contract.SLIM_MAP_ACTIVE].get(u32(0)), "little") & 1
-    )
+    inactive = pinned(backend, "slim_cidr").inner(1 ^ active_slot(backend))
     for key, _ in list(inactive.items()):
         inactive.delete(key)
     new = evolve(some_tables(4, range(1, 101)), policy=old.policy)

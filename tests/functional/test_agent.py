@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 from lab.agents import LEASE, Cluster, Host, connects, until
+from lab.paths import DATA_PATHS, Can, can, having
 
 from slimnet import (
     AgentUnreachable,
@@ -52,14 +53,14 @@ from slimnet.testing import Resident
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(params=["ebpf", "noop"])
+@pytest.fixture(params=DATA_PATHS)
 def fresh(request, tmp_path):
     """Two hosts whose agents were never started."""
     with Cluster(request.param, tmp_path) as cluster:
         yield cluster
 
 
-@pytest.fixture(scope="module", params=["ebpf", "noop"])
+@pytest.fixture(scope="module", params=DATA_PATHS)
 def running(request, tmp_path_factory):
     with Cluster(request.param, tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
@@ -347,7 +348,7 @@ def test_every_address_of_a_peer_host_is_the_host(hosts, pair, cgroup):
 
 
 def test_ping(hosts, pair):
-    fast = hosts[0].config.backend == "ebpf"
+    fast = can(hosts[0].config.backend, Can.DIRECT)
     answer = hosts[0].node().ping("db", port=7000, source="web", count=3)
     assert answer["carried"] == ("accelerated" if fast else "fallback")
     assert answer["wire"] == ("syn" if fast else "vxlan")
@@ -644,7 +645,7 @@ def test_mandatory_policy_where_it_cannot_hold(cluster, hosts):
     assert held.mandatory
 
 
-@pytest.mark.parametrize("running", ["ebpf"], indirect=True)
+@pytest.mark.parametrize("running", having(Can.PUBLISHED_PORTS), indirect=True)
 def test_port_that_the_host_listens_on(hosts, pair, cgroup):
     """Refused from whichever host it is asked, and when the endpoint comes later."""
     taken = "port:default/db: host h2 itself listens on .*:8080"
@@ -653,7 +654,7 @@ def test_port_that_the_host_listens_on(hosts, pair, cgroup):
         for host in hosts:
             with pytest.raises(InUse, match=taken):
                 host.node().apply_policy(published(port=8080))
-            if host.config.backend == "ebpf":
+            if can(host.config.backend, Can.DIRECT):
                 with pytest.raises(InUse, match="host h2 itself listens on .*:4790"):
                     host.node().apply_policy(published(port=4790))
             with pytest.raises(InvalidValue, match=r"spec\.address: wanted an address of host h2"):
@@ -673,7 +674,7 @@ def test_port_that_the_host_listens_on(hosts, pair, cgroup):
     hosts[0].node().apply_policy(published(port=8080))
 
 
-@pytest.mark.parametrize("running", ["ebpf"], indirect=True)
+@pytest.mark.parametrize("running", having(Can.PUBLISHED_PORTS), indirect=True)
 def test_host_that_does_not_answer(hosts, pair):
     """Nobody knows whether it listens there: an error that names it, and nothing changed."""
     hosts[1].agent.send_signal(signal.SIGSTOP)
@@ -736,7 +737,7 @@ def test_accounts(hosts, pair):
     """What both ends of a connection sent and received is in their accounts."""
     web, db, client, _ = pair
     connects(client, db)
-    if hosts[0].config.backend == "noop":
+    if not can(hosts[0].config.backend, Can.COUNTS):
         assert hosts[0].node().accounts() == []
         return
     sent = [each for each in hosts[0].node().accounts() if each.endpoint == web.endpoint.id]
@@ -1015,10 +1016,10 @@ def test_key_is_made_once_for_all(hosts, cluster):
     assert [each.name for each in cluster.directory.glob(".key*")] == []
     # Whose wires need none say nothing of it, so that it can be no trouble.
     (print_,) = {each.key for each in hosts[0].node().hosts()}
-    assert bool(print_) == (cluster.backend == "ebpf")
+    assert bool(print_) == can(cluster.backend, Can.DIRECT)
 
 
-@pytest.mark.parametrize("fresh", ["ebpf"], indirect=True)
+@pytest.mark.parametrize("fresh", having(Can.DIRECT), indirect=True)
 def test_hosts_with_different_keys(fresh):
     """A file that was forgotten when the second host was set up: said on both, by ping
     too, and gone when it is mended."""

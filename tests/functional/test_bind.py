@@ -9,10 +9,14 @@ import socket
 import time
 
 import pytest
+from lab import Can
 
 from slimnet.model import Reason
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
+
+#: Of endpoints whose sockets are in the host's own network namespace.
+SHARED = pytest.mark.lacks(Can.OWN_NAMESPACE)
 
 #: A source port per test: one may be used towards a host by 32 endpoints a
 #: minute (design 4.5), and tests follow one another fast.
@@ -172,6 +176,7 @@ def test_addresses_that_are_not_its_own(lab):
             ), (address, port)
 
 
+@SHARED
 def test_inner_addresses_cannot_be_bound(lab):
     endpoint, other = lab.endpoint(0), lab.endpoint(0)
     listener = other.listen(80)
@@ -181,6 +186,7 @@ def test_inner_addresses_cannot_be_bound(lab):
     assert listener.getsockname() == ("0.0.0.0", 80)
 
 
+@SHARED
 def test_v6_addresses_cannot_be_bound(lab):
     """Until IPv6 is carried no IPv6 address is the endpoint's; ``::1`` is its loopback."""
     endpoint = lab.endpoint()
@@ -190,6 +196,7 @@ def test_v6_addresses_cannot_be_bound(lab):
         )
 
 
+@SHARED
 def test_bind_to_device_is_refused(lab):
     endpoint = lab.endpoint()
     sock = endpoint.socket()
@@ -574,6 +581,7 @@ def test_an_accepted_socket_connects_elsewhere(lab, ends):
 # Limits
 
 
+@SHARED
 def test_no_endpoint_takes_all_source_ports_of_the_host(lab):
     """bind(0) sits on a port of the host; there is a limit, and others go on."""
     greedy, other = lab.endpoint(0), lab.endpoint(0)
@@ -587,6 +595,7 @@ def test_no_endpoint_takes_all_source_ports_of_the_host(lab):
     assert bound(greedy, "0.0.0.0", 0).getsockname()[1] > 0
 
 
+@SHARED
 def test_listening_without_bind_is_limited_too(lab):
     """No hook sees its port before it is taken: what is above the limit is
     destroyed right after."""
@@ -727,6 +736,7 @@ def test_loopback_stays_loopback_when_it_listens_again(ends):
         sock.shutdown(socket.SHUT_RDWR)
 
 
+@SHARED
 @pytest.mark.parametrize("source", ["explicit", "port 0", "free"])
 def test_a_route_that_is_gone_for_a_moment(lab, source):
     """connect(2) fails before any SYN; nothing is left behind that is in the way."""

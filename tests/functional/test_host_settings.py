@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from lab import Can
+
+pytestmark = pytest.mark.needs(Can.DIRECT)
 
 SOURCE_PORTS = itertools.count(15000)
 TCP_FASTOPEN = 23

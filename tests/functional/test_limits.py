@@ -12,12 +12,13 @@ import threading
 import time
 
 import pytest
+from lab import Can
 
-from slimnet.linux import cgroup as cgroups
 from slimnet.model import Direction, Reason
-from slimnet_ebpf import links
 
 MEGABYTE = 1 << 20
+LIMITS = pytest.mark.needs(Can.EGRESS_LIMITS)
+ACCOUNTS = pytest.mark.needs(Can.COUNTS)
 
 
 def _receive(listener: socket.socket, connections: int, seconds: float) -> float:
@@ -69,6 +70,7 @@ def rate(client, server, connections, seconds=1.5):
     return result
 
 
+@LIMITS
 def test_each_connection(lab, ends):
     """The kernel paces each; two have twice as much."""
     client, server = ends
@@ -78,6 +80,7 @@ def test_each_connection(lab, ends):
     assert 0.6 < rate(client, server, 2) / (8 * MEGABYTE) < 1.15
 
 
+@LIMITS
 def test_what_it_accepted_is_paced_as_well(lab, ends):
     """Egress is what an endpoint sends, whoever opened the connection."""
     server, client = ends
@@ -108,6 +111,7 @@ def _count(sock: socket.socket, seconds: float) -> float:
     return count / seconds
 
 
+@LIMITS
 @pytest.mark.parametrize("connections", [1, 6])
 def test_all_of_an_endpoint_together(lab, ends, connections):
     client, server = ends
@@ -116,6 +120,7 @@ def test_all_of_an_endpoint_together(lab, ends, connections):
     assert 0.6 < rate(client, server, connections) / (8 * MEGABYTE) < 1.15
 
 
+@LIMITS
 def test_datagrams_to_the_outside_too(lab):
     """What is over the rate is lost, as in any full queue."""
     client = lab.endpoint(0)
@@ -145,6 +150,7 @@ def _arrived(sock: socket.socket) -> int:
         count += 1
 
 
+@LIMITS
 def test_another_endpoint_is_not_held_back(lab, ends):
     client, server = ends
     other = lab.endpoint(0)
@@ -154,6 +160,7 @@ def test_another_endpoint_is_not_held_back(lab, ends):
     assert Reason.RATE not in other.host.counters() or client.host is other.host
 
 
+@LIMITS
 @pytest.mark.parametrize("kind", ["rate", "connection_rate"])
 def test_live_connections_follow(lab, ends, kind):
     """A limit that comes, and one that goes."""
@@ -173,6 +180,7 @@ def test_live_connections_follow(lab, ends, kind):
     assert server.call(_count, child, 0.5) > 20 * MEGABYTE
 
 
+@LIMITS
 def test_an_application_paces_itself_below_the_limit(lab, ends):
     """What it asked for stays, while a limit comes and goes."""
     client, server = ends
@@ -189,6 +197,7 @@ def test_an_application_paces_itself_below_the_limit(lab, ends):
     assert sock.getsockopt(socket.SOL_SOCKET, 47) == MEGABYTE
 
 
+@LIMITS
 @pytest.mark.parametrize("size", [8, 4096, 4097])
 def test_an_application_does_not_lift_it(lab, ends, size):
     """SO_MAX_PACING_RATE is the endpoint's own affair only below the limit, however long
@@ -204,29 +213,11 @@ def test_an_application_does_not_lift_it(lab, ends, size):
     assert server.call(_count, child, 1.5) < 3 * MEGABYTE
 
 
-def test_no_program_runs_where_there_is_no_limit(lab):
-    """Not one instruction per packet: nothing is attached to the cgroup for that."""
-    free, held = lab.endpoint(0), lab.endpoint(0)
-    lab.limit(held, rate=MEGABYTE)
-    lab.install()
-    assert [programs(each.cgroup, "egress") for each in (free, held)] == [[], ["slim_rate"]]
-    assert [programs(each.cgroup, "ingress") for each in (free, held)] == [[], []]
-    lab.limits.clear()
-    lab.install()
-    assert programs(held.cgroup, "egress") == []
-
-
-def programs(cgroup, way):
-    """What runs for each packet of a cgroup's sockets."""
-    number = {"ingress": links.ATTACH_CGROUP_INGRESS, "egress": links.ATTACH_CGROUP_EGRESS}[way]
-    with cgroups.opened(cgroup) as fd:
-        return [links.program_name(each) for each in links.attached(fd, number)]
-
-
 def accounts(endpoint):
     return [each for each in endpoint.host.backend.accounts() if each.endpoint == endpoint.id]
 
 
+@ACCOUNTS
 def test_accounts_by_rule(lab, ends):
     """Connections and payload bytes, at both ends, live ones and ended ones."""
     client, server = ends
@@ -279,6 +270,7 @@ def test_accounts_by_rule(lab, ends):
         time.sleep(0.02)
 
 
+@ACCOUNTS
 def test_an_account_goes_with_its_endpoint(lab, ends):
     client, server = ends
     server.serve(80)
@@ -287,4 +279,21 @@ def test_an_account_goes_with_its_endpoint(lab, ends):
     while not accounts(client):
         assert time.monotonic() < until
     lab.remove(client)
+    assert not accounts(client)
+
+
+@pytest.mark.lacks(Can.EGRESS_LIMITS)
+def test_tables_with_limits_hold_nothing_back(lab, ends):
+    """They are installed all the same: what is not limited is not cut off."""
+    client, server = ends
+    lab.limit(client, rate=MEGABYTE)
+    lab.install()
+    assert rate(client, server, 1) > 4 * MEGABYTE
+
+
+@pytest.mark.lacks(Can.COUNTS)
+def test_there_are_no_accounts(lab, ends):
+    client, server = ends
+    server.serve(80)
+    client.connect(server.address, 80).close()
     assert not accounts(client)

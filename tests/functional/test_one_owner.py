@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from lab.agents import Cluster, connects, until
+from lab.paths import DATA_PATHS
 
 from slimnet.agent import instance
 from slimnet.cluster import Cluster as StoredCluster
@@ -21,7 +22,8 @@ from slimnet.testing import Resident
 
 pytestmark = pytest.mark.root
 
-OTHER = {"ebpf": "noop", "noop": "ebpf"}
+#: For each data path another one.
+OTHER = dict(zip(DATA_PATHS, [*DATA_PATHS][1:] + [*DATA_PATHS][:1], strict=True))
 TOP = Path(__file__).parents[2]
 
 
@@ -107,7 +109,7 @@ class Stopped:
         self.host.stop()
 
 
-@pytest.fixture(scope="module", params=["ebpf", "noop"])
+@pytest.fixture(scope="module", params=DATA_PATHS)
 def hosts(request, tmp_path_factory):
     with Cluster(request.param, tmp_path_factory.mktemp("owner")) as cluster:
         yield cluster

@@ -11,9 +11,9 @@ from lab import Lab
 
 
 @pytest.fixture(scope="module")
-def routed():
+def routed(mode):
     """Two hosts with a router between them."""
-    lab = Lab("ebpf", hosts=2, routed=True)
+    lab = Lab(mode, hosts=2, routed=True)
     yield lab
     lab.close()
 
@@ -71,6 +71,22 @@ def test_path_mtu_shrinks(routed, source, sender):
 
 def _mss(sock):
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+
+def test_bulk_data_passes_whole_and_unfragmented(routed):
+    """The MTU leaves room for whatever the data path adds."""
+    size = 20_000_000
+    with routed.test() as lab:
+        client, server = lab.endpoint(0), lab.endpoint(1)
+        listener = server.listen(80)
+        sock = client.connect(server.address, 80)
+        accepted, _ = listener.accept()
+        names = ("IpReasmReqds", "IpFragCreates")
+        before = [host.statistic(name) for host in lab.hosts for name in names]
+        sending = client.start(bulk, sock, size)
+        assert server.call(take, accepted, size) == size
+        assert sending.result(20) == size
+        assert [host.statistic(name) for host in lab.hosts for name in names] == before
 
 
 def test_a_host_that_cannot_be_reached(routed):

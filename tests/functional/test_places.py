@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from lab.agents import Cluster, connects, until
+from lab.paths import DATA_PATHS
 
 from slimnet import BackendError, CapabilityMissing, InvalidValue
 from slimnet.agent.client import Client
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.root
 REFUSED = r"endpoint\.netns: wanted none \(the .* backend .*\), got "
 
 
-@pytest.fixture(scope="module", params=["ebpf", "noop"])
+@pytest.fixture(scope="module", params=DATA_PATHS)
 def hosts(request, tmp_path_factory):
     with Cluster(request.param, tmp_path_factory.mktemp("cluster")) as cluster:
         for host in cluster.hosts:

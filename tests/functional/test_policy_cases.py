@@ -40,9 +40,9 @@ class Town:
     """A suite's world for real: whoever is in it listens and dials. Besides endpoints
     ("x/a") and hosts ("host/h1") there is a machine that is neither ("outside")."""
 
-    def __init__(self, cases):
+    def __init__(self, mode, cases):
         self.world = cases[0].world
-        self.lab = Compiled(self.world.state(cases[0].steps[0]))
+        self.lab = Compiled(self.world.state(cases[0].steps[0]), mode)
         try:
             probes = [probe for case in cases for step in case.steps for probe in tcp(step)]
             hosts = [f"host/{host}" for host in self.world.hosts]
@@ -92,7 +92,7 @@ class Town:
                 source if destination in self.world.endpoints else f"host/{self.world.host(source)}"
             )
             answer = f"{destination} meets {self.address(met)}"
-            refusal = "ECONNREFUSED" if leaves else "EACCES"
+            refusal = "ECONNREFUSED" if leaves else errno.errorcode[self.lab.denied]
             table[source, destination] = answer if allowed else refusal
         return table
 
@@ -152,8 +152,8 @@ def _dial(targets):
 
 
 @pytest.fixture(scope="module")
-def town(request):
-    made = Town([case for suite, case in CASES if suite == request.param])
+def town(request, mode):
+    made = Town(mode, [case for suite, case in CASES if suite == request.param])
     yield made
     made.lab.close()
 

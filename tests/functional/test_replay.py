@@ -9,7 +9,7 @@ import struct
 import time
 
 import pytest
-from lab import packets
+from lab import Can, packets
 from lab.packets import Syn
 
 from slimnet import contract
@@ -55,6 +55,7 @@ def nobody_came(listener):
     listener.setblocking(True)
 
 
+@pytest.mark.needs(Can.DIRECT)
 @pytest.mark.parametrize("when", ["live", "closed by the client", "closed by the server"])
 def test_with_the_source_address_of_its_host(lab, recorded, when):
     """The tag is right, and what the server's host answers goes to the client's, which
@@ -86,6 +87,7 @@ def test_with_the_source_address_of_its_host(lab, recorded, when):
     assert peer == again.getsockname()
 
 
+@pytest.mark.needs(Can.DIRECT)
 @pytest.mark.xfail(
     raises=pytest.fail.Exception, reason="nothing in the tag says when the SYN was made"
 )
@@ -118,3 +120,28 @@ def test_from_a_machine_that_took_over_the_hosts_address(lab, recorded):
         thief.netns.ip(f"address del {host.address}/24 dev eth0")
         host.netns.ip("link set eth0 up")
         server.host.netns.ip("neigh flush all")
+
+
+@pytest.mark.lacks(Can.DIRECT)
+def test_there_is_no_syn_on_the_underlay(lab):
+    """Between hosts there is nothing but the overlay's own packets."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    listener = server.listen(80)
+    sniffer = server.host.root.call(_open_sniffer, "eth0")
+    opened = client.connect(server.address, 80)
+    accepted, _ = listener.accept()
+    opened.sendall(b"x")
+    assert accepted.recv(1) == b"x"
+    protocols = server.host.root.call(_protocols, sniffer)
+    assert protocols == {socket.IPPROTO_UDP}
+
+
+def _protocols(sniffer):
+    """Of the IP packets that came in the meantime."""
+    sniffer.setblocking(False)
+    found = set()
+    while True:
+        try:
+            found.add(sniffer.recv(2048)[14 + 9])
+        except BlockingIOError:
+            return found

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from lab.paths import DATA_PATHS
 
 from slimnet.plugins import probe
 from slimnet.testbed import Testbed
@@ -14,7 +15,7 @@ from slimnet.testbed import Testbed
 pytestmark = pytest.mark.root
 
 
-@pytest.mark.parametrize("backend", ["noop", "ebpf"])
+@pytest.mark.parametrize("backend", DATA_PATHS)
 def test_exit_status_after_the_agent_died(backend):
     answer = probe(backend)
     if not answer:

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import collections
+import errno
 import socket
 import threading
 import time
 
 import pytest
+from lab import Can
 from lab.cluster import NETWORK
 
 from slimnet.model import Direction, EventKind, Flow, Protocol, Reason
+
+SERVICES = pytest.mark.needs(Can.SERVICES)
 
 
 def difference(host, before):
@@ -24,6 +28,7 @@ def talk(sock):
     return sock.recv(5)
 
 
+@SERVICES
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "mapped"])
 def test_both_ends_see_what_they_expect(lab, ends, family):
     """The client the service that it dialled; the server its own address and port."""
@@ -44,6 +49,7 @@ def test_both_ends_see_what_they_expect(lab, ends, family):
     assert mine.peer_endpoint == server.id
 
 
+@SERVICES
 def test_a_bound_source_port(lab, ends):
     """Also for a client that chose its port: tc rewrites for the endpoint behind."""
     client, server = ends
@@ -58,6 +64,7 @@ def test_a_bound_source_port(lab, ends):
     assert sock.getpeername() == (vip, 80)
 
 
+@SERVICES
 def test_an_endpoint_reaches_itself_through_its_own_service(lab):
     endpoint = lab.endpoint(0)
     endpoint.serve(8080)
@@ -106,6 +113,7 @@ def three(lab):
     return lab.endpoint(0), servers
 
 
+@SERVICES
 def test_every_endpoint_gets_its_share(lab, three):
     """By its slots: here two of four, one and one."""
     client, servers = three
@@ -120,6 +128,7 @@ def test_every_endpoint_gets_its_share(lab, three):
     assert abs(said[third.record.name] - 100) < 44
 
 
+@SERVICES
 def test_a_client_stays_where_it_was(lab, three):
     """Session affinity: as long as the endpoint is there, whatever joins."""
     client, servers = three
@@ -139,6 +148,7 @@ def test_a_client_stays_where_it_was(lab, three):
     assert elsewhere != where
 
 
+@SERVICES
 def test_affinity_ends(lab, three):
     """After the timeout the slots decide alone."""
     client, servers = three
@@ -154,6 +164,7 @@ def test_affinity_ends(lab, three):
     assert elsewhere != where
 
 
+@SERVICES
 @pytest.mark.parametrize(
     ("port", "reason"), [(80, Reason.NO_BACKEND), (81, Reason.NO_SERVICE_PORT)]
 )
@@ -170,6 +181,7 @@ def test_nobody_there_is_a_refusal_at_once(lab, port, reason):
     assert difference(client.host, before)[reason] == 1
 
 
+@SERVICES
 def test_datagrams_to_a_service_are_refused(lab):
     client = lab.endpoint(0)
     vip = lab.service(80, [])
@@ -179,6 +191,7 @@ def test_datagrams_to_a_service_are_refused(lab):
         sock.sendto(b"x", (vip, 80))
 
 
+@SERVICES
 @pytest.mark.parametrize("direction", list(Direction), ids=["ingress", "egress"])
 def test_policy_is_asked_for_the_endpoint_and_its_port(lab, ends, direction):
     """Not for the service: a rule for the target port allows, one for the dialled does not."""
@@ -197,6 +210,7 @@ def test_policy_is_asked_for_the_endpoint_and_its_port(lab, ends, direction):
     assert talk(client.connect(vip, 80)) == b"hello"
 
 
+@SERVICES
 def test_events_name_the_service(lab, ends):
     client, server = ends
     server.serve(8080)
@@ -210,6 +224,7 @@ def test_events_name_the_service(lab, ends):
     assert opened[0].peer_endpoint == server.id
 
 
+@pytest.mark.needs(Can.SERVICES, Can.ANSWERS)
 def test_the_data_path_says_where_it_would_go(lab, ends):
     """Backend.ask(): by the tables in force, and nothing is counted or kept."""
     client, server = ends
@@ -230,3 +245,27 @@ def test_the_data_path_says_where_it_would_go(lab, ends):
     answer = client.host.backend.ask(denied, NETWORK)
     assert (answer.verdict.allowed, answer.verdict.reason) == (False, Reason.DEFAULT_DENY)
     assert client.host.counters() == before
+
+
+@pytest.mark.lacks(Can.ANSWERS)
+def test_the_data_path_cannot_be_asked(lab, ends):
+    client, server = ends
+    flow = Flow(NETWORK.name, client.address, server.address, Protocol.TCP, 80, Direction.EGRESS)
+    assert client.host.backend.ask(flow, NETWORK) is None
+
+
+@pytest.mark.lacks(Can.SERVICES)
+def test_a_service_is_nobody(lab, ends):
+    """Tables with services are installed, and their addresses refused as nobody's."""
+    client, server = ends
+    server.serve(8080)
+    vip = lab.service(80, [(server, 8080)])
+    lab.install()
+    client.host.watcher.forget()
+    with pytest.raises(OSError, match="No route") as caught:
+        client.connect(vip, 80)
+    assert caught.value.errno == errno.EHOSTUNREACH
+    event = client.host.events(1)[0]
+    assert (event.kind, event.reason) == (EventKind.REFUSED, Reason.NO_ENDPOINT)
+    assert (event.peer_endpoint, str(event.destination[0])) == (0, vip)
+    assert talk(client.connect(server.address, 8080)) == b"hello"

@@ -17,14 +17,12 @@ from slimnet.model import Direction
 
 
 @pytest.fixture
-def own():
-    """A lab of one test, since it kills what drives the data path."""
-    lab = Lab("ebpf", hosts=2)
+def own(lab):
+    """The lab, and its drivers again after a test that killed them."""
     yield lab
     for host in lab.hosts:
         if host.driver is None:
             host.start_backend()
-    lab.close()
 
 
 def test_the_driver_is_killed(own, place):
@@ -150,18 +148,18 @@ def test_a_socket_that_outlives_its_endpoint(own):
     del kept
 
 
-def test_nothing_is_left(own):
+def test_nothing_is_left(own, mode):
     """After the lab: no pin, no cgroup, no filter; see also the backends' own suite."""
     lab = own
     lab.endpoint(0).listen(80)
     name, root = lab.name, lab.cgroup
-    other = Lab("ebpf", hosts=1)
+    other = Lab(mode, hosts=1)
     other.endpoint(0)
     instance, cgroup = other.name, other.cgroup
     other.close()
-    pins = Path("/sys/fs/bpf/slimnet")
-    assert not [path for path in pins.glob("*") if instance in path.name]
-    assert [path for path in pins.glob("*") if name in path.name]
+    kept = [*Path("/sys/fs/bpf/slimnet").glob("*"), *Path("/run/netns").glob("*")]
+    assert not [path for path in kept if instance in path.name]
+    assert [path for path in kept if name in path.name]
     assert not cgroup.exists()
     assert root.exists()
     assert os.path.exists("/sys/fs/bpf")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lab.paths import DATA_PATHS
 
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
 from slimnet.linux import netns
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.root
 NAME = f"slt-{os.getpid()}"
 
 
-@pytest.fixture(params=["noop", "ebpf"])
+@pytest.fixture(params=DATA_PATHS)
 def backend(request):
     answer = probe(request.param)
     if not answer:
@@ -126,7 +127,7 @@ def test_up_completes_what_is_missing(bed):
 def test_another_backend_or_fewer_hosts_are_refused(bed):
     bed.up()
     agents = [host.pid for host in bed.hosts]
-    other = "noop" if bed.backend == "ebpf" else "ebpf"
+    other = next(name for name in DATA_PATHS if name != bed.backend)
     with pytest.raises(AlreadyExists, match=f"with backend {bed.backend}"):
         Testbed(bed.name, backend=other).up()
     with pytest.raises(AlreadyExists, match="with 2 hosts"):

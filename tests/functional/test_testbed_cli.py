@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lab.paths import DATA_PATHS, Can, can
 
 from slimnet.plugins import probe
 from slimnet.testbed import Testbed
@@ -42,7 +43,7 @@ print(s.recv(100).decode(), s.getsockname()[0])
 """
 
 
-@pytest.fixture(scope="module", params=["noop", "ebpf"])
+@pytest.fixture(scope="module", params=DATA_PATHS)
 def bed(request):
     answer = probe(request.param)
     if not answer:
@@ -414,7 +415,7 @@ def test_usage(bed, web, tmp_path):
     assert header.split() == [
         "ENDPOINT", "DIRECTION", "CONNECTIONS", "REFUSED", "SENT", "RECEIVED", "RULE",
     ]  # fmt: skip
-    if bed.backend == "noop":
+    if not can(bed.backend, Can.COUNTS):
         assert accounts == lines == []
         return
     (account,) = (each for each in accounts if each["rule"])
@@ -442,7 +443,7 @@ def test_explain_wants_a_port(bed, target):
 
 
 def test_ping(bed, web):
-    carried = {"ebpf": "accelerated", "noop": "fallback"}[bed.backend]
+    carried = "accelerated" if can(bed.backend, Can.DIRECT) else "fallback"
     found = answer(bed.hosts[0], "ping", "web:80", "--count", "3")
     assert found["carried"] == carried
     assert len(found["milliseconds"]) == 3
@@ -478,7 +479,7 @@ def test_observe(bed, web, tmp_path):
     host = bed.hosts[0]
     (tmp_path / "web.yaml").write_text(POLICY)
     friend = ["run", "--name", "friend", "-l", "app=friend", "--", sys.executable, "-c", CLIENT]
-    if bed.backend != "noop":  # which tells of refusals only
+    if can(bed.backend, Can.OBSERVES):
         with subprocess.Popen(
             command(bed.hosts[1], "observe", "--count", "2", "--endpoint", "web", "-o", "json"),
             stdout=subprocess.PIPE, text=True,

@@ -49,6 +49,7 @@ from slimnet.model import Endpoint as Record
 from slimnet.policy import Compiler
 from slimnet.tables import Change, PolicyKey, PolicyRecord, Tables
 from slimnet_ebpf.maps import Map
+from slimnet_ebpf.pins import Pins
 from slimnet_ebpf.records import kinds
 
 PROGRAMS = Path(__file__).parents[2] / "src" / "slimnet" / "demo" / "programs"
@@ -157,8 +158,11 @@ def look_up(backend: Any, tables: Tables) -> dict[str, Any]:
 
 def active(backend: Any, number: int) -> Map:
     """The table in force, newly opened."""
-    slot = int.from_bytes(backend._maps[contract.SLIM_MAP_ACTIVE].get(bytes(4)), sys.byteorder) & 1
-    table = backend._maps[number].inner(slot)
+    pins = Pins(backend.context.instance)
+    with closing(pins.open_map("slim_active")) as slots:
+        slot = int.from_bytes(slots.get(bytes(4)) or b"", sys.byteorder) & 1
+    with closing(pins.open_map(contract.MAPS[number])) as tables:
+        table = tables.inner(slot)
     assert table is not None
     return table
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab: hosts, endpoints, an outsider.
 
-``Lab("ebpf")`` runs the eBPF backend in each host, in a process of its own.
-``Lab("plain")`` gives every endpoint a network namespace with its overlay
-address on one bridge and no slimnet at all: what a container would see. Tests
-that say nothing of the underlay run in both, so that the second proves what
-the first is held to.
+``Lab("ebpf")`` runs the eBPF backend in each host, in a process of its own;
+likewise any other of :data:`~lab.paths.DATA_PATHS`. ``Lab("plain")`` gives
+every endpoint a network namespace with its overlay address on one bridge and
+no slimnet at all: what a container would see. Tests that say nothing of the
+underlay run there too, and so prove what data paths are held to.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
 from lab.hands import Hands
+from lab.paths import DATA_PATHS, PLAIN, Can
 from lab.wires import Namespace, Underlay
 from slimnet import contract, model
 from slimnet.abc import Context
@@ -50,6 +52,13 @@ NOBODY = 65534
 _labs = itertools.count()
 
 
+def each(action: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Do it to all of them at once: a driver mostly waits, for the kernel's grace periods."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for _ in pool.map(action, items):
+            pass
+
+
 class Host:
     """A host of the cluster (or a machine that is not in it)."""
 
@@ -59,12 +68,14 @@ class Host:
         self.clustered = clustered
         self.netns = Namespace()
         self.address = lab.underlay.join(self.netns)
+        self.instance = f"{lab.name}-{name}"
         self.cgroup = lab.cgroup / name
         self.cgroup.mkdir()
         self._own: dict[int | None, Hands] = {}
         self.backend: Any = None
         self.watcher: Any = None
         self.driver: Hands | None = None
+        self.observed = False
 
     def hands(self, uid: int | None = None) -> Hands:
         """A process of the host itself, no endpoint's; root, or an unprivileged user."""
@@ -101,12 +112,12 @@ class Host:
     def start_backend(self) -> None:
         """Start the data path, or adopt it: in a process of its own, as the agent would."""
         context = Context(
-            instance=f"{self.lab.name}-{self.name}",
+            instance=self.instance,
             host=model.Host(
                 name=self.name,
                 address=self.address,
-                wires=frozenset({model.Wire.SYN}),
-                backend="ebpf",
+                wires=frozenset({self.lab.wire}),
+                backend=self.lab.mode,
             ),
             interface=Underlay.INTERFACE,
             cgroup=self.cgroup / "endpoints",
@@ -118,7 +129,7 @@ class Host:
         self.driver = Hands(
             f"backend of {self.name}", netns=self.netns.path, directory=self.lab.directory
         )
-        self.backend, self.watcher = self.driver.call(_start_backend, context)
+        self.backend, self.watcher = self.driver.call(_start_backend, context, deadline=120)
 
     def start_install(self, tables: Tables, *, times: int) -> None:
         """Install again and again, in the background, a generation later each time."""
@@ -150,6 +161,7 @@ class Host:
         """From now on opened and closed connections make events; the earlier
         events are dropped."""
         self.backend.observe(enabled=True)
+        self.observed = True
         self.watcher.forget()
 
     def events(self, count: int, timeout: float = 5.0) -> list[model.Event]:
@@ -159,11 +171,16 @@ class Host:
     def counters(self) -> dict[model.Reason, int]:
         return dict(self.backend.status().counters)
 
-    def close(self) -> None:
+    def teardown(self) -> None:
+        """Remove the data path, and end what drove it."""
         if self.driver is not None:
             if self.backend is not None:
                 self.backend.teardown()
             self.driver.close()
+            self.driver = None
+
+    def close(self) -> None:
+        self.teardown()
         self.rest()
         for path in sorted(self.cgroup.rglob("*"), reverse=True):
             if path.is_dir():
@@ -190,6 +207,20 @@ class Endpoint(Hands):
         """The overlay address."""
         return str(self.record.address)
 
+    @contextlib.contextmanager
+    def sysctl(self, name: str, value: object) -> Iterator[None]:
+        """Set a sysctl of the namespace that its sockets live in for a while."""
+        before = self.netns.run("sysctl", "-n", name).strip()
+        self.netns.sysctl(name, value)
+        try:
+            yield
+        finally:
+            self.netns.sysctl(name, before)
+
+    def statistic(self, name: str) -> int:
+        """A counter of the namespace that its sockets live in."""
+        return int(self.call(_statistics)[name])
+
 
 class Lab:
     """See the module."""
@@ -198,6 +229,7 @@ class Lab:
         self, mode: str = "ebpf", *, hosts: int = 2, routed: bool = False, tables: bool = True
     ) -> None:
         self.mode = mode
+        self.path = DATA_PATHS.get(mode)
         self.name = f"slt-{os.getpid()}-{next(_labs)}"
         self.directory = Path(tempfile.mkdtemp(prefix="slt-"))
         self.directory.chmod(0o777)
@@ -220,9 +252,8 @@ class Lab:
             for number in range(hosts):
                 self.hosts.append(self._host(f"h{number}"))
             self.outside = self._host("outside", clustered=False)
-            if mode == "ebpf":
-                for host in self.hosts:
-                    host.start_backend()
+            if mode != PLAIN:
+                each(Host.start_backend, self.hosts)
                 if tables:
                     self.install()
             elif not routed:
@@ -230,6 +261,27 @@ class Lab:
         except BaseException:
             self._undo.close()
             raise
+
+    def can(self, what: Can) -> bool:
+        """Whether its data path says so; plain containers can whatever containers can."""
+        if self.path is None:
+            return what in {Can.DATAGRAMS, Can.OWN_NAMESPACE}
+        return what in self.path.can
+
+    def once(self, count: int) -> bool:
+        """Whether one attempt that is refused may be counted so often."""
+        return count == 1 or (count > 1 and not self.can(Can.DECIDES_AT_CONNECT))
+
+    @property
+    def wire(self) -> model.Wire:
+        """What its hosts talk to one another with."""
+        return model.Wire.SYN if self.can(Can.DIRECT) else model.Wire.VXLAN
+
+    @property
+    def denied(self) -> int:
+        """errno of a connect(2) that the endpoint's own egress policy denies."""
+        assert self.path is not None
+        return self.path.denied
 
     def _host(self, name: str, *, clustered: bool = True) -> Host:
         host = Host(self, name, clustered=clustered)
@@ -262,9 +314,10 @@ class Lab:
 
     def attach(self, where: Host, record: model.Endpoint, network: model.Network) -> Endpoint:
         """An endpoint as its record says, on that host; no new tables."""
-        if self.mode == "ebpf":
+        if self.mode != PLAIN:
             attachment = where.backend.attach(record, network)
-            endpoint = Endpoint(where, record, where.netns, attachment.cgroup)
+            netns = where.netns if attachment.netns is None else Namespace(attachment.netns)
+            endpoint = Endpoint(where, record, netns, attachment.cgroup)
         else:
             cgroup = where.cgroup / record.name
             cgroup.mkdir()
@@ -280,17 +333,20 @@ class Lab:
         netns.ip("route add default dev eth0")
         return netns
 
-    def remove(self, endpoint: Endpoint) -> None:
-        """Kill the endpoint's processes and detach it."""
-        endpoint.close()
-        del self.endpoints[endpoint.id]
-        if self.mode == "ebpf":
-            endpoint.host.backend.detach(endpoint.id)
+    def remove(self, *endpoints: Endpoint) -> None:
+        """Kill the endpoints' processes and detach them."""
+        for endpoint in endpoints:
+            endpoint.process.kill()
+        for endpoint in endpoints:
+            endpoint.close()
+            del self.endpoints[endpoint.id]
+            if self.mode == PLAIN:
+                assert endpoint.cgroup is not None
+                endpoint.cgroup.rmdir()
+                endpoint.netns.close()
+        if self.mode != PLAIN:
+            each(lambda endpoint: endpoint.host.backend.detach(endpoint.id), endpoints)
             self.install()
-        else:
-            assert endpoint.cgroup is not None
-            endpoint.cgroup.rmdir()
-            endpoint.netns.close()
 
     @contextlib.contextmanager
     def test(self) -> Iterator[Lab]:
@@ -299,17 +355,16 @@ class Lab:
             yield self
         finally:
             written = (self.policy, self.services, self.published, self.limits)
-            changed = any(written)
+            changed = any(written) or bool(self.endpoints)
             for table in written:
                 table.clear()
-            for endpoint in list(self.endpoints.values()):
-                self.remove(endpoint)
+            if changed:
+                self.remove(*self.endpoints.values())
             for host in (*self.hosts, self.outside):
                 host.rest()
-                if host.backend is not None:
+                if host.observed:
                     host.backend.observe(enabled=False)
-            if changed:
-                self.install()
+                    host.observed = False
 
     # Policy
 
@@ -409,7 +464,7 @@ class Lab:
                     vni=vnis[record.network],
                     identity=record.identity,
                     local=record.host == host.name,
-                    wire=model.Wire.SYN,
+                    wire=self.wire,
                 )
                 for number, record in records.items()
             },
@@ -430,11 +485,10 @@ class Lab:
 
     def install(self) -> None:
         """Put the lab's state in force on all hosts."""
-        if self.mode != "ebpf":
+        if self.mode == PLAIN:
             return
         self._generation += 1
-        for host in self.hosts:
-            host.backend.install(self.tables(host))
+        each(lambda host: host.backend.install(self.tables(host)), self.hosts)
 
     def install_and_die(self, host: Host) -> None:
         """Put the lab's state in force on one host, whose agent dies right behind the
@@ -446,17 +500,18 @@ class Lab:
         host.kill_backend()
 
     def close(self) -> None:
-        for endpoint in list(self.endpoints.values()):
-            self.remove(endpoint)
+        if self.endpoints:
+            self.remove(*self.endpoints.values())
+        each(Host.teardown, self.hosts)
         self._undo.close()
 
 
 def _start_backend(context: Any) -> Any:
     from lab.hands_process import Reference
     from lab.watcher import Watcher
-    from slimnet_ebpf import EbpfBackend
+    from slimnet.plugins import backend_class
 
-    backend = EbpfBackend(context)
+    backend = backend_class(context.host.backend)(context)
     return Reference(backend), Reference(Watcher(backend))
 
 

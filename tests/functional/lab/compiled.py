@@ -7,8 +7,7 @@ from collections.abc import Collection
 
 from attrs import evolve
 
-from lab.cluster import Endpoint, Host, Lab
-from slimnet.model import Wire
+from lab.cluster import Endpoint, Host, Lab, each
 from slimnet.policy import Compiler, State
 
 __all__ = ["Compiled"]
@@ -24,10 +23,11 @@ class Compiled(Lab):
         state: the lab's hosts stand for its hosts, in their order, and have
             underlay addresses of their own.
         mute: names of hosts that say that they speak no wire.
+        mode: of the lab.
     """
 
-    def __init__(self, state: State, *, mute: Collection[str] = ()) -> None:
-        super().__init__("ebpf", hosts=len(state.hosts), tables=False)
+    def __init__(self, state: State, mode: str = "ebpf", *, mute: Collection[str] = ()) -> None:
+        super().__init__(mode, hosts=len(state.hosts), tables=False)
         self.state = state
         self._mute = mute
         try:
@@ -54,22 +54,23 @@ class Compiled(Lab):
             evolve(
                 host,
                 address=self.host(host.name).address,
-                wires=set() if host.name in self._mute else {Wire.SYN},
+                wires=set() if host.name in self._mute else {self.wire},
             )
             for host in state.hosts
         ]
         self.state = evolve(state, hosts=hosts, revision=self._generation)
-        for compiler, host in self._compilers.values():
-            host.backend.install(*compiler.update(self.state))
+        made = [(host, compiler.update(self.state)) for compiler, host in self._compilers.values()]
+        each(lambda item: item[0].backend.install(*item[1]), made)
 
     def install(self) -> None:
         """Put the state in force again, a generation later."""
         self.follow(self.state)
 
-    def remove(self, endpoint: Endpoint) -> None:
-        left = [item for item in self.state.endpoints if item.id != endpoint.id]
+    def remove(self, *endpoints: Endpoint) -> None:
+        gone = {endpoint.id for endpoint in endpoints}
+        left = [item for item in self.state.endpoints if item.id not in gone]
         self.state = evolve(self.state, endpoints=left)
-        super().remove(endpoint)
+        super().remove(*endpoints)
 
     def called(self, namespace: str, name: str) -> Endpoint:
         """The endpoint of that name."""

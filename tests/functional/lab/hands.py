@@ -192,6 +192,11 @@ class Hands:
         self.call(_echo, listener)
         return listener
 
+    def refused_datagram(self, address: str, port: int) -> int:
+        """errno that a datagram gets which may not go there: at once, or out of the
+        network; 0 where nobody says anything."""
+        return int(self.call(_refused_datagram, address, port))
+
     def spawn(self, argv: Sequence[str | Path], **environment: str) -> Program:
         """Start a program over there; its output goes to a file."""
         return Program(self, [str(word) for word in argv], environment)
@@ -291,6 +296,20 @@ def _connect(family: int, address: str, port: int) -> socket.socket:
     sock.connect((address, port))
     sock.settimeout(None)
     return sock
+
+
+def _refused_datagram(address: str, port: int) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        try:
+            sock.sendto(b"x", (address, port))
+            # It went: only a connected socket hears what becomes of it.
+            sock.connect((address, port))
+            sock.send(b"x")
+            sock.recv(1)
+        except OSError as error:
+            return error.errno or 0
+    return 0
 
 
 def _echo(listener: socket.socket) -> None:

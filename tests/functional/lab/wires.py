@@ -24,9 +24,19 @@ __all__ = ["Namespace", "Underlay"]
 
 
 class Namespace:
-    """A network namespace with loopback up; ``path`` can be entered by any process."""
+    """A network namespace; ``path`` can be entered by any process.
 
-    def __init__(self) -> None:
+    Args:
+        path: of one that somebody else made and will remove; ``None``: a new one,
+            with loopback up.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._handle = -1
+        if path is not None:
+            self.path = path
+            return
+
         def hold() -> None:
             self._handle = os.open(netns.own(), os.O_RDONLY)
 

@@ -18,6 +18,8 @@ from lab.hands import Hands
 from slimnet import contract, model
 from slimnet.exceptions import BackendError
 
+pytestmark = pytest.mark.fresh
+
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 _numbers = itertools.count(1)

@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from pinned import pinned
 
 from slimnet import contract
 from slimnet.model import Direction, EventKind, Reason
 from slimnet_ebpf.layout import Layout
-from slimnet_ebpf.maps import Map
-from slimnet_ebpf.pins import BPFFS
+
+pytestmark = pytest.mark.fresh
 
 EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
 INET, INET6 = socket.AF_INET, socket.AF_INET6
@@ -38,24 +39,19 @@ def killed(host):
         host.start_backend()
 
 
-def pinned(host, name):
-    """A map of a host's data path, whether anything drives it or not."""
-    return Map.pinned(BPFFS / "slimnet" / f"{host.lab.name}-{host.name}" / "maps" / name)
-
-
 def records(host):
-    return dict(pinned(host, "slim_flow").items())
+    return dict(pinned(host.instance, "slim_flow").items())
 
 
 def forget_handshakes(host):
-    flows = pinned(host, "slim_flow")
+    flows = pinned(host.instance, "slim_flow")
     found = [key for key, _ in flows.items()]
     assert found
     flows.remove(found)
 
 
 def age_handshakes(host, seconds):
-    flows = pinned(host, "slim_flow")
+    flows = pinned(host.instance, "slim_flow")
     found = {key: FLOW.unpack(value) for key, value in flows.items()}
     assert found
     for key, record in found.items():
@@ -233,7 +229,7 @@ def _dial_and_ask(sock, address):
 
 @contextlib.contextmanager
 def port_limit(host, number):
-    control = pinned(host, "slim_control")
+    control = pinned(host.instance, "slim_control")
     before = control.get(bytes(4))
     control.set(bytes(4), CONTROL.pack(**(CONTROL.unpack(before) | {"held_limit": number})))
     try:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fallback overlay with real traffic, as the noop backend sets it up."""
+"""What the fallback overlay makes of the kernel, as the noop backend sets it up: devices,
+rules, entries. What users see of it is asked in the laboratory (tests/functional)."""
 
-import errno
 import os
 import signal
 import socket
 import struct
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from slimnet.linux import netns
 from slimnet.model import Answer, Direction, Endpoint, Network, Reason
 from slimnet.place import Part, Place
 from slimnet.tables import CidrRecord, PolicyKey, PolicyRecord
-from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, SERVICE, Stage
+from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, Stage
 
 noop = pytest.importorskip("slimnet_noop")
 
@@ -67,74 +66,6 @@ def tables(stage, host, generation, policy=None, cidrs=None):
     return evolve(
         found, policy={**found.policy, **(policy or {})}, cidrs={**found.cidrs, **(cidrs or {})}
     )
-
-
-def test_udp_is_carried_by_policy_and_a_refusal_is_an_error(stage):
-    rule = {
-        PolicyKey(
-            CAST["server"].identity, CAST["client"].identity, Direction.INGRESS, 17, 5000, 16
-        ): PolicyRecord(True, Reason["RULE_ALLOW"], 9)
-    }
-    for host in (0, 1):
-        stage.backends[host].install(tables(stage, host, 2, rule))
-    with inside(stage, "server"):
-        server = udp(("0.0.0.0", 5000))
-    with inside(stage, "client"):
-        client, refused = udp(), udp()
-    with server, client, refused:
-        client.connect((_SERVER, 5000))
-        client.send(b"question")
-        data, peer = server.recvfrom(100)
-        assert (data, peer[0]) == (b"question", _CLIENT)
-        server.sendto(b"answer", peer)
-        assert client.recv(100) == b"answer"
-        refused.connect((_SERVER, 5001))
-        refused.send(b"question")
-        with pytest.raises(ConnectionRefusedError):
-            refused.recv(100)
-
-
-def test_udp_to_the_outside_leaves_under_the_hosts_address(stage):
-    with stage.on(2):
-        outside = udp(("0.0.0.0", 5353))
-    with inside(stage, "client"):
-        client = udp()
-    with outside, client:
-        client.sendto(b"question", (str(stage.address(2)), 5353))
-        data, peer = outside.recvfrom(100)
-        assert (data, peer[0]) == (b"question", str(stage.address(0)))
-        outside.sendto(b"answer", peer)
-        assert client.recvfrom(100) == (b"answer", (str(stage.address(2)), 5353))
-
-
-def test_bulk_data_passes_whole_and_unfragmented(stage):
-    """The MTU leaves room for VXLAN: no fragment is seen on the underlay."""
-    size = 20_000_000
-    with inside(stage, "server"):
-        server = socket.create_server(("0.0.0.0", ALLOWED))
-    received = []
-
-    def drain():
-        connection, _ = server.accept()
-        with connection:
-            total = 0
-            while data := connection.recv(1 << 16):
-                total += len(data)
-            received.append(total)
-
-    thread = threading.Thread(target=drain)
-    thread.start()
-    with server, inside(stage, "client"), socket.create_connection((_SERVER, ALLOWED), 3) as client:
-        client.sendall(bytes(size))
-        client.shutdown(socket.SHUT_WR)
-        thread.join(20)
-    assert received == [size]
-    with stage.on(1):
-        lines = [line.split() for line in Path("/proc/self/net/snmp").read_text().splitlines()]
-    values = dict(zip(lines[0], lines[1], strict=True))
-    assert values["Ip:"] == "Ip:"
-    assert values["ReasmReqds"] == "0"
-    assert values["FragCreates"] == "0"
 
 
 def test_nothing_is_flooded_or_learnt(stage):
@@ -234,29 +165,6 @@ def test_root_in_an_endpoint_finds_no_rules(stage):
     assert reached.error == 111
 
 
-def test_refusals_are_prompt_however_many(stage):
-    """ICMP errors are not rationed: 200 refused connects, and none waits for a retransmission."""
-    stage.serve("h2", 7000)
-    slowest = max(stage.reach("client", stage.address(1), 7000).seconds for _ in range(200))
-    assert slowest < 0.5
-
-
-def test_a_connection_that_is_not_allowed_any_more_is_reset_at_both_ends(stage):
-    for name in ("server",):
-        stage.serve(name, FORBIDDEN)
-    stage.install(2, both=True)
-    client = stage.resident("client")
-    client.hold("one", _SERVER, FORBIDDEN)
-    client.hold("other", _SERVER, FORBIDDEN)
-    assert client.talk("one")
-    stage.install(3)
-    with pytest.raises(ConnectionResetError):
-        client.talk("one")
-        client.talk("one")
-    stage.install(4, both=True)
-    assert client.talk("other"), "it met no generation that forbade it"
-
-
 def test_two_networks_may_use_the_same_addresses(stage):
     """The second one's client has the first one's address, and reaches its own server."""
     other = Network("other", 100, NETWORK.cidrs)
@@ -296,15 +204,6 @@ def test_two_networks_may_use_the_same_addresses(stage):
     for host in (0, 1):
         stage.backends[host].detach(twins[host].id)
     assert not list(netns.DIRECTORY.glob(f"slimnet.{stage.context(0).instance}.100"))
-
-
-def test_a_service_is_nobody_here(stage):
-    """The fallback overlay resolves no services: their addresses are refused as nobody's."""
-    stage.serve("server", ALLOWED)
-    stage.install(2, service=("server",))
-    assert stage.reach("client", SERVICE, 80).error == errno.EHOSTUNREACH
-    (event,) = stage.backends[0].events(2)
-    assert (event.reason, event.peer_endpoint) == (Reason["NO_ENDPOINT"], 0)
 
 
 def test_the_port_ranges_of_the_tables_are_the_rules(stage):

@@ -19,6 +19,8 @@ from lab.packets import Syn
 from slimnet import contract
 from slimnet.model import Reason
 
+pytestmark = pytest.mark.fresh
+
 INET, INET6 = socket.AF_INET, socket.AF_INET6
 WIRE = 4790
 #: The first port of source-bound connections, and the number of all wire ports.

@@ -12,8 +12,12 @@ import threading
 import time
 
 import pytest
+from pinned import pinned
 
+from slimnet import contract
 from slimnet.model import Reason
+
+pytestmark = pytest.mark.fresh
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -125,12 +129,12 @@ def test_connections_leave_ports_to_the_host(lab, where):
             assert refused == [errno.EADDRNOTAVAIL, "connect"]
             # A wire port serves a turn of 20 connects; the next has source ports of its own.
             assert count == 30 or (where == "another host" and count > 30)
-            assert max(host.driver.call(_ports, host.backend)) == 30
+            assert max(ports_taken(host)) == 30
             count, *refused = two.call(_take, STREAM, "connect", target, 100)
             assert refused == [errno.EADDRNOTAVAIL, "connect"]
             # On one host each endpoint has a source address, and ports are shared.
             assert count == 15 or (where != "outside" and count > 15)
-            assert max(host.driver.call(_ports, host.backend)) <= 45
+            assert max(ports_taken(host)) <= 45
             refused = (errno.EADDRINUSE, "bind")
             assert two.call(_take, STREAM, "bind", None, 1) == (0, *refused)
             assert host.user.call(_take, STREAM, "bind", None, 10) == (10, 0, "")
@@ -165,26 +169,21 @@ def test_a_port_is_counted_once(lab):
             distinct = sorted(len(set(one)) for one in held)
             together = len(set().union(*held))
             assert together < 3 * 80
-            counted = sorted(host.driver.call(_ports, host.backend))
+            counted = sorted(ports_taken(host))
             assert counted[-1] == together
             assert counted[-4:-1] == distinct
             for client in (clients[1], clients[0], clients[2]):
                 client.call(_give_back)
             until = time.monotonic() + 5
-            while any(host.driver.call(_ports, host.backend)):
+            while any(ports_taken(host)):
                 assert time.monotonic() < until
                 time.sleep(0.05)
 
 
-def _ports(backend):
+def ports_taken(host):
     """Distinct ports of the host by index."""
-    from slimnet import contract
-    from slimnet_ebpf.layout import Layout
-
-    layout = Layout(contract.slim_usage)
-    return [
-        layout.unpack(value)["ports"] for _, value in backend._maps[contract.SLIM_MAP_LOCAL].items()
-    ]
+    usage = pinned(host.instance, "slim_local")
+    return [contract.slim_usage.from_buffer_copy(value).ports for _, value in usage.items()]
 
 
 # Nobody chooses one

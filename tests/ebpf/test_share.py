@@ -15,86 +15,71 @@ import time
 from typing import Any
 
 import pytest
+from pinned import count, pinned
 
 from slimnet import contract
 from slimnet.model import Reason
+from slimnet_ebpf.layout import Layout
+
+pytestmark = pytest.mark.fresh
 
 NOBODY = contract.SLIM_INDEX_MAX
+USAGE = Layout(contract.slim_usage)
 
 
 @contextlib.contextmanager
 def crowded(host, table, field, free, records=1):
     """All but ``free`` of a table is an endpoint's that the lab has not; ``field`` is
     its count. Whatever is in there afterwards goes."""
-    hands, backend = host.driver, host.backend
-    room = hands.call(_room, backend, table) // records
+    room = pinned(host.instance, table).max_entries // records
     try:
-        hands.call(_count, backend, field, NOBODY, room - free)
+        charge(host, field, NOBODY, room - free)
         yield room
     finally:
-        hands.call(_clear, backend, table, field)
+        clear(host, table, field)
 
 
-def _room(backend, table):
-    return backend._maps[table].max_entries
-
-
-def _count(backend, field, index, count):
+def charge(host, field, index, count):
     """As if the endpoint with that index held so many."""
-    from slimnet import contract
-    from slimnet_ebpf.layout import Layout
-
-    layout = Layout(contract.slim_usage)
-    usage = backend._maps[contract.SLIM_MAP_LOCAL]
+    usage = pinned(host.instance, "slim_local")
     for number, more in ((index, count), (0, count)):
         key = number.to_bytes(4, "little")
-        held = layout.unpack(usage.get(key))
-        usage.set(key, layout.pack(**(held | {field: held[field] + more})))
+        held = USAGE.unpack(usage.get(key))
+        usage.set(key, USAGE.pack(**(held | {field: held[field] + more})))
 
 
-def _clear(backend, table, field):
-    from slimnet import contract
-    from slimnet_ebpf.layout import Layout
-
-    layout = Layout(contract.slim_usage)
-    usage = backend._maps[contract.SLIM_MAP_LOCAL]
+def clear(host, table, field):
+    usage = pinned(host.instance, "slim_local")
     for key, value in usage.items():
-        held = layout.unpack(value)
+        held = USAGE.unpack(value)
         if held[field]:
-            usage.set(key, layout.pack(**(held | {field: 0})))
-    tables = [table]
-    if table == contract.SLIM_MAP_FLOW:
-        tables.append(contract.SLIM_MAP_OPENING)
-    for number in tables:
-        records = backend._maps[number]
-        if number != contract.SLIM_MAP_LISTENER:
+            usage.set(key, USAGE.pack(**(held | {field: 0})))
+    tables = [table, "slim_opening"] if table == "slim_flow" else [table]
+    for name in tables:
+        records = pinned(host.instance, name)
+        if name != "slim_listener":
             records.remove([key for key, _ in records.items()])
 
 
-def _fill(backend, table, count):
+def fill(host, table, count):
     """Records of nobody's."""
-    import time
-
-    from slimnet import contract
-    from slimnet_ebpf.layout import Layout
-
-    records = backend._maps[table]
-    inner = contract.SLIM_INDEX_MAX << 16
-    if table == contract.SLIM_MAP_FLOW:
+    inner = NOBODY << 16
+    if table == "slim_flow":
         fields = {"time": time.monotonic_ns(), "inner": inner}
         if hasattr(contract.slim_flow, "charged"):
             fields["charged"] = inner
         value = Layout(contract.slim_flow).pack(**fields)
     else:
         value = Layout(contract.slim_held).pack(sockets=1)
+    records = pinned(host.instance, table)
     records.update(
         ((inner + number).to_bytes(4, "little") + bytes(records.key_size - 4), value)
         for number in range(count)
     )
 
 
-def _records(backend, table):
-    return len(list(backend._maps[table].items()))
+def handshakes(host):
+    return count(host.instance, "slim_flow")
 
 
 def talk(client, server, port=80):
@@ -133,8 +118,8 @@ def few_handshakes(host, free):
     meanwhile."""
     host.driver.call(_sweep_in, host.backend, 60)
     try:
-        with crowded(host, contract.SLIM_MAP_FLOW, "flows", free) as room:
-            host.driver.call(_fill, host.backend, contract.SLIM_MAP_FLOW, room - free)
+        with crowded(host, "slim_flow", "flows", free) as room:
+            fill(host, "slim_flow", room - free)
             yield room - free
     finally:
         host.driver.call(_sweep_in, host.backend, 0)
@@ -150,7 +135,7 @@ def test_a_slow_port_leaves_room_to_the_others_of_its_endpoint(lab):
     with few_handshakes(host, 1800) as others:
         begin_handshakes(client, server, 81, 2000)
         # As much for the port as is left to the endpoint, and that as is left to all.
-        held = host.driver.call(_records, host.backend, contract.SLIM_MAP_FLOW) - others
+        held = handshakes(host) - others
         assert held == 600
         assert host.counters()[Reason.FLOW_FULL] == before + 1400
         for _ in range(20):
@@ -166,7 +151,7 @@ def test_three_greedy_endpoints_and_a_newcomer(lab):
         for endpoint, share in zip(greedy, (600, 400, 267), strict=True):
             endpoint.listen(81)
             begin_handshakes(client, endpoint, 81, 2000)
-            now = host.driver.call(_records, host.backend, contract.SLIM_MAP_FLOW)
+            now = handshakes(host)
             assert now - held == share
             held = now
         newcomer = lab.endpoint(1)
@@ -194,7 +179,7 @@ def test_on_one_host_the_opener_is_charged(lab):
     host = server.host
     with few_handshakes(host, 600) as others:
         opener.call(_keep_connecting, server.address, 81, 800)
-        assert (host.driver.call(_records, host.backend, contract.SLIM_MAP_FLOW) - others) == 200
+        assert handshakes(host) - others == 200
         for _ in range(20):
             talk(client, server)
         opener.close()
@@ -206,10 +191,22 @@ def test_a_handshake_that_finds_no_room_leaves_no_record(lab):
     client, server = lab.endpoint(0), lab.endpoint(1)
     server.listen(81, backlog=0)
     host = server.host
-    before = host.driver.call(_records, host.backend, contract.SLIM_MAP_FLOW)
+    before = handshakes(host)
     client.call(_keep_connecting, server.address, 81, 100)
     time.sleep(0.1)
-    assert host.driver.call(_records, host.backend, contract.SLIM_MAP_FLOW) - before <= 2
+    assert handshakes(host) - before <= 2
+
+
+def test_a_flood_to_a_published_port_leaves_no_record(lab):
+    """Refused or not, nothing is written down before a handshake is over."""
+    server = lab.endpoint(0)
+    server.serve(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    before = handshakes(server.host)
+    for _ in range(20):
+        lab.outside.root.connect(server.host.address, 8080)
+    assert handshakes(server.host) <= before
 
 
 # Source-bound connections
@@ -233,7 +230,7 @@ def test_source_ports_without_end(lab):
     shares of three leave room for a fourth."""
     server = lab.endpoint(1)
     server.serve(80)
-    with crowded(lab.hosts[0], contract.SLIM_MAP_BOUND, "bound", 240, records=3):
+    with crowded(lab.hosts[0], "slim_bound", "bound", 240, records=3):
         for share in (120, 60, 30):
             result = lab.endpoint(0).call(_use_ports, server.address, 80, 2000, 300)
             assert result == (share, errno.EADDRNOTAVAIL)
@@ -270,9 +267,8 @@ def test_nothing_is_bound_that_could_not_be_written_down(lab):
     """Without its record nobody would know of the conflict with 127.0.0.1."""
     endpoint = lab.endpoint(0)
     host = endpoint.host
-    backend = host.backend
-    with crowded(host, contract.SLIM_MAP_HELD, "places", 100) as room:
-        host.driver.call(_fill, backend, contract.SLIM_MAP_HELD, room)
+    with crowded(host, "slim_held", "places", 100) as room:
+        fill(host, "slim_held", room)
         before = host.counters().get(Reason.PORT_LIMIT, 0)
         sock = endpoint.socket()
         with pytest.raises(OSError) as caught:
@@ -288,7 +284,7 @@ def test_nothing_is_bound_that_could_not_be_written_down(lab):
 
 def test_bound_ports_are_shared(lab):
     greedy, neighbour = lab.endpoint(0), lab.endpoint(0)
-    with crowded(greedy.host, contract.SLIM_MAP_HELD, "places", 60):
+    with crowded(greedy.host, "slim_held", "places", 60):
         for _ in range(2):  # what is closed is given back
             assert greedy.call(_listen_on, "0.0.0.0", 2000, 100) == (30, errno.EADDRINUSE)
             assert neighbour.call(_listen_on, "0.0.0.0", 2000, 100) == (15, errno.EADDRINUSE)
@@ -296,21 +292,20 @@ def test_bound_ports_are_shared(lab):
             neighbour.call(_close_all)
 
 
-def _crowd_listeners(backend, count):
+def _crowd_listeners(instance, first, count):
     """Listeners of the host's, each under a thousand keys."""
-    from slimnet import contract
+    from pinned import pinned
 
     global crowd
     crowd = []
-    listeners = backend._maps[contract.SLIM_MAP_LISTENER]
-    inner = contract.SLIM_INDEX_MAX << 16
+    listeners = pinned(instance, "slim_listener")
     for number in range(count):
         if number % 1000 == 0:
             sock = socket.socket()
             sock.bind(("127.0.0.1", 0))
             sock.listen()
             crowd.append(sock)
-        key = (inner + number).to_bytes(4, "little") + bytes(4)
+        key = (first + number).to_bytes(4, "little") + bytes(4)
         listeners.set(key, crowd[-1].fileno().to_bytes(8, "little"))
 
 
@@ -323,7 +318,7 @@ def test_many_listeners_of_one_endpoint(lab):
     """A later listener of anybody is reached."""
     client, greedy, neighbour = lab.endpoint(0), lab.endpoint(1), lab.endpoint(1)
     host = greedy.host
-    host.driver.call(_crowd_listeners, host.backend, 65_500)
+    host.driver.call(_crowd_listeners, host.instance, NOBODY << 16, 65_500)
     try:
         assert greedy.call(_listen_on, "0.0.0.0", 2000, 100) == (100, 0)
         neighbour.serve(80)
@@ -339,7 +334,7 @@ def test_listeners_are_shared(lab):
     host = greedy.host
     early = greedy.socket()
     early.bind((greedy.address, 99))
-    with crowded(host, contract.SLIM_MAP_LISTENER, "listeners", 60):
+    with crowded(host, "slim_listener", "listeners", 60):
         for _ in range(2):  # what is closed is given back
             assert greedy.call(_listen_on, "0.0.0.0", 2000, 100) == (30, errno.EADDRINUSE)
             listener = neighbour.serve(80)
