@@ -13,6 +13,21 @@ import signal
 import hypothesis
 import pytest
 
+#: Files whose tests take longest together: first, so that no process is alone with one at
+#: the end (a file is one process's).
+LONG = (
+    "test_fuzz_sockets.py",
+    "test_agent.py",
+    "test_tutorial.py",
+    "test_demo.py",
+    "test_testbed_cli.py",
+    "test_testbed.py",
+    "test_bind.py",
+    "test_policy_cases.py",
+    "test_churn.py",
+    "test_changes.py",
+)
+
 REQUIRE_ALL = os.environ.get("SLIMNET_REQUIRE_ALL", "") not in ("", "0")
 # How long one generated example takes says how busy the machine is, not what is wrong.
 hypothesis.settings.register_profile("slimnet", deadline=None)
@@ -23,6 +38,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "root: needs root; skipped without")
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
     signal.signal(signal.SIGTERM, end)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
 def end(_number, _frame):
