@@ -172,10 +172,13 @@ class Host:
         return dict(self.backend.status().counters)
 
     def teardown(self) -> None:
-        """Remove the data path, and end what drove it."""
+        """Remove the data path, and end what drove it; something must drive it for that."""
+        if self.backend is not None:
+            if self.driver is None or self.driver.process.poll() is not None:
+                self.start_backend()
+            self.backend.teardown()
+            self.backend = None
         if self.driver is not None:
-            if self.backend is not None:
-                self.backend.teardown()
             self.driver.close()
             self.driver = None
 
@@ -500,10 +503,10 @@ class Lab:
         host.kill_backend()
 
     def close(self) -> None:
-        if self.endpoints:
-            self.remove(*self.endpoints.values())
-        each(Host.teardown, self.hosts)
-        self._undo.close()
+        with self._undo:
+            if self.endpoints:
+                self.remove(*self.endpoints.values())
+            each(Host.teardown, self.hosts)
 
 
 def _start_backend(context: Any) -> Any:
