@@ -1,11 +1,29 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What `make lint` compiles: every shared header, twice, so that a missing
- * guard shows, and a use of each inline function, for sparse skips unused ones.
+ * What `make lint` compiles, and kbuild in a test: every shared header, twice,
+ * so that a missing guard shows, and a use of each inline function, for sparse
+ * skips unused ones.
  */
+#if defined(__KERNEL__)
+#include <linux/errno.h>
+#include <linux/in.h>
+#include <linux/socket.h>
+#include <linux/stddef.h>
+#include <linux/tcp.h>
+#elif defined(__bpf__)
+#include <asm/socket.h>
+#include <linux/errno.h>
+#include <linux/in.h>
+#include <linux/stddef.h>
+#include <linux/tcp.h>
+#include <stddef.h>
+#else
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stddef.h>
+#include <sys/socket.h>
+#endif
 
 #include "slimnet/contract.h"
 #include "slimnet/fingerprint.h"
@@ -26,25 +44,35 @@ const struct slim_endpoint *slim_endpoint_lookup(void *env, __u32 id);
 const struct slim_service *slim_service_lookup(void *env, const struct slim_service_key *key);
 const struct slim_cidr *slim_cidr_lookup(void *env, __u32 vni, const __be32 *address);
 
+#include "slimnet/account.h"
 #include "slimnet/admit.h"
 #include "slimnet/ask.h"
+#include "slimnet/rate.h"
+#include "slimnet/sockopt.h"
 
+#include "slimnet/account.h"
 #include "slimnet/address.h"
 #include "slimnet/admit.h"
 #include "slimnet/ask.h"
 #include "slimnet/byteorder.h"
+#include "slimnet/clock.h"
 #include "slimnet/contract.h"
 #include "slimnet/decide.h"
 #include "slimnet/fingerprint.h"
 #include "slimnet/inner.h"
+#include "slimnet/rate.h"
 #include "slimnet/service.h"
 #include "slimnet/siphash.h"
+#include "slimnet/sockopt.h"
 #include "slimnet/target.h"
 #include "slimnet/way.h"
 #include "slimnet/wire.h"
 
+__u64 slim_lint_account(__u64 bytes, __u32 state);
 int slim_lint_admit(void *env, const __u64 *key, const struct slim_tuple *tuple,
 		    const struct slim_option *option, struct slim_admitted *admitted);
+__u64 slim_lint_rate(__u64 next, __u64 now, __u32 own);
+int slim_lint_sockopt(int level, int name);
 void slim_lint_ask(void *env, const struct slim_inner_range *range, struct slim_question *question);
 void slim_lint_way(void *env, const struct slim_inner_range *range,
 		   const struct slim_dialled *dialled, struct slim_way *way);
@@ -87,4 +115,21 @@ void slim_lint_ask(void *env, const struct slim_inner_range *range, struct slim_
 {
 	slim_ask_refuse(question, SLIM_REASON_NO_TABLES);
 	slim_answer(env, range, 4790, 1, question);
+}
+
+__u64 slim_lint_account(__u64 bytes, __u32 state)
+{
+	return slim_account_sent(bytes, state, 1) + slim_account_received(bytes, state);
+}
+
+__u64 slim_lint_rate(__u64 next, __u64 now, __u32 own)
+{
+	return slim_rate_ask(next, now) + slim_rate_cost(own, next) +
+	       slim_rate_keeps(own, 0, SLIM_NO_PACE);
+}
+
+int slim_lint_sockopt(int level, int name)
+{
+	return slim_option_forbidden(level, name) + slim_option_swallowed(level, name) +
+	       slim_option_reveals(level, name);
 }

@@ -95,11 +95,12 @@ def assertions(layout):
     return "\n".join([*lines, ""])
 
 
-def build_module(kernel, directory, text):
+def build_module(kernel, directory, text, *options):
     (directory / "layout.c").write_text(text)
-    (directory / "Makefile").write_text("obj-m := layout.o\n")
+    uapi = ROOT / "kernel" / "uapi"
+    (directory / "Makefile").write_text(f"obj-m := layout.o\nccflags-y := -I{uapi}\n")
     return subprocess.run(
-        ["make", "-C", kernel, f"M={directory}", "layout.o"],
+        ["make", "-C", kernel, f"M={directory}", *options, "layout.o"],
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -122,6 +123,19 @@ def test_kbuild_would_have_noticed(layout, kernel, tmp_path):
     done = build_module(kernel, tmp_path, wrong)
     assert done.returncode != 0
     assert "slim_event" in done.stderr
+
+
+def test_kbuild_and_sparse_take_every_shared_header(kernel, tmp_path):
+    """Not one warning, of byte orders above all."""
+    text = (ROOT / "kernel" / "lint.c").read_text()
+    check = "CHECK=sparse -D__CHECK_ENDIAN__"
+    done = build_module(kernel, tmp_path, text, "C=2", check)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "CHECK" in done.stdout
+    assert not done.stderr
+    swapped = text.replace("slim_rate_ask(next, now)", "slim_htobe32(1)")
+    assert swapped != text
+    assert "restricted __be32" in build_module(kernel, tmp_path, swapped, "C=2", check).stderr
 
 
 def test_ctypes_agrees_with_bpf(layout):

@@ -7,6 +7,8 @@
 
 #include "state.h"
 
+#include <slimnet/account.h>
+
 static __always_inline struct slim_event *
 slim_event_start(__u32 kind, __u32 reason, __u32 rule, __u32 direction, __u32 protocol)
 {
@@ -98,26 +100,6 @@ slim_refuse(const struct slim_local *local, const __be32 *destination,
 	return 0;
 }
 
-/*
- * The kernel counts SYN and FIN as bytes. `state` is the one before CLOSE; what
- * an aborted connection still had under way is not known.
- */
-static __always_inline void
-slim_event_bytes(struct bpf_sock_ops *ctx, __u32 direction, __u32 state, __u64 *sent,
-		 __u64 *received)
-{
-	__u64 flags = direction == SLIM_EGRESS;
-
-	if (state == BPF_TCP_FIN_WAIT2 || state == BPF_TCP_CLOSING || state == BPF_TCP_LAST_ACK)
-		flags++;
-	*sent = ctx->bytes_acked;
-	*sent = *sent > flags ? *sent - flags : 0;
-	flags = state == BPF_TCP_FIN_WAIT2 || state == BPF_TCP_CLOSING ||
-		state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSE_WAIT;
-	*received = ctx->bytes_received;
-	*received = *received > flags ? *received - flags : 0;
-}
-
 /* Opened and closed connections, for whoever observes; and those that may not be. */
 static __always_inline void
 slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 kind,
@@ -147,7 +129,9 @@ slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __
 		event->destination_port = port;
 	}
 	if (kind == SLIM_EVENT_CLOSED) {
-		slim_event_bytes(ctx, direction, ctx->args[0], &event->sent, &event->received);
+		event->sent = slim_account_sent(ctx->bytes_acked, ctx->args[0],
+						direction == SLIM_EGRESS);
+		event->received = slim_account_received(ctx->bytes_received, ctx->args[0]);
 		event->duration = event->time - socket->opened;
 	}
 	bpf_ringbuf_submit(event, 0);

@@ -8,10 +8,8 @@
  *
  * For all connections of an endpoint together there is slim_rate, which is
  * attached only to the cgroups of endpoints that have such a limit; for all
- * others not one instruction runs per packet. A packet is let through while
- * the endpoint is less than SLIM_LIMIT_AHEAD ahead of its rate (the generic
- * cell rate algorithm, ITU-T I.371). One that is not is held back, not lost:
- * TCP hears of a full queue (NET_XMIT_CN of the kernel's
+ * others not one instruction runs per packet. A packet that is too early
+ * (slimnet/rate.h) is held back, not lost: TCP hears of a full queue (NET_XMIT_CN of the kernel's
  * include/linux/bpf-cgroup.h), slows down and sends it again.
  */
 #ifndef SLIMNET_LIMIT_H
@@ -19,9 +17,7 @@
 
 #include "bind.h"
 
-#define SLIM_LIMIT_AHEAD 20000000ULL	/* ns */
-
-#define SLIM_NO_PACE 0xffffffff
+#include <slimnet/rate.h>
 
 /* What a cgroup_skb/egress program answers. */
 #define SLIM_SEND 1
@@ -34,23 +30,24 @@ static __always_inline int slim_limit_run(struct __sk_buff *skb)
 	__u32 index = local->index;
 	const struct slim_limit *limit = bpf_map_lookup_elem(&slim_limit, &index);
 	struct slim_usage *usage = slim_usage_get(index);
+	enum slim_rate_answer answer;
 	__u64 now, next;
 
 	if (!limit || !limit->rate || !usage)
 		return SLIM_SEND;
 	now = bpf_ktime_get_ns();
 	next = *(volatile __u64 *)&usage->next;
-	if (next > now + SLIM_LIMIT_AHEAD) {
+	answer = slim_rate_ask(next, now);
+	if (answer == SLIM_RATE_HOLD) {
 		slim_count(SLIM_REASON_RATE);
 		return SLIM_HOLD_BACK;
 	}
 	if (next < now)
 		__sync_val_compare_and_swap(&usage->next, next, now);
-	__sync_fetch_and_add(&usage->next, skb->len * SLIM_SECOND / limit->rate);
-	return next > now + SLIM_LIMIT_AHEAD / 2 ? SLIM_SEND_SLOWER : SLIM_SEND;
+	__sync_fetch_and_add(&usage->next, slim_rate_cost(skb->len, limit->rate));
+	return answer == SLIM_RATE_SLOWER ? SLIM_SEND_SLOWER : SLIM_SEND;
 }
 
-/* What the application asked for stays, if it is less than the limit. */
 static __always_inline int slim_repace_run(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *common = ctx->sk_common;
@@ -67,7 +64,7 @@ static __always_inline int slim_repace_run(struct bpf_iter__tcp *ctx)
 	if (bpf_getsockopt(sk, SOL_SOCKET, SO_MAX_PACING_RATE, &own, sizeof(own)))
 		return 0;
 	pace = slim_pace(socket->index) ?: SLIM_NO_PACE;
-	if (own <= pace && (!socket->pace || own != socket->pace))
+	if (slim_rate_keeps(own, socket->pace, pace))
 		return 0;
 	if (!bpf_setsockopt(sk, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace)))
 		socket->pace = pace == SLIM_NO_PACE ? 0 : pace;

@@ -7,48 +7,11 @@
 
 #include "bind.h"
 
-#define SOL_IP 0
-#define SOL_TCP 6
-#define SOL_UDP 17
-#define SOL_IPV6 41
+#include <slimnet/sockopt.h>
 
-/* From the kernel's uapi headers, as far as libc's and ours do not have them. */
-#define SO_BINDTODEVICE 25
-#define SO_ATTACH_FILTER 26
-#define SO_MARK 36
-#define SO_ATTACH_BPF 50
-#define SO_ATTACH_REUSEPORT_CBPF 51
-#define SO_ATTACH_REUSEPORT_EBPF 52
-#define SO_TXTIME 61
+/* Of linux/netfilter_ipv4.h and of newer kernels' linux/in.h. */
 #define SO_ORIGINAL_DST 80
-#define IP_RECVERR_RFC4884 26
-#define IP_LOCAL_PORT_RANGE 51
 #define IP_PROTOCOL 52
-#define IPV6_2292PKTINFO 2
-#define IPV6_2292PKTOPTIONS 6
-#define IPV6_NEXTHOP 9
-#define IPV6_JOIN_GROUP 20
-#define IPV6_RECVERR 25
-#define IPV6_JOIN_ANYCAST 27
-#define IPV6_RECVERR_RFC4884 31
-#define IPV6_FLOWLABEL_MGR 32
-#define IPV6_IPSEC_POLICY 34
-#define IPV6_XFRM_POLICY 35
-#define IPV6_RECVPKTINFO 49
-#define IPV6_PKTINFO 50
-#define IPV6_HOPOPTS 54
-#define IPV6_RTHDRDSTOPTS 55
-#define IPV6_RTHDR 57
-#define IPV6_DSTOPTS 59
-#define IPV6_RECVORIGDSTADDR 74
-#define IPV6_TRANSPARENT 75
-#define IPV6_UNICAST_IF 76
-#define TCP_AO_ADD_KEY 38
-#define TCP_AO_DEL_KEY 39
-#define TCP_AO_INFO 40
-#define TCP_AO_GET_KEYS 41
-#define TCP_AO_REPAIR 42
-#define UDP_ENCAP 100
 
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
@@ -87,125 +50,9 @@ static __always_inline bool slim_option_is_inet(const struct bpf_sockopt *ctx)
 	return sk && (sk->family == AF_INET || sk->family == AF_INET6);
 }
 
-/*
- * Of all that Linux 6.18 has: what names a device, an address, a port or a peer
- * of the underlay, or shows one. EPERM, for none of it is set by a library that
- * its caller did not ask for it.
- */
-static __always_inline bool slim_option_forbidden(__s32 level, __s32 name)
-{
-	switch (level) {
-	case SOL_SOCKET:
-		switch (name) {
-		case SO_BINDTODEVICE:		/* a device of the host */
-		case SO_BINDTOIFINDEX:
-		case SO_MARK:			/* the host's routing rules */
-		case SO_ATTACH_FILTER:		/* a filter reads its packets' addresses, bit by bit */
-		case SO_ATTACH_BPF:
-		case SO_ATTACH_REUSEPORT_CBPF:
-		case SO_ATTACH_REUSEPORT_EBPF:
-		case SO_TXTIME:			/* a packet that is late comes back with its headers */
-			return true;
-		}
-		return false;
-	case SOL_IP:
-		switch (name) {
-		case IP_TRANSPARENT:		/* foreign addresses */
-		case IP_OPTIONS:		/* a source route: another destination than policy was asked for */
-		case IP_UNICAST_IF:		/* a device */
-		case IP_LOCAL_PORT_RANGE:	/* a port of the host by its number */
-		case IP_IPSEC_POLICY:		/* the host's IPsec */
-		case IP_XFRM_POLICY:
-		case IP_ADD_MEMBERSHIP:		/* the host's multicast is heard */
-		case IP_ADD_SOURCE_MEMBERSHIP:
-		case MCAST_JOIN_GROUP:
-		case MCAST_JOIN_SOURCE_GROUP:
-			return true;
-		}
-		return false;
-	case SOL_IPV6:
-		switch (name) {
-		case IPV6_TRANSPARENT:
-		case IPV6_UNICAST_IF:
-		case IPV6_PKTINFO:		/* source address and device */
-		case IPV6_2292PKTOPTIONS:	/* the same, and routing headers */
-		case IPV6_NEXTHOP:
-		case IPV6_RTHDR:
-		case IPV6_RTHDRDSTOPTS:
-		case IPV6_HOPOPTS:
-		case IPV6_DSTOPTS:
-		case IPV6_FLOWLABEL_MGR:	/* the same with a label; of these a host has 4,096 */
-		case IPV6_IPSEC_POLICY:
-		case IPV6_XFRM_POLICY:
-		case IPV6_JOIN_GROUP:
-		case IPV6_JOIN_ANYCAST:
-		case MCAST_JOIN_GROUP:
-		case MCAST_JOIN_SOURCE_GROUP:
-			return true;
-		}
-		return false;
-	case SOL_TCP:
-		switch (name) {
-		case TCP_REPAIR:		/* a connection out of nothing */
-		case TCP_SAVE_SYN:		/* shows underlay addresses, wire port and tag */
-		case TCP_MD5SIG:		/* the peer by its address: the kernel would look for */
-		case TCP_MD5SIG_EXT:		/* the underlay's, find no key, and sign nothing */
-		case TCP_AO_ADD_KEY:
-		case TCP_AO_DEL_KEY:
-		case TCP_AO_INFO:
-		case TCP_AO_GET_KEYS:
-		case TCP_AO_REPAIR:
-			return true;
-		}
-		return false;
-	case SOL_UDP:
-		return name == UDP_ENCAP;	/* the host's IPsec and L2TP */
-	}
-	return false;
-}
-
-/*
- * Swallowed, so that the kernel does nothing and the caller hears nothing of
- * it; whoever asks for these takes what they give as a hint and does without.
- */
-static __always_inline bool slim_option_swallowed(__s32 level, __s32 name)
-{
-	switch (level) {
-	case SOL_TCP:
-		switch (name) {
-		case TCP_FASTOPEN:		/* a cached cookie would leave no room for our option */
-		case TCP_FASTOPEN_CONNECT:	/* in the client's SYN */
-			return true;
-		}
-		return false;
-	case SOL_IP:
-		switch (name) {
-		case IP_PKTINFO:		/* which address of the host a datagram came to */
-		case IP_RECVORIGDSTADDR:
-		case IP_RECVOPTS:		/* the same, in a record of the route (RFC 791) */
-		case IP_RETOPTS:
-		case IP_RECVERR:		/* who sent an ICMP error: the host itself, for one */
-		case IP_RECVERR_RFC4884:
-			return true;
-		}
-		return false;
-	case SOL_IPV6:
-		switch (name) {
-		case IPV6_2292PKTINFO:
-		case IPV6_RECVPKTINFO:
-		case IPV6_RECVORIGDSTADDR:
-		case IPV6_RECVERR:
-		case IPV6_RECVERR_RFC4884:
-			return true;
-		}
-		return false;
-	}
-	return false;
-}
-
 static __always_inline bool slim_option_is_ulp(const struct bpf_sockopt *ctx)
 {
-	return ctx->level == SOL_TCP && ctx->optname == TCP_ULP;
+	return ctx->level == SLIM_SOL_TCP && ctx->optname == TCP_ULP;
 }
 
 /* TCP_ULP: "tls" is the application's own business; "smc" leaves TCP, and so our hooks. */
@@ -283,20 +130,6 @@ static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 	return SLIM_HOOK_ALLOW;
 }
 
-/* What shows underlay addresses. Nothing is saved or noted for them: see above. */
-static __always_inline bool slim_option_reveals(__s32 level, __s32 name)
-{
-	switch (level) {
-	case SOL_TCP:
-		return name == TCP_SAVED_SYN || name == TCP_AO_GET_KEYS;
-	case SOL_IP:
-		return name == IP_PKTOPTIONS;
-	case SOL_IPV6:
-		return name == IPV6_2292PKTOPTIONS;
-	}
-	return false;
-}
-
 #define SLIM_IP_OPTIONS 40	/* bytes at the most, RFC 791 section 3.1 */
 
 /*
@@ -350,7 +183,7 @@ static __always_inline int slim_option_destination(struct bpf_sockopt *ctx)
 		address = accepted ? socket->local : socket->peer;
 		port = accepted ? socket->local_port : socket->peer_port;
 	}
-	if (ctx->level == SOL_IP) {
+	if (ctx->level == SLIM_SOL_IP) {
 		struct sockaddr_in *name = ctx->optval;
 
 		if ((void *)(name + 1) > ctx->optval_end)
@@ -372,11 +205,11 @@ static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
 {
 	if (slim_option_is_inet(ctx)) {
 		if (ctx->optname == SO_ORIGINAL_DST &&
-		    (ctx->level == SOL_IP || ctx->level == SOL_IPV6))
+		    (ctx->level == SLIM_SOL_IP || ctx->level == SLIM_SOL_IPV6))
 			return slim_option_destination(ctx);
-		if (ctx->level == SOL_IP && ctx->optname == IP_OPTIONS)
+		if (ctx->level == SLIM_SOL_IP && ctx->optname == IP_OPTIONS)
 			return slim_option_no_options(ctx);
-		if (ctx->level == SOL_IP && ctx->optname == IP_PROTOCOL)
+		if (ctx->level == SLIM_SOL_IP && ctx->optname == IP_PROTOCOL)
 			return slim_option_port(ctx);
 		if (slim_option_reveals(ctx->level, ctx->optname)) {
 			slim_count(SLIM_REASON_OPTION);

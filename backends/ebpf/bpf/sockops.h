@@ -458,9 +458,12 @@ static __always_inline void
 slim_sockops_account(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 state)
 {
 	__u32 direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS : SLIM_EGRESS;
-	struct slim_account one = { .connections = 1 };
+	const struct slim_account one = {
+		.connections = 1,
+		.sent = slim_account_sent(ctx->bytes_acked, state, direction == SLIM_EGRESS),
+		.received = slim_account_received(ctx->bytes_received, state),
+	};
 
-	slim_event_bytes(ctx, direction, state, &one.sent, &one.received);
 	slim_account_add(socket->endpoint, socket->rule, direction, &one);
 }
 

@@ -19,9 +19,9 @@
 #ifndef SLIMNET_SERVICE_H
 #define SLIMNET_SERVICE_H
 
+#include "clock.h"
 #include "decide.h"
 
-#define SLIM_SECOND 1000000000ULL
 
 #ifndef slim_service_outline
 #define slim_service_outline static inline
