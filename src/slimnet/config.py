@@ -41,9 +41,8 @@ from typing import Any
 from attrs import field, frozen
 from netaddr import AddrFormatError, IPAddress
 
-from slimnet.exceptions import ConfigError, InvalidValue
-from slimnet.model import Host
-from slimnet.names import NAME
+from slimnet.exceptions import ConfigError
+from slimnet.names import NAME, is_label
 from slimnet.plugins import backend_names, store_names, suggest
 
 __all__ = ["DEFAULT_PATH", "Config", "UnderlayConfig", "load_config"]
@@ -302,11 +301,10 @@ class _Check:
         labels = {}
         for key in [key for key in self._left if key.startswith("labels.")]:
             value, path = self._left.pop(key)
-            labels[key.removeprefix("labels.")] = value
-            try:
-                Host("h", "192.0.2.1", labels=labels)
-            except InvalidValue as error:
-                raise ConfigError(f"{path}: {key}", "a Kubernetes label", value) from error
+            name = key.removeprefix("labels.")
+            if not is_label(name, value):
+                raise ConfigError(f"{path}: {key}", "a Kubernetes label", value)
+            labels[name] = value
         return MappingProxyType(labels)
 
     def _unknown(self) -> None:

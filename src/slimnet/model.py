@@ -21,7 +21,7 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from slimnet import contract
 from slimnet.exceptions import InvalidValue
-from slimnet.names import LABEL_KEY, LABEL_VALUE, NAME, NAME_WANTED
+from slimnet.names import NAME, NAME_WANTED, is_label
 from slimnet.place import Part, Place
 
 __all__ = [
@@ -211,13 +211,7 @@ def _check(
 
 
 def _is_labels(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(key, str)
-        and LABEL_KEY.fullmatch(key)
-        and isinstance(text, str)
-        and LABEL_VALUE.fullmatch(text)
-        for key, text in value.items()
-    )
+    return isinstance(value, Mapping) and all(is_label(*each) for each in value.items())
 
 
 def _is_number(value: object, last: int) -> bool:
@@ -624,7 +618,7 @@ class Status:
         endpoints: ids of the attached endpoints.
         counters: how often each reason was given.
         abi: version and fingerprint of the data path's contract.
-        detail: more, by the backend's own names.
+        detail: more, by the backend's own names: text, numbers, addresses, tables of these.
     """
 
     generation: int

@@ -20,6 +20,7 @@ __all__ = [
     "SUBDOMAIN",
     "SUBDOMAIN_WANTED",
     "find",
+    "is_label",
 ]
 
 _NAME = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -38,6 +39,16 @@ LABEL_KEY = re.compile(f"({_SUBDOMAIN}/)?{_LABEL}")
 LABEL_VALUE = re.compile(f"({_LABEL})?")
 #: Of a port as an endpoint declares it: an IANA service name (RFC 6335, section 5.1).
 PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
+
+
+def is_label(key: object, value: object) -> bool:
+    """Whether these are key and value of a Kubernetes label."""
+    return (
+        isinstance(key, str)
+        and LABEL_KEY.fullmatch(key) is not None
+        and isinstance(value, str)
+        and LABEL_VALUE.fullmatch(value) is not None
+    )
 
 
 class _Named(Protocol):

@@ -59,8 +59,25 @@ __all__ = [
 T = TypeVar("T")
 
 
+class _NoRecord(TypeError):
+    """What has no place in a record, and where it is."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+        self.path: list[str] = []
+
+    def __str__(self) -> str:
+        where = ".".join(reversed(self.path)) or "value"
+        kind = type(self.value).__qualname__
+        return f"{where}: wanted what a record can hold, got {kind} {self.value!r}"
+
+
 def encode(value: Any) -> Any:
-    """``value`` as what :mod:`json` writes."""
+    """``value`` as what :mod:`json` writes.
+
+    Raises:
+        TypeError: it is, or holds, something else; names the field.
+    """
     if isinstance(value, enum.Enum):
         return value.name.lower()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -69,25 +86,37 @@ def encode(value: Any) -> Any:
         return str(value)
     if attrs.has(type(value)):
         return {
-            item.name: encode(getattr(value, item.name))
+            item.name: _field(item.name, getattr(value, item.name))
             for item in attrs.fields(type(value))
             if not item.name.startswith("_")
         }
     if isinstance(value, Mapping):
-        return {_key(key): encode(item) for key, item in value.items()}
+        return {(name := _key(key)): _field(name, item) for key, item in value.items()}
     if isinstance(value, AbstractSet):
         return sorted((encode(item) for item in value), key=str)
     if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
+        return [_field(str(index), item) for index, item in enumerate(value)]
     if isinstance(value, (bytes, bytearray)):
         return value.hex()
     if isinstance(value, (IPAddress, IPNetwork, Path)):
         return str(value)
-    return str(value)
+    raise _NoRecord(value)
+
+
+def _field(name: str, value: Any) -> Any:
+    try:
+        return encode(value)
+    except _NoRecord as error:
+        error.path.append(name)
+        raise
 
 
 def _key(key: Any) -> str:
-    return key.name.lower() if isinstance(key, enum.Enum) else str(key)
+    """A key is text in JSON: the encoded key, unless that is a table or a list."""
+    text = encode(key)
+    if isinstance(text, (dict, list)):
+        raise _NoRecord(key)
+    return str(text)
 
 
 def dump(value: Any) -> bytes:

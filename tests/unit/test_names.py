@@ -5,7 +5,7 @@ import pytest
 
 from slimnet.exceptions import InvalidValue
 from slimnet.model import Endpoint
-from slimnet.names import find
+from slimnet.names import find, is_label
 
 
 def endpoint(name, namespace="default", network="prod", address="10.1.0.1"):
@@ -67,3 +67,28 @@ def test_several_are_named_so(text, wanted):
 def test_no_name_at_all(text):
     with pytest.raises(InvalidValue, match=r"wanted \[\[network/\]namespace/\]name or an address"):
         find(EVERY, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "holds"),
+    [
+        ("app", "web", True),
+        ("app", "", True),
+        ("example.org/app", "A_1.b-C", True),
+        ("a" * 63, "b" * 63, True),
+        ("a" * 64, "", False),
+        ("app", "b" * 64, False),
+        ("", "web", False),
+        ("a b", "web", False),
+        ("-", "web", False),
+        ("Example.org/app", "web", False),
+        ("/app", "web", False),
+        ("app", "web-", False),
+        ("app", "web\n", False),
+        ("app", 1, False),
+        (1, "web", False),
+    ],
+)
+def test_labels_are_kubernetes(key, value, holds):
+    """Labels and Selectors, Syntax and character set."""
+    assert is_label(key, value) == holds

@@ -102,6 +102,44 @@ def test_a_host_that_is_too_old_to_say_which_key_it_has():
     assert new.differs_in_key(Host("h3", "192.0.2.3", key="0f1f"))
 
 
+class Odd:
+    def __repr__(self):
+        return "<odd>"
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (Odd(), "value"),
+        ({"a": [1, Odd()]}, "a.1"),
+        ({1: {Direction.EGRESS: Odd()}}, "1.egress"),
+        ({"a": {Odd()}}, "a"),
+        ({Odd(): 1}, "value"),
+        ({"a": {(1, 2): 3}}, "a"),
+        ({"a": 3j}, "a"),
+        ({"a": iter([])}, "a"),
+    ],
+)
+def test_what_no_record_holds_is_refused_by_its_place(value, where):
+    with pytest.raises(TypeError) as refused:
+        records.encode(value)
+    wanted = f"{where}: wanted what a record can hold, got "
+    assert str(refused.value).startswith(wanted)
+    with pytest.raises(TypeError):
+        records.dump(value)
+
+
+def test_fields_of_a_value_are_named_too():
+    status = Status(generation=1, endpoints=frozenset(), detail={"odd": Odd()})
+    with pytest.raises(TypeError, match=r"^status.detail.odd: wanted .* got Odd <odd>$"):
+        records.encode({"status": status})
+
+
+def test_keys_are_text():
+    found = records.encode({Direction.EGRESS: 1, 7: 2, IPAddress("10.0.0.1"): 3})
+    assert found == {"egress": 1, "7": 2, "10.0.0.1": 3}
+
+
 def test_status_in_words():
     status = Status(3, frozenset({2, 1}), {Reason.SYN_TAG: 5})
     encoded = json.loads(records.dump(status))
