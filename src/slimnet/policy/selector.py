@@ -68,6 +68,3 @@ class Selector:
 
     def __str__(self) -> str:
         return ", ".join(str(requirement) for requirement in self.requirements) or "everything"
-
-
-EVERYTHING = Selector()
