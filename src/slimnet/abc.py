@@ -76,6 +76,28 @@ class Backend(abc.ABC):
     path or adopts one that runs under ``context.instance``. One that runs and
     was built from another contract raises :class:`~slimnet.AbiMismatch` and
     is left as it was.
+
+    *Threads.* An agent calls from three kinds of thread, at the same time:
+
+    ==================  ============================================================
+    its main thread     the constructor, :meth:`install`, :meth:`tend`, :meth:`attach`
+                        (of what it adopts), :meth:`detach`, :meth:`life`,
+                        :meth:`status`, :meth:`close`
+    those of its API    everything but the constructor, :meth:`tend`, :meth:`events`,
+                        :meth:`close` and :meth:`teardown`
+    that of its feed    :meth:`events`, alone and again and again
+    ==================  ============================================================
+
+    Two calls of :meth:`attach` or :meth:`detach` never overlap, nor do two of
+    :meth:`install`; any other two may, and the backend locks what it has to.
+    :meth:`events` may wait while others call; :meth:`close` and :meth:`teardown` end
+    its waiting. The constructor, :meth:`probe`, :meth:`find` and :meth:`purge` are called
+    in the host's network namespace; the others by threads that may be in any.
+
+    *Clocks.* What is told to people, :attr:`.Event.time` and :attr:`.Connection.opened`,
+    is seconds since the epoch (CLOCK_REALTIME). Whatever is waited for, or due, is measured
+    by CLOCK_MONOTONIC: timeouts, what :meth:`tend` does when, the age of a data path's
+    records. That one starts again with the machine, as the data path does.
     """
 
     #: The name of the entry point.
