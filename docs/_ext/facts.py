@@ -75,8 +75,8 @@ def _keys() -> dict[str, object]:
     keys = {key: homes[key] if key in homes else getattr(config, key) for key in _Check._KEYS}  # noqa: SLF001  # what it checks against
     keys["labels.<key>"] = None
     try:
+        from slimnet.fallback import PORT  # noqa: PLC0415
         from slimnet_ebpf.options import Options  # noqa: PLC0415  # may be absent
-        from slimnet_noop._backend import PORT  # noqa: PLC0415
     except ImportError:
         _LOG.warning("slimnet-ebpf or slimnet-noop is not installed: their options are not checked")
         return keys

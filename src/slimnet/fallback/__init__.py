@@ -4,6 +4,8 @@
 One address per endpoint, static routes, neighbours and forwarding entries from
 the compiled tables, no flooding, no learning, and policy at the router:
 
+- :class:`Fallback`: all of it on one host, which a backend composes; with
+  :func:`probe`, :func:`find` and :func:`purge`.
 - :class:`Router`: one network's part of one host, drawn in its module.
 - :mod:`~slimnet.fallback.ruleset`: the tables as nftables rules.
 - :class:`Outside`: the host's own table: what is in force, and the way out.
@@ -16,16 +18,23 @@ leaves nothing. The host's own namespace gets one device and one small table.
 
 from slimnet.fallback.flows import TrackedFlow, tracked
 from slimnet.fallback.outside import Outside, Stamp
+from slimnet.fallback.overlay import CAPABILITIES, PORT, Fallback, find, probe, purge
 from slimnet.fallback.refusals import Refused, counters, refusals
 from slimnet.fallback.router import Router
 
 __all__ = [
+    "CAPABILITIES",
+    "PORT",
+    "Fallback",
     "Outside",
     "Refused",
     "Router",
     "Stamp",
     "TrackedFlow",
     "counters",
+    "find",
+    "probe",
+    "purge",
     "refusals",
     "tracked",
 ]

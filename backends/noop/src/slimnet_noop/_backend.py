@@ -1,67 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend itself: attachments and generations over the fallback overlay."""
+"""The backend: the fallback overlay by itself."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from attrs import evolve
-from netaddr import IPAddress
-from pyroute2.netlink.exceptions import NetlinkError
-
+from slimnet import fallback
 from slimnet.abc import Backend, Context
-from slimnet.exceptions import (
-    AbiMismatch,
-    BackendError,
-    CapabilityMissing,
-    ConfigError,
-    InUse,
-    InvalidValue,
-)
-from slimnet.fallback import Outside, Router, Stamp, counters, refusals, tracked
-from slimnet.linux import cgroup, netns
+from slimnet.exceptions import ConfigError
+from slimnet.fallback import CAPABILITIES, PORT, Fallback
 from slimnet.model import (
-    Answer,
     Capabilities,
     Connection,
-    Direction,
     Endpoint,
     Event,
-    EventKind,
     Network,
     Probe,
     Running,
     Status,
-    Wire,
-    WireFormat,
 )
-from slimnet.place import Life, Part, Place
+from slimnet.place import Life, Place
 from slimnet.tables import Change, Tables
-from slimnet_noop._record import Record
 
 __all__ = ["NoopBackend"]
-
-#: Raised when names, devices or rules change such that an older process could not adopt them.
-ABI = 1
-#: IANA's port for VXLAN (RFC 7348).
-PORT = 4789
-#: Seconds between two looks at the refusals.
-_EVERY = 0.5
-_CAPABILITIES = Capabilities(
-    enforcing=True,
-    wires=frozenset({WireFormat(Wire.VXLAN)}),
-    needs=frozenset({Part.CGROUP, Part.NETNS}),
-)
-#: How many refusals of routers that are gone wait to be read.
-_LATE = 4096
 
 
 class NoopBackend(Backend):
@@ -86,412 +48,65 @@ class NoopBackend(Backend):
                 raise ConfigError(f"backend.noop.{option}", "the option 'port'", option)
         if not isinstance(port, int) or not 0 < port < 1 << 16:
             raise ConfigError("backend.noop.port", "a port, 1 to 65535", port)
-        if context.host.address.version != 4:
-            raise ConfigError("underlay.address", "an IPv4 address", str(context.host.address))
-        self._port = port
-        self._lock = threading.RLock()
-        self._tables: Tables | None = None
-        self._late: list[Event] = []  # refusals that routers noted before they were removed
-        # Held open: other threads may be in other namespaces when they call.
-        self._namespace = os.open(netns.own(), os.O_RDONLY | os.O_CLOEXEC)
-        self._closed = False
-        try:
-            self._host = Path(f"/proc/{os.getpid()}/fd/{self._namespace}")
-            self._outside = Outside(context.instance, self._host, context.interface, port)
-            stamp = self._outside.stamp()
-            if stamp is not None and stamp.abi != ABI:
-                raise AbiMismatch(
-                    f"instance {context.instance}: wanted a data path of ABI {ABI}, got {stamp.abi}"
-                )
-            context.state.mkdir(parents=True, exist_ok=True)
-            wanted = Stamp(ABI, stamp.generation if stamp else 0, context.cluster)
-            if stamp != wanted:
-                self._outside.write(wanted)
-        except BaseException:
-            os.close(self._namespace)
-            raise
-
-    @classmethod
-    def probe(cls) -> Probe:
-        """Root, cgroup v2, nft, and a kernel with VXLAN."""
-        if os.geteuid() != 0:
-            return Probe(Answer.NO, "not root", "run the agent as root")
-        try:
-            cgroup.mount()
-        except CapabilityMissing as error:
-            reason, _, remedy = str(error).partition(": ")
-            return Probe(Answer.NO, reason, remedy)
-        if shutil.which("nft") is None:
-            return Probe(Answer.NO, "no nft", "install nftables (apt install nftables)")
-        missing = _missing_kinds()
-        if missing:
-            return Probe(
-                Answer.NO, f"kernel without {missing}", f"modprobe {missing.replace(',', '')}"
-            )
-        found = "VXLAN, veth, cgroup v2 and nftables are here"
-        return Probe(Answer.YES, found, capabilities=_CAPABILITIES)
+        self._overlay = Fallback(context, port)
 
     @property
     def capabilities(self) -> Capabilities:
         """Policy in a namespace that is not the endpoint's."""
-        return _CAPABILITIES
+        return CAPABILITIES
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """Root, cgroup v2, nft, and a kernel with VXLAN."""
+        return fallback.probe()
 
     @classmethod
     def find(cls, instance: str, state: Path) -> Running | None:
         """By the endpoints' records, the namespaces' names and the host's table."""
-        records = list(Record.all(state))
-        prefix = f"slimnet.{instance}."
-        named = set(netns.DIRECTORY.glob(f"{prefix}*"))
-        stamp = None
-        if shutil.which("nft") is not None:
-            stamp = Outside(instance, netns.own(), "", PORT).stamp()
-        if not records and not named and stamp is None:
-            return None
-        routers = {path for path in named if path.name.removeprefix(prefix).isdigit()}
-        lost = named - {record.netns for record in records} - routers
-        return Running(
-            (*(record.cgroup for record in records), *sorted(lost)),
-            stamp.cluster if stamp is not None else "",
-            tuple(record.cgroup for record in records if cgroup.populated(record.cgroup)),
-        )
+        return fallback.find(instance, state)
 
     @classmethod
     def purge(cls, instance: str, state: Path) -> None:
-        """By the names of namespaces, devices, the host's table and the records."""
-        host = netns.own()
-        for path in netns.DIRECTORY.glob(f"slimnet.{instance}.*"):
-            name = path.name.removeprefix(f"slimnet.{instance}.")
-            if name.isdigit():
-                Router(path, int(name), host, IPAddress(0), "", PORT).down()
-            else:
-                netns.remove(path)
-        if shutil.which("nft") is not None:
-            Outside(instance, host, "", PORT).remove()
-        for file in state.glob("endpoint-*.json"):
-            file.unlink()
-
-    # Attachments
+        """By the same."""
+        fallback.purge(instance, state)
 
     def place(self, name: str, given: Place) -> Place:
         """A cgroup and a namespace; either may be the caller's."""
-        own = self._netns(name)
-        if given.netns not in (None, own):
-            self._check(given.netns)
-        return Place(given.cgroup or self.context.cgroup / name, given.netns or own)
-
-    def _netns(self, name: str) -> Path:
-        """Where an endpoint's namespace is mounted that is made here."""
-        return netns.DIRECTORY / f"slimnet.{self.context.instance}.{name}"
-
-    def _check(self, given: Path) -> None:
-        number = netns.number(given)
-        if not number:
-            raise InvalidValue("endpoint.netns", "a network namespace that exists", str(given))
-        if number in (netns.number(self._host), netns.number(Path("/proc/1/ns/net"))):
-            raise InvalidValue("endpoint.netns", "one that is not the host's own", str(given))
-        for path in self._own():
-            if netns.number(path) == number:
-                raise InvalidValue("endpoint.netns", f"one that is not {path.name}", str(given))
+        return self._overlay.place(name, given)
 
     def life(self, name: str, place: Place) -> Life:
         """By the cgroup; and a namespace that was brought has to be there."""
-        path = place.cgroup or self.context.cgroup / name
-        if not path.is_dir() or (place.netns is not None and not netns.number(place.netns)):
-            return Life.GONE
-        return Life.BUSY if cgroup.populated(path) else Life.IDLE
+        return self._overlay.life(name, place)
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """Make the cgroup and the namespace, and connect it to the network's router."""
-        with self._working():
-            if endpoint.address.version != 4:
-                raise BackendError(f"endpoint.address: wanted IPv4, got {endpoint.address}")
-            records = self._records()
-            record = records.pop(endpoint.id, None)
-            wanted = self._record(endpoint, network, record)
-            if record is not None and record.is_there():
-                held = record.vni, record.address, record.place()
-                if held != (wanted.vni, wanted.address, wanted.place()):
-                    raise BackendError(
-                        f"endpoint {endpoint.id}: that id is another's, with address"
-                        f" {record.address}, cgroup {record.cgroup} and netns {record.netns}"
-                    )
-                if record.whole:
-                    return record.place()
-            for other in records.values():
-                if wanted.given and other.given == wanted.given:
-                    raise BackendError(
-                        f"network namespace {wanted.netns} is endpoint {other.endpoint}'s"
-                    )
-            self._remove(wanted)  # what a killed process left
-            try:
-                self._make(wanted)
-            except OSError as error:
-                self._remove(wanted)
-                self._sweep()
-                raise BackendError(f"endpoint {endpoint.full_name}: {error}") from error
-            except BaseException:
-                self._remove(wanted)
-                self._sweep()
-                raise
-            return wanted.place()
-
-    def _record(self, endpoint: Endpoint, network: Network, old: Record | None) -> Record:
-        """What is to be known of an endpoint, where this is known of it."""
-        place = self.place(endpoint.full_name, endpoint.place)
-        assert place.cgroup is not None  # noqa: S101  # for the type checker
-        assert place.netns is not None  # noqa: S101  # for the type checker
-        own = place.netns == self._netns(endpoint.full_name)
-        return Record(
-            endpoint=endpoint.id,
-            vni=network.vni,
-            address=endpoint.address,
-            cgroup=place.cgroup,
-            made=old.made if old is not None else not place.cgroup.is_dir(),
-            netns=place.netns,
-            given=0 if own else netns.number(place.netns),
-        )
-
-    def _make(self, record: Record) -> None:
-        record.write(self.context.state)
-        router = self._router(record.vni)
-        if not router.exists():
-            router.up()
-            if self._tables is not None:
-                router.install(self._tables)
-            self._outside.open({*self._networks(), record.vni})
-        if not record.given:
-            netns.create(record.netns)
-        router.plug(record.endpoint, record.address, record.netns)
-        record.cgroup.mkdir(parents=True, exist_ok=True)
-        evolve(record, whole=True).write(self.context.state)
+        return self._overlay.attach(endpoint, network)
 
     def detach(self, endpoint: int) -> None:
-        """Remove what :meth:`attach` made. The cgroup goes first: the kernel
-        refuses that while it has processes."""
-        with self._working():
-            record = self._records().get(endpoint)
-            if record is not None:
-                self._refuse_if_used(record)
-                self._remove(record)
-                self._sweep()
-
-    def _refuse_if_used(self, record: Record) -> None:
-        if cgroup.populated(record.cgroup):
-            raise _used(record)
-
-    def _remove(self, record: Record) -> None:
-        # The kernel's answer leaves no moment in which a process could enter.
-        if record.made and not cgroup.remove(record.cgroup):
-            raise _used(record)
-        self._router(record.vni).unplug(record.endpoint)
-        if not record.given:
-            netns.remove(record.netns)
-        record.remove(self.context.state)
-
-    def _sweep(self) -> None:
-        """Remove the routers that have no endpoint."""
-        wanted = {record.vni for record in self._records().values()}
-        unused = set(self._networks()) - wanted
-        if unused:
-            self._outside.open(wanted)
-            for vni in unused:
-                router = self._router(vni)
-                if router.exists():
-                    self._late += self._refusals(router)
-                    self._outside.keep(counters([router.path]))
-                router.down()
-            del self._late[:-_LATE]
-
-    # Tables
+        """Remove what :meth:`attach` made."""
+        self._overlay.detach(endpoint)
 
     def install(self, tables: Tables, change: Change | None = None) -> None:
-        """One transaction for each router; a flow passes only one. Everything
-        is written, whatever ``change`` says."""
+        """Everything, whatever ``change`` says."""
         del change
-        with self._working():
-            try:
-                self._install(tables)
-            except BaseException:
-                if self._tables is not None:
-                    with contextlib.suppress(BackendError):
-                        self._install(self._tables)
-                raise
-            self._outside.write(Stamp(ABI, tables.generation, self.context.cluster))
-            self._tables = tables
-
-    def _install(self, tables: Tables) -> None:
-        self._outside.admit(
-            {
-                record.host
-                for record in tables.endpoints.values()
-                if not record.local and record.host.version == 4
-            }
-        )
-        for router in self._routers():
-            if router.generation() != tables.generation:
-                router.install(tables)
-
-    # What it says
+        self._overlay.install(tables)
 
     def status(self) -> Status:
         """Read from the host's table and the routers."""
-        with self._working():
-            stamp = self._outside.stamp()
-            routers = self._routers()
-            generations = [stamp.generation if stamp else 0]
-            generations += [router.generation() or 0 for router in routers]
-            return Status(
-                generation=min(generations),
-                endpoints=frozenset().union(*(router.endpoints() for router in routers)),
-                counters=Counter(self._outside.kept())
-                + Counter(counters(router.path for router in routers)),
-                abi=f"noop-{stamp.abi}" if stamp else "",
-                detail={"networks": sorted(self._networks())},
-            )
+        return self._overlay.status()
 
     def connections(self) -> list[Connection]:
         """What conntrack holds in the routers."""
-        with self._working():
-            records = {(r.vni, r.address): r.endpoint for r in self._records().values()}
-            found = []
-            for router in self._routers():
-                for flow in tracked(router.path):
-                    for direction, local, peer in (
-                        (Direction.EGRESS, flow.source, flow.destination),
-                        (Direction.INGRESS, flow.destination, flow.source),
-                    ):
-                        endpoint = records.get((router.vni, local[0]))
-                        if endpoint is None:
-                            continue
-                        other = self._endpoint_at(router.vni, peer)
-                        remote = other and (router.vni, peer[0]) not in records
-                        found.append(
-                            Connection(
-                                endpoint=endpoint,
-                                peer_endpoint=other,
-                                local=local,
-                                peer=peer,
-                                direction=direction,
-                                wire=Wire.VXLAN if remote else None,
-                                state=flow.state,
-                                opened=flow.opened,
-                            )
-                        )
-            return found
-
-    def _endpoint_at(self, vni: int, where: tuple[IPAddress, int]) -> int:
-        owner = self._tables.addresses.get((vni, where[0]), 0) if self._tables else 0
-        # A service's address is no endpoint's.
-        return owner if self._tables and owner in self._tables.endpoints else 0
+        return self._overlay.connections()
 
     def events(self, timeout: float) -> list[Event]:
         """The refusals that nftables noted, at most 4,096 and a minute old."""
-        deadline = time.monotonic() + timeout
-        while True:
-            with self._working():
-                found, self._late = self._late, []
-                for router in self._routers():
-                    found += self._refusals(router)
-            left = deadline - time.monotonic()
-            if found or left <= 0:
-                return found
-            time.sleep(min(_EVERY, left))
-
-    def _refusals(self, router: Router) -> Iterator[Event]:
-        for refused in refusals(router.path):
-            source = self._endpoint_at(router.vni, refused.source)
-            destination = self._endpoint_at(router.vni, refused.destination)
-            egress = refused.why.direction is Direction.EGRESS
-            yield Event(
-                kind=EventKind.REFUSED,
-                time=refused.time,
-                endpoint=source if egress else destination,
-                peer_endpoint=destination if egress else source,
-                source=refused.source,
-                destination=refused.destination,
-                protocol=refused.why.protocol,
-                direction=refused.why.direction,
-                reason=refused.why.reason,
-                rule=refused.why.rule,
-            )
-
-    # The end
+        return self._overlay.events(timeout)
 
     def close(self) -> None:
         """Routers, rules and namespaces stay as they are."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                os.close(self._namespace)
+        self._overlay.close()
 
     def teardown(self) -> None:
         """Endpoints, then routers, then the host's table."""
-        with self._working():
-            records = list(self._records().values())
-            for record in records:
-                self._refuse_if_used(record)
-            for record in records:
-                self.detach(record.endpoint)
-            self._sweep()
-            self._outside.remove()
-            with contextlib.suppress(OSError):  # the caller's, or it has others
-                self.context.cgroup.rmdir()
-            self.close()
-
-    # Where things are
-
-    @contextlib.contextmanager
-    def _working(self) -> Iterator[None]:
-        with self._lock:
-            if self._closed:
-                raise BackendError(f"instance {self.context.instance}: this backend is closed")
-            yield
-
-    def _router(self, vni: int) -> Router:
-        return Router(
-            netns.DIRECTORY / f"slimnet.{self.context.instance}.{vni}",
-            vni,
-            self._host,
-            self.context.host.address,
-            self.context.interface,
-            self._port,
-        )
-
-    def _own(self) -> list[Path]:
-        """The namespaces that were made here."""
-        return list(netns.DIRECTORY.glob(f"slimnet.{self.context.instance}.*"))
-
-    def _networks(self) -> list[int]:
-        """The VNIs that have a router here."""
-        prefix = f"slimnet.{self.context.instance}."
-        names = (path.name.removeprefix(prefix) for path in self._own())
-        return sorted(int(name) for name in names if name.isdigit())
-
-    def _routers(self) -> list[Router]:
-        return [self._router(vni) for vni in self._networks()]
-
-    def _records(self) -> dict[int, Record]:
-        return {record.endpoint: record for record in Record.all(self.context.state)}
-
-
-def _used(record: Record) -> InUse:
-    return InUse(f"endpoint {record.endpoint}: processes in {record.cgroup}")
-
-
-def _missing_kinds() -> str:
-    """The kinds of device that this kernel cannot make, tried where it harms nobody."""
-    missing = []
-
-    def attempt() -> None:
-        with netns.netlink() as route:
-            for kind, options in (
-                ("vxlan", {"vxlan_id": 1}),
-                ("veth", {"peer": "peer0"}),
-            ):
-                try:
-                    route.link("add", ifname=f"{kind}0", kind=kind, **options)
-                except NetlinkError:
-                    missing.append(kind)
-
-    netns.apart(attempt)
-    return ", ".join(missing)
+        self._overlay.teardown()
