@@ -13,8 +13,8 @@ from typing import Final
 
 # The header's version, and the first 64 bits of the SHA-256 of its layouts.
 ABI_VERSION: Final[int] = 3
-FINGERPRINT: Final[int] = 0x929BAC8F04E62F31
-FINGERPRINT_HEX: Final[str] = "929bac8f04e62f31"
+FINGERPRINT: Final[int] = 0xF91E1B42F2E1E944
+FINGERPRINT_HEX: Final[str] = "f91e1b42f2e1e944"
 
 # enum slim_abi
 SLIM_ABI_VERSION: Final[int] = 3
@@ -151,7 +151,8 @@ SLIM_SOCKET_ANY_PORT: Final[int] = 2
 SLIM_SOCKET_WILDCARD: Final[int] = 4
 SLIM_SOCKET_LOOPBACK: Final[int] = 8
 SLIM_SOCKET_HELD: Final[int] = 16
-SLIM_SOCKET_SHIELDED: Final[int] = 64
+SLIM_SOCKET_SHIELDED_V6: Final[int] = 32
+SLIM_SOCKET_SHIELDED_V4: Final[int] = 64
 SLIM_SOCKET_WIRE: Final[int] = 128
 SLIM_SOCKET_SAME_HOST: Final[int] = 256
 SLIM_SOCKET_SOURCE_BOUND: Final[int] = 512

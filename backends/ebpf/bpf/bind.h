@@ -126,6 +126,8 @@ static __always_inline bool slim_is_original(struct bpf_sock *sk)
 	       (unsigned long)self->sk_user_data & SLIM_USER_DATA_PSOCK;
 }
 
+#define SLIM_SOCKET_SHIELDED (SLIM_SOCKET_SHIELDED_V4 | SLIM_SOCKET_SHIELDED_V6)
+
 /* What a socket is by its bind; all else in its flags is about one connection. */
 #define SLIM_BIND_FLAGS								\
 	(SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT | SLIM_SOCKET_WILDCARD |	\
@@ -165,20 +167,6 @@ static __always_inline bool slim_listens_at(const struct slim_listener_key *key,
 	       !!(socket->flags & SLIM_SOCKET_V6ONLY) == key->v6only;
 }
 
-/* A v6-only listener says nothing of the host's IPv4 service on that number, nor the other way. */
-static __always_inline void slim_shield_add(const struct slim_socket *socket, int count)
-{
-	__u32 index = bpf_ntohs(socket->bound_port);
-	struct slim_shield *shield = bpf_map_lookup_elem(&slim_shield, &index);
-
-	if (!shield)
-		return;
-	if (!(socket->flags & SLIM_SOCKET_V6ONLY))
-		__sync_fetch_and_add(&shield->v4, count);
-	if (socket->flags & (SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL))
-		__sync_fetch_and_add(&shield->v6, count);
-}
-
 static __always_inline void slim_held_key(const struct slim_socket *socket,
 					  struct slim_listener_key *key)
 {
@@ -186,14 +174,30 @@ static __always_inline void slim_held_key(const struct slim_socket *socket,
 	key->v6only = !!(socket->flags & SLIM_SOCKET_V6ONLY);
 }
 
+static __always_inline void slim_shield_add(const struct slim_socket *socket, int count)
+{
+	__u32 index = bpf_ntohs(socket->bound_port);
+	struct slim_shield *shield = bpf_map_lookup_elem(&slim_shield, &index);
+
+	if (!shield)
+		return;
+	if (socket->flags & SLIM_SOCKET_SHIELDED_V4)
+		__sync_fetch_and_add(&shield->v4, count);
+	if (socket->flags & SLIM_SOCKET_SHIELDED_V6)
+		__sync_fetch_and_add(&shield->v6, count);
+}
+
 /*
  * A listener on a port of the host: nobody reaches it there. Only listeners,
- * because any other socket may share its port with a service of the host.
+ * because any other socket may share its port with a service of the host; and
+ * only by what the kernel's socket hears, for the port was chosen by that: a
+ * v6-only listener may have the number of a service of the host by IPv4, and
+ * one that is bound to a mapped address of one by IPv6.
  */
-static __always_inline void slim_shield_take(struct slim_socket *socket)
+static __always_inline void slim_shield_take(struct slim_socket *socket, bool v4, bool v6)
 {
+	socket->flags |= (v4 ? SLIM_SOCKET_SHIELDED_V4 : 0) | (v6 ? SLIM_SOCKET_SHIELDED_V6 : 0);
 	slim_shield_add(socket, 1);
-	socket->flags |= SLIM_SOCKET_SHIELDED;
 }
 
 static __always_inline void slim_shield_leave(struct slim_socket *socket)

@@ -341,21 +341,17 @@ slim_sockops_wildcard(struct bpf_sock_ops *ctx, struct slim_socket *socket)
 }
 
 /*
- * Which families a wildcard listener hears, as the kernel has it: our bind hook
- * asked before bind(2) took the socket's lock again, and while a socket has no
- * port IPV6_V6ONLY may change. The kernel chose the port by what holds now; a
- * shield for the other family would be over a service of the host.
+ * By what the kernel's socket hears: IPV6_V6ONLY may change while a socket has
+ * no port, and our bind hook asked before bind(2) took the lock again.
  */
-static __always_inline __u32
-slim_sockops_families(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 flags)
+static __always_inline void
+slim_sockops_shield(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct slim_socket *socket)
 {
-	if (!(flags & SLIM_SOCKET_WILDCARD) ||
-	    !(flags & (SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL)))
-		return flags;
-	flags &= ~(SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL);
-	if (ctx->family == AF_INET6)
-		flags |= slim_is_v6only(sk) ? SLIM_SOCKET_V6ONLY : SLIM_SOCKET_DUAL;
-	return flags;
+	bool v6 = ctx->family == AF_INET6;
+	bool mapped = v6 && !SLIM_CTX(ctx, local_ip6[0]) && !SLIM_CTX(ctx, local_ip6[1]) &&
+		      SLIM_CTX(ctx, local_ip6[2]) == bpf_htonl(0xffff);
+
+	slim_shield_take(socket, !v6 || !slim_is_v6only(sk), v6 && !mapped);
 }
 
 /* Is there room for one more listener of this endpoint? It is kept until the last close. */
@@ -396,8 +392,7 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	if (socket->flags & SLIM_SOCKET_BOUND && port != bpf_htons(SLIM_INNER_PORT))
 		socket->flags = 0;	/* the bind hook's, of a bind(2) that then failed */
 	if (socket->flags & SLIM_SOCKET_HELD && socket->flags & SLIM_SOCKET_ANY_PORT &&
-	    (socket->bound_port != port ||
-	     socket->flags != slim_sockops_families(ctx, sk, socket->flags)))
+	    socket->bound_port != port)
 		slim_unhold(socket);
 	if (!(socket->flags & (SLIM_SOCKET_BOUND | SLIM_SOCKET_HELD))) {
 		/*
@@ -412,7 +407,14 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 				socket->flags |= SLIM_SOCKET_WILDCARD | SLIM_SOCKET_DUAL;
 			socket->flags |= SLIM_SOCKET_ANY_PORT;
 		}
-		socket->flags = slim_sockops_families(ctx, sk, socket->flags);
+		/* IPV6_V6ONLY may have changed while it had no port. */
+		if (socket->flags & SLIM_SOCKET_WILDCARD &&
+		    socket->flags & (SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL)) {
+			socket->flags &= ~(SLIM_SOCKET_V6ONLY | SLIM_SOCKET_DUAL);
+			if (ctx->family == AF_INET6)
+				socket->flags |= slim_is_v6only(sk) ? SLIM_SOCKET_V6ONLY :
+								      SLIM_SOCKET_DUAL;
+		}
 		/*
 		 * The bind hook would have refused it for want of a share. A sock_ops
 		 * program cannot refuse listen(2), so the listener is destroyed instead.
@@ -430,7 +432,7 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	if (socket->flags & SLIM_SOCKET_ANY_PORT) {
 		slim_port_take(socket, (__u16)ctx->local_port);
 		socket->counted |= SLIM_COUNTED_FOLLOWED;
-		slim_shield_take(socket);
+		slim_sockops_shield(ctx, sk, socket);
 		slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	}
 	/* A listener of an ended endpoint: shielded above, and the agent destroys it. */

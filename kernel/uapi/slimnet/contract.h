@@ -187,7 +187,8 @@ enum slim_socket_flag {
 	SLIM_SOCKET_WILDCARD = 4,	/* bound to 0.0.0.0 or :: */
 	SLIM_SOCKET_LOOPBACK = 8,	/* bound to the endpoint's loopback */
 	SLIM_SOCKET_HELD = 16,		/* counted in slim_held, and on a port of the host in slim_local */
-	SLIM_SOCKET_SHIELDED = 64,	/* counted in slim_shield */
+	SLIM_SOCKET_SHIELDED_V6 = 32,	/* counted in slim_shield, of that family */
+	SLIM_SOCKET_SHIELDED_V4 = 64,
 	SLIM_SOCKET_WIRE = 128,		/* connects over the wire: the SYN gets the option */
 	SLIM_SOCKET_SAME_HOST = 256,	/* connects on this host: CONNECT_CB writes the flow */
 	SLIM_SOCKET_SOURCE_BOUND = 512,	/* connects with an inner source: tc rewrites */
