@@ -2,6 +2,7 @@
 """Every backend keeps every clause of slimnet.abc.Backend."""
 
 import contextlib
+import functools
 import importlib
 import os
 
@@ -50,6 +51,7 @@ def ebpf_mismatch(context):
         pins.write_record(fingerprint=fingerprint)
 
 
+@functools.cache  # a probe loads the data path, which takes its time on a slow machine
 def needs(module, name):
     """The backend, or a skip that says what is missing."""
     if os.geteuid() != 0:

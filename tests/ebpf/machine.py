@@ -16,9 +16,10 @@ from attrs import evolve
 
 from slimnet import model
 from slimnet.abc import Context
+from slimnet.linux import sysctl
 from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.linux.netns import enter
-from slimnet_ebpf import EbpfBackend, links
+from slimnet_ebpf import EbpfBackend, links, requirements
 from slimnet_ebpf.pins import BPFFS
 
 _numbers = itertools.count()
@@ -106,13 +107,23 @@ class Machine:
                 if not line.startswith(("local fe80", "multicast ff00", "anycast fe80"))
             ],
             "arp_announce": self.sysctl("net.ipv4.conf.eth0.arp_announce"),
-            "tstamp_allow_data": self.sysctl("net.core.tstamp_allow_data"),
+            "tstamp_allow_data": self.tstamp_allow_data(),
             "lookups": self.lookups(),
             "cgroups": sorted(str(path) for path in self.cgroup.rglob("*") if path.is_dir()),
         }
 
+    def tstamp_allow_data(self):
+        """None where it is not the namespace's (before Linux 6.18)."""
+        with enter(self.netns):
+            if not sysctl.exists(requirements.TSTAMP):
+                return None
+        return self.sysctl("net.core.tstamp_allow_data")
+
     def tcx(self):
-        """The programs on the interface's TCX hooks; ingress, then egress."""
+        """The programs on the interface's TCX hooks, which Linux has from 6.6 on;
+        ingress, then egress."""
+        if not requirements.knows("tcx_prog_attach"):
+            return []
         with enter(self.netns):
             ifindex = socket.if_nametoindex("eth0")
             return [

@@ -10,7 +10,7 @@ from attrs import evolve
 from machine import NETWORK, endpoint
 
 from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
-from slimnet.linux import mounts
+from slimnet.linux import mounts, sysctl
 from slimnet.linux.netns import enter
 from slimnet.tables import Tables
 from slimnet_ebpf import EbpfBackend, filters, libbpf, requirements
@@ -56,6 +56,35 @@ def test_probe_warns_of_a_port_that_anybody_can_take(machine):
     assert answer.answer is model.Answer.YES
     assert "473" in answer.reason
     assert "ip_unprivileged_port_start=474" in answer.remedy
+
+
+def test_probe_says_what_this_kernel_leaves_open(machine):
+    """Each gap with what closes it; where there is none it says nothing."""
+    with enter(machine.netns):
+        answer = EbpfBackend.probe()
+        gaps = requirements.gaps()
+        there = sysctl.exists(requirements.TSTAMP)
+    assert answer.answer is model.Answer.YES
+    assert ("IP_RETOPTS" in answer.reason) != requirements.knows(requirements.CASTS)
+    assert ("tstamp_allow_data=0" in answer.remedy) != there
+    assert answer.remedy == "; ".join(gap.remedy for gap in gaps)
+    assert all(f"; but {gap.what}" in answer.reason for gap in gaps)
+
+
+def test_a_kernel_that_leaves_everything_open(machine, monkeypatch):
+    """As Linux 6.1: it starts, does without, and leaves nothing behind."""
+    knows, exists = requirements.knows, sysctl.exists
+    monkeypatch.setattr(
+        requirements, "knows", lambda name: name != requirements.CASTS and knows(name)
+    )
+    monkeypatch.setattr(sysctl, "exists", lambda name: name != requirements.TSTAMP and exists(name))
+    with enter(machine.netns):
+        assert len(requirements.gaps()) == 2
+    before = machine.left()
+    backend = machine.start()
+    assert machine.tstamp_allow_data() is None
+    backend.teardown()
+    assert machine.left() == before
 
 
 def test_probe_without_privilege():
@@ -136,9 +165,13 @@ def test_what_is_on_the_host_while_it_runs(machine):
     assert "local 240.0.0.0/4 dev lo" in left["routes"]
     assert any("fd73:6c69:6d6e:6574::/64" in line for line in left["routes6"])
     assert left["arp_announce"] == "2"
-    assert left["tstamp_allow_data"] == "0"
-    assert left["tcx"] == ["slim_tc_ingress", "slim_tc_egress"]
-    assert "clsact" not in left["qdisc"]
+    assert left["tstamp_allow_data"] in ("0", None)
+    if requirements.knows("tcx_prog_attach"):
+        assert left["tcx"] == ["slim_tc_ingress", "slim_tc_egress"]
+        assert "clsact" not in left["qdisc"]
+    else:
+        assert "slim_tc_ingress" in left["ingress"]
+        assert "slim_tc_egress" in left["egress"]
     assert left["lookups"] == 1
 
 

@@ -199,14 +199,16 @@ def _subject(
         for first, last, record in ranges
     ]
     rules = []
+    # The header's field, and not `meta l4proto`, which nft 1.0.6 turns to the network's byte
+    # order where ranges are looked up: Linux 6.12.117 refuses that of a single byte.
     if named:
         script.table("map", f"{name}_named", "mark . inet_proto . inet_service : verdict", named)
-        rules.append(f"meta mark . meta l4proto . th dport vmap @{name}_named")
+        rules.append(f"meta mark . ip protocol . th dport vmap @{name}_named")
     if direction is Direction.EGRESS:
         rules.append(f"ip daddr @host {script.deny(direction, Reason['HOST_DENY'])}")
     if anyone:
         script.table("map", f"{name}_any", "inet_proto . inet_service : verdict", anyone)
-        rules.append(f"meta l4proto . th dport vmap @{name}_any")
+        rules.append(f"ip protocol . th dport vmap @{name}_any")
     default = PolicyRecord(allow=True, reason=Reason["DEFAULT_ALLOW"])
     script.chain(name, *rules, script.goto(direction, default))
 

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -30,7 +31,16 @@ from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import SlimnetError
 from slimnet.linux import cgroup, netns
-from slimnet.model import Direction, Endpoint, Host, Network, Probe, Reason, Running
+from slimnet.model import (
+    Capabilities,
+    Direction,
+    Endpoint,
+    Host,
+    Network,
+    Probe,
+    Reason,
+    Running,
+)
 from slimnet.place import Part, Place
 from slimnet.tables import (
     CidrRecord,
@@ -85,6 +95,11 @@ Reach = Callable[[Mapping[str, Any], Endpoint, IPAddress, int], bool]
 _stages = itertools.count(1)
 
 
+@functools.cache  # a stage for each clause: a probe may take as long as one
+def _capabilities(backend: type[Backend]) -> Capabilities:
+    return backend.probe().capabilities
+
+
 class _Placed:
     """A backend whose methods run in its host's network namespace."""
 
@@ -113,7 +128,7 @@ class Stage:
     ) -> None:
         self._backend = backend
         self._options = options
-        self._capabilities = backend.probe().capabilities
+        self._capabilities = _capabilities(backend)
         self._simulated = reach
         self.name = f"slt-{os.getpid()}-{next(_stages)}"
         self.underlay = None if reach else Underlay(hosts=3, name=self.name.removeprefix("slt-"))

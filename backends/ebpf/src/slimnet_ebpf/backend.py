@@ -186,7 +186,7 @@ class EbpfBackend(Backend):
                     "=4sH?x",
                     self._options.inner_range.network.packed,
                     self._options.wire_ports,
-                    requirements.knows("bpf_cast_to_kern_ctx"),
+                    requirements.knows(requirements.CASTS),
                 )
                 loaded.set_constant("slim_fixed", fixed)
                 loaded.load()

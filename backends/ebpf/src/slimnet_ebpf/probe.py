@@ -8,15 +8,12 @@ from pathlib import Path
 
 from slimnet import contract
 from slimnet.exceptions import BackendUnavailable, CapabilityMissing
-from slimnet.linux import sysctl
 from slimnet.model import Answer, Probe
 from slimnet_ebpf import requirements
 from slimnet_ebpf.libbpf import BpfError, library
 from slimnet_ebpf.objects import AbiStamp, Object
 
 __all__ = ["probe"]
-
-_UNPRIVILEGED = "net/ipv4/ip_unprivileged_port_start"
 
 
 def probe(path: Path) -> Probe:
@@ -47,12 +44,10 @@ def probe(path: Path) -> Probe:
         )
     version = library().libbpf_version_string().decode()
     found = f"Linux {platform.release()}, libbpf {version}"
-    lowest = int(sysctl.read(_UNPRIVILEGED))
-    if lowest <= contract.SLIM_INNER_PORT:
-        return Probe(
-            Answer.YES,
-            f"{found}; but any local user can take port {contract.SLIM_INNER_PORT} from endpoints",
-            f"sysctl -w net.ipv4.ip_unprivileged_port_start={contract.SLIM_INNER_PORT + 1}",
-            requirements.capabilities(),
-        )
-    return Probe(Answer.YES, found, capabilities=requirements.capabilities())
+    gaps = requirements.gaps()
+    return Probe(
+        Answer.YES,
+        "; ".join([found, *(f"but {gap.what}" for gap in gaps)]),
+        "; ".join(gap.remedy for gap in gaps),
+        requirements.capabilities(),
+    )

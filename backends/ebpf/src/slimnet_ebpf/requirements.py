@@ -8,19 +8,28 @@ import platform
 import re
 from pathlib import Path
 
+from attrs import frozen
+
+from slimnet import contract
 from slimnet.exceptions import CapabilityMissing
-from slimnet.linux import cgroup
+from slimnet.linux import cgroup, sysctl
 from slimnet.model import Capabilities, Feature, Wire, WireFormat
 from slimnet.place import Part
 from slimnet_ebpf.libbpf import library
 
-__all__ = ["OBJECT", "capabilities", "check", "knows"]
+__all__ = ["CASTS", "OBJECT", "TSTAMP", "Gap", "capabilities", "check", "gaps", "knows"]
 
 OBJECT = Path(__file__).with_name("slimnet.bpf.o")
 # bpf_set_retval(): before it every refusal would be EPERM, and nothing tells them apart.
 _KERNEL = (5, 19)
 #: Of the option in a SYN (design 4.1): another one is no SYN that the older understand.
 _WIRE_VERSION = 1
+#: How a program comes to what its hook's context does not say (Linux 6.2).
+CASTS = "bpf_cast_to_kern_ctx"
+#: Whether a process without CAP_NET_RAW gets frames back with their time stamps. Linux 6.18
+#: has it in each network namespace, 6.12 one for the machine, in its first namespace.
+TSTAMP = "net/core/tstamp_allow_data"
+_UNPRIVILEGED = "net/ipv4/ip_unprivileged_port_start"
 _CAP_NET_ADMIN = 12
 _CAP_SYS_ADMIN = 21
 _CAP_BPF = 39
@@ -57,6 +66,48 @@ def capabilities() -> Capabilities:
         features=frozenset(Feature),
         needs=frozenset({Part.CGROUP}),
     )
+
+
+@frozen
+class Gap:
+    """What a hostile endpoint is not held to here, though elsewhere it is.
+
+    Attributes:
+        what: in one clause, for operators.
+        remedy: what closes it.
+    """
+
+    what: str
+    remedy: str
+
+
+def gaps() -> tuple[Gap, ...]:
+    """What this kernel and its settings leave open, in this network namespace."""
+    found = []
+    if not knows(CASTS):
+        found.append(
+            Gap(
+                "IP options and devices in datagrams' control data (IP_RETOPTS, IP_PKTINFO)"
+                " pass by policy",
+                "use Linux 6.2 or newer (bpf_cast_to_kern_ctx)",
+            )
+        )
+    if not sysctl.exists(TSTAMP):
+        found.append(
+            Gap(
+                "whether sent frames come back with time stamps is only for the machine's own"
+                " network namespace to say",
+                "there: sysctl -w net.core.tstamp_allow_data=0",
+            )
+        )
+    if int(sysctl.read(_UNPRIVILEGED)) <= contract.SLIM_INNER_PORT:
+        found.append(
+            Gap(
+                f"any local user can take port {contract.SLIM_INNER_PORT} from endpoints",
+                f"sysctl -w net.ipv4.ip_unprivileged_port_start={contract.SLIM_INNER_PORT + 1}",
+            )
+        )
+    return tuple(found)
 
 
 def knows(name: str) -> bool:

@@ -23,6 +23,7 @@ from slimnet_ebpf.links import program_id
 from slimnet_ebpf.objects import Program
 from slimnet_ebpf.options import INNER_RANGE6
 from slimnet_ebpf.pins import Pins
+from slimnet_ebpf.requirements import TSTAMP
 
 __all__ = ["UnderlayPrograms"]
 
@@ -88,14 +89,16 @@ class UnderlayPrograms:
                 raise BackendError("lo is down: ip link set lo up")
             self._add_routes(netlink)
             if "arp_announce" not in record:
+                there = int(sysctl.read(TSTAMP)) if sysctl.exists(TSTAMP) else None
                 self._pins.write_record(
                     ifindex=ifindex,
                     interface=interface,
                     arp_announce=int(sysctl.read(_arp_announce(interface))),
-                    tstamp_allow_data=int(sysctl.read(_TSTAMP)),
+                    tstamp_allow_data=there,
                 )
             sysctl.write(_arp_announce(interface), _ARP_ANNOUNCE)
-            sysctl.write(_TSTAMP, _TSTAMP_ALLOW_DATA)
+            if sysctl.exists(TSTAMP):  # else requirements.gaps() says so
+                sysctl.write(TSTAMP, _TSTAMP_ALLOW_DATA)
             linked = [
                 filters.link(ifindex, point, program.fd, self._pin(program))
                 for point, program in self._points
@@ -128,8 +131,8 @@ class UnderlayPrograms:
                 self._restore_interface(netlink, record, names[ifindex])
             for network in self._routes:
                 self._route(netlink, "del", network)
-        if "tstamp_allow_data" in record and int(sysctl.read(_TSTAMP)) == _TSTAMP_ALLOW_DATA:
-            sysctl.write(_TSTAMP, record["tstamp_allow_data"])
+        if "tstamp_allow_data" in record and int(sysctl.read(TSTAMP)) == _TSTAMP_ALLOW_DATA:
+            sysctl.write(TSTAMP, record["tstamp_allow_data"])
         self._pins.write_record(
             ifindex=None,
             interface=None,
@@ -180,9 +183,6 @@ class UnderlayPrograms:
             if command == "del" and error.code in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
                 return
             raise BackendError(f"route local {network} dev lo: {error.args[-1]}") from error
-
-
-_TSTAMP = "net/core/tstamp_allow_data"
 
 
 def _arp_announce(interface: str) -> str:

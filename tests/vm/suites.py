@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs on Debian's kernels, and why: docs/howto/machines.rst has the same table.
+
+All of every suite would take hours, for a kernel runs here in software only. What is here
+asks a kernel for what it could answer in another way than the machine's own: every program
+and hook, every clause of the backends' contract, and the first that applications see.
+"""
+
+from typing import NamedTuple
+
+
+class Suite(NamedTuple):
+    """What pytest is given, and what it is there for."""
+
+    arguments: list[str]
+    reason: str
+
+
+#: By version, as Debian 12 has them: its own, and the newest of its security archive.
+KERNELS = ("6.1", "6.12")
+
+SUITES = {
+    "conformance": Suite(
+        ["tests/conformance", "-k", "ebpf or noop"],
+        "every clause of the contract, by both backends",
+    ),
+    "policy": Suite(
+        ["tests/policy/test_kernel.py"],
+        "what the program in the kernel decides is what the oracle does",
+    ),
+    "ebpf": Suite(
+        ["tests/ebpf/test_start.py"],
+        "start, adopt, tear down, and what the kernel leaves open",
+    ),
+    "functional": Suite(
+        [
+            "tests/functional/test_listening.py",
+            "tests/functional/test_replay.py",
+            "tests/functional/test_names.py",
+        ],
+        "who is found listening, SYNs that come again, and the names that sockets say",
+    ),
+}
