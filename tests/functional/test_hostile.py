@@ -64,6 +64,7 @@ def no_way_to(lab, endpoint, address):
     assert endpoint.refused_datagram(address, 8080) == lab.denied
 
 
+@pytest.mark.needs(Can.KNOWS_ITS_HOST)
 def test_the_hosts_other_addresses(lab):
     """A secondary address of the endpoint's own host, or one of a bridge of it."""
     endpoint = lab.endpoint()
@@ -83,6 +84,23 @@ def test_the_hosts_other_addresses(lab):
         host.refresh()
 
 
+@pytest.mark.lacks(Can.KNOWS_ITS_HOST)
+def test_the_hosts_other_addresses_are_outside(lab):
+    """Policy for the outside holds there too."""
+    endpoint = lab.endpoint()
+    host = endpoint.host
+    host.netns.ip("address add 192.168.50.200/24 dev eth0")
+    try:
+        host.root.serve(8080)
+        endpoint.connect("192.168.50.200", 8080)
+        lab.isolate(endpoint, Direction.EGRESS)
+        lab.install()
+        no_way_to(lab, endpoint, "192.168.50.200")
+    finally:
+        host.netns.ip("address del 192.168.50.200/24 dev eth0")
+
+
+@pytest.mark.needs(Can.KNOWS_ITS_HOST)
 def test_what_the_hosts_routes_deliver_to_it(lab):
     """No interface has these addresses, and the host hears what is sent there (RTN_LOCAL)."""
     endpoint = lab.endpoint()

@@ -369,6 +369,7 @@ def test_two_networks_with_the_same_addresses(lab, place):
         theirs[0].connect(theirs[1].address, 80)
 
 
+@pytest.mark.needs(Can.DECIDES_AT_CONNECT)
 def test_io_uring_is_asked(lab, ends, built):
     """Connects that go through a ring pass the same hook."""
     client, server = ends
@@ -377,6 +378,20 @@ def test_io_uring_is_asked(lab, ends, built):
     lab.install()
     words = client.run([*built("ring"), "client", server.address, 8080]).split()
     assert words == ["errno", str(lab.denied)]
+
+
+@pytest.mark.lacks(Can.DECIDES_AT_CONNECT)
+def test_io_uring_gets_no_connection(lab, ends, built):
+    """The ring may say that there is one: it forgets an ICMP error. Nobody is at its end."""
+    client, server = ends
+    listener = server.listen(8080)
+    lab.isolate(client, EGRESS)
+    lab.install()
+    with pytest.raises(RuntimeError, match="gave 1"):
+        client.run([*built("ring"), "client", server.address, 8080])
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
 
 
 LISTENERS = {

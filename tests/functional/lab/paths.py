@@ -30,8 +30,11 @@ class Can(enum.Enum):
     #: refused under way, and where the kernel takes that for a passing trouble it sends,
     #: and is refused, again.
     DECIDES_AT_CONNECT = "decides at connect"
-    #: A connection goes on while tables lack its other end. Without: it stands still.
+    #: A connection goes on while tables lack its other end. Without: it ends.
     OUTLIVES_PEERS = "outlives peers"
+    #: Every address of a host is the host's, whatever the tables say. Without: those that
+    #: the tables do not name are outside, and policy for the outside decides.
+    KNOWS_ITS_HOST = "knows its host"
     #: Connections that open and close make events while somebody observes.
     OBSERVES = "observes"
     #: :meth:`slimnet.abc.Backend.ask` answers.
