@@ -11,7 +11,7 @@ import sys
 import time
 
 from slimnet import AgentUnreachable, load_config, open_node
-from slimnet.linux.cgroup import mount as cgroup_mount
+from slimnet.linux import cgroup
 from slimnet.testing import Underlay
 
 _NUMBER = itertools.count()
@@ -85,9 +85,7 @@ class Host:
 
     def teardown(self):
         self.stop()
-        for cgroup in (cgroup_mount() / "slimnet" / self.instance).glob("*/"):
-            with contextlib.suppress(OSError):
-                (cgroup / "cgroup.kill").write_text("1")
+        cgroup.kill(cgroup.mount() / "slimnet" / self.instance)
         done = None
         for _ in range(20):
             done = subprocess.run(self.command("--teardown"), capture_output=True, text=True)

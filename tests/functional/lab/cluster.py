@@ -28,6 +28,7 @@ from lab.wires import Namespace, Underlay
 from slimnet import contract, model
 from slimnet.abc import Context
 from slimnet.linux.cgroup import mount as cgroup_mount
+from slimnet.linux.cgroup import remove as remove_cgroup
 from slimnet.tables import (
     CidrRecord,
     EndpointRecord,
@@ -185,10 +186,7 @@ class Host:
     def close(self) -> None:
         self.teardown()
         self.rest()
-        for path in sorted(self.cgroup.rglob("*"), reverse=True):
-            if path.is_dir():
-                path.rmdir()
-        self.cgroup.rmdir()
+        assert remove_cgroup(self.cgroup), f"{self.cgroup} has processes"
         self.netns.close()
 
 

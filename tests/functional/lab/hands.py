@@ -9,6 +9,7 @@ that does what the test says.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import itertools
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from lab import hands_process
+from slimnet.linux import cgroup
+from slimnet.linux.netns import enter
 
 __all__ = ["Hands", "Program", "Remote"]
 
@@ -88,16 +91,17 @@ class Hands:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         if directory is not None:
             environment["TMPDIR"] = str(directory)
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                hands_process.__file__,
-                str(theirs.fileno()),
-                *(str(item) if item is not None else "-" for item in (cgroup, netns, uid)),
-            ],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-        )
+        with contextlib.nullcontext() if netns is None else enter(Path(netns)):
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    hands_process.__file__,
+                    str(theirs.fileno()),
+                    *(str(item) if item is not None else "-" for item in (cgroup, uid)),
+                ],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
         theirs.close()
         self._channel = ours
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -228,13 +232,8 @@ class Hands:
     def close(self) -> None:
         """End the process and everything that it started in its cgroup."""
         self.process.kill()
-        if self.cgroup is not None and self.cgroup.exists():
-            (self.cgroup / "cgroup.kill").write_text("1")
-            until = time.monotonic() + 5
-            while "populated 1" in (self.cgroup / "cgroup.events").read_text():
-                if time.monotonic() > until:
-                    raise TimeoutError(f"{self.cgroup} still has processes")
-                time.sleep(0.005)
+        if self.cgroup is not None:
+            cgroup.kill(self.cgroup)
         self.process.wait()
         self._channel.close()
 

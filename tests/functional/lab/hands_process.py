@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process at the far end of :class:`lab.hands.Hands`.
 
-Run as ``python hands_process.py CHANNEL_FD CGROUP NETNS UID`` ("-" for none).
-It joins the cgroup and the network namespace before it makes any socket, then
-does what it is told over the channel, each request in a thread of its own.
-Objects that cannot travel (sockets, processes, a backend) stay here and go
-over the channel as numbers.
+Run as ``python hands_process.py CHANNEL_FD CGROUP UID`` ("-" for none), in its
+network namespace. It joins the cgroup before it makes any socket, then does
+what it is told over the channel, each request in a thread of its own. Objects
+that cannot travel (sockets, processes, a backend) stay here and go over the
+channel as numbers.
 """
 
 from __future__ import annotations
 
-import ctypes
 import io
 import itertools
 import os
@@ -22,8 +21,6 @@ import sys
 import threading
 import traceback
 from typing import Any
-
-CLONE_NEWNET = 0x40000000
 
 
 class Reference:
@@ -132,16 +129,10 @@ class Process:
             threading.Thread(target=self.answer, args=(number, data), daemon=True).start()
 
 
-def _enter(cgroup: str, netns: str, uid: str) -> None:
+def _enter(cgroup: str, uid: str) -> None:
     if cgroup != "-":
         with open(os.path.join(cgroup, "cgroup.procs"), "w") as file:
             file.write("0")
-    if netns != "-":
-        libc = ctypes.CDLL(None, use_errno=True)
-        handle = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-        if libc.setns(handle, CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns", netns)
-        os.close(handle)
     if uid != "-":
         os.setgroups([])
         os.setgid(int(uid))
@@ -149,8 +140,8 @@ def _enter(cgroup: str, netns: str, uid: str) -> None:
 
 
 def main() -> None:
-    channel, cgroup, netns, uid = sys.argv[1:]
-    _enter(cgroup, netns, uid)
+    channel, cgroup, uid = sys.argv[1:]
+    _enter(cgroup, uid)
     os.environ.pop("PYTHONPATH", None)  # ours, not that of the programs that we start
     process = Process(socket.socket(fileno=int(channel)))
     try:
