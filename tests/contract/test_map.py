@@ -35,8 +35,14 @@ def test_files_that_it_names_are_there():
 
 
 def test_paths_in_the_text_are_there():
-    """In these pages ``agent/agent.py`` is in ``src/slimnet`` or in a backend's ``src``."""
-    homes = (ROOT, ROOT / "src/slimnet", *ROOT.glob("backends/*/src"))
+    """In these pages ``agent/agent.py`` is in ``src/slimnet`` or in a backend's ``src``, and
+    ``compile/rulebook.py`` in a package that the page is about."""
+    homes = (
+        ROOT,
+        ROOT / "src/slimnet",
+        *ROOT.glob("src/slimnet/*/"),
+        *ROOT.glob("backends/*/src"),
+    )
     lost = [
         f"{page.name}: {path}"
         for page in sorted(PAGES.glob("*.rst"))
@@ -44,6 +50,13 @@ def test_paths_in_the_text_are_there():
         if not any((home / path).exists() for home in homes)
     ]
     assert lost == []
+
+
+def test_every_suite_is_told():
+    """In the short form, and in the long one."""
+    suites = {f"tests/{path.name}" for path in ROOT.glob("tests/[a-z]*/")}
+    for page in (ROOT / "CONTRIBUTING.md", PAGES / "tests.rst"):
+        assert suites <= set(re.findall(r"`(tests/\w+)`", page.read_text())), page.name
 
 
 def test_the_tests_that_are_run_as_examples_are_there():
