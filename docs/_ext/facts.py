@@ -6,6 +6,7 @@
 ``confkey``       one key of the configuration: its default comes from the code
 ``manifest``      the fields of one kind of manifest, from the schema that the parser checks
                   against; without an argument, all kinds
+``routes``        what the agent's API offers, from the table that it is served from
 ``news``          the news fragments
 ``fact``          (role) a constant of the contract
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +35,11 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 from slimnet import contract
+from slimnet.agent import failure
+from slimnet.agent.fields import Field, fields
+from slimnet.agent.routes import ROUTES
 from slimnet.config import Config, _Check
+from slimnet.exceptions import SlimnetError
 from slimnet.model import Reason
 from slimnet.policy.language.manifest import KINDS, METADATA
 from slimnet.policy.language.schema import Schema, paths
@@ -188,6 +194,38 @@ class Manifest(Directive):
             yield f"``{path}``", f"{meaning} ({alike})" if alike else meaning
 
 
+class RouteList(Directive):
+    """Every route of the agent's API, with its fields, and the status of each error."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = []
+        for route in ROUTES:
+            lines += [f"``{route.method} {route.pattern}``"]
+            lines += [f"   {' '.join((route.handle.__doc__ or '').split())}", ""]
+            named = route.match(route.method, route.pattern.split("/")[1:]) or {}
+            rows = [
+                (f"``{name}``", f"{field.kind.wanted}: {field.meaning} ({_default(field)})")
+                for name, field in fields(route.request).items()
+                if name not in named
+            ]
+            for one, other in rows:
+                lines += [f"   - {one}: {other}"]
+            lines += [""]
+        lines += [".. list-table::", "   :header-rows: 1", "   :widths: 15 85", ""]
+        lines += ["   * - Status", "     - Error"]
+        for kind, status in (*failure.STATUS, (SlimnetError, 500)):
+            lines += [f"   * - {status}", f"     - :exc:`slimnet.{kind.__name__}`"]
+        holder = nodes.container()
+        self.state.nested_parse(StringList([*lines, ""], source="slimnet.agent.routes"), 0, holder)
+        return holder.children
+
+
+def _default(field: Field) -> str:
+    if field.is_required:
+        return "required"
+    return "optional" if field.default is None else f"by default ``{json.dumps(field.default)}``"
+
+
 class News(Directive):
     """The news fragments of changelog.d, kind by kind."""
 
@@ -337,6 +375,7 @@ def setup(app: Sphinx) -> dict[str, object]:
         app.add_directive_to_domain("std", name, kind, override=True)
     app.add_directive("reason-table", ReasonTable)
     app.add_directive("manifest", Manifest)
+    app.add_directive("routes", RouteList)
     app.add_directive("news", News)
     app.add_role("fact", _fact_role)
     app.connect("missing-reference", _alias)

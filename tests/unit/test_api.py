@@ -16,9 +16,11 @@ from click.testing import CliRunner
 
 from slimnet import config as configuration
 from slimnet.agent import agent as agents
+from slimnet.agent import fields as kinds
 from slimnet.agent.client import Client
-from slimnet.agent.fields import _FIELDS
-from slimnet.agent.routes import Routes
+from slimnet.agent.fields import fields
+from slimnet.agent.requests import Nothing
+from slimnet.agent.routes import ROUTES, Route, Routes
 from slimnet.agent.server import Server
 from slimnet.agent.site import Site
 from slimnet.cli import slimnet
@@ -38,7 +40,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent answers to 
 #: Seconds that the random requests may take.
 PATIENCE = float(os.environ.get("SLIMNET_API_SECONDS", "2"))
 SEED = int(os.environ.get("SLIMNET_API_SEED", "1"))
-METHODS = ("get", "post", "put", "delete")
 
 
 @pytest.fixture
@@ -247,6 +248,7 @@ BODIES = {
     },
     "POST /v1/wait": {"revision": 1, "timeout": 0},
 }
+FIELDS = sorted({name for route in ROUTES for name in fields(route.request)})
 BODIES_OF_OTHERS = [b"", b"", b"{}", b'{"kill": false}', b'{"labels": {}}', b'{"name": "x"}']
 
 
@@ -286,7 +288,7 @@ def cases(chance):
         if "timeout" in BODIES[route]:
             body["timeout"] = 0
         for _ in range(chance.choice((1, 1, 1, 2))):
-            field = chance.choice(list(BODIES[route] if chance.random() < 0.9 else _FIELDS))
+            field = chance.choice(list(BODIES[route] if chance.random() < 0.9 else FIELDS))
             value = chance.choice(NASTY)
             if field == "kill" and value is True:
                 continue  # no cgroup here has processes, nor the file to kill them by
@@ -331,17 +333,15 @@ def test_wrong_paths(path, caplog):
     """Every route with too few, too many and impossible names."""
     line, chance = Line(path), random.Random(SEED)
     end = time.monotonic() + PATIENCE / 2
-    names = [name for name in dir(Routes) if name.partition("_")[0] in METHODS]
-    assert len(names) > 20
     segments = [quote(text, errors="replace") for text in NASTY if isinstance(text, str)]
     segments += ["%", "%zz", "%ff", "%c3%28", "..", "%2e%2e", "a%2fb", "%0d%0aX:%20y", "?x=y", "#"]
-    for name in itertools.cycle(names):
-        method, _, kind = name.partition("_")
+    for route in itertools.cycle(ROUTES):
+        kind = route.pattern.split("/")[2]
         some = [chance.choice(segments)[:500] for _ in range(chance.choice((0, 1, 2, 3, 3, 4)))]
         if kind == "events":
             continue  # answered for ever
         target = "/".join(["/v1", chance.choice((kind, kind, kind.upper())), *some])
-        check(line, request(method.upper(), target, chance.choice(BODIES_OF_OTHERS)), caplog)
+        check(line, request(route.method, target, chance.choice(BODIES_OF_OTHERS)), caplog)
         if time.monotonic() > end:
             break
 
@@ -357,9 +357,10 @@ RAW = [
     (request("POST", "/v1/networks", b'{"name": "\\ud800"}'), 400, "name: wanted text of whole"),
     (request("POST", "/v1/networks", b'{"vni": ' + b"9" * 5000 + b"}"), 400, "body: wanted JSON"),
     (request("POST", "/v1/explain", b'{"network": "prod", "source": "x", "destination": "y",'
-             b' "target": "z"}'), 400, "unexpected keyword argument 'target'"),
+             b' "target": "z"}'),
+     400, "target: wanted one of: destination, network, port, protocol, source, got"),
     (request("POST", "/v1/ping", b'{"target": "x", "protocol": "tcp"}'),
-     400, "unexpected keyword argument 'protocol'"),
+     400, "protocol: wanted one of: count, network, port, source, target, timeout, got"),
     # Lengths.
     (b"GET /v1/status HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "Content-Length: wanted"),
     (b"GET /v1/status HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "Content-Length: wanted"),
@@ -374,6 +375,126 @@ RAW = [
     (b"POST /v1/networks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
      400, "Transfer-Encoding: wanted"),
 ]  # fmt: skip
+
+
+#: Kind to a value of it, and to some that are none. Null is as good as no value.
+VALUES = {
+    kinds.TEXT: ("x", [3, 1.5, True, [], {}]),
+    kinds.TEXTS: (["10.9.0.0/16"], ["10.9.0.0/16", 3, [3], [None], {}]),
+    kinds.TRUTH: (False, [0, 1, "true", []]),
+    kinds.TABLE: ({}, ["x", 3, [], [["a", "b"]]]),
+    kinds.DOCUMENTS: ([], ["x", {}, [3], [[]], [None]]),
+    kinds.INTEGER: (5000, ["5000", 1.5, True, 2**63 + 1]),
+    kinds.COUNT: (1, [0, 1001, "1", True, 1.5]),
+    kinds.PORT: (80, [-1, 65536, "80", True, 80.0]),
+    kinds.REVISION: (1, [-1, "1", True, 2**63 + 1]),
+    kinds.SECONDS: (1.5, [-1, 601, "1", True]),
+}
+
+
+def wrong_bodies(route):
+    """Bodies that a route refuses, each with the field that is wrong and what is said of it."""
+    named = route.match(route.method, route.pattern.split("/")[1:])
+    known = {name: field for name, field in fields(route.request).items() if name not in named}
+    right = {name: VALUES[field.kind][0] for name, field in known.items()}
+    for name, field in known.items():
+        if field.is_required:
+            for absent in ({}, {name: None}):
+                body = {key: value for key, value in right.items() if key != name} | absent
+                wanted = f"{field.kind.wanted}, since this field is required"
+                yield body, name, f"{name}: wanted {wanted}, got 'nothing'"
+        for wrong in VALUES[field.kind][1]:
+            said = f"{name}: wanted {field.kind.wanted}, got {wrong!r}"
+            yield right | {name: wrong}, name, said
+    # What the path says, or the agent knows, the body cannot say too.
+    for name in ("no-such-field", "caller", *named):
+        yield right | {name: "x"}, name, f"{name}: wanted "
+    # A slip of the pen is told what it should have been.
+    for name in known:
+        yield right | {name + "x": "x"}, name + "x", f"did you mean {name!r}?"
+
+
+def test_every_route_names_what_is_wrong(path, caplog):
+    """A field that is missing, unknown or mistyped: 400, one line, nothing is changed."""
+    line = Line(path)
+    before = check(line, request("GET", "/v1/status"), caplog)[1]["revision"]
+    for route in ROUTES:
+        target = route.pattern.replace("<", "").replace(">", "")
+        bodies = list(wrong_bodies(route))
+        assert bodies, route
+        for body, field, said in bodies:
+            what = f"{route.method} {target} {body}"
+            status, value = check(line, request(route.method, target, dump(body)), caplog)
+            assert (status, value["error"]) == (400, "InvalidValue"), what
+            assert value["message"].startswith(f"{field}: wanted "), what
+            assert said in value["message"], what
+            assert ", got " in value["message"], what
+    assert check(line, request("GET", "/v1/status"), caplog)[1]["revision"] == before
+
+
+def test_the_table_is_whole():
+    """Every name of a pattern is a field, every field and every route has a meaning, and
+    the requests above go to each route that takes a body."""
+    for route in ROUTES:
+        named = route.match(route.method, route.pattern.split("/")[1:])
+        known = fields(route.request)
+        assert named.keys() <= known.keys(), route
+        assert all(known[name].is_required for name in named), route
+        assert all(field.meaning.strip() for field in known.values()), route
+        assert route.handle.__doc__.strip().endswith("."), route
+    patterns = [(route.method, route.pattern) for route in ROUTES]
+    assert len(set(patterns)) == len(patterns)
+    sent = {name for route in BODIES for name in route_of(route)}
+    wanted = {
+        (route.method, route.pattern)
+        for route in ROUTES
+        if len(fields(route.request)) > route.pattern.count("<")
+    }
+    assert sent == wanted
+
+
+def route_of(text):
+    """The routes that a request of :data:`BODIES` goes to."""
+    method, _, target = text.partition(" ")
+    path = target.split("/")[1:]
+    return [(each.method, each.pattern) for each in ROUTES if each.match(method, path) is not None]
+
+
+def test_no_such_route(path, caplog):
+    """What is near is said."""
+    line = Line(path)
+    status, value = check(line, request("DELETE", "/v1/networks"), caplog)
+    assert status == 404
+    assert value["message"] == (
+        "the agent knows no DELETE /v1/networks; it knows GET /v1/networks,"
+        " POST /v1/networks, DELETE /v1/networks/<name>"
+    )
+    for target in ("/v1/tables", "/v2/status", "/", "/v1"):
+        status, value = check(line, request("GET", target), caplog)
+        assert (status, value["error"]) == (404, "NotFound"), target
+        assert value["message"] == f"the agent knows no GET {target}"
+
+
+def called_wrongly(agent, asked):
+    """A bug that looks like a wrong request: a call without an argument."""
+    return called_wrongly(agent)
+
+
+def test_a_bug_is_no_wrong_request(tmp_path, caplog):
+    """It is answered with 500, and its traceback is logged."""
+    socket_path = tmp_path / "agent.sock"
+    server = Server(socket_path, Routes(None, [Route("GET", "/x", Nothing, called_wrongly)]), tuple)
+    server.start()
+    try:
+        status, body = Line(socket_path).send(request("GET", "/x"))
+    finally:
+        server.close()
+    assert status == 500
+    said = json.loads(body)["message"]
+    assert said.startswith("the agent failed: TypeError: called_wrongly() missing 1 required")
+    (logged,) = [each for each in caplog.records if each.exc_info]
+    assert isinstance(logged.exc_info[1], TypeError)
+    assert logged.getMessage() == "GET /x"
 
 
 def test_wrong_requests(path, caplog):

@@ -9,9 +9,10 @@ from typing import Any
 from slimnet import exceptions, records
 from slimnet.exceptions import SlimnetError
 
-__all__ = ["from_json", "http_status", "to_json"]
+__all__ = ["STATUS", "from_json", "http_status", "to_json"]
 
-_STATUS: tuple[tuple[type[SlimnetError], int], ...] = (
+#: Error to the HTTP status (RFC 9110) that carries it; any other is 500.
+STATUS: tuple[tuple[type[SlimnetError], int], ...] = (
     (exceptions.InvalidValue, 400),
     (exceptions.NotFound, 404),
     (exceptions.AlreadyExists, 409),
@@ -24,7 +25,7 @@ _STATUS: tuple[tuple[type[SlimnetError], int], ...] = (
 
 def http_status(error: SlimnetError) -> int:
     """The HTTP status (RFC 9110) that carries ``error``."""
-    return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    return next((code for kind, code in STATUS if isinstance(error, kind)), 500)
 
 
 def to_json(error: SlimnetError) -> dict[str, Any]:

@@ -1,16 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fields of requests: one name means one thing, whatever the route."""
+"""From the JSON of a request to a request class: checked, completed, and told apart."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+import attrs
+from attrs import frozen
 
 from slimnet.exceptions import InvalidValue
 from slimnet.plugins import suggest
 
-__all__ = ["check"]
+__all__ = [
+    "COUNT",
+    "DOCUMENTS",
+    "INTEGER",
+    "PORT",
+    "REVISION",
+    "SECONDS",
+    "TABLE",
+    "TEXT",
+    "TEXTS",
+    "TRUTH",
+    "Field",
+    "Kind",
+    "fields",
+    "read",
+]
+
+R = TypeVar("R", bound=attrs.AttrsInstance)
 
 #: As in a policy's text (slimnet.policy.language.node), with what is around it.
 _DEPTH_MAX = 40
@@ -18,73 +39,115 @@ _DEPTH_MAX = 40
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def _number(low: int, high: int, *kinds: type[int | float]) -> Callable[[Any], bool]:
+@frozen
+class Kind:
+    """What a field may hold.
+
+    Attributes:
+        wanted: the same in words, for errors and the reference.
+        holds: whether a JSON value other than null is of this kind.
+    """
+
+    wanted: str
+    holds: Callable[[Any], bool]
+
+
+@frozen
+class Field:
+    """One field of a request.
+
+    Attributes:
+        kind: what it may hold.
+        meaning: for the reference.
+        default: what it is where the request does not say it, or says null;
+            :data:`attrs.NOTHING` where it has to.
+    """
+
+    kind: Kind
+    meaning: str
+    default: Any
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a request has to say it."""
+        return self.default is attrs.NOTHING
+
+
+def _number(low: int, high: int, *types: type[int | float]) -> Callable[[Any], bool]:
+    # JSON has no integers of its own, and Python's bool is an int: true is no number here.
     def holds(value: Any) -> bool:
-        return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+        return isinstance(value, types) and not isinstance(value, bool) and low <= value <= high
 
     return holds
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _list_of(item: type) -> Callable[[Any], bool]:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(each, item) for each in value)
+
+    return holds
 
 
-def _is_truth(value: Any) -> bool:
-    return isinstance(value, bool)
+TEXT = Kind("text", lambda value: isinstance(value, str))
+TEXTS = Kind("a list of texts", _list_of(str))
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
+TABLE = Kind("a table", lambda value: isinstance(value, dict))
+DOCUMENTS = Kind("a list of tables", _list_of(dict))
+INTEGER = Kind("a number", _number(-(2**63), 2**63, int))
+COUNT = Kind("a number, 1 to 1000", _number(1, 1000, int))
+PORT = Kind("a port, 0 to 65535", _number(0, 65535, int))
+REVISION = Kind("a revision", _number(0, 2**63, int))
+SECONDS = Kind("seconds, at most 600", _number(0, 600, int, float))
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict)
+@cache
+def fields(request: type[attrs.AttrsInstance]) -> Mapping[str, Field]:
+    """What a client says in a request, by name.
+
+    Args:
+        request: an attrs class. A field that clients say is annotated with its kind and
+            its meaning: ``Annotated[str, TEXT, "..."]``; any other is the agent's own.
+    """
+
+    def said() -> Iterator[tuple[str, Field]]:
+        hints = get_type_hints(request, include_extras=True)
+        for each in attrs.fields(request):
+            if metadata := getattr(hints[each.name], "__metadata__", None):
+                kind, meaning = metadata
+                yield each.name, Field(kind, meaning, each.default)
+
+    return dict(said())
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+def read(request: type[R], named: Mapping[str, str], body: Mapping[str, Any], **own: Any) -> R:
+    """The request that a client makes.
 
-
-def _is_tables(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
-
-
-_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "address": ("text", _is_text),
-    "applied": ("a list of texts", _is_texts),
-    "cgroup": ("text", _is_text),
-    "cidrs": ("a list of texts", _is_texts),
-    "count": ("a number, 1 to 1000", _number(1, 1000, int)),
-    "destination": ("text", _is_text),
-    "ephemeral": ("true or false", _is_truth),
-    "kill": ("true or false", _is_truth),
-    "labels": ("a table", _is_table),
-    "name": ("text", _is_text),
-    "namespace": ("text", _is_text),
-    "netns": ("text", _is_text),
-    "network": ("text", _is_text),
-    "policies": ("a list of tables", _is_tables),
-    "port": ("a port, 0 to 65535", _number(0, 65535, int)),
-    "ports": ("a table", _is_table),
-    "protocol": ("text", _is_text),
-    "revision": ("a revision", _number(0, 2**63, int)),
-    "source": ("text", _is_text),
-    "target": ("text", _is_text),
-    "timeout": ("seconds, at most 600", _number(0, 600, int, float)),
-    "vni": ("a number", _number(-(2**63), 2**63, int)),
-}
-
-
-def check(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The body without the fields that are null.
+    Args:
+        request: its class.
+        named: the fields that the path holds.
+        body: the others; null is as good as nothing.
+        own: what the agent knows itself; what the class has no place for is left out.
 
     Raises:
-        InvalidValue: a field is unknown, or not of its kind.
+        InvalidValue: a field is unknown, missing, or not of its kind.
     """
+    known = fields(request)
     for name, value in body.items():
-        if name not in _FIELDS:
-            raise InvalidValue(name, suggest(name, _FIELDS), "an unknown field")
+        if name not in known or name in named:
+            others = known.keys() - named.keys()
+            wanted = suggest(name, others) if others else "no field, for this takes none"
+            raise InvalidValue(name, wanted, "an unknown field")
         _check_whole(name, value)
-        wanted, holds = _FIELDS[name]
-        if value is not None and not holds(value):
-            raise InvalidValue(name, wanted, value)
-    return {name: value for name, value in body.items() if value is not None}
+        if value is not None and not known[name].kind.holds(value):
+            raise InvalidValue(name, known[name].kind.wanted, value)
+    values = {**named, **{name: value for name, value in body.items() if value is not None}}
+    for name, field in known.items():
+        if field.is_required and name not in values:
+            raise InvalidValue(
+                name, f"{field.kind.wanted}, since this field is required", "nothing"
+            )
+    values |= {each.name: own[each.name] for each in attrs.fields(request) if each.name in own}
+    return request(**values)
 
 
 def _check_whole(name: str, value: Any) -> None:

@@ -11,7 +11,10 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from slimnet import names, policy, records, wires
+from slimnet.agent.requests import Explain, Ping
 from slimnet.exceptions import AgentUnreachable, NotFound, SlimnetError
 from slimnet.linux import netns
 from slimnet.model import Decision, Endpoint, Flow
@@ -52,7 +55,7 @@ print(json.dumps({"times": times, "error": error}))
 """
 
 
-def explain(agent: Agent, **question: Any) -> dict[str, Any]:
+def explain(agent: Agent, asked: Explain) -> dict[str, Any]:
     """What the policy says of a flow, and why: :func:`slimnet.policy.explain`, on
     the tables that are in force here and those that belong in force elsewhere.
 
@@ -80,74 +83,48 @@ def explain(agent: Agent, **question: Any) -> dict[str, Any]:
             return None
         return None if answer is None else records.decision(answer)
 
-    explained = policy.explain(state, tables=cache(tables), ask=ask, **question)
+    explained = policy.explain(state, tables=cache(tables), ask=ask, **attrs.asdict(asked))
     return {**records.encode(explained), "unanswered": list(unanswered)}
 
 
-def ping(
-    agent: Agent,
-    target: str,
-    *,
-    network: str | None = None,
-    source: str | None = None,
-    port: int | None = None,
-    timeout: float = 3.0,
-    count: int = 1,
-) -> dict[str, Any]:
+def ping(agent: Agent, asked: Ping) -> dict[str, Any]:
     """Ask the policy, then connect for real.
-
-    Args:
-        agent: of this host.
-        target: an endpoint, as ``[[network/]namespace/]name``, or its address.
-        network: of both, where ``target`` does not say it.
-        source: an endpoint of this host, as ``target``; without one a temporary
-            endpoint without labels is made for it in namespace ``default``.
-        port: TCP port; 7 where none is said, and a refusal is an answer then too.
-        timeout: seconds for one connect.
-        count: how many connects.
 
     Returns:
         ``carried`` (``accelerated``, ``fallback``, ``denied`` or
         ``unreachable``), ``wire``, ``rule`` and ``reason`` of the verdict,
         ``milliseconds`` of each connect, ``error``, ``source``, ``destination``.
     """
-    destination = _find(agent, target, network)
-    if source is not None:
-        origin = _find(agent, source, destination.network)
-        return _from(agent, origin, destination, port, timeout, count)
+    destination = _find(agent, asked.target, asked.network)
+    if asked.source is not None:
+        origin = _find(agent, asked.source, destination.network)
+        return _from(agent, origin, destination, asked)
     name = f"ping-{secrets.token_hex(4)}"
     spec = {"network": destination.network, "namespace": "default", "name": name}
     agent.endpoints.attach(spec, None)
     try:
-        agent.wait(None, timeout)  # the target's host has to know it too
+        agent.wait(None, asked.timeout)  # the target's host has to know it too
         origin = agent.cluster.endpoint(destination.network, "default", name)
-        answer = _from(agent, origin, destination, port, timeout, count)
+        answer = _from(agent, origin, destination, asked)
         return {**answer, "temporary": True}
     finally:
         agent.endpoints.detach(destination.network, "default", name, kill=True)
 
 
-def _from(
-    agent: Agent,
-    source: Endpoint,
-    destination: Endpoint,
-    port: int | None,
-    timeout: float,
-    count: int,
-) -> dict[str, Any]:
-    explained = explain(
-        agent,
+def _from(agent: Agent, source: Endpoint, destination: Endpoint, asked: Ping) -> dict[str, Any]:
+    port = asked.port or 7
+    flow = Explain(
         network=destination.network,
         source=str(source.address),
         destination=str(destination.address),
-        port=port or 7,
-        protocol="tcp",
+        port=port,
     )
+    explained = explain(agent, flow)
     answer: dict[str, Any] = {
         "source": source.path,
         "destination": destination.path,
         "address": str(destination.address),
-        "port": port or 7,
+        "port": port,
         "milliseconds": [],
         "error": None,
         "temporary": False,
@@ -161,10 +138,10 @@ def _from(
     if source.host != agent.config.host:
         answer["error"] = f"not tried: the source is on host {source.host}"
         return answer
-    result = _connect(agent, source, destination, port or 7, timeout, count)
+    result = _connect(agent, source, destination, asked)
     answer["milliseconds"] = [1000 * seconds for seconds in result["times"]]
     reached = answer["carried"] in ("accelerated", "fallback")
-    if result["error"] != "ECONNREFUSED" or port is not None or not reached:
+    if result["error"] != "ECONNREFUSED" or asked.port is not None or not reached:
         answer["error"] = result["error"]
     return answer
 
@@ -191,25 +168,23 @@ def _carried(agent: Agent, source: Endpoint, destination: Endpoint) -> dict[str,
     return {"carried": "fallback", "wire": str(wire), "why": "no other wire in common"}
 
 
-def _connect(
-    agent: Agent, source: Endpoint, destination: Endpoint, port: int, timeout: float, count: int
-) -> dict[str, Any]:
+def _connect(agent: Agent, source: Endpoint, destination: Endpoint, asked: Ping) -> dict[str, Any]:
     place = agent.endpoints.attached.get(source.id)
     if place is None:
         raise NotFound(f"endpoint {source.name} is not attached on this host")
     arguments = [
         str(place.cgroup or ""),
         str(destination.address),
-        str(port),
-        str(timeout),
-        str(count),
+        str(asked.port or 7),
+        str(asked.timeout),
+        str(asked.count),
     ]
     with contextlib.nullcontext() if place.netns is None else netns.enter(place.netns):
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _CONNECT, *arguments],
             capture_output=True,
             text=True,
-            timeout=timeout * count + 10,
+            timeout=asked.timeout * asked.count + 10,
             check=False,
         )
     if done.returncode:

@@ -1,150 +1,175 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent's API offers.
+"""What the agent's API offers: :data:`ROUTES`.
 
-=======  ================================  ==========================================
-GET      /v1/status                        :meth:`.Agent.status`
-GET      /v1/hosts                         live hosts, with the revision they follow
-DELETE   /v1/hosts/<name>                  remove what a lost host left
-GET      /v1/networks                      all networks
-POST     /v1/networks                      ``name``, ``cidrs``, ``vni``
-DELETE   /v1/networks/<name>
-GET      /v1/namespaces                    all namespaces
-PUT      /v1/namespaces/<network>/<name>   ``labels``
-DELETE   /v1/namespaces/<network>/<name>
-GET      /v1/endpoints                     all endpoints
-POST     /v1/endpoints                     attach one here: ``network``, ``name``, ...
-DELETE   /v1/endpoints/<net>/<ns>/<name>   detach it: ``kill``
-GET      /v1/policies                      all documents, of every kind
-POST     /v1/policies                      ``policies``: all of them or none
-DELETE   /v1/policies/<net>/<ns>/<name>
-DELETE   /v1/clusterpolicies/<name>
-DELETE   /v1/services/<net>/<ns>/<name>
-DELETE   /v1/publishedports/<...>          the same
-DELETE   /v1/egresslimits/<...>            the same
-POST     /v1/check                         ``policies``: warnings, were they applied
-GET      /v1/tables                        the tables in force, for bug reports
-POST     /v1/explain                       ``network``, ``source``, ``destination``, ...
-POST     /v1/ping                          ``target``, ``source``, ``port``, ``timeout``
-POST     /v1/wait                          ``revision``, ``timeout``
-GET      /v1/connections                   of this host's endpoints
-GET      /v1/accounts                      what they sent and received, by rule
-GET      /v1/rules                         rule id to its words, of the tables in force
-GET      /v1/refusals                      the last ones on this host
-GET      /v1/events                        lines of JSON, for as long as it is read
-=======  ================================  ==========================================
+A route is a method, a pattern, a request class and a handler. The class says which
+fields the pattern and the body have, so that a handler never sees one that is wrong,
+and the docstring of the handler is what ``docs/reference/http.rst`` says.
 """
 
 from __future__ import annotations
 
-import inspect
 import queue
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import attrs
+from attrs import frozen
 
 from slimnet import records
 from slimnet.agent.agent import Agent
-from slimnet.agent.fields import check
+from slimnet.agent.fields import read
 from slimnet.agent.ping import explain, ping
+from slimnet.agent.requests import (
+    Apply,
+    Attach,
+    Check,
+    Detach,
+    Explain,
+    InNamespace,
+    InNetwork,
+    Labelled,
+    Named,
+    NewNetwork,
+    Nothing,
+    Ping,
+    Wait,
+)
 from slimnet.agent.server import Caller, Reply, Stream
 from slimnet.cluster.documents import PREFIXES
-from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.policy import parse
+from slimnet.exceptions import NotFound
+from slimnet.policy import ClusterNetworkPolicy, Document, parse
 
-__all__ = ["Routes"]
+__all__ = ["ROUTES", "Route", "Routes"]
+
+R = TypeVar("R", bound=attrs.AttrsInstance)
 
 _BEAT = 5.0
 
 
+@frozen
+class Route(Generic[R]):
+    """One thing that can be asked.
+
+    Attributes:
+        method: of HTTP.
+        pattern: of the path; ``<name>`` stands for a field of the request.
+        request: an attrs class, whose other fields the body has.
+        handle: answers it; raises a :class:`~slimnet.SlimnetError` where it cannot.
+    """
+
+    method: str
+    pattern: str
+    request: type[R]
+    handle: Callable[[Agent, R], Reply]
+
+    def match(self, method: str, path: Sequence[str]) -> dict[str, str] | None:
+        """The fields that a path holds; ``None`` when it is not of this route."""
+        parts = self.pattern.split("/")[1:]
+        if method != self.method or len(parts) != len(path):
+            return None
+        pairs = list(zip(parts, path, strict=True))
+        if any(part != came for part, came in pairs if not part.startswith("<")):
+            return None
+        return {part[1:-1]: came for part, came in pairs if part.startswith("<")}
+
+
 class Routes:
-    """Finds the method for a request and calls it."""
+    """Finds the route of a request and calls its handler.
 
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        self._cluster = agent.cluster
+    Args:
+        agent: who is asked.
+        routes: in which order to look.
+    """
 
-    def __call__(self, method: str, path: list[str], body: dict[str, Any], peer: Caller) -> Reply:
+    def __init__(self, agent: Agent, routes: Sequence[Route[Any]] | None = None) -> None:
+        self._agent = agent
+        self._routes = ROUTES if routes is None else routes
+
+    def __call__(self, method: str, path: list[str], body: dict[str, Any], caller: Caller) -> Reply:
         """Answer one request.
 
         Raises:
-            NotFound: there is no such route.
-            InvalidValue: a field of the body is missing or unknown.
+            NotFound: there is no such route; says which are near.
+            InvalidValue: a field is missing, unknown, or not of its kind.
         """
-        found: Callable[..., Reply] | None = None
-        if len(path) > 1 and path[0] == "v1":
-            found = getattr(self, f"{method.lower()}_{path[1]}", None)
-        if found is None:
-            raise NotFound(f"the agent knows no {method} /{'/'.join(path)}")
-        fields = check(body)
-        if path[1:] == ["endpoints"] and method == "POST":
-            fields["peer"] = peer
-        try:
-            inspect.signature(found).bind(*path[2:], **fields)
-        except TypeError as error:
-            raise InvalidValue(f"{method} /{'/'.join(path)}", "other fields", str(error)) from error
-        return found(*path[2:], **fields)
-
-    # Reading
-
-    def get_status(self) -> Reply:
-        return self.agent.status()
-
-    def get_hosts(self) -> Reply:
-        installed = self._cluster.installed()
-        return [
-            {"host": records.encode(each), "installed": installed.get(each.name, 0)}
-            for each in self._cluster.hosts()
+        for route in self._routes:
+            named = route.match(method, path)
+            if named is not None:
+                asked = read(route.request, named, body, caller=caller)
+                return route.handle(self._agent, asked)
+        near = [
+            f"{each.method} {each.pattern}"
+            for each in self._routes
+            if each.pattern.split("/")[1:3] == path[:2]
         ]
+        text = f"the agent knows no {method} /{'/'.join(path)}"
+        raise NotFound(f"{text}; it knows {', '.join(near)}" if near else text)
 
-    def get_networks(self) -> Reply:
-        return records.encode(self._cluster.networks())
 
-    def get_namespaces(self) -> Reply:
-        return records.encode(self._cluster.namespaces())
+# Reading
 
-    def get_endpoints(self) -> Reply:
-        return records.encode(self._cluster.endpoints())
 
-    def get_policies(self) -> Reply:
-        return [each.to_json() for each in self._cluster.documents.all()]
+def _status(agent: Agent, _: Nothing) -> Reply:
+    """What is in force on this host, and what stands in its way: ``ready``, ``trouble``."""
+    return agent.status()
 
-    def get_tables(self) -> Reply:
-        tables = self.agent.installer.tables
-        if tables is None:
-            raise NotFound("no tables are in force yet")
-        return {
-            "generation": tables.generation,
-            "addresses": [[*map(str, key), value] for key, value in tables.addresses.items()],
-            "endpoints": records.encode(tables.endpoints),
-            "cidrs": [
-                [vni, str(cidr), records.encode(value)]
-                for (vni, cidr), value in tables.cidrs.items()
-            ],
-            "policy": _pairs(tables.policy),
-            "rules": records.encode(tables.rules),
-            "services": _pairs(tables.services),
-            "published": _pairs(tables.published),
-            "limits": records.encode(tables.limits),
-            "hosts": records.encode(tables.hosts),
-        }
 
-    def get_connections(self) -> Reply:
-        return records.encode(list(self.agent.backend.connections()))
+def _hosts(agent: Agent, _: Nothing) -> Reply:
+    """The live hosts: ``host``, and ``installed``, the revision that it follows."""
+    installed = agent.cluster.installed()
+    return [
+        {"host": records.encode(each), "installed": installed.get(each.name, 0)}
+        for each in agent.cluster.hosts()
+    ]
 
-    def get_accounts(self) -> Reply:
-        return records.encode(list(self.agent.backend.accounts()))
 
-    def get_rules(self) -> Reply:
-        tables = self.agent.installer.tables
-        return records.encode({} if tables is None else tables.rules)
+def _networks(agent: Agent, _: Nothing) -> Reply:
+    """All networks."""
+    return records.encode(agent.cluster.networks())
 
-    def get_refusals(self) -> Reply:
-        return records.encode(list(self.agent.feed.refusals))
 
-    def get_events(self) -> Reply:
-        return Stream(self._events())
+def _namespaces(agent: Agent, _: Nothing) -> Reply:
+    """All namespaces."""
+    return records.encode(agent.cluster.namespaces())
 
-    def _events(self) -> Iterator[Any]:
-        with self.agent.feed.reader() as events:
+
+def _endpoints(agent: Agent, _: Nothing) -> Reply:
+    """All endpoints, of every host."""
+    return records.encode(agent.cluster.endpoints())
+
+
+def _policies(agent: Agent, _: Nothing) -> Reply:
+    """All documents, of every kind."""
+    return [each.to_json() for each in agent.cluster.documents.all()]
+
+
+def _connections(agent: Agent, _: Nothing) -> Reply:
+    """The live connections of this host's endpoints."""
+    return records.encode(list(agent.backend.connections()))
+
+
+def _accounts(agent: Agent, _: Nothing) -> Reply:
+    """What this host's endpoints sent and received, by rule."""
+    return records.encode(list(agent.backend.accounts()))
+
+
+def _rules(agent: Agent, _: Nothing) -> Reply:
+    """Rule id to its words, of the tables in force on this host."""
+    tables = agent.installer.tables
+    return records.encode({} if tables is None else tables.rules)
+
+
+def _refusals(agent: Agent, _: Nothing) -> Reply:
+    """The last refusals on this host, oldest first."""
+    return records.encode(list(agent.feed.refusals))
+
+
+def _events(agent: Agent, _: Nothing) -> Reply:
+    """What happens on this host, as lines of JSON for as long as they are read. The first
+    is empty: from then on none is missed. So is one every five seconds without events."""
+
+    def lines() -> Iterator[Any]:
+        with agent.feed.reader() as events:
             yield None
             while True:
                 try:
@@ -152,116 +177,142 @@ class Routes:
                 except queue.Empty:
                     yield None
 
-    # Changing
+    return Stream(lines())
 
-    def post_networks(self, *, name: str, cidrs: Any, vni: int | None = None) -> Reply:
-        network, revision = self._cluster.create_network(name, cidrs, vni)
-        self.agent.sync()
-        return {"network": records.encode(network), "revision": revision}
 
-    def delete_networks(self, name: str) -> Reply:
-        revision = self._cluster.remove_network(name)
-        self.agent.sync()
+# Changing
+
+
+def _create_network(agent: Agent, asked: NewNetwork) -> Reply:
+    """A new network: ``network``, ``revision``."""
+    network, revision = agent.cluster.create_network(asked.name, asked.cidrs, asked.vni)
+    agent.sync()
+    return {"network": records.encode(network), "revision": revision}
+
+
+def _remove_network(agent: Agent, asked: Named) -> Reply:
+    """Remove a network without endpoints: ``revision``."""
+    revision = agent.cluster.remove_network(asked.name)
+    agent.sync()
+    return {"revision": revision}
+
+
+def _set_namespace(agent: Agent, asked: Labelled) -> Reply:
+    """Make a namespace, or give it other labels: ``namespace``, ``revision``."""
+    namespace, revision = agent.cluster.set_namespace(asked.network, asked.name, asked.labels)
+    agent.sync_strictly()
+    return {"namespace": records.encode(namespace), "revision": revision}
+
+
+def _remove_namespace(agent: Agent, asked: InNetwork) -> Reply:
+    """Remove a namespace without endpoints: ``revision``."""
+    revision = agent.cluster.remove_namespace(asked.network, asked.name)
+    agent.sync()
+    return {"revision": revision}
+
+
+def _remove_host(agent: Agent, asked: Named) -> Reply:
+    """Remove the endpoints that a lost host left: ``revision``."""
+    revision = agent.cluster.remove_host(asked.name)
+    agent.sync()
+    return {"revision": revision}
+
+
+def _attach(agent: Agent, asked: Attach) -> Reply:
+    """Attach an endpoint on this host: ``endpoint``, ``cgroup``, ``netns``, ``hosts``,
+    and whether it was ``created`` by this."""
+    own = ("ephemeral", "caller")
+    said = {
+        each.name: value
+        for each in attrs.fields(Attach)
+        if each.name not in own and (value := getattr(asked, each.name)) is not None
+    }
+    return records.encode(
+        agent.endpoints.attach(said, asked.caller.pid if asked.ephemeral else None)
+    )
+
+
+def _detach(agent: Agent, asked: Detach) -> Reply:
+    """Detach an endpoint of this host and remove it, or remove one of a lost host."""
+    agent.endpoints.detach(asked.network, asked.namespace, asked.name, kill=asked.kill)
+    return {}
+
+
+def _apply(agent: Agent, asked: Apply) -> Reply:
+    """Put documents in force, all of them or none: ``policies`` with the addresses of
+    services, ``revision``."""
+    made, revision = agent.apply(parse(asked.policies, network=asked.network))
+    return {"policies": [each.to_json() for each in made], "revision": revision}
+
+
+def _remover(kind: type[Document]) -> Callable[[Agent, Any], Reply]:
+    def remove(agent: Agent, asked: Named | InNamespace) -> Reply:
+        revision = agent.cluster.documents.remove(kind, **attrs.asdict(asked))
+        agent.sync_strictly()
         return {"revision": revision}
 
-    def put_namespaces(self, network: str, name: str, *, labels: dict[str, str]) -> Reply:
-        namespace, revision = self._cluster.set_namespace(network, name, labels)
-        self.agent.sync_strictly()
-        return {"namespace": records.encode(namespace), "revision": revision}
+    remove.__doc__ = f"Remove a document of kind {kind.__name__}: ``revision``."
+    return remove
 
-    def delete_namespaces(self, network: str, name: str) -> Reply:
-        revision = self._cluster.remove_namespace(network, name)
-        self.agent.sync()
-        return {"revision": revision}
 
-    def delete_hosts(self, name: str) -> Reply:
-        revision = self._cluster.remove_host(name)
-        self.agent.sync()
-        return {"revision": revision}
+# Asking
 
-    def post_endpoints(self, *, peer: Caller, ephemeral: bool = False, **asked: Any) -> Reply:
-        placed = self.agent.endpoints.attach(asked, peer.pid if ephemeral else None)
-        return records.encode(placed)
 
-    def delete_endpoints(
-        self, network: str, namespace: str, name: str, *, kill: bool = False
-    ) -> Reply:
-        self.agent.endpoints.detach(network, namespace, name, kill=kill)
-        return {}
+def _check(agent: Agent, asked: Check) -> Reply:
+    """What is surely not meant in documents, were they applied; nothing is changed."""
+    documents = parse(asked.policies or [], network=asked.network)
+    documents += agent.cluster.documents.find(asked.applied or [])
+    return records.encode(agent.check(documents))
 
-    def post_policies(self, *, policies: list[dict[str, Any]], network: str = "default") -> Reply:
-        made, revision = self.agent.apply(parse(policies, network=network))
-        return {"policies": [each.to_json() for each in made], "revision": revision}
 
-    def delete_policies(self, network: str, namespace: str, name: str) -> Reply:
-        return self._remove("policies", name, network, namespace)
+def _explain(agent: Agent, asked: Explain) -> Reply:
+    """Whether a flow is allowed, and by which rule: :class:`slimnet.policy.Explanation`,
+    and the hosts that did not answer as ``unanswered``."""
+    return explain(agent, asked)
 
-    def delete_clusterpolicies(self, name: str) -> Reply:
-        return self._remove("clusterpolicies", name)
 
-    def delete_services(self, network: str, namespace: str, name: str) -> Reply:
-        return self._remove("services", name, network, namespace)
+def _ping(agent: Agent, asked: Ping) -> Reply:
+    """How a TCP connection is carried, and how long a real one takes: as
+    :meth:`slimnet.Node.ping` answers it."""
+    return ping(agent, asked)
 
-    def delete_publishedports(self, network: str, namespace: str, name: str) -> Reply:
-        return self._remove("publishedports", name, network, namespace)
 
-    def delete_egresslimits(self, network: str, namespace: str, name: str) -> Reply:
-        return self._remove("egresslimits", name, network, namespace)
+def _wait(agent: Agent, asked: Wait) -> Reply:
+    """Wait until every live host follows the store: ``installed``, by host."""
+    return {"installed": agent.wait(asked.revision, asked.timeout)}
 
-    def _remove(self, prefix: str, name: str, *place: str) -> Reply:
-        kind = next(each for each, known in PREFIXES.items() if known == prefix)
-        revision = self._cluster.documents.remove(kind, name, *place)
-        self.agent.sync_strictly()
-        return {"revision": revision}
 
-    # Asking
-
-    def post_check(
-        self,
-        *,
-        policies: list[dict[str, Any]] | None = None,
-        applied: list[str] | None = None,
-        network: str = "default",
-    ) -> Reply:
-        documents = parse(policies or [], network=network)
-        documents += self._cluster.documents.find(applied or [])
-        return records.encode(self.agent.check(documents))
-
-    def post_explain(
-        self, *, network: str, source: str, destination: str, port: int = 0, protocol: str = "tcp"
-    ) -> Reply:
-        return explain(
-            self.agent,
-            network=network,
-            source=source,
-            destination=destination,
-            port=port,
-            protocol=protocol,
+#: All that the agent answers, in the order of the reference.
+ROUTES: tuple[Route[Any], ...] = (
+    Route("GET", "/v1/status", Nothing, _status),
+    Route("GET", "/v1/hosts", Nothing, _hosts),
+    Route("DELETE", "/v1/hosts/<name>", Named, _remove_host),
+    Route("GET", "/v1/networks", Nothing, _networks),
+    Route("POST", "/v1/networks", NewNetwork, _create_network),
+    Route("DELETE", "/v1/networks/<name>", Named, _remove_network),
+    Route("GET", "/v1/namespaces", Nothing, _namespaces),
+    Route("PUT", "/v1/namespaces/<network>/<name>", Labelled, _set_namespace),
+    Route("DELETE", "/v1/namespaces/<network>/<name>", InNetwork, _remove_namespace),
+    Route("GET", "/v1/endpoints", Nothing, _endpoints),
+    Route("POST", "/v1/endpoints", Attach, _attach),
+    Route("DELETE", "/v1/endpoints/<network>/<namespace>/<name>", Detach, _detach),
+    Route("GET", "/v1/policies", Nothing, _policies),
+    Route("POST", "/v1/policies", Apply, _apply),
+    *(
+        Route("DELETE", f"/v1/{prefix}/<name>", Named, _remover(kind))
+        if kind is ClusterNetworkPolicy
+        else Route(
+            "DELETE", f"/v1/{prefix}/<network>/<namespace>/<name>", InNamespace, _remover(kind)
         )
-
-    def post_ping(
-        self,
-        *,
-        target: str,
-        network: str | None = None,
-        source: str | None = None,
-        port: int | None = None,
-        timeout: float = 3.0,
-        count: int = 1,
-    ) -> Reply:
-        return ping(
-            self.agent,
-            target,
-            network=network,
-            source=source,
-            port=port,
-            timeout=timeout,
-            count=count,
-        )
-
-    def post_wait(self, *, revision: int | None = None, timeout: float = 10.0) -> Reply:
-        return {"installed": self.agent.wait(revision, timeout)}
-
-
-def _pairs(table: Mapping[Any, Any]) -> Reply:
-    return [[records.encode(key), records.encode(value)] for key, value in table.items()]
+        for kind, prefix in PREFIXES.items()
+    ),
+    Route("POST", "/v1/check", Check, _check),
+    Route("POST", "/v1/explain", Explain, _explain),
+    Route("POST", "/v1/ping", Ping, _ping),
+    Route("POST", "/v1/wait", Wait, _wait),
+    Route("GET", "/v1/connections", Nothing, _connections),
+    Route("GET", "/v1/accounts", Nothing, _accounts),
+    Route("GET", "/v1/rules", Nothing, _rules),
+    Route("GET", "/v1/refusals", Nothing, _refusals),
+    Route("GET", "/v1/events", Nothing, _events),
+)
