@@ -8,7 +8,7 @@ run every clause of these contracts on any implementation.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -308,8 +308,13 @@ class StoreEvent:
 class Store(AbstractContextManager["Store"], abc.ABC):
     """A small, ordered, watchable key-value store: desired state lives here.
 
-    Keys are paths (``endpoints/prod/default/web``), values are bytes.
-    Methods raise :class:`ConnectionError` when the store cannot be reached.
+    Keys are paths (``endpoints/prod/default/web``), values are bytes. Every change has a
+    revision, an integer greater than those before it, for the whole store.
+
+    Every method, :meth:`open` among them, raises :class:`~slimnet.StoreUnreachable` and no
+    other :class:`ConnectionError` when the store cannot be reached, and all but
+    :meth:`close` do when it was closed here. Whoever catches it may try again: a store that
+    is back has its keys, its history and its revision. Threads may share one.
     """
 
     @classmethod
@@ -336,20 +341,45 @@ class Store(AbstractContextManager["Store"], abc.ABC):
         expect: Mapping[str, Revision | None] | None = None,
         put: Mapping[str, bytes] | None = None,
         delete: Iterable[str] = (),
-        lease: int | None = None,
+        leases: Mapping[str, int] | None = None,
     ) -> Revision:
-        """Do all or nothing. ``expect`` gives for some keys the revision that
-        they must have (``None``: must not exist); ``lease`` ties the keys that
-        are put to a lease.
+        """Do all or nothing.
+
+        Args:
+            expect: key to the revision that it must have; ``None``: must not exist.
+            put: key to its new value.
+            delete: keys; one that does not exist is no error, and no change.
+            leases: key to the lease that it goes with, for some of those in ``put``. One
+                that is put and not named here stays until it is deleted.
+
+        Returns:
+            The store's revision after it.
 
         Raises:
             Conflict: an expectation does not hold; nothing changed.
+            NotFound: a lease ran out already; nothing changed.
+            InvalidValue: ``leases`` names a key that is not in ``put``; nothing changed.
         """
 
     @abc.abstractmethod
-    def watch(self, prefix: str, after: Revision, timeout: float) -> Iterator[StoreEvent]:
-        """The changes below ``prefix`` with a revision above ``after``, oldest
-        first; waits up to ``timeout`` seconds for the first, then ends.
+    def watch(
+        self, prefix: str, *more: str, after: Revision, timeout: float
+    ) -> tuple[Sequence[StoreEvent], Revision]:
+        """The changes below some prefixes, oldest first.
+
+        What changes elsewhere ends no wait: nobody is woken for what is others'. The
+        revision in the answer passes over it, so that a watcher of what rarely changes is
+        not too late either when old history is trimmed.
+
+        Args:
+            prefix: of keys; ``""`` is of all.
+            more: others that are watched as well.
+            after: changes up to this revision are known.
+            timeout: seconds to wait for the first change.
+
+        Returns:
+            The changes, none when the time is over; and the revision up to which there
+            are no others.
 
         Raises:
             Conflict: the history back to ``after`` is gone; list again.

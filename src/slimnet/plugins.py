@@ -167,7 +167,7 @@ def open_store(url: str) -> Store:
 
     Raises:
         ConfigError: no driver for the scheme, or the driver refuses the URL.
-        ConnectionError: it cannot be reached.
+        StoreUnreachable: it cannot be reached.
     """
     scheme = url.partition("://")[0]
     if scheme not in store_names():

@@ -3,6 +3,7 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import attrs
@@ -272,6 +273,16 @@ def test_hosts_live_as_long_as_their_lease(cluster, store):
     assert cluster.installed() == {}
     cluster.set_installed("h1", 8, lease)
     assert store.list("installed/")[0] == {}
+
+
+def test_a_host_is_registered_in_one_transaction(cluster, store):
+    """With a lease of its own, and the counter that guards it without one: no moment in
+    which the place is taken and nobody there."""
+    before = store.list("")[1]
+    assert cluster.set_host(Host("h1", "192.0.2.1"), store.lease(0.2)) == before + 1
+    assert sorted(store.list("")[0]) == ["counters/network", "hosts/h1"]
+    time.sleep(0.3)
+    assert sorted(store.list("")[0]) == ["counters/network"]
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,12 @@ def there(store):
     stop = threading.Event()
 
     def follow():
-        mirror = Mirror(store)
+        mirror = Mirror(store, "h2")
         host = Inquiries(store, "h2", ANSWERS)
         while not stop.is_set():
             mirror.catch_up()
             host.answer(mirror.inquiries)
-            for _ in store.watch("", mirror.revision, 0.05):
-                break
+            mirror.wait(0.05)
 
     thread = threading.Thread(target=follow)
     thread.start()
@@ -89,12 +88,16 @@ def test_a_host_that_does_not_answer(store):
 
 
 def test_what_is_asked_of_others_is_theirs(store):
-    mirror = Mirror(store)
+    """A host neither answers nor even hears of it."""
+    mirror = Mirror(store, "h1")
     store.transact(put={"inquiries/h2/1": b"{}"})
     mirror.catch_up()
+    assert mirror.inquiries == {}
+    store.transact(put={"inquiries/h2/2": b"{}", "inquiries/h1/1": b"{}"})
+    mirror.catch_up()
+    assert list(mirror.inquiries) == ["inquiries/h1/1"]
     Inquiries(store, "h1", ANSWERS).answer(mirror.inquiries)
-    assert left(store) == ["inquiries/h2/1"]
-    assert list(mirror.inquiries) == ["inquiries/h2/1"]
+    assert left(store) == ["inquiries/h1/1", "inquiries/h2/1", "inquiries/h2/2", "answers/1"]
 
 
 def test_nobody_waits_any_more(store):
@@ -110,7 +113,7 @@ def test_nobody_waits_any_more(store):
 @pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"question": []}', b'{"fields": 3}'])
 def test_a_question_that_cannot_be_read(store, record):
     lease = store.lease(60)
-    store.transact(put={"inquiries/h2/1": record}, lease=lease)
+    store.transact(put={"inquiries/h2/1": record}, leases={"inquiries/h2/1": lease})
     inquiries = {"inquiries/h2/1": record}
     Inquiries(store, "h2", ANSWERS).answer(inquiries)
     assert inquiries == {}
@@ -122,11 +125,12 @@ def test_the_lease_clears_up_after_one_that_was_killed(store, monkeypatch, there
     monkeypatch.setattr(inquiry, "PATIENCE", 0.3)
     lease = store.lease(0.6)
     record = {"question": "sum", "fields": {"a": 1, "b": 2}, "lease": lease}
-    revision = store.transact(put={"inquiries/h2/1": records.dump(record)}, lease=lease)
-    (event,) = store.watch("answers/", revision, 5)
+    revision = store.transact(
+        put={"inquiries/h2/1": records.dump(record)}, leases={"inquiries/h2/1": lease}
+    )
+    (event,), _ = store.watch("answers/", after=revision, timeout=5)
     assert b"3" in event.value
     deadline = time.monotonic() + 5
     while left(store):
         assert time.monotonic() < deadline
-        for _ in store.watch("answers/", store.list("")[1], 0.2):
-            break
+        store.watch("answers/", after=store.list("")[1], timeout=0.2)

@@ -2,15 +2,20 @@
 """The agent's copy of the store depends on what the store holds, never on how it got there."""
 
 import tempfile
+import threading
+import time
 
 import attrs
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimnet import records
 from slimnet.agent.mirror import Mirror
+from slimnet.cluster import Cluster
 from slimnet.model import Endpoint, Host, Namespace, Network
 from slimnet.policy import parse
+from slimnet.store import sqlite
 from slimnet.store.sqlite import SqliteStore
 
 HERE = Host("h1", "192.0.2.1")
@@ -80,7 +85,7 @@ def test_following_equals_reading(batches):
         SqliteStore.open(f"sqlite://{directory}/store.db") as store,
     ):
         store.transact(put={"counters/start": b"1"})
-        follower = Mirror(store)
+        follower = Mirror(store, "h1")
         follower.catch_up()
         for batch in batches:
             before = view(follower)
@@ -89,7 +94,7 @@ def test_following_equals_reading(batches):
                 delete=[key for key, value in batch if value is None],
             )
             changed = follower.catch_up()
-            reader = Mirror(store)
+            reader = Mirror(store, "h1")
             assert reader.catch_up()
             assert view(follower) == view(reader)
             assert follower.revision == reader.revision
@@ -109,7 +114,7 @@ def test_a_document_of_another_kind_is_none(tmp_path):
                 "publishedports/prod/default/web": records.dump(port),
             }
         )
-        mirror = Mirror(store)
+        mirror = Mirror(store, "h1")
         mirror.catch_up()
         state = mirror.state(HERE)
         assert state.services == ()
@@ -119,3 +124,102 @@ def test_a_document_of_another_kind_is_none(tmp_path):
         ]
         assert "a Service" in mirror.problems["services/prod/default/web"]
         assert mirror.binding == []
+
+
+class Counted(SqliteStore):
+    """Counts what watchers are told, and how often the whole store is read."""
+
+    told = 0
+    read = 0
+
+    def watch(self, prefix, *more, after, timeout):
+        events, reached = super().watch(prefix, *more, after=after, timeout=timeout)
+        self.told += len(events)
+        return events, reached
+
+    def list(self, prefix):
+        self.read += 1
+        return super().list(prefix)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Counted.open(f"sqlite://{tmp_path}/store.db") as opened:
+        yield opened
+
+
+def test_what_hosts_report_wakes_no_other(store):
+    """A change is told once to each of N hosts, and what they write because of it to none:
+    N events, where N squared would be more with every host."""
+    cluster = Cluster(store)
+    leases = {f"h{number}": store.lease(60) for number in range(12)}
+    for number, (name, lease) in enumerate(leases.items()):
+        cluster.set_host(Host(name, f"192.0.2.{number + 1}"), lease)
+    mirrors = {name: Mirror(store, name) for name in leases}
+    for mirror in mirrors.values():
+        mirror.catch_up()
+    store.told = 0
+    store.transact(put={"namespaces/prod/default": records.dump(Namespace("prod", "default"))})
+    for _ in range(3):
+        for name, mirror in mirrors.items():
+            mirror.catch_up()
+            cluster.set_installed(name, mirror.followed, leases[name])
+    store.transact(put={f"inquiries/{name}/1": b"{}" for name in mirrors if name != "h0"})
+    mirrors["h0"].catch_up()
+    assert store.told == len(mirrors)
+    assert mirrors["h0"].inquiries == {}
+    assert all(mirror.followed == mirrors["h0"].followed for mirror in mirrors.values())
+
+
+def test_waiting_for_ones_own(store):
+    """What others write ends no wait; a record of tables or a question to this host does."""
+    mirror = Mirror(store, "h1")
+    mirror.catch_up()
+
+    def wait(key, timeout):
+        timer = threading.Timer(0.05, lambda: store.transact(put={key: b"{}"}))
+        timer.start()
+        begin = time.monotonic()
+        mirror.wait(timeout)
+        timer.join()
+        return time.monotonic() - begin
+
+    store.transact(put={"counters/start": b"1"})
+    mirror.catch_up()
+    for key in ("installed/h2", "inquiries/h2/1", "answers/1", "inquiries/h11/1"):
+        before = mirror.revision
+        assert wait(key, 0.3) >= 0.29, key
+        assert mirror.revision > before, key
+    for key in ("networks/prod", "inquiries/h1/1"):
+        assert wait(key, 30) < 15, key
+        before = mirror.revision
+        mirror.catch_up()
+        assert mirror.revision > before, key
+    assert list(mirror.inquiries) == ["inquiries/h1/1"]
+
+
+def test_others_changes_do_not_outrun_it(store, monkeypatch):
+    """When history is trimmed, only a watcher that did not ask for long reads all again."""
+    monkeypatch.setattr(sqlite, "_HISTORY", 100)
+    store.transact(put={"hosts/h1": records.dump(HERE)})
+    mirror = Mirror(store, "h1")
+    mirror.catch_up()
+    followed, store.read = mirror.followed, 0
+    for number in range(600):
+        store.transact(put={"installed/h2": b"%d" % number})
+        if number % 50 == 0:
+            mirror.wait(0)
+    assert mirror.catch_up() is False
+    assert (store.read, mirror.followed) == (0, followed)
+
+
+def test_a_store_that_is_to_be_read_anew_is(store):
+    """Waiting does not stand for reading."""
+    mirror = Mirror(store, "h1")
+    store.transact(put={"hosts/h1": records.dump(HERE)})
+    mirror.catch_up()
+    mirror.forget()
+    mirror.wait(0)
+    store.read = 0
+    assert mirror.catch_up()
+    assert store.read == 1

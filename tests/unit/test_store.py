@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -28,20 +30,96 @@ def store(url):
         yield opened
 
 
-def test_contract(url):
+@pytest.fixture
+def away(url):
+    """Takes the file of the store away for a while."""
+
+    @contextmanager
+    def moved():
+        path = Path(url.removeprefix("sqlite://"))
+        hidden = path.parent.with_name("hidden")
+        path.parent.rename(hidden)
+        path.parent.write_text("a file, so that no new store is made there")
+        try:
+            yield
+        finally:
+            path.parent.unlink()
+            hidden.rename(path.parent)
+
+    return moved
+
+
+def test_contract(url, away):
     """Every clause of slimnet.abc.Store holds."""
-    assert len(check_store(url, SqliteStore.open)) > 15
+    told = check_store(url, SqliteStore.open, away=away)
+    assert len(told) > 20
+    assert "unreachable_when_away" in told
 
 
-def test_contract_finds_a_broken_store(url):
-    """The suite is able to fail: a store that forgets expectations does not pass."""
+class Forgetful(SqliteStore):
+    """Has no expectations."""
 
-    class Forgetful(SqliteStore):
-        def transact(self, *, expect=None, put=None, delete=(), lease=None):
-            return super().transact(put=put, delete=delete, lease=lease)
+    def transact(self, *, expect=None, put=None, delete=(), leases=None):
+        return super().transact(put=put, delete=delete, leases=leases)
 
-    with pytest.raises(AssertionError, match="expectations"):
-        check_store(url, Forgetful.open)
+
+class OneLease(SqliteStore):
+    """Ties all that is put to one lease, or nothing."""
+
+    def transact(self, *, expect=None, put=None, delete=(), leases=None):
+        lease = next(iter((leases or {}).values()), None)
+        every = {} if lease is None else dict.fromkeys(put or {}, lease)
+        return super().transact(expect=expect, put=put, delete=delete, leases=every)
+
+
+class Deaf(SqliteStore):
+    """Watches the first prefix only."""
+
+    def watch(self, prefix, *more, after, timeout):
+        return super().watch(prefix, after=after, timeout=timeout)
+
+
+class Nervous(SqliteStore):
+    """Wakes up for everything, and tells only what is wanted."""
+
+    def watch(self, prefix, *more, after, timeout):
+        events, reached = super().watch("", after=after, timeout=timeout)
+        return [each for each in events if each.key.startswith((prefix, *more))], reached
+
+
+class Forward(SqliteStore):
+    """Says that it holds as far as the last change that it tells of."""
+
+    def watch(self, prefix, *more, after, timeout):
+        events, _ = super().watch(prefix, *more, after=after, timeout=timeout)
+        return events, events[-1].revision if events else after
+
+
+class Plain(SqliteStore):
+    """Lets out what a driver below it raises."""
+
+    def renew(self, lease):
+        try:
+            super().renew(lease)
+        except StoreUnreachable as error:
+            raise ConnectionResetError(str(error)) from error
+
+
+@pytest.mark.parametrize(
+    ("broken", "clause"),
+    [
+        (Forgetful, "expectations"),
+        (OneLease, "lease_of_each_key"),
+        (Deaf, "watch_takes_prefixes"),
+        (Nervous, "watch_is_woken_by_its_own_only"),
+        (Forward, "watch_passes_over_the_rest"),
+        (Plain, "unreachable_when_closed: .* renew wants StoreUnreachable, got ConnectionReset"),
+    ],
+)
+def test_contract_finds_a_broken_store(url, broken, clause):
+    """The suite is able to fail, and says at which clause."""
+    with pytest.raises(AssertionError, match=f"^{clause}"):
+        check_store(url, broken.open)
 
 
 def test_open_by_url(url):
@@ -89,10 +167,10 @@ def test_history_is_trimmed(store, monkeypatch):
     for number in range(600):
         last = store.transact(put={"key": b"%d" % number})
     with pytest.raises(Conflict, match="history"):
-        list(store.watch("", first, 0))
-    assert [event.revision for event in store.watch("", last - 50, 0)] == list(
-        range(last - 49, last + 1)
-    )
+        store.watch("", after=first, timeout=0)
+    events, reached = store.watch("", after=last - 50, timeout=0)
+    assert [event.revision for event in events] == list(range(last - 49, last + 1))
+    assert reached == last
     connection = sqlite3.connect(store.path)
     kept = connection.execute("SELECT count(*) FROM history").fetchone()[0]
     connection.close()
@@ -107,7 +185,7 @@ def test_file_moved_away_and_back(store):
     for call in (
         lambda: store.get("key"),
         lambda: store.transact(put={"key": b"2"}),
-        lambda: list(store.watch("", 0, 0)),
+        lambda: store.watch("", after=0, timeout=0),
         lambda: store.lease(1),
     ):
         with pytest.raises(ConnectionError, match="No such file"):
@@ -122,7 +200,7 @@ def test_moved_away_while_watching(store):
     timer.start()
     begin = time.monotonic()
     with pytest.raises(StoreUnreachable):
-        list(store.watch("", revision, 10))
+        store.watch("", after=revision, timeout=10)
     timer.join()
     assert time.monotonic() - begin < 5
 
@@ -130,7 +208,7 @@ def test_moved_away_while_watching(store):
 def test_leases_start_again_after_the_store_was_away(store, url):
     """While nobody could renew, nobody is lost."""
     lease = store.lease(1.0)
-    store.transact(put={"host": b"1"}, lease=lease)
+    store.transact(put={"host": b"1"}, leases={"host": lease})
     hidden = store.path.with_suffix(".hidden")
     store.path.rename(hidden)
     time.sleep(1.2)
@@ -144,7 +222,7 @@ def test_leases_start_again_after_the_store_was_away(store, url):
 
 def test_lease_of_an_earlier_boot_has_run_out(store):
     lease = store.lease(3600)
-    store.transact(put={"host": b"1"}, lease=lease)
+    store.transact(put={"host": b"1"}, leases={"host": lease})
     connection = sqlite3.connect(store.path)
     with connection:
         connection.execute("UPDATE lease SET boot='another'")

@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
@@ -40,7 +40,6 @@ from slimnet.cluster.own import OwnStore, store_id
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendError,
-    Conflict,
     NotFound,
     SlimnetError,
     StoreUnreachable,
@@ -92,7 +91,7 @@ class Agent:
         instance.check_store(config, store_id(store), there.get(backend.name))
         self.store = OwnStore(store)
         self.cluster = Cluster(self.store)
-        self.mirror = Mirror(self.store, self.store.id)
+        self.mirror = Mirror(self.store, config.host, self.store.id)
         self.inquiries = Inquiries(
             self.store, config.host, {"ask": self._decide, "listens": self._listens}
         )
@@ -140,7 +139,7 @@ class Agent:
                 if now - tended >= 1:
                     self.endpoints.tend()
                     tended = now
-                self._await_change()
+                self.mirror.wait(0.25)
                 self.sync()
             except StoreUnreachable as error:
                 self.mirror.forget()  # what answers next may be another store, or a backup
@@ -306,12 +305,6 @@ class Agent:
             self._untended = text
         else:
             self._untended = ""
-
-    def _await_change(self) -> None:
-        # Conflict: the history after our revision is gone; the mirror reads the store anew.
-        with suppress(Conflict):
-            for _ in self.store.watch("", self.mirror.revision, 0.25):
-                return
 
     def _register(self) -> None:
         self._lease = self.store.lease(self.config.lease)

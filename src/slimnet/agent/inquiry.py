@@ -68,7 +68,9 @@ class Inquiries:
         record = {"question": question, "fields": fields, "lease": lease}
         deadline = time.monotonic() + PATIENCE
         try:
-            revision = self._store.transact(put={asked: records.dump(record)}, lease=lease)
+            revision = self._store.transact(
+                put={asked: records.dump(record)}, leases={asked: lease}
+            )
             found = self._await(answered, revision, deadline)
         finally:
             with suppress(StoreUnreachable):  # the lease does it then
@@ -84,25 +86,27 @@ class Inquiries:
         """Answer the questions to this host, and take them out.
 
         Args:
-            inquiries: key of the store to record, of any host.
+            inquiries: key of the store to record.
         """
-        for key in [each for each in inquiries if each.startswith(f"inquiries/{self._host}/")]:
+        for key in list(inquiries):
             record = inquiries.pop(key)
             with suppress(Conflict, NotFound):  # nobody waits for it any more
                 found = self._store.get(key)
                 if found is None:
                     continue
                 lease, answer = self._reply(key, record)
+                answered = f"answers/{key.rpartition('/')[2]}"
                 self._store.transact(
                     expect={key: found[1]},
-                    put={f"answers/{key.rpartition('/')[2]}": records.dump(answer)},
-                    lease=lease,
+                    put={answered: records.dump(answer)},
+                    leases={} if lease is None else {answered: lease},
                 )
 
     def _await(self, key: str, revision: int, deadline: float) -> bytes | None:
         while (left := deadline - time.monotonic()) > 0:
             try:
-                for event in self._store.watch(key, revision, left):
+                events, revision = self._store.watch(key, after=revision, timeout=left)
+                for event in events:
                     if event.value is not None:
                         return event.value
             except Conflict:  # its history is gone

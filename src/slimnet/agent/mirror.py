@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from slimnet import records
@@ -45,11 +46,16 @@ class Mirror:
 
     Args:
         store: to read.
-        cluster: its id; another store in its place is not read. Empty: any is.
+        host: this one; questions to others are not followed.
+        cluster: id of the store; another one in its place is not read. Empty: any is.
     """
 
-    def __init__(self, store: Store, cluster: str = "") -> None:
+    def __init__(self, store: Store, host: str, cluster: str = "") -> None:
         self.store = store
+        self._asked = f"inquiries/{host}/"
+        # Not what every host writes after every change, such as installed/<host>: each
+        # of N hosts would be woken N times.
+        self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked)
         self._cluster = cluster
         #: Of the store, up to which this is a copy; 0 before the first.
         self.revision = 0
@@ -59,7 +65,7 @@ class Mirror:
         self.changed = 0
         #: Key to what is wrong with its record.
         self.problems: dict[str, str] = {}
-        #: Key to question of one host to another, for :class:`.Inquiries` to take.
+        #: Key to question of another host to this one, for :class:`.Inquiries` to take.
         self.inquiries: dict[str, bytes] = {}
         self._kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _DECODE}
         self._lock = threading.RLock()
@@ -79,6 +85,18 @@ class Mirror:
                     _log.info("reading the whole store again: %s", error)
             self._read()
             return True
+
+    def wait(self, timeout: float) -> None:
+        """Wait until something of what it follows changes, for :meth:`catch_up` to take
+        over, or ``timeout`` seconds. No lock is held meanwhile."""
+        after = self.revision
+        if not after:  # everything is to be read first
+            return
+        with suppress(Conflict):  # the history is gone: everything is read anew
+            events, reached = self.store.watch(*self._prefixes, after=after, timeout=timeout)
+            with self._lock:
+                if not events and self.revision == after:
+                    self.revision = reached
 
     def forget(self) -> None:
         """Read the whole store the next time; it goes on answering from its copy."""
@@ -133,11 +151,12 @@ class Mirror:
 
     def _follow(self) -> bool:
         changed = False
-        for event in self.store.watch("", self.revision, 0):
+        events, reached = self.store.watch(*self._prefixes, after=self.revision, timeout=0)
+        for event in events:
             changed |= self._take(event.key, event.value)
-            self.revision = event.revision
             if event.key.partition("/")[0] in _DECODE:
                 self.followed = self.changed = event.revision
+        self.revision = reached
         return changed
 
     def _read(self) -> None:
@@ -156,7 +175,7 @@ class Mirror:
 
     def _take(self, key: str, value: bytes | None) -> bool:
         kind = key.partition("/")[0]
-        if kind == "inquiries":
+        if key.startswith(self._asked):
             self.inquiries.pop(key, None)
             if value is not None:
                 self.inquiries[key] = value

@@ -197,8 +197,9 @@ class Cluster:
                     if host.address in cidr:
                         wanted = f"an address outside of network {network.name} ({cidr})"
                         raise InvalidValue("underlay.address", wanted, str(host.address))
-            self.store.transact(expect=guard.expect, put=guard.put)
-            return self.store.transact(put={f"hosts/{host.name}": records.dump(host)}, lease=lease)
+            key = f"hosts/{host.name}"
+            put = {key: records.dump(host), **guard.put}
+            return self.store.transact(expect=guard.expect, put=put, leases={key: lease})
 
         return retry(change)
 
@@ -208,9 +209,10 @@ class Cluster:
 
     def set_installed(self, host: str, revision: Revision, lease: int) -> None:
         """Write down that what the store held at ``revision`` is in force there."""
-        value = records.dump({"revision": revision})
+        key = f"installed/{host}"
+        put = {key: records.dump({"revision": revision})}
         try:
-            self.store.transact(put={f"installed/{host}": value}, lease=lease)
+            self.store.transact(put=put, leases={key: lease})
         except NotFound:
             _log.debug("the lease of host %s ran out", host)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from slimnet import records
 from slimnet.abc import Revision, Store, StoreEvent
@@ -82,11 +82,11 @@ class OwnStore(Store):
         expect: Mapping[str, Revision | None] | None = None,
         put: Mapping[str, bytes] | None = None,
         delete: Iterable[str] = (),
-        lease: int | None = None,
+        leases: Mapping[str, int] | None = None,
     ) -> Revision:
         expected = {**(expect or {}), self._key: self._revision}
         try:
-            return self._store.transact(expect=expected, put=put, delete=delete, lease=lease)
+            return self._store.transact(expect=expected, put=put, delete=delete, leases=leases)
         except Conflict:
             self._look()
             raise
@@ -97,8 +97,10 @@ class OwnStore(Store):
     def list(self, prefix: str) -> tuple[dict[str, tuple[bytes, Revision]], Revision]:
         return self._store.list(prefix)
 
-    def watch(self, prefix: str, after: Revision, timeout: float) -> Iterator[StoreEvent]:
-        return self._store.watch(prefix, after, timeout)
+    def watch(
+        self, prefix: str, *more: str, after: Revision, timeout: float
+    ) -> tuple[Sequence[StoreEvent], Revision]:
+        return self._store.watch(prefix, *more, after=after, timeout=timeout)
 
     def lease(self, seconds: float) -> int:
         return self._store.lease(seconds)

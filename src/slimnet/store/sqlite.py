@@ -14,12 +14,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slimnet.abc import Revision, Store, StoreEvent
-from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
+from slimnet.exceptions import ConfigError, Conflict, InvalidValue, NotFound, StoreUnreachable
 from slimnet.linux import sysctl
 from slimnet.trusted import make_trusted
 
@@ -130,8 +130,11 @@ class SqliteStore(Store):
         expect: Mapping[str, Revision | None] | None = None,
         put: Mapping[str, bytes] | None = None,
         delete: Iterable[str] = (),
-        lease: int | None = None,
+        leases: Mapping[str, int] | None = None,
     ) -> Revision:
+        leases, put = leases or {}, put or {}
+        for key in leases.keys() - put.keys():
+            raise InvalidValue(f"lease of store key {key}", "a key that is put", leases[key])
         with self._connection() as connection, _transaction(connection):
             self._purge(connection, time.clock_gettime(time.CLOCK_BOOTTIME))
             for key, wanted in (expect or {}).items():
@@ -139,7 +142,7 @@ class SqliteStore(Store):
                 found = row[0] if row else None
                 if found != wanted:
                     raise Conflict(f"store key {key}: expected revision {wanted}, found {found}")
-            if lease is not None:
+            for lease in leases.values():
                 self._need_lease(connection, lease)
             revision = _revision(connection) + 1
             changed = False
@@ -147,10 +150,10 @@ class SqliteStore(Store):
                 if connection.execute("DELETE FROM pair WHERE key=?", (key,)).rowcount:
                     _remember(connection, revision, key, None)
                     changed = True
-            for key, value in (put or {}).items():
+            for key, value in put.items():
                 connection.execute(
                     "INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?)",
-                    (key, value, revision, lease),
+                    (key, value, revision, leases.get(key)),
                 )
                 _remember(connection, revision, key, value)
                 changed = True
@@ -159,25 +162,30 @@ class SqliteStore(Store):
             _commit_revision(connection, revision)
             return revision
 
-    def watch(self, prefix: str, after: Revision, timeout: float) -> Iterator[StoreEvent]:
+    def watch(
+        self, prefix: str, *more: str, after: Revision, timeout: float
+    ) -> tuple[Sequence[StoreEvent], Revision]:
         deadline = time.monotonic() + timeout
         with self._connection() as connection:
             while True:
                 self._expire(connection)
                 version = _number(connection, "PRAGMA data_version")
-                rows = self._changes(connection, prefix, after)
+                rows, after = self._changes(connection, (prefix, *more), after)
                 if rows:
                     break
                 while _number(connection, "PRAGMA data_version") == version:
                     left = deadline - time.monotonic()
                     if left <= 0:
-                        return
+                        return (), after
                     time.sleep(min(_POLL, left))
                     self._check()
                     if self._expire(connection):
                         break
-        for revision, key, value in rows:
-            yield StoreEvent(key, None if value is None else bytes(value), revision)
+        events = [
+            StoreEvent(key, None if value is None else bytes(value), revision)
+            for revision, key, value in rows
+        ]
+        return events, after
 
     def lease(self, seconds: float) -> int:
         with self._connection() as connection, _transaction(connection, durable=False):
@@ -201,20 +209,26 @@ class SqliteStore(Store):
             self._close_idle()
 
     @staticmethod
-    def _changes(connection: sqlite3.Connection, prefix: str, after: Revision) -> _Changes:
+    def _changes(
+        connection: sqlite3.Connection, prefixes: Sequence[str], after: Revision
+    ) -> tuple[_Changes, Revision]:
+        """The changes below the prefixes, and the newest revision of all."""
+        below = " OR ".join(["key>=? AND key<?"] * len(prefixes))
+        bounds = [bound for prefix in prefixes for bound in _below(prefix)]
         connection.execute("BEGIN")
         try:
             trimmed = _number(connection, "SELECT value FROM meta WHERE name='trimmed'")
             newest = _revision(connection)
             if not trimmed <= after <= newest:
                 raise Conflict(f"the store's history holds {trimmed} to {newest}, not {after}")
-            return connection.execute(
-                "SELECT revision, key, value FROM history"
-                " WHERE revision>? AND key>=? AND key<? ORDER BY revision, key",
-                (after, *_below(prefix)),
+            rows = connection.execute(
+                "SELECT revision, key, value FROM history"  # noqa: S608  # only places for values
+                f" WHERE revision>? AND ({below}) ORDER BY revision, key",
+                (after, *bounds),
             ).fetchall()
         finally:
             connection.execute("COMMIT")
+        return rows, newest
 
     def _need_lease(self, connection: sqlite3.Connection, lease: int) -> None:
         if connection.execute("SELECT 1 FROM lease WHERE id=?", (lease,)).fetchone() is None:

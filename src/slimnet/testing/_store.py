@@ -6,10 +6,17 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
-from slimnet.abc import Store
-from slimnet.exceptions import ConfigError, Conflict, NotFound
+from slimnet.abc import Revision, Store
+from slimnet.exceptions import (
+    ConfigError,
+    Conflict,
+    InvalidValue,
+    NotFound,
+    StoreUnreachable,
+)
 
 __all__ = ["check_store"]
 
@@ -21,6 +28,7 @@ def check_store(
     opened: Callable[[str], Store],
     *,
     patience: float = 5.0,
+    away: Callable[[], AbstractContextManager[object]] | None = None,
 ) -> list[str]:
     """Run every clause of the contract on a store.
 
@@ -32,6 +40,8 @@ def check_store(
         opened: opens it, such as ``SqliteStore.open``; called several times, as
             several processes would.
         patience: seconds for what takes the store a while.
+        away: nobody reaches the store while its block lasts; by default only a store
+            that was closed is tried.
 
     Returns:
         the names of the clauses that were run.
@@ -41,6 +51,7 @@ def check_store(
     """
     clauses = [
         _refuses_foreign_url,
+        _unreachable_when_closed,
         _put_and_get,
         _lists_below_a_prefix,
         _transaction_is_whole,
@@ -51,20 +62,27 @@ def check_store(
         _watch_ends_by_itself,
         _watch_wakes_up,
         _watch_tells_of_deletion,
+        _watch_takes_prefixes,
+        _watch_is_woken_by_its_own_only,
+        _watch_passes_over_the_rest,
         _forgotten_history_is_a_conflict,
+        _lease_of_each_key,
         _lease_runs_out,
         _lease_is_renewed,
         _lease_moves_with_a_put,
+        _lease_of_a_key_that_is_not_put,
         _unknown_lease,
         _survives_closing,
         _closes_twice,
     ]
+    if away is not None:
+        clauses.append(_unreachable_when_away)
     for number, clause in enumerate(clauses):
         prefix = f"check-store/{time.time_ns()}-{number}/"
         store = opened(url)
         other = opened(url)
         try:
-            clause(_Trial(url, opened, store, other, prefix, patience))
+            clause(_Trial(url, opened, store, other, prefix, patience, away or nullcontext))
         except AssertionError as error:
             raise AssertionError(f"{clause.__name__.strip('_')}: {error}") from error
         finally:
@@ -86,6 +104,7 @@ class _Trial:
         other: Store,
         prefix: str,
         patience: float,
+        away: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.url = url
         self.opened = opened
@@ -93,6 +112,14 @@ class _Trial:
         self.other = other
         self.prefix = prefix
         self.patience = patience
+        self.away = away
+
+    def told(
+        self, store: Store, after: Revision, timeout: float = 0
+    ) -> list[tuple[str, bytes | None, Revision]]:
+        """What a watcher of everything here is told."""
+        events, _ = store.watch(self.prefix, after=after, timeout=timeout)
+        return [(each.key, each.value, each.revision) for each in events]
 
     def key(self, name: str) -> str:
         return self.prefix + name
@@ -167,8 +194,7 @@ def _nothing_done_is_no_revision(trial: _Trial) -> None:
     _, before = trial.store.list(trial.prefix)
     trial.store.transact(delete=[trial.key("none")])
     trial.store.transact()
-    events = list(trial.other.watch(trial.prefix, before, 0))
-    _equal([], events, "deleting what is not there is no change")
+    _equal([], trial.told(trial.other, before), "deleting what is not there is no change")
 
 
 def _counters_lose_nothing(trial: _Trial) -> None:
@@ -212,17 +238,17 @@ def _watch_tells_in_order(trial: _Trial) -> None:
     trial.store.transact(put={f"check-store-else{trial.prefix}": b""})
     trial.store.transact(delete=[f"check-store-else{trial.prefix}"])
     second = trial.store.transact(put={a: b"2", b: b"2"})
-    told = [(e.key, e.value, e.revision) for e in trial.other.watch(trial.prefix, start, 0)]
+    told = trial.told(trial.other, start)
     wanted = [(a, b"1", first), (a, b"2", second), (b, b"2", second)]
     _equal(wanted, [told[0], *sorted(told[1:])] if told else told, "every change, oldest first")
-    told = [(e.key, e.value, e.revision) for e in trial.other.watch(trial.prefix, first, 0)]
+    told = trial.told(trial.other, first)
     _equal(wanted[1:], sorted(told), "only changes after the revision")
 
 
 def _watch_ends_by_itself(trial: _Trial) -> None:
     _, start = trial.store.list(trial.prefix)
     begin = time.monotonic()
-    _equal([], list(trial.store.watch(trial.prefix, start, 0.2)), "nothing happened")
+    _equal([], trial.told(trial.store, start, 0.2), "nothing happened")
     took = time.monotonic() - begin
     _true(0.15 <= took < 0.2 + trial.patience, f"a timeout of 0.2 s took {took:.2f} s")
 
@@ -233,10 +259,10 @@ def _watch_wakes_up(trial: _Trial) -> None:
     timer = threading.Timer(0.1, lambda: trial.other.transact(put={key: b"1"}))
     timer.start()
     begin = time.monotonic()
-    told = list(trial.store.watch(trial.prefix, start, trial.patience * 4))
+    told = trial.told(trial.store, start, trial.patience * 4)
     took = time.monotonic() - begin
     timer.join()
-    _equal([(key, b"1")], [(each.key, each.value) for each in told], "a change while waiting")
+    _equal([(key, b"1")], [each[:2] for each in told], "a change while waiting")
     _true(took < trial.patience, f"it took {took:.2f} s to tell")
 
 
@@ -244,14 +270,65 @@ def _watch_tells_of_deletion(trial: _Trial) -> None:
     key = trial.key("a")
     start = trial.store.transact(put={key: b"1"})
     gone = trial.store.transact(delete=[key])
-    told = [(e.key, e.value, e.revision) for e in trial.other.watch(trial.prefix, start, 0)]
+    told = trial.told(trial.other, start)
     _equal([(key, None, gone)], told, "a deletion has no value")
+
+
+def _watch_takes_prefixes(trial: _Trial) -> None:
+    a, b, c, ab = (trial.key(name) for name in ("a/1", "b/1", "c/1", "ab"))
+    _, start = trial.store.list(trial.prefix)
+    first = trial.store.transact(put={a: b"1", b: b"1", c: b"1", ab: b"1"})
+    second = trial.store.transact(put={c: b"2"}, delete=[b])
+    third = trial.store.transact(put={a: b"3"})
+    prefixes = (trial.key("b/"), trial.key("a/"), trial.key("none/"))
+    events, reached = trial.other.watch(*prefixes, after=start, timeout=0)
+    told = [(each.key, each.value, each.revision) for each in events]
+    wanted = [(a, b"1", first), (b, b"1", first), (b, None, second), (a, b"3", third)]
+    told[:2] = sorted(told[:2], key=str)  # those of one revision have no order
+    _equal(wanted, told, "what changed below two of three prefixes")
+    _true(reached >= third, "the answer holds up to the last change at least")
+
+
+def _watch_is_woken_by_its_own_only(trial: _Trial) -> None:
+    _, start = trial.store.list(trial.prefix)
+    elsewhere, mine = trial.key("else/1"), trial.key("mine/1")
+
+    def change() -> None:
+        for _ in range(5):
+            last.append(trial.other.transact(put={elsewhere: b""}))
+            time.sleep(0.05)
+
+    last: list[Revision] = []
+    thread = threading.Thread(target=change)
+    begin = time.monotonic()
+    thread.start()
+    events, _ = trial.store.watch(trial.key("mine/"), after=start, timeout=1)
+    took = time.monotonic() - begin
+    thread.join()
+    _equal([], list(events), "what changed elsewhere")
+    _true(took >= 0.9, f"a wait of 1 s took {took:.2f} s although only others' keys changed")
+    revision = trial.other.transact(put={mine: b"1"})
+    events, reached = trial.store.watch(trial.key("mine/"), after=start, timeout=0)
+    _equal([(mine, b"1", revision)], [(e.key, e.value, e.revision) for e in events], "its own")
+    _true(reached >= revision > last[-1], "the answer holds up to it at least")
+
+
+def _watch_passes_over_the_rest(trial: _Trial) -> None:
+    _, start = trial.store.list(trial.prefix)
+    revision = trial.store.transact(put={trial.key("else/1"): b""})
+    events, reached = trial.other.watch(trial.key("mine/"), after=start, timeout=0)
+    _equal([], list(events), "what changed elsewhere")
+    _true(reached >= revision, f"the answer holds up to {revision}, where others' changes end")
+    mine = trial.key("mine/1")
+    later = trial.store.transact(put={mine: b"1"})
+    events, _ = trial.other.watch(trial.key("mine/"), after=reached, timeout=0)
+    _equal([(mine, later)], [(each.key, each.revision) for each in events], "what comes after it")
 
 
 def _forgotten_history_is_a_conflict(trial: _Trial) -> None:
     _, now = trial.store.list(trial.prefix)
     try:
-        told = list(trial.store.watch(trial.prefix, now + 1_000_000, 0))
+        told = trial.told(trial.store, now + 1_000_000)
     except Conflict:
         return
     _equal([], told, "a revision that is yet to come")
@@ -261,18 +338,18 @@ def _lease_runs_out(trial: _Trial) -> None:
     tied, free = trial.key("tied"), trial.key("free")
     start = trial.store.transact(put={free: b"1"})
     lease = trial.store.lease(_LEASE)
-    trial.store.transact(put={tied: b"1"}, lease=lease)
+    trial.store.transact(put={tied: b"1"}, leases={tied: lease})
     _true(trial.other.get(tied) is not None, "a leased key is there at first")
     _true(trial.eventually(lambda: trial.other.get(tied) is None), "and goes with its lease")
     _true(trial.other.get(free) is not None, "a key without a lease stays")
-    told = [(e.key, e.value) for e in trial.store.watch(trial.prefix, start, 0)]
+    told = [each[:2] for each in trial.told(trial.store, start)]
     _equal([(tied, b"1"), (tied, None)], told, "a watcher is told that it went")
 
 
 def _lease_is_renewed(trial: _Trial) -> None:
     key = trial.key("tied")
     lease = trial.store.lease(_LEASE * 4)
-    trial.store.transact(put={key: b"1"}, lease=lease)
+    trial.store.transact(put={key: b"1"}, leases={key: lease})
     for _ in range(6):
         time.sleep(_LEASE)
         trial.store.renew(lease)
@@ -284,8 +361,8 @@ def _lease_is_renewed(trial: _Trial) -> None:
 def _lease_moves_with_a_put(trial: _Trial) -> None:
     again, free = trial.key("again"), trial.key("free")
     short, long = trial.store.lease(_LEASE), trial.store.lease(60)
-    trial.store.transact(put={again: b"1", free: b"1"}, lease=short)
-    trial.store.transact(put={again: b"2"}, lease=long)
+    trial.store.transact(put={again: b"1", free: b"1"}, leases=dict.fromkeys((again, free), short))
+    trial.store.transact(put={again: b"2"}, leases={again: long})
     trial.store.transact(put={free: b"2"})
     time.sleep(_LEASE * 2)
     found = [trial.other.get(key) for key in (again, free)]
@@ -293,11 +370,31 @@ def _lease_moves_with_a_put(trial: _Trial) -> None:
     _equal([b"2", b"2"], values, "a later put ties a key to its own lease, or to none")
 
 
+def _lease_of_each_key(trial: _Trial) -> None:
+    short, long = trial.store.lease(_LEASE), trial.store.lease(60)
+    brief, lasting, free = (trial.key(name) for name in ("brief", "lasting", "free"))
+    put = dict.fromkeys((brief, lasting, free), b"1")
+    trial.store.transact(put=put, leases={brief: short, lasting: long})
+    _true(trial.eventually(lambda: trial.other.get(brief) is None), "a key goes with its lease")
+    found = sorted(trial.other.list(trial.prefix)[0])
+    _equal([free, lasting], found, "those of another lease or of none, put with it, stay")
+
+
+def _lease_of_a_key_that_is_not_put(trial: _Trial) -> None:
+    lease, key, other = trial.store.lease(60), trial.key("a"), trial.key("b")
+    try:
+        trial.store.transact(put={key: b"1"}, leases={other: lease})
+    except InvalidValue:
+        _equal(None, trial.other.get(key), "and nothing was put")
+        return
+    raise AssertionError("a lease for a key that is not put should be InvalidValue")
+
+
 def _unknown_lease(trial: _Trial) -> None:
     key = trial.key("a")
     _raises_not_found(lambda: trial.store.renew(2**40), "renewing an unknown lease")
     _raises_not_found(
-        lambda: trial.store.transact(put={key: b"1"}, lease=2**40), "putting with one"
+        lambda: trial.store.transact(put={key: b"1"}, leases={key: 2**40}), "putting with one"
     )
     _equal(None, trial.other.get(key), "and nothing was put")
 
@@ -308,18 +405,57 @@ def _survives_closing(trial: _Trial) -> None:
     trial.store.close()
     with trial.opened(trial.url) as again:
         _equal((b"1", revision), again.get(key), "what another opener finds later")
-        told = [each.key for each in again.watch(trial.prefix, revision - 1, 0)]
-        _equal([key], told, "its history is there too")
+        _equal([(key, b"1", revision)], trial.told(again, revision - 1), "its history is there too")
 
 
 def _closes_twice(trial: _Trial) -> None:
     for store, _ in itertools.product((trial.store, trial.other), range(2)):
         store.close()
-    try:
-        trial.store.get(trial.key("a"))
-    except ConnectionError:
-        return
-    raise AssertionError("a closed store should raise ConnectionError")
+
+
+def _unreachable_when_closed(trial: _Trial) -> None:
+    lease = trial.store.lease(60)
+    trial.store.close()
+    _unreachable(trial, trial.store, lease, "a store that was closed")
+
+
+def _unreachable_when_away(trial: _Trial) -> None:
+    key = trial.key("before")
+    revision = trial.store.transact(put={key: b"1"})
+    lease = trial.store.lease(60)
+    with trial.away():
+        _unreachable(trial, trial.store, lease, "a store that is away")
+        try:
+            trial.opened(trial.url).close()
+        except StoreUnreachable:
+            pass
+        else:
+            raise AssertionError("opening one that is away should raise StoreUnreachable")
+    _equal((b"1", revision), trial.store.get(key), "what a store has that is back")
+    _equal([(key, b"1", revision)], trial.told(trial.store, revision - 1), "its history")
+    trial.store.renew(lease)
+
+
+def _unreachable(trial: _Trial, store: Store, lease: int, what: str) -> None:
+    """Every method raises this error, and no other that a socket or a file may have raised."""
+    key = trial.key("a")
+    calls: Mapping[str, Callable[[], object]] = {
+        "get": lambda: store.get(key),
+        "list": lambda: store.list(trial.prefix),
+        "transact": lambda: store.transact(put={key: b"1"}),
+        "watch": lambda: store.watch(trial.prefix, after=0, timeout=0),
+        "lease": lambda: store.lease(60),
+        "renew": lambda: store.renew(lease),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except StoreUnreachable:
+            continue
+        except Exception as error:
+            came = f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{what}: {name} wants StoreUnreachable, got {came}") from error
+        raise AssertionError(f"{what}: {name} should raise StoreUnreachable")
 
 
 def _raises_not_found(call: Callable[[], object], what: str) -> None:
