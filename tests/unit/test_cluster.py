@@ -2,6 +2,8 @@
 """The words of a cluster over a real store."""
 
 import json
+import random
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -232,6 +234,110 @@ def test_a_network_of_two_addresses(cluster):
     cluster.create_network("tiny", "10.9.0.0/31")
     given = [cluster.create_endpoint({**spec(n), "network": "tiny"})[0].address for n in "ab"]
     assert given == [IPAddress("10.9.0.0"), IPAddress("10.9.0.1")]
+
+
+class Counted(SqliteStore):
+    """Counts the calls that read, and what they are answered."""
+
+    calls = rows = 0
+
+    def get(self, key):
+        found = super().get(key)
+        return self._count(found, found is not None)
+
+    def list(self, prefix):
+        pairs, revision = super().list(prefix)
+        return self._count((pairs, revision), len(pairs))
+
+    def watch(self, prefix, *more, after, timeout):
+        events, reached = super().watch(prefix, *more, after=after, timeout=timeout)
+        return self._count((events, reached), len(events))
+
+    def _count(self, answer, rows):
+        self.calls += 1
+        self.rows += rows
+        return answer
+
+
+def test_an_endpoint_costs_the_same_in_every_network(tmp_path):
+    """What is read of the store for one does not grow with those that are there."""
+    costs = {}
+    with Counted.open(f"sqlite://{tmp_path}/store.db") as store:
+        cluster = Cluster(store)
+        cluster.create_network("prod", "10.1.0.0/16")
+        cluster.create_endpoint(spec("first"))
+        for there in (0, 10, 3000):
+            others = {
+                f"addresses/prod/10.1.{each // 200 + 1}.{each % 200}": b'"endpoints/prod/a/x"'
+                for each in range(there)
+            }
+            store.transact(put=others)
+            cluster.create_endpoint(spec(f"before-{there}"))  # that it learns of these
+            store.calls = store.rows = 0
+            made, _ = cluster.create_endpoint(spec(f"web-{there}"))
+            cluster.remove_endpoint(made)
+            cluster.create_endpoint(spec(f"asked-{there}", address=f"10.1.200.{len(costs) + 1}"))
+            cluster.documents.apply([service(f"shop-{there}")])
+            costs[there] = store.calls, store.rows
+    assert costs[0] == costs[10] == costs[3000]
+    assert max(costs[0]) < 50
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_free_address_is_given(store, seed):
+    """Whoever added or removed the others, and however much of the history is gone."""
+    chance = random.Random(seed)
+    clusters = [Cluster(store), Cluster(store)]
+    ranges = ["10.1.0.8/29", "10.1.0.0/30", "10.1.0.5/32"]
+    network, _ = clusters[0].create_network("prod", ranges)
+    hosts = [
+        str(IPAddress(number))
+        for cidr in network.cidrs
+        for number in range(
+            cidr.first + (cidr.prefixlen < 31), cidr.last + 1 - (cidr.prefixlen < 31)
+        )
+    ]
+    full = 0
+    for step in range(150):
+        cluster = chance.choice(clusters)
+        used = {key.rpartition("/")[2] for key in store.list("addresses/")[0]}
+        free = [each for each in hosts if each not in used]
+        if chance.random() < 0.4 and used:
+            cluster.remove_endpoint(chance.choice(cluster.endpoints()))
+        elif not free:
+            full += 1
+            with pytest.raises(InvalidValue, match=f"got '{len(hosts)} addresses in use'"):
+                cluster.create_endpoint(spec(f"e{step}"))
+        else:
+            wanted = chance.choice(free) if chance.random() < 0.2 else None
+            made, _ = cluster.create_endpoint(spec(f"e{step}", address=wanted))
+            assert str(made.address) == (wanted or free[0])
+        if chance.random() < 0.05:
+            connection = sqlite3.connect(store.path)
+            with connection:
+                revision = "SELECT value FROM meta WHERE name='revision'"
+                connection.execute(f"UPDATE meta SET value=({revision}) WHERE name='trimmed'")
+                connection.execute("DELETE FROM history")
+            connection.close()
+    assert full
+
+
+def test_another_store_in_its_place(tmp_path):
+    """A backup that is restored has others' addresses: none is given out twice."""
+    path = tmp_path / "store.db"
+    with SqliteStore.open(f"sqlite://{path}") as store:
+        cluster = Cluster(store)
+        cluster.create_network("prod", "10.1.0.0/24")
+        cluster.create_endpoint(spec("web"))
+        path.rename(tmp_path / "old.db")
+        for left in ("-wal", "-shm"):
+            (tmp_path / f"store.db{left}").unlink(missing_ok=True)
+        with SqliteStore.open(f"sqlite://{path}") as other:
+            restored = Cluster(other)
+            restored.create_network("prod", "10.1.0.0/24")
+            there = {restored.create_endpoint(spec(f"e{each}"))[0].address for each in range(9)}
+        made, _ = cluster.create_endpoint(spec("db"))
+        assert made.address not in there
 
 
 def test_everybody_at_once(tmp_path):

@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What endpoints and services are given: identities and addresses."""
+"""What endpoints are given: ids and identities."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import socket
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from netaddr import IPAddress
+from collections.abc import Mapping
 
 from slimnet.abc import Store
 from slimnet.cluster import change
 from slimnet.cluster.change import Guard
 from slimnet.contract import SLIM_ADDRESS_SERVICE, SLIM_IDENTITY_FIRST
-from slimnet.exceptions import AlreadyExists, InvalidValue
-from slimnet.model import Endpoint, Network
+from slimnet.exceptions import InvalidValue
+from slimnet.model import Endpoint
 
-__all__ = ["address", "check", "identity", "number"]
+__all__ = ["check", "identity", "number"]
 
 #: Below are those that earlier versions counted from 1.
 _FIRST = 1 << 24
@@ -70,53 +66,3 @@ def identity(store: Store, endpoint: Endpoint) -> tuple[int, Guard]:
     fresh = change.counter(store, "identity")
     number = SLIM_IDENTITY_FIRST + fresh.number - 1
     return number, Guard(number, {key: None, **fresh.expect}, {key: b"%d" % number, **fresh.put})
-
-
-def address(
-    store: Store,
-    network: Network,
-    wanted: Any,
-    field: str = "endpoint.address",
-    meanwhile: Iterable[str] = (),
-) -> IPAddress:
-    """An address for an endpoint or a service: the wanted one, or the first that is free.
-
-    Args:
-        store: where those in use are.
-        network: whose it will be.
-        wanted: ``None`` for any.
-        field: what errors call it.
-        meanwhile: addresses that are not free although the store has them not yet.
-
-    Raises:
-        InvalidValue: the wanted one is not of the network, or the network is full.
-        AlreadyExists: the wanted one is taken.
-    """
-    prefix = f"addresses/{network.name}/"
-    used = {key.removeprefix(prefix) for key in store.list(prefix)[0]}.union(meanwhile)
-    if wanted is not None:
-        asked = IPAddress(str(wanted))
-        cidr = next((each for each in network.cidrs if asked in each), None)
-        if cidr is None:
-            ranges = ", ".join(map(str, network.cidrs))
-            raise InvalidValue(field, f"an address in {ranges}", str(wanted))
-        if cidr.prefixlen < 31 and asked in (cidr.network, cidr.broadcast):
-            raise InvalidValue(
-                field,
-                f"neither network nor broadcast address of {cidr}",
-                str(wanted),
-            )
-        if str(asked) in used:
-            holder = store.get(prefix + str(asked))
-            kind, _, who = json.loads(holder[0]).partition("/") if holder else ("", "", "another")
-            service = "service " if kind == "services" else ""
-            raise AlreadyExists(f"address {asked} is that of {service}{who}")
-        return asked
-    for cidr in network.cidrs:
-        edge = 1 if cidr.prefixlen < 31 else 0
-        for number in range(cidr.first + edge, cidr.last - edge + 1):
-            # Thousands may be used: netaddr would make an object of each.
-            text = socket.inet_ntoa(number.to_bytes(4, "big"))
-            if text not in used:
-                return IPAddress(text)
-    raise InvalidValue(field, f"room in network {network.name}", f"{len(used)} addresses in use")

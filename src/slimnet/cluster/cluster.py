@@ -37,6 +37,7 @@ from netaddr import IPNetwork
 from slimnet import records
 from slimnet.abc import Revision, Store
 from slimnet.cluster import allocation, lookup, ranges
+from slimnet.cluster.addresses import Addresses
 from slimnet.cluster.change import counter, retry
 from slimnet.cluster.documents import PREFIXES, Documents
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
@@ -63,7 +64,8 @@ class Cluster:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.documents = Documents(store)
+        self._addresses = Addresses(store)
+        self.documents = Documents(store, self._addresses)
 
     # Networks
 
@@ -270,7 +272,7 @@ class Cluster:
         def change() -> tuple[Endpoint, Revision]:
             network = self.network(spec["network"])
             guard = counter(self.store, "endpoint")
-            address = allocation.address(self.store, network, wanted)
+            address = self._addresses.choose(network, wanted)
             key = _endpoint_key(plan.network, plan.namespace, plan.name)
             drawn = allocation.number(self.store, key)
             endpoint = Endpoint(**{**spec, "address": address, "id": drawn.number})

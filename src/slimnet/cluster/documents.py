@@ -10,7 +10,8 @@ from netaddr import IPAddress
 
 from slimnet import records
 from slimnet.abc import Revision, Store
-from slimnet.cluster import allocation, lookup
+from slimnet.cluster import lookup
+from slimnet.cluster.addresses import PREFIX, Addresses
 from slimnet.cluster.change import counter, retry
 from slimnet.exceptions import InvalidValue, PolicyError
 from slimnet.model import Network
@@ -41,8 +42,9 @@ _Admit = Callable[[Sequence[Document]], object]
 class Documents:
     """Changes and reads them. All raise :class:`~slimnet.StoreUnreachable`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, addresses: Addresses) -> None:
         self.store = store
+        self._addresses = addresses
 
     def apply(
         self, documents: Iterable[Document], admit: _Admit | None = None
@@ -68,7 +70,7 @@ class Documents:
 
         def change() -> tuple[list[Document], Revision]:
             guard = counter(self.store, "endpoint")
-            made = _Change(self.store, asked)
+            made = _Change(self.store, self._addresses, asked)
             if admit is not None:
                 admit(made.documents)
             revision = self.store.transact(
@@ -140,8 +142,9 @@ class Documents:
 class _Change:
     """The parts of one transaction that applies documents."""
 
-    def __init__(self, store: Store, asked: Sequence[Document]) -> None:
+    def __init__(self, store: Store, addresses: Addresses, asked: Sequence[Document]) -> None:
         self._store = store
+        self._addresses = addresses
         self._networks: dict[str, Network] = {}
         self.expect: dict[str, Revision | None] = {}
         self.put: dict[str, bytes] = {}
@@ -174,11 +177,11 @@ class _Change:
         address = service.address
         if address is None and old is not None and any(old in cidr for cidr in network.cidrs):
             address = old
-        prefix = f"addresses/{network.name}/"
+        prefix = f"{PREFIX}{network.name}/"
         if address is None or address != old:
             field = f"{service.title}: spec.clusterIP"
-            meanwhile = [each.removeprefix(prefix) for each in self.put]
-            address = allocation.address(self._store, network, address, field, meanwhile)
+            meanwhile = {each.removeprefix(prefix) for each in self.put if each.startswith(prefix)}
+            address = self._addresses.choose(network, address, field, meanwhile)
             self.expect[f"{prefix}{address}"] = None
             self.put[f"{prefix}{address}"] = records.dump(place)
             if old is not None:

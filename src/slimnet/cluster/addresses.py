@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which addresses endpoints and services have, and which one is next."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Any
+
+from netaddr import IPAddress
+
+from slimnet.abc import Revision, Store
+from slimnet.exceptions import AlreadyExists, Conflict, InvalidValue
+from slimnet.model import Network
+
+__all__ = ["PREFIX", "Addresses"]
+
+#: Of the keys ``addresses/<network>/<address>``.
+PREFIX = "addresses/"
+
+
+class Addresses:
+    """A copy of what is taken, kept up by the store's history: to give out an address
+    costs what changed since the last one, whatever the size of the network. Threads may
+    share one.
+
+    It may be behind: who writes an address down expects that nobody has it.
+
+    Args:
+        store: where they are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        #: Up to which this is a copy; 0: everything is to be read.
+        self._revision: Revision = 0
+        #: Network to the addresses in it that are taken, as integers.
+        self._taken: defaultdict[str, set[int]] = defaultdict(set)
+        #: Network to the first address of a range, to the first that may be free: all
+        #: those between are taken.
+        self._floors: defaultdict[str, dict[int, int]] = defaultdict(dict)
+
+    def choose(
+        self,
+        network: Network,
+        wanted: Any,
+        field: str = "endpoint.address",
+        meanwhile: Collection[str] = (),
+    ) -> IPAddress:
+        """An address for an endpoint or a service: the wanted one, or the first that is free.
+
+        Args:
+            network: whose it will be.
+            wanted: ``None`` for any.
+            field: what errors call it.
+            meanwhile: addresses that are not free although the store has them not yet.
+
+        Raises:
+            InvalidValue: the wanted one is not of the network, or the network is full.
+            AlreadyExists: the wanted one is taken.
+            Conflict: others are quicker; try again.
+        """
+        if wanted is not None:
+            return self._wanted(network, wanted, field, meanwhile)
+        with self._lock:
+            self._follow()
+            text = self._first(network, meanwhile)
+            if text is None:  # before that is said, it is made sure of
+                self._read()
+                text = self._first(network, meanwhile)
+            if text is None:
+                used = len(self._taken[network.name]) + len(meanwhile)
+                room = f"room in network {network.name}"
+                raise InvalidValue(field, room, f"{used} addresses in use")
+            if self._store.get(f"{PREFIX}{network.name}/{text}") is not None:
+                # Somebody just took it; or this is a copy of another store, which was
+                # there before this one was put in its place.
+                self._revision = 0
+                raise Conflict(f"address {text} of network {network.name} is taken")
+        return IPAddress(text)
+
+    def _wanted(
+        self, network: Network, wanted: Any, field: str, meanwhile: Collection[str]
+    ) -> IPAddress:
+        asked = IPAddress(str(wanted))
+        cidr = next((each for each in network.cidrs if asked in each), None)
+        if cidr is None:
+            ranges = ", ".join(map(str, network.cidrs))
+            raise InvalidValue(field, f"an address in {ranges}", str(wanted))
+        if cidr.prefixlen < 31 and asked in (cidr.network, cidr.broadcast):
+            raise InvalidValue(
+                field,
+                f"neither network nor broadcast address of {cidr}",
+                str(wanted),
+            )
+        holder = self._store.get(f"{PREFIX}{network.name}/{asked}")
+        if holder is not None or str(asked) in meanwhile:
+            kind, _, who = json.loads(holder[0]).partition("/") if holder else ("", "", "another")
+            service = "service " if kind == "services" else ""
+            raise AlreadyExists(f"address {asked} is that of {service}{who}")
+        return asked
+
+    def _first(self, network: Network, meanwhile: Collection[str]) -> str | None:
+        taken, floors = self._taken[network.name], self._floors[network.name]
+        for cidr in network.cidrs:
+            edge = 1 if cidr.prefixlen < 31 else 0
+            first, last = cidr.first + edge, cidr.last - edge
+            floor = floors.get(first, first)
+            while floor <= last and floor in taken:
+                floor += 1
+            floors[first] = floor
+            for number in range(floor, last + 1):
+                if number not in taken:
+                    # Many may be tried: netaddr would make an object of each.
+                    text = socket.inet_ntoa(number.to_bytes(4, "big"))
+                    if text not in meanwhile:
+                        return text
+        return None
+
+    def _follow(self) -> None:
+        if not self._revision:
+            self._read()
+            return
+        try:
+            events, self._revision = self._store.watch(PREFIX, after=self._revision, timeout=0)
+        except Conflict:  # the history since then is gone
+            self._read()
+            return
+        for event in events:
+            self._note(event.key, taken=event.value is not None)
+
+    def _read(self) -> None:
+        pairs, self._revision = self._store.list(PREFIX)
+        self._taken.clear()
+        self._floors.clear()
+        for key in pairs:
+            self._note(key, taken=True)
+
+    def _note(self, key: str, *, taken: bool) -> None:
+        network, _, text = key.removeprefix(PREFIX).partition("/")
+        try:
+            number = int.from_bytes(socket.inet_aton(text), "big")
+        except OSError:  # no address: it is in nobody's way
+            return
+        if taken:
+            self._taken[network].add(number)
+            return
+        self._taken[network].discard(number)
+        floors = self._floors[network]
+        for first, floor in floors.items():
+            if first <= number < floor:
+                floors[first] = number
