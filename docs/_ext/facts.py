@@ -6,6 +6,7 @@
 ``confkey``       one key of the configuration: its default comes from the code
 ``manifest``      the fields of one kind of manifest, from the schema that the parser checks
                   against; without an argument, all kinds
+``store-keys``    the keys of the store, as the code makes them
 ``routes``        what the agent's API offers, from the table that it is served from
 ``news``          the news fragments
 ``fact``          (role) a constant of the contract
@@ -38,6 +39,7 @@ from slimnet import contract
 from slimnet.agent import failure
 from slimnet.agent.fields import Field, fields
 from slimnet.agent.routes import ROUTES
+from slimnet.cluster.keys import KEYS
 from slimnet.config import Config, _Check
 from slimnet.exceptions import SlimnetError
 from slimnet.model import Reason
@@ -192,6 +194,19 @@ class Manifest(Directive):
             if alike is None and field.below is not None:
                 told[id(field.below)] = f"as ``{path}``"
             yield f"``{path}``", f"{meaning} ({alike})" if alike else meaning
+
+
+class StoreKeys(Directive):
+    """Every pattern of keys, and what is there."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 45 55", ""]
+        lines += ["   * - Key", "     - What"]
+        for key in KEYS:
+            lines += [f"   * - ``{key.pattern}``", f"     - {key.meaning}"]
+        holder = nodes.container()
+        self.state.nested_parse(StringList([*lines, ""], source="slimnet.cluster.keys"), 0, holder)
+        return holder.children
 
 
 class RouteList(Directive):
@@ -375,6 +390,7 @@ def setup(app: Sphinx) -> dict[str, object]:
         app.add_directive_to_domain("std", name, kind, override=True)
     app.add_directive("reason-table", ReasonTable)
     app.add_directive("manifest", Manifest)
+    app.add_directive("store-keys", StoreKeys)
     app.add_directive("routes", RouteList)
     app.add_directive("news", News)
     app.add_role("fact", _fact_role)

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import random
+import re
 import socket
+import threading
 import time
 from collections import Counter
 from urllib.parse import quote
@@ -19,14 +21,16 @@ from slimnet.agent import agent as agents
 from slimnet.agent import fields as kinds
 from slimnet.agent.client import Client
 from slimnet.agent.fields import fields
+from slimnet.agent.inquiry import Inquiries
 from slimnet.agent.requests import Nothing
 from slimnet.agent.routes import ROUTES, Route, Routes
 from slimnet.agent.server import Server
 from slimnet.agent.site import Site
 from slimnet.cli import slimnet
 from slimnet.cluster import Cluster
+from slimnet.cluster.keys import KEYS
 from slimnet.config import Config
-from slimnet.exceptions import PolicyError
+from slimnet.exceptions import PolicyError, SlimnetError
 from slimnet.model import Host
 from slimnet.node import open_node
 from slimnet.plugins import Choice
@@ -201,7 +205,7 @@ OTHERS = [
         "apiVersion": "slimnet.io/v1alpha1",
         "kind": "EgressLimit",
         "metadata": {"name": "l", "namespace": "default"},
-        "spec": {"endpointSelector": {}, "rate": "1M", "connectionRate": "1M"},
+        "spec": {"podSelector": {}, "rate": "1M", "connectionRate": "1M"},
     },
 ]
 #: As the API has them, with the lines that Document.to_json gives.
@@ -571,6 +575,33 @@ def test_the_agent_says_where_a_file_is_wrong(path):
     assert str(here.value).startswith("line 10: items[0].spec.ingress[0].from[0].podSelector.app:")
     with open_node(agent=path) as node:
         assert node.policies() == []
+
+
+def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):
+    """Whatever is written in an agent's life has a pattern, and every pattern is written."""
+    node = Client(path)
+    body = {"network": "prod", "namespace": "other", "name": "web", "labels": {"a.b/c": "d"}}
+    node.request("POST", "endpoints", **body)
+    node.request("POST", "policies", policies=DOCUMENTS, network="prod")
+    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
+        # The agent of the fixture does not follow by itself, but before each answer.
+        follow = threading.Timer(0.1, lambda: node.request("POST", "check"))
+        follow.start()
+        with pytest.raises(SlimnetError, match="does not know that question"):
+            Inquiries(store, "h2", {}).ask("h1", "what?")
+        follow.join()
+        written = {each.key for each in store.watch("", after=0, timeout=0)[0]}
+    patterns = {
+        # Names of labels may have a slash.
+        key.pattern: re.sub("<[^>]*>", "[^/]+", key.pattern.replace("<labels>", ".*"))
+        for key in KEYS
+    }
+    found = set()
+    for key in written:
+        (pattern,) = [text for text, form in patterns.items() if re.fullmatch(form, key)]
+        found.add(pattern)
+    assert found == patterns.keys()
+    assert "identities/prod/other/a.b/c=d" in written
 
 
 def test_status_says_which_hosts_are_out_of_reach(path, tmp_path):

@@ -22,6 +22,7 @@ from typing import Any
 from slimnet import records
 from slimnet.abc import Store
 from slimnet.agent import failure
+from slimnet.cluster import keys
 from slimnet.exceptions import (
     AgentUnreachable,
     Conflict,
@@ -64,7 +65,7 @@ class Inquiries:
             return self._answers[question](**fields)
         lease = self._store.lease(2 * PATIENCE)
         number = secrets.token_hex(8)
-        asked, answered = f"inquiries/{host}/{number}", f"answers/{number}"
+        asked, answered = keys.INQUIRY.at(host, number), keys.ANSWER.at(number)
         record = {"question": question, "fields": fields, "lease": lease}
         deadline = time.monotonic() + PATIENCE
         try:
@@ -95,7 +96,7 @@ class Inquiries:
                 if found is None:
                     continue
                 lease, answer = self._reply(key, record)
-                answered = f"answers/{key.rpartition('/')[2]}"
+                answered = keys.ANSWER.at(key.rpartition("/")[2])
                 self._store.transact(
                     expect={key: found[1]},
                     put={answered: records.dump(answer)},

@@ -11,6 +11,7 @@ from typing import Any
 
 from slimnet import records
 from slimnet.abc import Store
+from slimnet.cluster import keys
 from slimnet.cluster.own import ID_KEY, check_id
 from slimnet.exceptions import Conflict, InvalidValue
 from slimnet.model import Endpoint, Host, Network
@@ -21,19 +22,20 @@ __all__ = ["Mirror"]
 
 _log = logging.getLogger(__name__)
 
+#: The first part of a key to how what stands below it is read.
 _DECODE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "networks": records.network,
-    "hosts": records.host,
-    "namespaces": records.namespace,
-    "endpoints": records.endpoint,
-    "policies": Policy.from_json,
-    "clusterpolicies": Policy.from_json,
-    "services": Service.from_json,
-    "publishedports": PublishedPort.from_json,
-    "egresslimits": EgressLimit.from_json,
+    keys.NETWORK.kind: records.network,
+    keys.HOST.kind: records.host,
+    keys.NAMESPACE.kind: records.namespace,
+    keys.ENDPOINT.kind: records.endpoint,
+    keys.POLICY.kind: Policy.from_json,
+    keys.CLUSTER_POLICY.kind: Policy.from_json,
+    keys.SERVICE.kind: Service.from_json,
+    keys.PUBLISHED_PORT.kind: PublishedPort.from_json,
+    keys.EGRESS_LIMIT.kind: EgressLimit.from_json,
 }
 #: Without one of these a policy would be weaker than it was written.
-_BINDING = frozenset({"namespaces", "policies", "clusterpolicies"})
+_BINDING = frozenset(each.kind for each in (keys.NAMESPACE, keys.POLICY, keys.CLUSTER_POLICY))
 
 
 class Mirror:
@@ -52,7 +54,7 @@ class Mirror:
 
     def __init__(self, store: Store, host: str, cluster: str = "") -> None:
         self.store = store
-        self._asked = f"inquiries/{host}/"
+        self._asked = keys.INQUIRY.below(host)
         # Not what every host writes after every change, such as installed/<host>: each
         # of N hosts would be woken N times.
         self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked)
@@ -110,43 +112,43 @@ class Mirror:
             hosts = {host.name: host} | {each.name: each for each in self.hosts()}
             networks = {each.name: each for each in self.networks()}
 
-            def of_networks(kind: str) -> tuple[Any, ...]:
-                every = self._kinds[kind].values()
+            def of_networks(key: keys.Key) -> tuple[Any, ...]:
+                every = self._kinds[key.kind].values()
                 return tuple(each for each in every if each.network in networks)
 
             return State(
                 networks=tuple(networks.values()),
                 hosts=tuple(hosts.values()),
-                namespaces=tuple(self._kinds["namespaces"].values()),
+                namespaces=tuple(self._kinds[keys.NAMESPACE.kind].values()),
                 endpoints=tuple(
                     each
                     for each in self.endpoints()
                     if each.host in hosts and each.network in networks
                 ),
                 policies=(
-                    *self._kinds["clusterpolicies"].values(),
-                    *self._kinds["policies"].values(),
+                    *self._kinds[keys.CLUSTER_POLICY.kind].values(),
+                    *self._kinds[keys.POLICY.kind].values(),
                 ),
                 revision=self.revision,
-                services=of_networks("services"),
-                published=of_networks("publishedports"),
-                limits=of_networks("egresslimits"),
+                services=of_networks(keys.SERVICE),
+                published=of_networks(keys.PUBLISHED_PORT),
+                limits=of_networks(keys.EGRESS_LIMIT),
             )
 
     def networks(self) -> list[Network]:
         """All networks."""
         with self._lock:
-            return list(self._kinds["networks"].values())
+            return list(self._kinds[keys.NETWORK.kind].values())
 
     def hosts(self) -> list[Host]:
         """The hosts that are alive."""
         with self._lock:
-            return list(self._kinds["hosts"].values())
+            return list(self._kinds[keys.HOST.kind].values())
 
     def endpoints(self, host: str | None = None) -> list[Endpoint]:
         """All endpoints, or those of one host."""
         with self._lock:
-            every = self._kinds["endpoints"].values()
+            every = self._kinds[keys.ENDPOINT.kind].values()
             return [each for each in every if host is None or each.host == host]
 
     def _follow(self) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent's API offers: :data:`ROUTES`.
+"""What the agent's API offers, as a table: ``ROUTES``.
 
 A route is a method, a pattern, a request class and a handler. The class says which
 fields the pattern and the body have, so that a handler never sees one that is wrong,

@@ -13,13 +13,11 @@ from typing import Any
 from netaddr import IPAddress
 
 from slimnet.abc import Revision, Store
+from slimnet.cluster import keys
 from slimnet.exceptions import AlreadyExists, Conflict, InvalidValue
 from slimnet.model import Network
 
-__all__ = ["PREFIX", "Addresses"]
-
-#: Of the keys ``addresses/<network>/<address>``.
-PREFIX = "addresses/"
+__all__ = ["Addresses"]
 
 
 class Addresses:
@@ -76,7 +74,7 @@ class Addresses:
                 used = len(self._taken[network.name]) + len(meanwhile)
                 room = f"room in network {network.name}"
                 raise InvalidValue(field, room, f"{used} addresses in use")
-            if self._store.get(f"{PREFIX}{network.name}/{text}") is not None:
+            if self._store.get(keys.ADDRESS.at(network.name, text)) is not None:
                 # Somebody just took it; or this is a copy of another store, which was
                 # there before this one was put in its place.
                 self._revision = 0
@@ -97,7 +95,7 @@ class Addresses:
                 f"neither network nor broadcast address of {cidr}",
                 str(wanted),
             )
-        holder = self._store.get(f"{PREFIX}{network.name}/{asked}")
+        holder = self._store.get(keys.ADDRESS.at(network.name, asked))
         if holder is not None or str(asked) in meanwhile:
             kind, _, who = json.loads(holder[0]).partition("/") if holder else ("", "", "another")
             service = "service " if kind == "services" else ""
@@ -126,7 +124,9 @@ class Addresses:
             self._read()
             return
         try:
-            events, self._revision = self._store.watch(PREFIX, after=self._revision, timeout=0)
+            events, self._revision = self._store.watch(
+                keys.ADDRESS.below(), after=self._revision, timeout=0
+            )
         except Conflict:  # the history since then is gone
             self._read()
             return
@@ -134,14 +134,14 @@ class Addresses:
             self._note(event.key, taken=event.value is not None)
 
     def _read(self) -> None:
-        pairs, self._revision = self._store.list(PREFIX)
+        pairs, self._revision = self._store.list(keys.ADDRESS.below())
         self._taken.clear()
         self._floors.clear()
         for key in pairs:
             self._note(key, taken=True)
 
     def _note(self, key: str, *, taken: bool) -> None:
-        network, _, text = key.removeprefix(PREFIX).partition("/")
+        network, _, text = key.removeprefix(keys.ADDRESS.below()).partition("/")
         try:
             number = int.from_bytes(socket.inet_aton(text), "big")
         except OSError:  # no address: it is in nobody's way

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 
 from slimnet.abc import Store
-from slimnet.cluster import change
+from slimnet.cluster import change, keys
 from slimnet.cluster.change import Guard
 from slimnet.contract import SLIM_ADDRESS_SERVICE, SLIM_IDENTITY_FIRST
 from slimnet.exceptions import InvalidValue
@@ -50,7 +50,7 @@ def number(store: Store, key: str) -> Guard:
     """
     while True:
         drawn = _FIRST + secrets.randbelow(SLIM_ADDRESS_SERVICE - _FIRST)
-        place = f"ids/{drawn}"
+        place = keys.ID.at(drawn)
         if store.get(place) is None:
             return Guard(drawn, {place: None}, {place: json.dumps(key).encode()})
 
@@ -59,7 +59,7 @@ def identity(store: Store, endpoint: Endpoint) -> tuple[int, Guard]:
     """The number of a label set: for ever the same, on every host. It may be counted:
     no host tells another one, and tables are replaced as a whole."""
     labels = ",".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
-    key = f"identities/{endpoint.network}/{endpoint.namespace}/{labels}"
+    key = keys.IDENTITY.at(endpoint.network, endpoint.namespace, labels)
     found = store.get(key)
     if found:
         return int(found[0]), Guard(0, {}, {})

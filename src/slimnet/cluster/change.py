@@ -11,6 +11,7 @@ from typing import TypeVar
 from attrs import field, frozen
 
 from slimnet.abc import Revision, Store
+from slimnet.cluster import keys
 from slimnet.exceptions import Conflict
 
 __all__ = ["Guard", "counter", "retry"]
@@ -38,7 +39,7 @@ class Guard:
 def counter(store: Store, what: str) -> Guard:
     """The next number of ``counters/<what>``. What is read after this and written
     in one transaction with it was not changed by another one with the same counter."""
-    key = f"counters/{what}"
+    key = keys.COUNTER.at(what)
     found = store.get(key)
     number = int(found[0]) + 1 if found else 1
     return Guard(number, {key: found[1] if found else None}, {key: b"%d" % number})

@@ -2,27 +2,7 @@
 """The words of a cluster over a store: networks, hosts, namespaces, endpoints and
 what users write about them, each change checked first and then made whole or not at all.
 
-========================================  ===================================
-key                                       value
-========================================  ===================================
-``networks/<network>``                    :class:`~slimnet.model.Network`
-``hosts/<host>``                          :class:`~slimnet.model.Host`; leased
-``installed/<host>``                      what that host has in force; leased
-``namespaces/<network>/<name>``           :class:`~slimnet.model.Namespace`
-``endpoints/<network>/<ns>/<name>``       :class:`~slimnet.model.Endpoint`
-``addresses/<network>/<address>``         the key of the endpoint or service that has it
-``policies/<network>/<ns>/<name>``        :meth:`slimnet.policy.Document.to_json`
-``services/<network>/<ns>/<name>``        the same
-``publishedports/<network>/<ns>/<name>``  the same
-``egresslimits/<network>/<ns>/<name>``    the same
-``clusterpolicies/<name>``                the same
-``inquiries/<host>/<id>``                 a question to a host (:mod:`slimnet.agent.inquiry`)
-``answers/<id>``                          what it answered
-``identities/<network>/<ns>/<labels>``    a number, for ever
-``ids/<endpoint id>``                     the key of the endpoint that has it
-``counters/<what>``                       the last number given out
-``cluster``                               the store's own id (:mod:`slimnet.cluster.own`)
-========================================  ===================================
+What they write, and under which keys: :mod:`slimnet.cluster.keys`.
 """
 
 from __future__ import annotations
@@ -36,13 +16,13 @@ from netaddr import IPNetwork
 
 from slimnet import records
 from slimnet.abc import Revision, Store
-from slimnet.cluster import allocation, lookup, ranges
+from slimnet.cluster import allocation, keys, lookup, ranges
 from slimnet.cluster.addresses import Addresses
 from slimnet.cluster.change import counter, retry
-from slimnet.cluster.documents import PREFIXES, Documents
+from slimnet.cluster.documents import Documents
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
 from slimnet.model import VNI_MAX, Endpoint, Host, Namespace, Network
-from slimnet.policy.document import ClusterNetworkPolicy, Service
+from slimnet.policy.document import Service
 
 __all__ = ["Cluster"]
 
@@ -52,7 +32,7 @@ T = TypeVar("T")
 
 _FIRST_VNI = 1000
 #: What goes with the namespace that it belongs to.
-_NAMESPACED = [prefix for kind, prefix in PREFIXES.items() if kind is not ClusterNetworkPolicy]
+_NAMESPACED = (keys.POLICY, keys.SERVICE, keys.PUBLISHED_PORT, keys.EGRESS_LIMIT)
 
 
 class Cluster:
@@ -91,8 +71,8 @@ class Cluster:
                 raise AlreadyExists(f"network {name}: VNI {vni} is that of network {taken[vni]}")
             number = vni or next(n for n in range(_FIRST_VNI, VNI_MAX + 1) if n not in taken)
             network = attrs.evolve(asked, vni=number)
-            key = f"networks/{name}"
-            default = f"namespaces/{name}/default"
+            key = keys.NETWORK.at(name)
+            default = keys.NAMESPACE.at(name, "default")
             put = {key: records.dump(network), **guard.put}
             if self.store.get(default) is None:
                 put[default] = records.dump(Namespace(name, "default"))
@@ -102,7 +82,7 @@ class Cluster:
 
     def networks(self) -> list[Network]:
         """All networks, by name."""
-        return self._all("networks/", records.network)
+        return self._all(keys.NETWORK.below(), records.network)
 
     def network(self, name: str) -> Network:
         """The network of that name.
@@ -124,15 +104,15 @@ class Cluster:
             self.network(name)
             # An endpoint that is being added meanwhile bumps the counter too.
             guard = counter(self.store, "endpoint")
-            endpoints = self.store.list(f"endpoints/{name}/")[0]
+            endpoints = self.store.list(keys.ENDPOINT.below(name))[0]
             if endpoints:
                 names = [key.split("/", 2)[2] for key in endpoints]
                 some = ", ".join(names[:3]) + (", ..." if names[3:] else "")
                 raise InUse(f"network {name} still has endpoints: {some}")
-            keys = [f"networks/{name}"]
-            for kind in ("namespaces", "addresses", *_NAMESPACED):
-                keys += self.store.list(f"{kind}/{name}/")[0]
-            return self.store.transact(expect=guard.expect, put=guard.put, delete=keys)
+            gone = [keys.NETWORK.at(name)]
+            for kind in (keys.NAMESPACE, keys.ADDRESS, *_NAMESPACED):
+                gone += self.store.list(kind.below(name))[0]
+            return self.store.transact(expect=guard.expect, put=guard.put, delete=gone)
 
         return retry(change)
 
@@ -144,12 +124,12 @@ class Cluster:
         """Make a namespace, or give it these labels instead of those it has."""
         namespace = Namespace(network, name, labels or {})
         self.network(network)
-        put = {f"namespaces/{network}/{name}": records.dump(namespace)}
+        put = {keys.NAMESPACE.at(network, name): records.dump(namespace)}
         return namespace, self.store.transact(put=put)
 
     def namespaces(self, network: str | None = None) -> list[Namespace]:
         """All namespaces, or those of one network."""
-        return self._all(_below("namespaces", network), records.namespace)
+        return self._all(_below(keys.NAMESPACE, network), records.namespace)
 
     def remove_namespace(self, network: str, name: str) -> Revision:
         """Remove a namespace and what was written for it.
@@ -161,19 +141,19 @@ class Cluster:
 
         def change() -> Revision:
             guard = counter(self.store, "endpoint")
-            key = f"namespaces/{network}/{name}"
+            key = keys.NAMESPACE.at(network, name)
             if self.store.get(key) is None:
                 names = [each.name for each in self.namespaces(network)]
                 raise lookup.missing(f"namespace of network {network}", name, names)
-            endpoints = self.store.list(f"endpoints/{network}/{name}/")[0]
+            endpoints = self.store.list(keys.ENDPOINT.below(network, name))[0]
             if endpoints:
                 raise InUse(f"namespace {network}/{name} has {len(endpoints)} endpoints")
-            keys = [key]
+            gone = [key]
             for kind in _NAMESPACED:
-                keys += self.store.list(f"{kind}/{network}/{name}/")[0]
-            services = self._all(f"services/{network}/{name}/", Service.from_json)
-            keys += [f"addresses/{network}/{each.address}" for each in services]
-            return self.store.transact(expect=guard.expect, put=guard.put, delete=keys)
+                gone += self.store.list(kind.below(network, name))[0]
+            services = self._all(keys.SERVICE.below(network, name), Service.from_json)
+            gone += [keys.ADDRESS.at(network, each.address) for each in services]
+            return self.store.transact(expect=guard.expect, put=guard.put, delete=gone)
 
         return retry(change)
 
@@ -199,7 +179,7 @@ class Cluster:
                     if host.address in cidr:
                         wanted = f"an address outside of network {network.name} ({cidr})"
                         raise InvalidValue("underlay.address", wanted, str(host.address))
-            key = f"hosts/{host.name}"
+            key = keys.HOST.at(host.name)
             put = {key: records.dump(host), **guard.put}
             return self.store.transact(expect=guard.expect, put=put, leases={key: lease})
 
@@ -207,11 +187,11 @@ class Cluster:
 
     def hosts(self) -> list[Host]:
         """The hosts that are alive."""
-        return self._all("hosts/", records.host)
+        return self._all(keys.HOST.below(), records.host)
 
     def set_installed(self, host: str, revision: Revision, lease: int) -> None:
         """Write down that what the store held at ``revision`` is in force there."""
-        key = f"installed/{host}"
+        key = keys.INSTALLED.at(host)
         put = {key: records.dump({"revision": revision})}
         try:
             self.store.transact(put=put, leases={key: lease})
@@ -222,7 +202,7 @@ class Cluster:
         """Live host to the revision that it has in force; 0 before the first."""
         found = {
             key.partition("/")[2]: records.load(key, value, lambda each: int(each["revision"]))
-            for key, (value, _) in self.store.list("installed/")[0].items()
+            for key, (value, _) in self.store.list(keys.INSTALLED.below())[0].items()
         }
         return {each.name: found.get(each.name, 0) for each in self.hosts()}
 
@@ -273,7 +253,7 @@ class Cluster:
             network = self.network(spec["network"])
             guard = counter(self.store, "endpoint")
             address = self._addresses.choose(network, wanted)
-            key = _endpoint_key(plan.network, plan.namespace, plan.name)
+            key = keys.ENDPOINT.at(plan.network, plan.namespace, plan.name)
             drawn = allocation.number(self.store, key)
             endpoint = Endpoint(**{**spec, "address": address, "id": drawn.number})
             held = self.store.get(key)
@@ -284,14 +264,14 @@ class Cluster:
                 admit(endpoint)
             identity, given = allocation.identity(self.store, endpoint)
             endpoint = attrs.evolve(endpoint, identity=identity)
-            place = f"addresses/{network.name}/{address}"
-            network_key = f"networks/{network.name}"
+            place = keys.ADDRESS.at(network.name, address)
+            network_key = keys.NETWORK.at(network.name)
             expect: dict[str, Revision | None] = {key: None, place: None}
             put = {key: records.dump(endpoint), place: records.dump(key)}
             for each in (guard, drawn, given):
                 expect |= each.expect
                 put |= each.put
-            namespace = f"namespaces/{endpoint.network}/{endpoint.namespace}"
+            namespace = keys.NAMESPACE.at(endpoint.network, endpoint.namespace)
             if self.store.get(namespace) is None:
                 put[namespace] = records.dump(Namespace(endpoint.network, endpoint.namespace))
             expect[network_key] = (self.store.get(network_key) or (b"", None))[1]
@@ -301,11 +281,11 @@ class Cluster:
 
     def endpoints(self, network: str | None = None) -> list[Endpoint]:
         """All endpoints, or those of one network."""
-        return self._all(_below("endpoints", network), records.endpoint)
+        return self._all(_below(keys.ENDPOINT, network), records.endpoint)
 
     def find_endpoint(self, network: str, namespace: str, name: str) -> Endpoint | None:
         """The endpoint of that name, if there is one."""
-        key = _endpoint_key(network, namespace, name)
+        key = keys.ENDPOINT.at(network, namespace, name)
         found = self.store.get(key)
         return None if found is None else records.load(key, found[0], records.endpoint)
 
@@ -326,12 +306,12 @@ class Cluster:
         """Remove this endpoint; not one of another id that has its name by now."""
 
         def change() -> Revision:
-            key = _endpoint_key(endpoint.network, endpoint.namespace, endpoint.name)
+            key = keys.ENDPOINT.at(endpoint.network, endpoint.namespace, endpoint.name)
             found = self.store.get(key)
             if found is None or records.load(key, found[0], records.endpoint).id != endpoint.id:
                 return 0
-            place = f"addresses/{endpoint.network}/{endpoint.address}"
-            gone = [key, place, f"ids/{endpoint.id}"]
+            place = keys.ADDRESS.at(endpoint.network, endpoint.address)
+            gone = [key, place, keys.ID.at(endpoint.id)]
             return self.store.transact(expect={key: found[1]}, delete=gone)
 
         return retry(change)
@@ -342,9 +322,5 @@ class Cluster:
         return lookup.everything(self.store, prefix, decode)
 
 
-def _below(kind: str, network: str | None) -> str:
-    return f"{kind}/{network}/" if network else f"{kind}/"
-
-
-def _endpoint_key(network: str, namespace: str, name: str) -> str:
-    return f"endpoints/{network}/{namespace}/{name}"
+def _below(kind: keys.Key, network: str | None) -> str:
+    return kind.below(network) if network else kind.below()

@@ -10,8 +10,8 @@ from netaddr import IPAddress
 
 from slimnet import records
 from slimnet.abc import Revision, Store
-from slimnet.cluster import lookup
-from slimnet.cluster.addresses import PREFIX, Addresses
+from slimnet.cluster import keys, lookup
+from slimnet.cluster.addresses import Addresses
 from slimnet.cluster.change import counter, retry
 from slimnet.exceptions import InvalidValue, PolicyError
 from slimnet.model import Network
@@ -26,14 +26,15 @@ from slimnet.policy.document import (
 
 __all__ = ["PREFIXES", "Documents", "key"]
 
-#: Kind to the first part of its keys; those of a namespace have its network and name next.
-PREFIXES: dict[type[Document], str] = {
-    ClusterNetworkPolicy: "clusterpolicies",
-    NetworkPolicy: "policies",
-    Service: "services",
-    PublishedPort: "publishedports",
-    EgressLimit: "egresslimits",
+_KEYS: dict[type[Document], keys.Key] = {
+    ClusterNetworkPolicy: keys.CLUSTER_POLICY,
+    NetworkPolicy: keys.POLICY,
+    Service: keys.SERVICE,
+    PublishedPort: keys.PUBLISHED_PORT,
+    EgressLimit: keys.EGRESS_LIMIT,
 }
+#: Kind to the first part of its keys, and of the agent's paths.
+PREFIXES = {kind: key.kind for kind, key in _KEYS.items()}
 
 _KINDS = {prefix: kind for kind, prefix in PREFIXES.items()}
 _Admit = Callable[[Sequence[Document]], object]
@@ -86,18 +87,18 @@ class Documents:
         """All documents, kind by kind."""
         return [
             document
-            for kind, prefix in PREFIXES.items()
-            for document in lookup.everything(self.store, f"{prefix}/", kind.from_json)
+            for kind, key in _KEYS.items()
+            for document in lookup.everything(self.store, key.below(), kind.from_json)
         ]
 
-    def find(self, keys: Iterable[str]) -> list[Document]:
+    def find(self, places: Iterable[str]) -> list[Document]:
         """What the store holds under these keys (:func:`key`); what is gone is left out.
 
         Raises:
             InvalidValue: one cannot be read, or is not of a document.
         """
         found = []
-        for place in keys:
+        for place in places:
             kind = _KINDS.get(place.partition("/")[0])
             if kind is None:
                 raise InvalidValue("applied", f"keys below {', '.join(_KINDS)}", place)
@@ -123,7 +124,7 @@ class Documents:
         Raises:
             NotFound: there is none.
         """
-        below = f"{PREFIXES[kind]}/{network}/{namespace}/" if network else f"{PREFIXES[kind]}/"
+        below = _KEYS[kind].below(*((network, namespace) if network else ()))
 
         def change() -> Revision:
             place = below + name
@@ -133,7 +134,7 @@ class Documents:
                 raise lookup.missing(kind.__name__, name, names)
             gone = [place]
             if kind is Service and (address := _address(place, found[0])) is not None:
-                gone.append(f"addresses/{network}/{address}")
+                gone.append(keys.ADDRESS.at(network, address))
             return self.store.transact(expect={place: found[1]}, delete=gone)
 
         return retry(change)
@@ -167,7 +168,7 @@ class _Change:
         name = getattr(document, "network", None)
         if name is not None and name not in self._networks:
             self._networks[name], revision = lookup.network(self._store, name)
-            self.expect[f"networks/{name}"] = revision
+            self.expect[keys.NETWORK.at(name)] = revision
 
     def _addressed(self, place: str, service: Service) -> Service:
         network = self._networks[service.network]
@@ -177,7 +178,7 @@ class _Change:
         address = service.address
         if address is None and old is not None and any(old in cidr for cidr in network.cidrs):
             address = old
-        prefix = f"{PREFIX}{network.name}/"
+        prefix = keys.ADDRESS.below(network.name)
         if address is None or address != old:
             field = f"{service.title}: spec.clusterIP"
             meanwhile = {each.removeprefix(prefix) for each in self.put if each.startswith(prefix)}
@@ -196,7 +197,7 @@ def key(document: Document) -> str:
         () if isinstance(document, ClusterNetworkPolicy)
         else (getattr(document, "network", ""), getattr(document, "namespace", ""))
     )  # fmt: skip
-    return "/".join((PREFIXES[type(document)], *place, document.name))
+    return _KEYS[type(document)].at(*place, document.name)
 
 
 def _address(place: str, data: bytes) -> IPAddress | None:

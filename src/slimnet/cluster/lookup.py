@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from slimnet import records
 from slimnet.abc import Revision, Store
+from slimnet.cluster import keys
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Network
 
@@ -36,11 +37,11 @@ def network(store: Store, name: str) -> tuple[Network, Revision]:
     Raises:
         NotFound: there is none; says which there are.
     """
-    key = f"networks/{name}"
+    key = keys.NETWORK.at(name)
     found = store.get(key)
     if found is None:
         raise missing("network", name, [each.name for each in everything(
-            store, "networks/", records.network)])  # fmt: skip
+            store, keys.NETWORK.below(), records.network)])  # fmt: skip
     return records.load(key, found[0], records.network), found[1]
 
 

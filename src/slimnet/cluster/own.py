@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from slimnet import records
 from slimnet.abc import Revision, Store, StoreEvent
+from slimnet.cluster import keys
 from slimnet.exceptions import Conflict, StoreUnreachable
 
 __all__ = ["ID_KEY", "OwnStore", "check_id", "store_id"]
 
 #: Where the id is: 128 bits in hexadecimal digits, as a JSON string. There is also a key
 #: ``cluster/<id>``: a transaction can expect a key, and no value.
-ID_KEY = "cluster"
+ID_KEY = keys.CLUSTER.at()
 
 
 def store_id(store: Store) -> str:
@@ -59,10 +60,10 @@ class OwnStore(Store):
         if not store_id(store):
             with contextlib.suppress(Conflict):  # somebody else was quicker
                 fresh = secrets.token_hex(16)
-                put = {ID_KEY: records.dump(fresh), f"{ID_KEY}/{fresh}": b"{}"}
+                put = {ID_KEY: records.dump(fresh), keys.CLUSTER_ID.at(fresh): b"{}"}
                 store.transact(expect={ID_KEY: None}, put=put)
         self.id = store_id(store)
-        self._key = f"{ID_KEY}/{self.id}"
+        self._key = keys.CLUSTER_ID.at(self.id)
         self._revision: Revision | None = None
         self._look()
 

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of a cluster's store: all that is written there, by pattern.
+
+Values are JSON. ``docs/reference/agent.rst`` has its table from here.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+__all__ = [
+    "ADDRESS",
+    "ANSWER",
+    "CLUSTER",
+    "CLUSTER_ID",
+    "CLUSTER_POLICY",
+    "COUNTER",
+    "EGRESS_LIMIT",
+    "ENDPOINT",
+    "HOST",
+    "ID",
+    "IDENTITY",
+    "INQUIRY",
+    "INSTALLED",
+    "KEYS",
+    "NAMESPACE",
+    "NETWORK",
+    "POLICY",
+    "PUBLISHED_PORT",
+    "SERVICE",
+    "Key",
+]
+
+
+@frozen
+class Key:
+    """Keys of one kind.
+
+    Attributes:
+        pattern: ``<name>`` stands for what differs.
+        meaning: of the value, for the reference.
+    """
+
+    pattern: str
+    meaning: str
+
+    @property
+    def kind(self) -> str:
+        """The first part: no two kinds have the same, but :data:`CLUSTER` and its id."""
+        return self.pattern.partition("/")[0]
+
+    def at(self, *parts: object) -> str:
+        """The key with these parts for those in brackets."""
+        if len(parts) != self.pattern.count("<"):
+            raise TypeError(f"{self.pattern}: {len(parts)} parts")
+        return "/".join((self.kind, *map(str, parts)))
+
+    def below(self, *parts: object) -> str:
+        """The prefix of those keys that begin with these parts."""
+        return "/".join((self.kind, *map(str, parts), ""))
+
+
+NETWORK = Key("networks/<network>", "a :class:`~slimnet.Network`")
+HOST = Key("hosts/<host>", "a live :class:`~slimnet.Host`; goes when its lease runs out")
+INSTALLED = Key(
+    "installed/<host>", "the revision up to which that host follows the store; leased as well"
+)
+NAMESPACE = Key("namespaces/<network>/<name>", "a :class:`~slimnet.model.Namespace`")
+ENDPOINT = Key("endpoints/<network>/<namespace>/<name>", "an :class:`~slimnet.Endpoint`")
+ADDRESS = Key("addresses/<network>/<address>", "the key of the endpoint or the service that has it")
+POLICY = Key("policies/<network>/<namespace>/<name>", "a NetworkPolicy")
+SERVICE = Key("services/<network>/<namespace>/<name>", "a Service")
+PUBLISHED_PORT = Key("publishedports/<network>/<namespace>/<name>", "a PublishedPort")
+EGRESS_LIMIT = Key("egresslimits/<network>/<namespace>/<name>", "an EgressLimit")
+CLUSTER_POLICY = Key("clusterpolicies/<name>", "a ClusterNetworkPolicy")
+INQUIRY = Key(
+    "inquiries/<host>/<id>",
+    "a question to that host's agent; leased, and gone after two seconds",
+)
+ANSWER = Key("answers/<id>", "the answer to it; tied to the same lease")
+IDENTITY = Key(
+    "identities/<network>/<namespace>/<labels>", "the number of a distinct label set, for ever"
+)
+ID = Key("ids/<endpoint id>", "the key of the endpoint that has it. Ids are drawn, not counted")
+COUNTER = Key("counters/<what>", "the last number that was given out")
+CLUSTER = Key(
+    "cluster",
+    "the store's own id, made with its first use. A data path with endpoints follows no"
+    " other store",
+)
+CLUSTER_ID = Key("cluster/<id>", "empty: that it exists is expected by every change of this store")
+
+#: All of them, in the order of the reference.
+KEYS = (
+    NETWORK,
+    NAMESPACE,
+    ENDPOINT,
+    ADDRESS,
+    POLICY,
+    SERVICE,
+    PUBLISHED_PORT,
+    EGRESS_LIMIT,
+    CLUSTER_POLICY,
+    HOST,
+    INSTALLED,
+    INQUIRY,
+    ANSWER,
+    IDENTITY,
+    ID,
+    COUNTER,
+    CLUSTER,
+    CLUSTER_ID,
+)
