@@ -217,7 +217,7 @@ def test_a_peer_that_the_tables_lost_is_no_reason(lab, ends):
 def test_a_peer_that_the_tables_lost_is_a_reason(lab, ends):
     """At the next packet; and when they have it again there are new connections."""
     client, server = ends
-    sock, child = pair(client, server)
+    sock, _ = pair(client, server)
     client.host.backend.install(lab.tables(client.host, without=server))
     sock.sendall(b"late")
     assert ends_within(sock, DEADLINE) in ORDINARY
