@@ -12,7 +12,7 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet import records
 from slimnet.abc import Context
-from slimnet.agent import instance, names
+from slimnet.agent import hostsfile, instance
 from slimnet.agent.endpoints import Endpoints
 from slimnet.agent.feed import Feed
 from slimnet.agent.holder import Holders
@@ -675,15 +675,15 @@ def test_hosts_files(tmp_path):
 
     namespaces = [Namespace("prod", "default"), Namespace("prod", "shop")]
     those = [endpoint("default", "web", "10.1.0.1"), endpoint("shop", "web", "10.1.0.2")]
-    names.write(tmp_path, namespaces, those)
-    default, shop = (names.path(tmp_path, "prod", name) for name in ("default", "shop"))
+    hostsfile.write(tmp_path, namespaces, those)
+    default, shop = (hostsfile.path(tmp_path, "prod", name) for name in ("default", "shop"))
     assert default.read_text().splitlines()[2:] == [
         "10.1.0.1 web web.default.prod web.default",
         "10.1.0.2 web.shop.prod web.shop",
     ]
     assert "10.1.0.2 web web.shop.prod web.shop" in shop.read_text()
     inode = default.stat().st_ino
-    names.write(tmp_path, namespaces[:1], those[:1])
+    hostsfile.write(tmp_path, namespaces[:1], those[:1])
     assert default.stat().st_ino == inode
     assert "shop" not in default.read_text()
     assert not shop.exists()
@@ -707,8 +707,8 @@ def test_hosts_files_name_services(tmp_path):
         network="prod",
     )
     web = Endpoint("prod", "web", "10.1.0.1", "h1")
-    names.write(tmp_path, [], [web], services)
-    default, shop = (names.path(tmp_path, "prod", name) for name in ("default", "shop"))
+    hostsfile.write(tmp_path, [], [web], services)
+    default, shop = (hostsfile.path(tmp_path, "prod", name) for name in ("default", "shop"))
     assert default.read_text().splitlines()[2:] == [
         "10.1.0.8 api api.default.prod api.default",
         "10.1.0.1 web web.default.prod web.default",

@@ -15,7 +15,7 @@ import attrs
 from netaddr import AddrFormatError, IPAddress
 
 from slimnet.abc import Backend
-from slimnet.agent import names
+from slimnet.agent import hostsfile
 from slimnet.agent.admission import admit, check_free, publishers
 from slimnet.agent.holder import Holders
 from slimnet.agent.listening import is_own, listener
@@ -171,7 +171,7 @@ class Endpoints:
     def placed(self, endpoint: Endpoint, *, created: bool = False) -> PlacedEndpoint:
         """Where the processes of an attached endpoint belong."""
         place = self.attached[endpoint.id]
-        hosts = names.path(self._run, endpoint.network, endpoint.namespace)
+        hosts = hostsfile.path(self._run, endpoint.network, endpoint.namespace)
         place = attrs.evolve(
             place,
             netns=place.netns or Path(f"/proc/{os.getpid()}/ns/net"),

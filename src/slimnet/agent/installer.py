@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 
 from slimnet.abc import Backend
-from slimnet.agent import names
+from slimnet.agent import hostsfile
 from slimnet.agent.mirror import Mirror
 from slimnet.model import Host
 from slimnet.policy import Compiler
@@ -58,7 +58,7 @@ class Installer:
             self._hinder(f"cannot install: {type(error).__name__}: {error}")
             return
         try:
-            names.write(self._run, state.namespaces, state.endpoints, state.services)
+            hostsfile.write(self._run, state.namespaces, state.endpoints, state.services)
         except OSError as error:
             self._hinder(f"cannot write the hosts files: {error}")
             return
