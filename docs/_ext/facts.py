@@ -37,7 +37,7 @@ from sphinx.util import logging
 
 from slimnet import contract
 from slimnet.agent import failure
-from slimnet.agent.fields import Field, fields
+from slimnet.agent.fields import RequestField, fields
 from slimnet.agent.routes import ROUTES
 from slimnet.cluster.keys import KEYS
 from slimnet.config import Config, _Check
@@ -235,7 +235,7 @@ class RouteList(Directive):
         return holder.children
 
 
-def _default(field: Field) -> str:
+def _default(field: RequestField) -> str:
     if field.is_required:
         return "required"
     return "optional" if field.default is None else f"by default ``{json.dumps(field.default)}``"

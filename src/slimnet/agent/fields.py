@@ -25,8 +25,8 @@ __all__ = [
     "TEXT",
     "TEXTS",
     "TRUTH",
-    "Field",
-    "Kind",
+    "FieldKind",
+    "RequestField",
     "fields",
     "read",
 ]
@@ -40,7 +40,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 @frozen
-class Kind:
+class FieldKind:
     """What a field may hold.
 
     Attributes:
@@ -53,7 +53,7 @@ class Kind:
 
 
 @frozen
-class Field:
+class RequestField:
     """One field of a request.
 
     Attributes:
@@ -63,7 +63,7 @@ class Field:
             :data:`attrs.NOTHING` where it has to.
     """
 
-    kind: Kind
+    kind: FieldKind
     meaning: str
     default: Any
 
@@ -88,20 +88,20 @@ def _list_of(item: type) -> Callable[[Any], bool]:
     return holds
 
 
-TEXT = Kind("text", lambda value: isinstance(value, str))
-TEXTS = Kind("a list of texts", _list_of(str))
-TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
-TABLE = Kind("a table", lambda value: isinstance(value, dict))
-DOCUMENTS = Kind("a list of tables", _list_of(dict))
-INTEGER = Kind("a number", _number(-(2**63), 2**63, int))
-COUNT = Kind("a number, 1 to 1000", _number(1, 1000, int))
-PORT = Kind("a port, 0 to 65535", _number(0, 65535, int))
-REVISION = Kind("a revision", _number(0, 2**63, int))
-SECONDS = Kind("seconds, at most 600", _number(0, 600, int, float))
+TEXT = FieldKind("text", lambda value: isinstance(value, str))
+TEXTS = FieldKind("a list of texts", _list_of(str))
+TRUTH = FieldKind("true or false", lambda value: isinstance(value, bool))
+TABLE = FieldKind("a table", lambda value: isinstance(value, dict))
+DOCUMENTS = FieldKind("a list of tables", _list_of(dict))
+INTEGER = FieldKind("a number", _number(-(2**63), 2**63, int))
+COUNT = FieldKind("a number, 1 to 1000", _number(1, 1000, int))
+PORT = FieldKind("a port, 0 to 65535", _number(0, 65535, int))
+REVISION = FieldKind("a revision", _number(0, 2**63, int))
+SECONDS = FieldKind("seconds, at most 600", _number(0, 600, int, float))
 
 
 @cache
-def fields(request: type[attrs.AttrsInstance]) -> Mapping[str, Field]:
+def fields(request: type[attrs.AttrsInstance]) -> Mapping[str, RequestField]:
     """What a client says in a request, by name.
 
     Args:
@@ -109,12 +109,12 @@ def fields(request: type[attrs.AttrsInstance]) -> Mapping[str, Field]:
             its meaning: ``Annotated[str, TEXT, "..."]``; any other is the agent's own.
     """
 
-    def said() -> Iterator[tuple[str, Field]]:
+    def said() -> Iterator[tuple[str, RequestField]]:
         hints = get_type_hints(request, include_extras=True)
         for each in attrs.fields(request):
             if metadata := getattr(hints[each.name], "__metadata__", None):
                 kind, meaning = metadata
-                yield each.name, Field(kind, meaning, each.default)
+                yield each.name, RequestField(kind, meaning, each.default)
 
     return dict(said())
 
