@@ -25,8 +25,9 @@
 #include <sys/socket.h>
 #endif
 
-#include "slimnet/contract.h"
+#include "slimnet/event.h"
 #include "slimnet/fingerprint.h"
+#include "slimnet/tables.h"
 
 const struct slim_policy *slim_policy_lookup(void *env, const struct slim_policy_key *key);
 
@@ -56,14 +57,16 @@ const struct slim_cidr *slim_cidr_lookup(void *env, __u32 vni, const __be32 *add
 #include "slimnet/ask.h"
 #include "slimnet/byteorder.h"
 #include "slimnet/clock.h"
-#include "slimnet/contract.h"
 #include "slimnet/decide.h"
+#include "slimnet/event.h"
 #include "slimnet/fingerprint.h"
 #include "slimnet/inner.h"
 #include "slimnet/rate.h"
+#include "slimnet/reason.h"
 #include "slimnet/service.h"
 #include "slimnet/siphash.h"
 #include "slimnet/sockopt.h"
+#include "slimnet/tables.h"
 #include "slimnet/target.h"
 #include "slimnet/way.h"
 #include "slimnet/wire.h"

@@ -46,10 +46,11 @@ from slimnet.model import Reason
 from slimnet.policy.language.manifest import KINDS, METADATA
 from slimnet.policy.language.schema import Schema, paths
 from slimnet.policy.language.selectorspec import SELECTOR
+from slimnet_ebpf import contract as private
 
 _LOG = logging.getLogger(__name__)
 _ROOT = Path(__file__).parents[2]
-_HEADER = _ROOT / "kernel" / "uapi" / "slimnet" / "contract.h"
+_HEADER = _ROOT / "kernel" / "uapi" / "slimnet" / "reason.h"
 
 #: Whose ``__all__`` the API pages have to document.
 _PUBLIC = (
@@ -257,7 +258,7 @@ class News(Directive):
 def _fact_role(
     _name: str, raw: str, text: str, line: int, inliner: Any, *_rest: Any, **_more: Any
 ) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-    value = getattr(contract, text, None)
+    value = getattr(contract, text, getattr(private, text, None))
     if value is None:
         message = inliner.reporter.warning(f"the contract has no {text}", line=line)
         return [inliner.problematic(raw, raw, message)], [message]

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "slimnet/contract.h"
+#include "slimnet/tables.h"
 
 static const struct slim_policy *
 slim_policy_lookup(void *env, const struct slim_policy_key *key);

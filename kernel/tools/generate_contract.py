@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write what Python and C must know of ``contract.h`` from the BTF of a probe.
+"""Write what Python and C must know of the contracts from the BTF of a probe.
 
-``kernel/uapi/slimnet/contract.h`` is the source; this writes
+A contract is some headers (:data:`CONTRACTS`): what all data paths share, and what
+the eBPF data path keeps for itself. Of each this writes
 
-- ``src/slimnet/contract.py``: every constant, struct and map name,
-- ``kernel/uapi/slimnet/fingerprint.h``: the fingerprint, for the data paths to state,
+- a Python module with every constant, struct and map name,
+- a header with its fingerprint, for the data paths to state;
+
+and of the shared one
+
+- ``src/slimnet/reason.py``: its reasons as an enumeration,
 - ``kernel/uapi/slimnet/fingerprints.txt``: the fingerprint of each ABI version, one line each.
 
-``--check`` writes nothing and fails when one of them is stale. A layout that
+``--check`` writes nothing and fails when one of them is stale. A shared layout that
 changed while ``SLIM_ABI_VERSION`` did not is refused; ``--unreleased`` says that
 nobody has that version yet and takes the new layout for it.
 
@@ -26,14 +31,59 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADER = Path("kernel/uapi/slimnet/contract.h")
-MODULE = Path("src/slimnet/contract.py")
-FINGERPRINT = Path("kernel/uapi/slimnet/fingerprint.h")
-HISTORY = Path("kernel/uapi/slimnet/fingerprints.txt")
+UAPI = Path("kernel/uapi")
+HISTORY = UAPI / "slimnet" / "fingerprints.txt"
+REASONS = Path("src/slimnet/reason.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """Headers, and what is made from them; paths below the tree's root.
+
+    Attributes:
+        name: what it is the contract of, for the module's docstring.
+        headers: where it is written.
+        module: for Python.
+        fingerprint: the header that is written.
+        macro: the fingerprint's name there.
+    """
+
+    name: str
+    headers: tuple[Path, ...]
+    module: Path
+    fingerprint: Path
+    macro: str
+
+    @property
+    def sources(self) -> str:
+        """Its headers, for messages."""
+        first, *others = self.headers
+        stems = ",".join(header.stem for header in self.headers)
+        return f"{first.parent}/{{{stems}}}.h" if others else str(first)
+
+
+SHARED = Contract(
+    "every data path",
+    tuple(
+        UAPI / "slimnet" / f"{name}.h" for name in ("reason", "tables", "event", "wire", "inner")
+    ),
+    Path("src/slimnet/contract.py"),
+    UAPI / "slimnet" / "fingerprint.h",
+    "SLIM_FINGERPRINT",
+)
+EBPF = Contract(
+    "the eBPF data path alone",
+    (Path("backends/ebpf/bpf/contract.h"),),
+    Path("backends/ebpf/src/slimnet_ebpf/contract.py"),
+    Path("backends/ebpf/bpf/fingerprint.h"),
+    "SLIM_EBPF_FINGERPRINT",
+)
+CONTRACTS = (SHARED, EBPF)
 
 # bpftool lives in /usr/sbin, which is not everybody's PATH.
 ENVIRONMENT = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
@@ -85,7 +135,7 @@ class Struct:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Everything that the header defines."""
+    """Everything that the headers define."""
 
     enums: dict[str, dict[str, int]]
     structs: dict[str, Struct]
@@ -100,7 +150,7 @@ class Layout:
         """Constant to map name."""
         return {
             name: "slim_" + name.removeprefix("SLIM_MAP_").lower()
-            for name in self.enums["slim_map"]
+            for name in self.enums.get("slim_map", ())
             if not name.endswith("_COUNT")
         }
 
@@ -125,32 +175,32 @@ class Layout:
         return int.from_bytes(hashlib.sha256(self.canonical().encode()).digest()[:8], "big")
 
 
-def names(header: Path) -> tuple[list[str], list[str]]:
-    """The enums and structs that the header defines, in its order."""
-    text = header.read_text(encoding="utf-8")
+def names(headers: Iterable[Path]) -> tuple[list[str], list[str]]:
+    """The enums and structs that the headers define, in their order."""
+    text = "\n".join(header.read_text(encoding="utf-8") for header in headers)
     return (
         re.findall(r"^enum (\w+) \{", text, re.MULTILINE),
         re.findall(r"^struct (\w+) \{", text, re.MULTILINE),
     )
 
 
-def probe(header: Path) -> str:
-    """A C file that makes the compiler describe every type of the header."""
-    enums, structs = names(header)
-    lines = [f'#include "{header}"']
+def probe(headers: Sequence[Path]) -> str:
+    """A C file that makes the compiler describe every type of the headers."""
+    enums, structs = names(headers)
+    lines = [f'#include "{header}"' for header in headers]
     lines += [f"enum {name} probe_enum_{name};" for name in enums]
     lines += [f"struct {name} probe_struct_{name};" for name in structs]
     return "\n".join(lines) + "\n"
 
 
-def btf(header: Path) -> dict[int, dict[str, Any]]:
+def btf(headers: Sequence[Path], uapi: Path) -> dict[int, dict[str, Any]]:
     """The BTF types of the probe by their id."""
     clang = os.environ.get("CLANG", "clang-19")
     bpftool = os.environ.get("BPFTOOL", "bpftool")
     with tempfile.TemporaryDirectory() as directory:
         source, built = Path(directory, "probe.c"), Path(directory, "probe.o")
-        source.write_text(probe(header), encoding="utf-8")
-        flags = ["-O2", "-g", "-target", "bpf", "-Wall", "-Werror"]
+        source.write_text(probe(headers), encoding="utf-8")
+        flags = ["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", f"-I{uapi}"]
         # Debian keeps asm/types.h in a directory that only native targets search.
         flags += [
             f"-I{path}"
@@ -173,10 +223,11 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def read(header: Path) -> Layout:
-    """The layout that clang gives the header for the BPF target."""
-    types = btf(header)
-    enum_names, struct_names = names(header)
+def read(contract: Contract, root: Path = ROOT) -> Layout:
+    """The layout that clang gives a contract for the BPF target."""
+    headers = [root / header for header in contract.headers]
+    types = btf(headers, root / UAPI)
+    enum_names, struct_names = names(headers)
     by_name = {(kind["kind"], kind.get("name")): kind for kind in types.values()}
     enums = {}
     for name in enum_names:
@@ -228,12 +279,13 @@ def read_member(types: dict[int, dict[str, Any]], struct: str, entry: dict[str, 
     )
 
 
-def python(layout: Layout) -> str:
+def python(contract: Contract, layout: Layout) -> str:
     """The text of the Python module."""
     lines = [
         "# SPDX-License-Identifier: Apache-2.0",
-        f"# Generated by kernel/tools/{Path(__file__).name} from {HEADER}. Do not edit.",
-        '"""The contract between Python and C: constants, layouts and map names.',
+        f"# Generated by kernel/tools/{Path(__file__).name} from",
+        f"# {contract.sources}. Do not edit.",
+        f'"""The contract between Python and the C of {contract.name}.',
         "",
         "A class has the name of its C struct and the same fields. Fields that",
         ":data:`BIG_ENDIAN` lists hold network order, as they are in memory; all",
@@ -244,17 +296,18 @@ def python(layout: Layout) -> str:
         "from collections.abc import Mapping",
         "from typing import Final",
         "",
-        "# The header's version, and the first 64 bits of the SHA-256 of its layouts.",
-        f"ABI_VERSION: Final[int] = {layout.version}",
+        "# The first 64 bits of the SHA-256 of its layouts.",
         f"FINGERPRINT: Final[int] = 0x{layout.fingerprint:016X}",
         f'FINGERPRINT_HEX: Final[str] = "{layout.fingerprint:016x}"',
     ]
     for name, constants in layout.enums.items():
         lines += ["", f"# enum {name}"]
         lines += [f"{constant}: Final[int] = {value}" for constant, value in constants.items()]
-    lines += ["", "# Map number to map name.", "MAPS: Final[Mapping[int, str]] = {"]
-    lines += [f'    {constant}: "{name}",' for constant, name in layout.maps.items()]
-    lines += ["}", "", "# Struct to the fields that hold network order."]
+    if layout.maps:
+        lines += ["", "# Map number to map name.", "MAPS: Final[Mapping[int, str]] = {"]
+        lines += [f'    {constant}: "{name}",' for constant, name in layout.maps.items()]
+        lines += ["}"]
+    lines += ["", "# Struct to the fields that hold network order."]
     lines += ["BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {"]
     for struct in layout.structs.values():
         swapped = [f'"{member.name}"' for member in struct.members if member.big_endian]
@@ -292,18 +345,45 @@ def python_struct(struct: Struct) -> list[str]:
     return lines
 
 
-def c(layout: Layout) -> str:
-    """The text of fingerprint.h."""
+def reasons(layout: Layout) -> str:
+    """The text of reason.py."""
+    prefix = "SLIM_REASON_"
+    lines = [
+        "# SPDX-License-Identifier: Apache-2.0",
+        f"# Generated by kernel/tools/{Path(__file__).name} from",
+        f"# {SHARED.headers[0]}. Do not edit.",
+        '"""Why a data path answered as it did."""',
+        "",
+        "import enum",
+        "",
+        '__all__ = ["Reason"]',
+        "",
+        "",
+        "class Reason(enum.IntEnum):",
+        '    """Why a data path answered as it did: enum slim_reason of the contract."""',
+        "",
+    ]
+    lines += [
+        f"    {name.removeprefix(prefix)} = {value}"
+        for name, value in layout.enums["slim_reason"].items()
+        if not name.endswith("_COUNT")
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def c(contract: Contract, layout: Layout) -> str:
+    """The text of the header with the fingerprint."""
+    guard = f"SLIMNET_{contract.macro.removeprefix('SLIM_')}_H"
     return "\n".join(
         [
             "/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */",
-            f"/* Generated by kernel/tools/{Path(__file__).name} from contract.h. Do not edit. */",
-            "#ifndef SLIMNET_FINGERPRINT_H",
-            "#define SLIMNET_FINGERPRINT_H",
+            f"/* Generated by kernel/tools/{Path(__file__).name}. Do not edit. */",
+            f"#ifndef {guard}",
+            f"#define {guard}",
             "",
-            f"#define SLIM_FINGERPRINT 0x{layout.fingerprint:016x}ULL",
+            f"#define {contract.macro} 0x{layout.fingerprint:016x}ULL",
             "",
-            "#endif /* SLIMNET_FINGERPRINT_H */",
+            f"#endif /* {guard} */",
             "",
         ]
     )
@@ -315,24 +395,27 @@ def history(layout: Layout, recorded: str, *, unreleased: bool) -> str:
     current = f"{layout.fingerprint:016x}"
     if known.get(layout.version, current) != current and not unreleased:
         raise ContractError(
-            f"{HEADER}: the layout differs from that of ABI version {layout.version}; raise "
-            "SLIM_ABI_VERSION (or give --unreleased if nobody has that version)"
+            f"{SHARED.sources}: the layout differs from that of ABI version {layout.version}; "
+            "raise SLIM_ABI_VERSION (or give --unreleased if nobody has that version)"
         )
     if layout.version < max(known, default=0):
-        raise ContractError(f"{HEADER}: SLIM_ABI_VERSION {layout.version} is below {max(known)}")
+        raise ContractError(f"SLIM_ABI_VERSION {layout.version} is below {max(known)}")
     known[layout.version] = current
     return "".join(f"{version} {print_}\n" for version, print_ in sorted(known.items()))
 
 
 def generate(root: Path, *, unreleased: bool = False) -> dict[Path, str]:
     """Every generated file of the tree below ``root``, and its text."""
-    layout = read(root / HEADER)
     recorded = (root / HISTORY).read_text(encoding="utf-8") if (root / HISTORY).exists() else ""
-    return {
-        root / HISTORY: history(layout, recorded, unreleased=unreleased),
-        root / MODULE: python(layout),
-        root / FINGERPRINT: c(layout),
-    }
+    files = {}
+    for contract in CONTRACTS:
+        layout = read(contract, root)
+        files[root / contract.module] = python(contract, layout)
+        files[root / contract.fingerprint] = c(contract, layout)
+        if contract is SHARED:
+            files[root / HISTORY] = history(layout, recorded, unreleased=unreleased)
+            files[root / REASONS] = reasons(layout)
+    return files
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ The way through the code:
 - :mod:`slimnet.policy`: what users write, compiled to :mod:`slimnet.tables`
 - :mod:`slimnet.abc`: what a backend and a store have to do
 - :mod:`slimnet.model`: the values that they all talk about
-- :mod:`slimnet.contract`: what crosses to C, generated from its header
+- :mod:`slimnet.contract`: what crosses to C, generated from its headers
 - :mod:`slimnet.linux`: what is known of the kernel, one module for each of its things
 """
 

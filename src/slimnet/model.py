@@ -23,6 +23,7 @@ from slimnet import contract
 from slimnet.exceptions import InvalidValue
 from slimnet.names import NAME, NAME_WANTED, is_label
 from slimnet.place import Part, Place
+from slimnet.reason import Reason
 
 __all__ = [
     "Account",
@@ -121,17 +122,6 @@ class EventKind(enum.StrEnum):
     OPENED = "opened"
     REFUSED = "refused"
     CLOSED = "closed"
-
-
-Reason = enum.IntEnum(  # type: ignore[misc]  # built from the contract, not written twice
-    "Reason",
-    {
-        name.removeprefix("SLIM_REASON_"): value
-        for name, value in vars(contract).items()
-        if name.startswith("SLIM_REASON_") and name != "SLIM_REASON_COUNT"
-    },
-)
-Reason.__doc__ = "Why a data path answered as it did: enum slim_reason of the contract."
 
 
 # What a converter cannot convert it returns as it is, for the validator to refuse.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled policy and placement: what a backend installs.
 
-The records are those of ``kernel/uapi/slimnet/contract.h``, as Python values;
+The records are those of ``kernel/uapi/slimnet/tables.h``, as Python values;
 :mod:`slimnet.policy` makes them and a backend writes them where its data path
 looks them up.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every compiler, and ctypes, lays the contract out as clang does for BPF."""
+"""Every compiler, and ctypes, lays the contracts out as clang does for BPF."""
 
 import ctypes
 import os
@@ -8,14 +8,23 @@ from pathlib import Path
 
 import generate_contract
 import pytest
-from generate_contract import HEADER, ROOT
+from generate_contract import EBPF, ROOT, SHARED, UAPI
 
 from slimnet import contract
+from slimnet.model import Reason
+from slimnet_ebpf import contract as private
+
+
+@pytest.fixture(scope="module", params=[SHARED, EBPF], ids=["shared", "ebpf"])
+def of(request):
+    """A contract, the Python module of it, and its layout."""
+    module = {SHARED: contract, EBPF: private}[request.param]
+    return request.param, module, generate_contract.read(request.param)
 
 
 @pytest.fixture(scope="module")
-def layout():
-    return generate_contract.read(ROOT / HEADER)
+def layout(of):
+    return of[2]
 
 
 def expected(layout):
@@ -32,9 +41,11 @@ def expected(layout):
     return values
 
 
-def printer(layout):
+def printer(of):
     """A C program that prints the same."""
-    lines = ["#include <stddef.h>", "#include <stdio.h>", f'#include "{ROOT / HEADER}"']
+    written, _, layout = of
+    lines = ["#include <stddef.h>", "#include <stdio.h>"]
+    lines += [f'#include "{ROOT / header}"' for header in written.headers]
     lines.append("int main(void) {")
     for constants in layout.enums.values():
         lines += [f'printf("{name} %lld\\n", (long long){name});' for name in constants]
@@ -58,11 +69,11 @@ def printer(layout):
     ],
     ids=["gcc", "gcc -fshort-enums", "clang"],
 )
-def test_a_compiler_agrees_with_bpf(layout, compiler, tmp_path):
+def test_a_compiler_agrees_with_bpf(of, layout, compiler, tmp_path):
     """Same constants, sizes and offsets."""
     source, program = tmp_path / "print.c", tmp_path / "print"
-    source.write_text(printer(layout))
-    subprocess.run([*compiler, "-o", program, source], check=True)
+    source.write_text(printer(of))
+    subprocess.run([*compiler, f"-I{ROOT / UAPI}", "-o", program, source], check=True)
     printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     got = {
         name: tuple(map(int, numbers))
@@ -80,9 +91,11 @@ def kernel():
     return found[-1].parent
 
 
-def assertions(layout):
+def assertions(of):
     """A file of the kernel's that compiles only if it sees the same layout."""
-    lines = ["#include <linux/stddef.h>", f'#include "{ROOT / HEADER}"']
+    written, _, layout = of
+    lines = ["#include <linux/stddef.h>"]
+    lines += [f'#include "{ROOT / header}"' for header in written.headers]
     for name, numbers in expected(layout).items():
         struct, _, member = name.partition(".")
         if member:
@@ -108,21 +121,21 @@ def build_module(kernel, directory, text, *options):
     )
 
 
-def test_kbuild_agrees_with_bpf(layout, kernel, tmp_path):
+def test_kbuild_agrees_with_bpf(of, kernel, tmp_path):
     """Same constants, sizes and offsets, with the kernel's own flags and types."""
-    done = build_module(kernel, tmp_path, assertions(layout))
+    done = build_module(kernel, tmp_path, assertions(of))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_kbuild_would_have_noticed(layout, kernel, tmp_path):
+def test_kbuild_would_have_noticed(of, layout, kernel, tmp_path):
     """The same file with one number changed does not compile."""
-    text = assertions(layout)
-    size = layout.structs["slim_event"].size
-    wrong = text.replace(f"sizeof(struct slim_event) == {size}", "sizeof(struct slim_event) == 1")
+    text = assertions(of)
+    name, size = next((each.name, each.size) for each in layout.structs.values())
+    wrong = text.replace(f"sizeof(struct {name}) == {size}", f"sizeof(struct {name}) == 1")
     assert wrong != text
     done = build_module(kernel, tmp_path, wrong)
     assert done.returncode != 0
-    assert "slim_event" in done.stderr
+    assert name in done.stderr
 
 
 def test_kbuild_and_sparse_take_every_shared_header(kernel, tmp_path):
@@ -138,13 +151,14 @@ def test_kbuild_and_sparse_take_every_shared_header(kernel, tmp_path):
     assert "restricted __be32" in build_module(kernel, tmp_path, swapped, "C=2", check).stderr
 
 
-def test_ctypes_agrees_with_bpf(layout):
-    """The classes of slimnet.contract have the sizes and offsets of the structs."""
+def test_ctypes_agrees_with_bpf(of, layout):
+    """The classes of the module have the sizes and offsets of the structs."""
+    _, module, _ = of
     got = {}
     for constants in layout.enums.values():
-        got |= {name: (getattr(contract, name),) for name in constants}
+        got |= {name: (getattr(module, name),) for name in constants}
     for name in layout.structs:
-        kind = getattr(contract, name)
+        kind = getattr(module, name)
         got[name] = (ctypes.sizeof(kind),)
         for field in kind._fields_:
             descriptor = getattr(kind, field[0])
@@ -152,30 +166,43 @@ def test_ctypes_agrees_with_bpf(layout):
     assert got == expected(layout)
 
 
-def test_network_order_is_said_of_every_field_that_has_it(layout):
+def test_network_order_is_said_of_every_field_that_has_it(of, layout):
     """BIG_ENDIAN lists every __be field and no other."""
-    assert {name: set(fields) for name, fields in contract.BIG_ENDIAN.items()} == {
+    assert {name: set(fields) for name, fields in of[1].BIG_ENDIAN.items()} == {
         struct.name: {member.name for member in struct.members if member.big_endian}
         for struct in layout.structs.values()
     }
 
 
-def test_every_map_has_a_name(layout):
+def test_every_map_has_a_name():
     """And the count is not a map."""
-    assert sorted(contract.MAPS) == list(range(layout.enums["slim_map"]["SLIM_MAP_COUNT"]))
-    assert contract.MAPS[contract.SLIM_MAP_ENDPOINT] == "slim_endpoint"
+    assert sorted(private.MAPS) == list(range(private.SLIM_MAP_COUNT))
+    assert private.MAPS[private.SLIM_MAP_ENDPOINT] == "slim_endpoint"
 
 
-def test_reasons_are_numbered_without_gap_or_repetition(layout):
-    """Counters are an array by reason."""
-    reasons = dict(layout.enums["slim_reason"])
-    count = reasons.pop("SLIM_REASON_COUNT")
-    assert sorted(reasons.values()) == list(range(count))
+def test_reasons_are_numbered_without_gap_or_repetition():
+    """Counters are an array by reason; Python's are those of the header."""
+    assert [each.value for each in Reason] == list(range(contract.SLIM_REASON_COUNT))
+    assert {f"SLIM_REASON_{each.name}": each.value for each in Reason} == {
+        name: value
+        for name, value in vars(contract).items()
+        if name.startswith("SLIM_REASON_") and name != "SLIM_REASON_COUNT"
+    }
 
 
-@pytest.mark.parametrize("name", ["slim_endpoint_flag", "slim_socket_flag", "slim_flow_flag"])
-def test_flags_are_single_bits(layout, name):
+def test_flags_are_single_bits(layout):
     """No two flags share a bit."""
-    values = layout.enums[name].values()
-    assert all(value.bit_count() == 1 for value in values)
-    assert len(set(values)) == len(values)
+    kinds = [values for name, values in layout.enums.items() if name.endswith("_flag")]
+    assert len(kinds) == 2
+    for values in kinds:
+        assert all(value.bit_count() == 1 for value in values.values())
+        assert len(set(values.values())) == len(values)
+
+
+def test_a_layout_belongs_to_one_contract():
+    """What all share knows nothing of the eBPF data path, and nothing stands twice."""
+    shared, own = (generate_contract.read(each) for each in (SHARED, EBPF))
+    assert not shared.enums.keys() & own.enums.keys()
+    assert not shared.structs.keys() & own.structs.keys()
+    for header in (ROOT / UAPI / "slimnet").iterdir():
+        assert "SLIM_MAP_" not in header.read_text(), header

@@ -10,6 +10,7 @@ import pytest
 from generate_contract import ROOT
 
 from slimnet import contract
+from slimnet_ebpf import contract as private
 
 OBJECT = ROOT / "backends/ebpf/src/slimnet_ebpf/slimnet.bpf.o"
 
@@ -48,13 +49,13 @@ def read_symbol(built, name):
 
 def test_it_states_version_and_fingerprint(built):
     """So that a mismatch can be refused before anything is loaded."""
-    stamp = struct.unpack("=QQ", read_symbol(built, "slim_abi_stamp"))
-    assert stamp == (contract.ABI_VERSION, contract.FINGERPRINT)
+    stamp = struct.unpack("=3Q", read_symbol(built, "slim_abi_stamp"))
+    assert stamp == (contract.SLIM_ABI_VERSION, contract.FINGERPRINT, private.FINGERPRINT)
 
 
 def test_its_maps_are_those_of_the_contract(built):
     """No map is missing, and none has a name that Python does not know."""
-    assert sections(built)[".maps"] == set(contract.MAPS.values())
+    assert sections(built)[".maps"] == set(private.MAPS.values())
 
 
 def test_it_keeps_btf_and_no_debugging(built):

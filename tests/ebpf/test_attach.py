@@ -12,6 +12,7 @@ from pinned import pinned
 from slimnet import BackendError, InUse, InvalidValue, contract
 from slimnet.linux import cgroup as cgroups
 from slimnet.linux.netns import enter
+from slimnet_ebpf import contract as private
 from slimnet_ebpf import endpoints
 from slimnet_ebpf.sockets import SocketDiagnosis
 
@@ -58,7 +59,7 @@ def local(backend, cgroup):
     """What a cgroup knows of itself."""
     key = cgroups.number(cgroup).to_bytes(8, sys.byteorder)
     storage = pinned(backend, "slim_cgroup").get(key)
-    return contract.slim_local.from_buffer_copy(storage)
+    return private.slim_local.from_buffer_copy(storage)
 
 
 def test_every_program_is_on_the_cgroup_and_it_knows_who_it_is(machine):

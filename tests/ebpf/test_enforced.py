@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from pinned import pinned
 
-from slimnet import contract
 from slimnet.model import Direction, EventKind, Reason
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout
 
 pytestmark = pytest.mark.fresh
@@ -25,8 +25,8 @@ EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
 INET, INET6 = socket.AF_INET, socket.AF_INET6
 RESET = 4  # of a TCP header's flags
 CLOSED = 7  # TCP_CLOSE, in struct tcp_info
-FLOW = Layout(contract.slim_flow)
-CONTROL = Layout(contract.slim_control)
+FLOW = Layout(private.slim_flow)
+CONTROL = Layout(private.slim_control)
 
 
 @contextlib.contextmanager
@@ -407,7 +407,7 @@ def test_a_full_queue_leaves_no_records(ends):
     shielded = host.counters().get(Reason.SHIELD, 0)
     for sock in waiting[1:]:
         sock.close()
-    age_handshakes(host, contract.SLIM_ANSWER_SECONDS)
+    age_handshakes(host, private.SLIM_ANSWER_SECONDS)
     keep_house(host)
     assert len(records(host)) <= 1  # of the one that still tries
     assert host.counters().get(Reason.SHIELD, 0) == shielded
@@ -428,7 +428,7 @@ def test_a_deferred_accept_lives_as_long_as_the_listener_says(ends):
     """However old its record is."""
     client, server = ends
     sock, listener = deferred(client, server)
-    age_handshakes(server.host, contract.SLIM_HANDSHAKE_SECONDS + 1)
+    age_handshakes(server.host, private.SLIM_HANDSHAKE_SECONDS + 1)
     keep_house(server.host)
     answering = server.start(_answer, listener, 2)
     assert client.call(_ask, sock, b"request", 2) == b"answer"

@@ -12,6 +12,7 @@ from pinned import pinned
 from slimnet import BackendError, contract
 from slimnet.model import Direction, EventKind, Reason, Wire
 from slimnet.tables import CidrRecord, EndpointRecord, Tables
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.libbpf import BpfError
 
@@ -44,9 +45,9 @@ child.close()
 sys.stdin.read()
 """
 
-FLOW = Layout(contract.slim_flow)
+FLOW = Layout(private.slim_flow)
 TUPLE = Layout(contract.slim_tuple)
-BOUND = Layout(contract.slim_bound)
+BOUND = Layout(private.slim_bound)
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_opened_and_closed_are_told_only_when_observed(machine, backend):
     assert all(0 < one.duration < 10 for one in closed)
     backend.observe(enabled=False)
     control = pinned(backend, "slim_control").get(bytes(4))
-    assert contract.slim_control.from_buffer_copy(control).observe == 0
+    assert private.slim_control.from_buffer_copy(control).observe == 0
 
 
 def test_refusals_are_always_told_and_counted(machine, backend):
@@ -182,7 +183,7 @@ def test_a_destroy_that_failed_is_tried_again(machine, backend):
 def test_old_records_are_swept_and_young_ones_stay(backend):
     """Also those that were written while the sweep looked: younger than its clock."""
     now = time.monotonic_ns()
-    old, new = now - (contract.SLIM_ANSWER_SECONDS + 1) * 10**9, now + 10 * 10**9
+    old, new = now - (private.SLIM_ANSWER_SECONDS + 1) * 10**9, now + 10 * 10**9
     flows = pinned(backend, "slim_flow")
     bound = pinned(backend, "slim_bound")
     for port, when in ((1, old), (2, now), (3, new)):

@@ -25,8 +25,8 @@ import pytest
 from lab import Lab
 from pinned import count, pinned
 
-from slimnet import contract
 from slimnet.model import Direction
+from slimnet_ebpf import contract as private
 
 pytestmark = pytest.mark.fresh
 
@@ -204,7 +204,7 @@ def kept(host) -> set[str]:
 
     held = {
         f"index {inner >> 16 & 0x7FF} port {inner & 0xFFFF} "
-        f"loopback {inner >> 27} v6only {v6only}: {fields(contract.slim_held, value)}"
+        f"loopback {inner >> 27} v6only {v6only}: {fields(private.slim_held, value)}"
         for (inner, v6only), value in items("slim_held")
     }
     shield = {
@@ -215,7 +215,7 @@ def kept(host) -> set[str]:
     ports = {
         f"index {index} holds {count} ports of the host"
         for (index,), value in items("slim_local")
-        if (count := contract.slim_usage.from_buffer_copy(value).held)
+        if (count := private.slim_usage.from_buffer_copy(value).held)
     }
     return held | shield | ports
 
@@ -383,7 +383,7 @@ def look_after(lab, fuzzed):
         assert left == used, host.root.call(_sockets)
         assert settle(lambda host=host: kept(host), before, 10) - before == set()
         if SECONDS >= 600:
-            life = contract.SLIM_HANDSHAKE_SECONDS + contract.SLIM_LINGER_SECONDS
+            life = private.SLIM_HANDSHAKE_SECONDS + private.SLIM_LINGER_SECONDS
             assert settle(lambda host=host: records(host), 0, life) == 0
 
 

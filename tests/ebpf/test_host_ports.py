@@ -14,8 +14,8 @@ import time
 import pytest
 from pinned import pinned
 
-from slimnet import contract
 from slimnet.model import Reason
+from slimnet_ebpf import contract as private
 
 pytestmark = pytest.mark.fresh
 
@@ -182,7 +182,7 @@ def test_a_port_is_counted_once(lab):
 def ports_taken(host):
     """Distinct ports of the host by index."""
     usage = pinned(host.instance, "slim_local")
-    return [contract.slim_usage.from_buffer_copy(value).ports for _, value in usage.items()]
+    return [private.slim_usage.from_buffer_copy(value).ports for _, value in usage.items()]
 
 
 # Nobody chooses one

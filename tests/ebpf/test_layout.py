@@ -19,15 +19,18 @@ from slimnet.tables import (
     ServiceKey,
     ServiceRecord,
 )
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
 from slimnet_ebpf.records import kinds
 
 ADDRESS, ENDPOINT, CIDR, POLICY, SERVICE, PUBLISH = kinds({5: 77})
 
 
-@pytest.mark.parametrize("name", contract.BIG_ENDIAN)
-def test_bytes_are_those_of_ctypes(name):
-    structure = getattr(contract, name)
+@pytest.mark.parametrize(
+    ("of", "name"), [(of, name) for of in (contract, private) for name in of.BIG_ENDIAN]
+)
+def test_bytes_are_those_of_ctypes(of, name):
+    structure = getattr(of, name)
     data = random.Random(name).randbytes(ctypes.sizeof(structure))
     record = structure.from_buffer_copy(data)
     fields = Layout(structure).unpack(data)
@@ -35,7 +38,7 @@ def test_bytes_are_those_of_ctypes(name):
         expected = getattr(record, field)
         if issubclass(kind, (ctypes.Array, ctypes.Structure)):
             assert bytes(expected) == fields[field]
-        elif field in contract.BIG_ENDIAN[name]:
+        elif field in of.BIG_ENDIAN[name]:
             assert bytes(kind(expected)) == fields[field].to_bytes(ctypes.sizeof(kind), "big")
         else:
             assert expected == fields[field]

@@ -19,12 +19,13 @@ from pinned import count, pinned
 
 from slimnet import contract
 from slimnet.model import Reason
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout
 
 pytestmark = pytest.mark.fresh
 
 NOBODY = contract.SLIM_INDEX_MAX
-USAGE = Layout(contract.slim_usage)
+USAGE = Layout(private.slim_usage)
 
 
 @contextlib.contextmanager
@@ -66,11 +67,11 @@ def fill(host, table, count):
     inner = NOBODY << 16
     if table == "slim_flow":
         fields = {"time": time.monotonic_ns(), "inner": inner}
-        if hasattr(contract.slim_flow, "charged"):
+        if hasattr(private.slim_flow, "charged"):
             fields["charged"] = inner
-        value = Layout(contract.slim_flow).pack(**fields)
+        value = Layout(private.slim_flow).pack(**fields)
     else:
-        value = Layout(contract.slim_held).pack(sockets=1)
+        value = Layout(private.slim_held).pack(sockets=1)
     records = pinned(host.instance, table)
     records.update(
         ((inner + number).to_bytes(4, "little") + bytes(records.key_size - 4), value)

@@ -15,6 +15,7 @@ from slimnet.linux.netns import enter
 from slimnet.tables import Tables
 from slimnet_ebpf import EbpfBackend, filters, libbpf, requirements
 from slimnet_ebpf import backend as backend_module
+from slimnet_ebpf import contract as private
 
 pytestmark = pytest.mark.root
 
@@ -265,9 +266,13 @@ def test_another_contract_is_refused_and_nothing_changed(machine, monkeypatch):
     backend.install(Tables(5))
     backend.close()
     running = machine.left()
-    for name, value in (("FINGERPRINT", 1), ("SLIM_ABI_VERSION", 99)):
+    for module, name, value in (
+        (contract, "FINGERPRINT", 1),
+        (contract, "SLIM_ABI_VERSION", 99),
+        (private, "FINGERPRINT", 1),
+    ):
         with monkeypatch.context() as other:
-            other.setattr(contract, name, value)
+            other.setattr(module, name, value)
             with pytest.raises(AbiMismatch, match=machine.name):
                 machine.start()
         assert running == machine.left()
@@ -291,7 +296,8 @@ def test_an_object_of_another_contract_is_not_loaded(machine, monkeypatch):
 
 
 def test_the_data_path_says_what_it_was_built_from(machine):
-    assert machine.start().status().abi == f"{contract.SLIM_ABI_VERSION}/{contract.FINGERPRINT_HEX}"
+    prints = f"{contract.FINGERPRINT_HEX}.{private.FINGERPRINT_HEX}"
+    assert machine.start().status().abi == f"{contract.SLIM_ABI_VERSION}/{prints}"
 
 
 def test_wrong_configurations_change_nothing(machine):

@@ -9,9 +9,9 @@ from machine import NETWORK, endpoint
 from netaddr import IPAddress, IPNetwork
 from pinned import active_slot, pinned
 
-from slimnet import contract
 from slimnet.model import Direction, Reason, Wire
 from slimnet.tables import Change, CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.records import kinds
 
 pytestmark = pytest.mark.root
@@ -22,7 +22,7 @@ HOST = IPAddress("192.0.2.1")
 def in_force(backend):
     """The bytes of the active slot."""
     active = active_slot(backend)
-    tables = {kind.map: pinned(backend, contract.MAPS[kind.map]) for kind in kinds({})}
+    tables = {kind.map: pinned(backend, private.MAPS[kind.map]) for kind in kinds({})}
     return {number: dict(table.inner(active).items()) for number, table in tables.items()}
 
 
@@ -114,7 +114,7 @@ def test_work_is_in_proportion_to_the_change(machine):
         inactive.delete(key)
     new = evolve(some_tables(4, range(1, 101)), policy=old.policy)
     backend.install(new, difference(old, new))
-    cidrs = in_force(backend)[contract.SLIM_MAP_CIDR]
+    cidrs = in_force(backend)[private.SLIM_MAP_CIDR]
     assert len(cidrs) == 1
 
 

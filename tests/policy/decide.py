@@ -17,6 +17,7 @@ from slimnet import contract
 from slimnet.model import Direction, Flow, Protocol, Reason, Verdict
 from slimnet.policy.explain.decision import AddressRecord, Answerer
 from slimnet.tables import ServiceKey, ServiceRecord, Tables
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import to_bytes16
 from slimnet_ebpf.records import cidr_key, kinds
 
@@ -123,16 +124,16 @@ class Decider:
         """The tables but the policy, in the bytes that the eBPF data path gets; the inner
         index of an endpoint is its id."""
         every = {kind.map: kind for kind in kinds({each: each for each in self.tables.endpoints})}
-        endpoint = every[contract.SLIM_MAP_ENDPOINT].value
+        endpoint = every[private.SLIM_MAP_ENDPOINT].value
         nobody = bytes(ctypes.sizeof(contract.slim_endpoint))
-        kind = every[contract.SLIM_MAP_ADDRESS]
+        kind = every[private.SLIM_MAP_ADDRESS]
         for key, number in self.tables.addresses.items():
             owner = self.tables.endpoints.get(number)
             value = endpoint(number, owner) if owner else nobody
             assert not self._c.slim_test_place(self._env, kind.key(key), number, value)
         for function, kind in (
-            (self._c.slim_test_service, every[contract.SLIM_MAP_SERVICE]),
-            (self._c.slim_test_range, every[contract.SLIM_MAP_CIDR]),
+            (self._c.slim_test_service, every[private.SLIM_MAP_SERVICE]),
+            (self._c.slim_test_range, every[private.SLIM_MAP_CIDR]),
         ):
             for key, record in kind.of(self.tables).items():
                 assert not function(self._env, kind.key(key), kind.value(key, record))

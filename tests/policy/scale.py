@@ -48,6 +48,7 @@ from slimnet.model import Direction, Reason
 from slimnet.model import Endpoint as Record
 from slimnet.policy import Compiler
 from slimnet.tables import Change, PolicyKey, PolicyRecord, Tables
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.pins import Pins
 from slimnet_ebpf.records import kinds
@@ -126,7 +127,7 @@ def cost(backend: Backend, tables: Tables, entries: int) -> dict[str, Any]:
         tables = after
     report["first change ms"] = round(times[0], 2)
     report["one change ms"] = round(statistics.median(times[1:]), 2)
-    charged = held(backend, contract.SLIM_MAP_POLICY)
+    charged = held(backend, private.SLIM_MAP_POLICY)
     report["memlock bytes per entry"] = round(charged / len(tables.policy), 1)
     if entries >= SEEN_IN_SLAB:
         report["slab bytes per entry"] = round(grown / entries, 1)
@@ -137,7 +138,7 @@ def cost(backend: Backend, tables: Tables, entries: int) -> dict[str, Any]:
 def look_up(backend: Any, tables: Tables) -> dict[str, Any]:
     """A look-up by system call: of the dialling pair's entry, again and again, and of
     entries here and there. Only the difference between sizes is the table's."""
-    kind = next(kind for kind in kinds({}) if kind.map == contract.SLIM_MAP_POLICY)
+    kind = next(kind for kind in kinds({}) if kind.map == private.SLIM_MAP_POLICY)
     keys = list(tables.policy)
     chance = random.Random(1)
     orders = {
@@ -145,7 +146,7 @@ def look_up(backend: Any, tables: Tables) -> dict[str, Any]:
         "look-up here and there ns": chance.sample(keys, min(len(keys), 1000)),
     }
     report = {}
-    with closing(active(backend, contract.SLIM_MAP_POLICY)) as table:
+    with closing(active(backend, private.SLIM_MAP_POLICY)) as table:
         for name, some in orders.items():
             times = []
             for key in itertools.islice(itertools.cycle([kind.key(item) for item in some]), 20000):
@@ -161,7 +162,7 @@ def active(backend: Any, number: int) -> Map:
     pins = Pins(backend.context.instance)
     with closing(pins.open_map("slim_active")) as slots:
         slot = int.from_bytes(slots.get(bytes(4)) or b"", sys.byteorder) & 1
-    with closing(pins.open_map(contract.MAPS[number])) as tables:
+    with closing(pins.open_map(private.MAPS[number])) as tables:
         table = tables.inner(slot)
     assert table is not None
     return table
@@ -209,9 +210,9 @@ def compile_and_install(backend: Backend, policies: int, endpoints: int) -> dict
         for step, values in zip(("compile", "install"), zip(*times[1:], strict=True), strict=True):
             report[f"{name}, {step} ms"] = round(statistics.median(values), 2)
     for number, what in (
-        (contract.SLIM_MAP_POLICY, "policy"),
-        (contract.SLIM_MAP_ENDPOINT, "endpoints"),
-        (contract.SLIM_MAP_ADDRESS, "addresses"),
+        (private.SLIM_MAP_POLICY, "policy"),
+        (private.SLIM_MAP_ENDPOINT, "endpoints"),
+        (private.SLIM_MAP_ADDRESS, "addresses"),
     ):
         size = held(backend, number) / len(getattr(tables, what))
         report[f"memlock bytes per entry of {what}"] = round(size, 1)

@@ -22,10 +22,10 @@ from netaddr import IPAddress
 from test_kernel import kernel  # noqa: F401  # the fixture
 from worlds import HOSTS, PORTS, worlds
 
-from slimnet import contract
 from slimnet.model import Protocol, Reason
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
+from slimnet_ebpf import contract as private
 from slimnet_ebpf import libbpf
 from slimnet_ebpf.layout import Layout
 
@@ -36,7 +36,7 @@ from lab import packets
 KEY = bytes(range(16))
 WORLDS = 60
 SYNS_OF_A_HOST = 20
-CONTROL = Layout(contract.slim_control)
+CONTROL = Layout(private.slim_control)
 YES, FORGED, LATER, NO = range(4)
 #: What tc does with it: TC_ACT_SHOT, or TC_ACT_UNSPEC, so that the host answers.
 RETURNS = {YES: -1, FORGED: -1, LATER: 2, NO: -1}
@@ -128,8 +128,8 @@ class Gate:
         maps = loaded.maps
         key = int.from_bytes(KEY[:8], "little"), int.from_bytes(KEY[8:], "little")
         packed = b"".join(each.to_bytes(8, sys.byteorder) for each in key)
-        maps[contract.SLIM_MAP_CONTROL].set(bytes(4), CONTROL.pack(key=packed))
-        self._counters = maps[contract.SLIM_MAP_COUNTER]
+        maps[private.SLIM_MAP_CONTROL].set(bytes(4), CONTROL.pack(key=packed))
+        self._counters = maps[private.SLIM_MAP_COUNTER]
         self._program = loaded.program("slim_tc_ingress")
         self._installed = None
         self._before = self._counted()

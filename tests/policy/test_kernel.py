@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from test_oracle import FLOWS_OF_A_WORLD, VNIS, WORLDS, assert_same
 from worlds import HOSTS, worlds
 
-from slimnet import contract
 from slimnet.exceptions import SlimnetError
 from slimnet.model import Direction, Reason
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
 from slimnet_ebpf import EbpfBackend
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.objects import Object
 from slimnet_ebpf.question import FlowQuestion, ask
@@ -33,7 +33,7 @@ class Kernel:
 
     def __init__(self, loaded):
         maps = loaded.maps()
-        self.maps = {number: maps[name] for number, name in contract.MAPS.items()}
+        self.maps = {number: maps[name] for number, name in private.MAPS.items()}
         self._writer = Writer(self.maps)
         self._programs = {each.name: each.fd for each in loaded.programs()}
         self._generations = itertools.count(1)

@@ -2,8 +2,8 @@
 /*
  * What user space is told.
  */
-#ifndef SLIMNET_EVENT_H
-#define SLIMNET_EVENT_H
+#ifndef SLIMNET_EBPF_EVENT_H
+#define SLIMNET_EBPF_EVENT_H
 
 #include "state.h"
 
@@ -137,4 +137,4 @@ slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __
 	bpf_ringbuf_submit(event, 0);
 }
 
-#endif /* SLIMNET_EVENT_H */
+#endif /* SLIMNET_EBPF_EVENT_H */

@@ -27,13 +27,16 @@
 #include "dead.h"
 #include "ask.h"
 
+#include "fingerprint.h"
+
 #include <slimnet/fingerprint.h>
 
 /* What this object was built from; the loader refuses another. */
 const volatile struct {
 	__u64 version;
 	__u64 fingerprint;
-} slim_abi_stamp = { SLIM_ABI_VERSION, SLIM_FINGERPRINT };
+	__u64 own;			/* of what only this data path keeps: contract.h here */
+} slim_abi_stamp = { SLIM_ABI_VERSION, SLIM_FINGERPRINT, SLIM_EBPF_FINGERPRINT };
 
 SEC("cgroup/sock_create")
 int slim_sock_create(struct bpf_sock *sk)

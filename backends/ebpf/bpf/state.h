@@ -15,9 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include <slimnet/contract.h>
-#include <slimnet/inner.h>
-#include <slimnet/wire.h>
+#include "contract.h"
 
 #define AF_INET 2
 #define AF_INET6 10

@@ -24,7 +24,8 @@
 #define SLIMNET_DECIDE_H
 
 #include "byteorder.h"
-#include "contract.h"
+#include "reason.h"
+#include "tables.h"
 
 /* One question: the subject is the endpoint whose policy is asked. */
 struct slim_query {

@@ -5,14 +5,23 @@
  *
  *   range (4 bits) | loopback (1 bit) | the endpoint's index (11 bits) | port (16 bits)
  *
- * The widths are constants of the contract (enum slim_inner_bits). The lower 28
- * bits on their own are an "inner": a number in host order.
+ * The lower 28 bits on their own are an "inner": a number in host order.
  */
 #ifndef SLIMNET_INNER_H
 #define SLIMNET_INNER_H
 
 #include "address.h"
-#include "contract.h"
+
+enum slim_inner_bits {
+	SLIM_INNER_PORT_BITS = 16,
+	SLIM_INNER_INDEX_BITS = 11,
+	SLIM_INNER_LOOPBACK_BIT = 27,
+};
+
+enum slim_inner_place {
+	SLIM_INNER_PORT = 473,		/* below 512: out of reach of every local user and rresvport() */
+	SLIM_INDEX_MAX = 2046,		/* 11 bits; 0 is nobody, 2047 would end in the broadcast address */
+};
 
 #define SLIM_INNER_LOOPBACK (1U << SLIM_INNER_LOOPBACK_BIT)
 #define SLIM_INNER_PORT_MASK ((1U << SLIM_INNER_PORT_BITS) - 1)

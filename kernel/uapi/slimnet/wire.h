@@ -26,13 +26,28 @@
 #ifndef SLIMNET_WIRE_H
 #define SLIMNET_WIRE_H
 
-#include "contract.h"
 #include "siphash.h"
+
+enum slim_wire {
+	SLIM_OPTION_KIND = 253,		/* RFC 3692 experiment; 254 is read by Linux itself */
+	SLIM_OPTION_LENGTH = 16,
+	SLIM_WIRE_PORTS = 64,		/* a power of two */
+	SLIM_WIRE_TURN = 8192,		/* the most connects of an endpoint before the next wire port */
+	SLIM_BOUND_PORTS = 32,		/* a power of two; right behind, for source-bound sockets */
+};
 
 #define SLIM_TCP_OPTIONS_MAX 40		/* data offset is 4 bits of 32-bit words */
 #define SLIM_TCP_OPTION_END 0
 #define SLIM_TCP_OPTION_NOP 1
 #define SLIM_TCP_OPTION_FAST_OPEN 34	/* RFC 7413 */
+
+/* A connection's addresses and ports. */
+struct slim_tuple {
+	__be32 source[4];
+	__be32 destination[4];
+	__be16 source_port;
+	__be16 destination_port;
+};
 
 struct slim_option {
 	__u8 kind;

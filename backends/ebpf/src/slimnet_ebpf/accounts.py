@@ -10,6 +10,7 @@ from typing import Any
 from slimnet import contract
 from slimnet.linux.sock_diag import LIVE
 from slimnet.model import Account, Direction
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.sockets import SocketDiagnosis
@@ -18,7 +19,7 @@ __all__ = ["accounts"]
 
 _KEY = Layout(contract.slim_account_key)
 _ACCOUNT = Layout(contract.slim_account)
-_SOCKET = Layout(contract.slim_socket)
+_SOCKET = Layout(private.slim_socket)
 _COUNTS = ("connections", "refused", "sent", "received")
 
 
@@ -29,9 +30,9 @@ def accounts(table: Map, sockets: SocketDiagnosis) -> Iterator[Account]:
     found: dict[tuple[int, int, int], dict[str, Any]] = {}
     for one in sockets.sockets(traffic=True, states=LIVE):
         record = _SOCKET.unpack(one.storage) if one.storage else {}
-        if not record.get("flags", 0) & contract.SLIM_SOCKET_ESTABLISHED:
+        if not record.get("flags", 0) & private.SLIM_SOCKET_ESTABLISHED:
             continue
-        accepted = record["flags"] & contract.SLIM_SOCKET_ACCEPTED
+        accepted = record["flags"] & private.SLIM_SOCKET_ACCEPTED
         direction = contract.SLIM_INGRESS if accepted else contract.SLIM_EGRESS
         entry = found.setdefault(
             (record["endpoint"], record["rule"], direction), dict.fromkeys(_COUNTS, 0)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from attrs import asdict
 from netaddr import IPAddress
 
 from slimnet import contract
@@ -42,6 +43,7 @@ from slimnet.model import (
 )
 from slimnet.place import Life, Place
 from slimnet.tables import Change, Tables
+from slimnet_ebpf import contract as private
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.connections import connections
@@ -69,7 +71,7 @@ __all__ = ["EbpfBackend"]
 
 _log = logging.getLogger(__name__)
 
-_CONTROL = Layout(contract.slim_control)
+_CONTROL = Layout(private.slim_control)
 _PORT_RANGE = "net/ipv4/ip_local_port_range"
 _LOOKUP = "slim_lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
@@ -177,7 +179,7 @@ class EbpfBackend(Backend):
         self._pins.remove()
         try:
             with Object(self.object_path) as loaded:
-                ours = _stamp()
+                ours = AbiStamp.ours()
                 if loaded.stamp() != ours:
                     raise AbiMismatch(
                         f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
@@ -192,8 +194,7 @@ class EbpfBackend(Backend):
                 loaded.load()
                 self._pins.store(
                     loaded,
-                    version=ours.version,
-                    fingerprint=ours.fingerprint,
+                    **asdict(ours),
                     inner_range=str(self._options.inner_range),
                 )
         except BaseException:
@@ -210,10 +211,10 @@ class EbpfBackend(Backend):
             BackendError: it serves another namespace.
         """
         record = self._pins.record()
-        running = AbiStamp(record.get("version", 0), record.get("fingerprint", 0))
-        if running != _stamp():
+        running = AbiStamp.recorded(record)
+        if running != AbiStamp.ours():
             raise AbiMismatch(
-                f"instance {self.context.instance} runs contract {running}, not {_stamp()}:"
+                f"instance {self.context.instance} runs contract {running}, not {AbiStamp.ours()}:"
                 " stop its endpoints and tear it down with the slimnet that started it"
             )
         with contextlib.closing(self._pins.open_map("slim_control")) as control:
@@ -245,7 +246,7 @@ class EbpfBackend(Backend):
         Raises:
             AbiMismatch: something of it is missing.
         """
-        lost = [name for name in contract.MAPS.values() if not (self._pins.maps / name).exists()]
+        lost = [name for name in private.MAPS.values() if not (self._pins.maps / name).exists()]
         if lost:
             raise AbiMismatch(
                 f"instance {self.context.instance}: {', '.join(lost)} is missing in"
@@ -253,7 +254,7 @@ class EbpfBackend(Backend):
             )
         self._maps = {
             number: self._held.enter_context(contextlib.closing(self._pins.open_map(name)))
-            for number, name in contract.MAPS.items()
+            for number, name in private.MAPS.items()
         }
         programs = self._pins.open_programs()
         for program in programs:
@@ -263,7 +264,7 @@ class EbpfBackend(Backend):
         self._ask: Program = by_name[_ASK]
         self._sweep: Program = by_name[_SWEEP]
         self._sockets = self._held.enter_context(
-            contextlib.closing(SocketDiagnosis(self._maps[contract.SLIM_MAP_SOCKET].fd))
+            contextlib.closing(SocketDiagnosis(self._maps[private.SLIM_MAP_SOCKET].fd))
         )
         self._writer = Writer(self._maps)
         self._endpoints = EndpointAttachments(
@@ -272,15 +273,15 @@ class EbpfBackend(Backend):
             self._maps,
             self.context.cgroup,
             self._sockets,
-            Limits(self._maps[contract.SLIM_MAP_LIMIT], by_name[_RATE], by_name[_REPACE]),
+            Limits(self._maps[private.SLIM_MAP_LIMIT], by_name[_RATE], by_name[_REPACE]),
             self._writer.set_index,
         )
         self._tables: Tables | None = None
         self._events = self._held.enter_context(
-            contextlib.closing(Events(self._maps[contract.SLIM_MAP_EVENT]))
+            contextlib.closing(Events(self._maps[private.SLIM_MAP_EVENT]))
         )
         self._doomed = self._held.enter_context(
-            contextlib.closing(Doomed(self._maps[contract.SLIM_MAP_DOOM], self._sockets))
+            contextlib.closing(Doomed(self._maps[private.SLIM_MAP_DOOM], self._sockets))
         )
         self._swept = self._kept = time.monotonic()
         return UnderlayPrograms(self._pins, by_name, self._options.inner_range)
@@ -309,10 +310,10 @@ class EbpfBackend(Backend):
             # Endpoints may hold three quarters of the host's source ports; the last is its own.
             port_room=ports * 3 // 4,
         )
-        own: Map = self._maps[contract.SLIM_MAP_OWN]
+        own: Map = self._maps[private.SLIM_MAP_OWN]
         found = dict.fromkeys(
-            local_ranges([self._options.inner_range]), contract.SLIM_OWN_LOCAL
-        ) | dict.fromkeys(broadcast_addresses(), contract.SLIM_OWN_BROADCAST)
+            local_ranges([self._options.inner_range]), private.SLIM_OWN_LOCAL
+        ) | dict.fromkeys(broadcast_addresses(), private.SLIM_OWN_BROADCAST)
         wanted = {cidr_key((0, each)): u32(what) for each, what in found.items()}
         held = dict(own.items())
         # Added before others are removed: one new range may stand for several old ones, whose
@@ -321,7 +322,7 @@ class EbpfBackend(Backend):
         own.remove(held.keys() - wanted.keys())
 
     def _write_control(self, **fields: int | bytes) -> None:
-        control: Map = self._maps[contract.SLIM_MAP_CONTROL]
+        control: Map = self._maps[private.SLIM_MAP_CONTROL]
         held = _CONTROL.unpack(control.get(u32(0)) or b"")
         if held != held | fields:
             control.set(u32(0), _CONTROL.pack(**(held | fields)))
@@ -386,7 +387,7 @@ class EbpfBackend(Backend):
         self._writer.settle()  # after this no program decides by the generation before
         self._sweep_records()
         live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
-        flows: Map = self._maps[contract.SLIM_MAP_FLOW]
+        flows: Map = self._maps[private.SLIM_MAP_FLOW]
         lost = {
             one: key
             for one in live
@@ -406,7 +407,7 @@ class EbpfBackend(Backend):
         if not found:
             return
         self._sockets.destroy(one.socket for one in found)
-        counter: Map = self._maps[contract.SLIM_MAP_COUNTER]
+        counter: Map = self._maps[private.SLIM_MAP_COUNTER]
         # The counters are per CPU. No program counts this reason, so CPU 0's is written here.
         key = u32(contract.SLIM_REASON_REVOKED)
         first, *rest = struct.unpack(f"={possible_cpus()}Q", counter.get(key) or b"")
@@ -424,7 +425,7 @@ class EbpfBackend(Backend):
         with self._open():
             record = self._pins.record()
             indexes = self._endpoints.indexes()
-            values = self._maps[contract.SLIM_MAP_COUNTER].items()
+            values = self._maps[private.SLIM_MAP_COUNTER].items()
             counters = {
                 Reason(number): count
                 for key, value in values
@@ -435,7 +436,7 @@ class EbpfBackend(Backend):
                 generation=self._writer.generation,
                 endpoints=frozenset(indexes),
                 counters=counters,
-                abi=str(AbiStamp(record["version"], record["fingerprint"])),
+                abi=str(AbiStamp.recorded(record)),
                 detail={
                     "pins": str(self._pins.root),
                     "interface": record.get("interface"),
@@ -466,7 +467,7 @@ class EbpfBackend(Backend):
     def accounts(self) -> Iterable[Account]:
         """See :meth:`slimnet.abc.Backend.accounts`."""
         with self._open():
-            return list(accounts(self._maps[contract.SLIM_MAP_ACCOUNT], self._sockets))
+            return list(accounts(self._maps[private.SLIM_MAP_ACCOUNT], self._sockets))
 
     def connections(self) -> Iterable[Connection]:
         """See :meth:`slimnet.abc.Backend.connections`."""
@@ -481,7 +482,7 @@ class EbpfBackend(Backend):
 
     def observe(self, *, enabled: bool) -> None:
         """See :meth:`slimnet.abc.Backend.observe`."""
-        both = contract.SLIM_OBSERVE_OPENED | contract.SLIM_OBSERVE_CLOSED
+        both = private.SLIM_OBSERVE_OPENED | private.SLIM_OBSERVE_CLOSED
         with self._locked():
             self._write_control(observe=both if enabled else 0)
 
@@ -544,7 +545,7 @@ class EbpfBackend(Backend):
                     self._follow_host()
 
     def _sweep_records(self) -> None:
-        control = _CONTROL.unpack(self._maps[contract.SLIM_MAP_CONTROL].get(u32(0)) or b"")
+        control = _CONTROL.unpack(self._maps[private.SLIM_MAP_CONTROL].get(u32(0)) or b"")
         with self._netns.entered():
             sweep(self._sweep.fd, control["ifindex"])
 
@@ -575,7 +576,3 @@ def _to_event(one: Revoked) -> Event:
         reason=Reason["REVOKED"],
         rule=one.rule,
     )
-
-
-def _stamp() -> AbiStamp:
-    return AbiStamp(contract.SLIM_ABI_VERSION, contract.FINGERPRINT)

@@ -6,15 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from slimnet import contract
 from slimnet.linux.sock_diag import LIVE, STATES
 from slimnet.model import Connection, Direction, Wire
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout, from_bytes16
 from slimnet_ebpf.sockets import SocketDiagnosis
 
 __all__ = ["connections"]
 
-_SOCKET = Layout(contract.slim_socket)
+_SOCKET = Layout(private.slim_socket)
 
 
 def connections(sockets: SocketDiagnosis) -> Iterator[Connection]:
@@ -28,12 +28,12 @@ def connections(sockets: SocketDiagnosis) -> Iterator[Connection]:
         flags, local_port = record["flags"], one.ports[0]
         if not record["endpoint"]:
             continue
-        accepted = bool(flags & contract.SLIM_SOCKET_ACCEPTED)
-        near = contract.SLIM_FLOW_SAME_HOST | contract.SLIM_FLOW_LOOPBACK
-        over_wire = flags & contract.SLIM_SOCKET_WIRE or (
+        accepted = bool(flags & private.SLIM_SOCKET_ACCEPTED)
+        near = private.SLIM_FLOW_SAME_HOST | private.SLIM_FLOW_LOOPBACK
+        over_wire = flags & private.SLIM_SOCKET_WIRE or (
             accepted
             and not record["flow_flags"] & near
-            and not flags & contract.SLIM_SOCKET_PUBLISHED
+            and not flags & private.SLIM_SOCKET_PUBLISHED
         )
         yield Connection(
             endpoint=record["endpoint"],

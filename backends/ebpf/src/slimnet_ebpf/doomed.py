@@ -9,8 +9,8 @@ import logging
 import time
 from typing import Any
 
-from slimnet import contract
 from slimnet.linux.sock_diag import PRESENT, Socket
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.libbpf import BpfError, SampleFunction, check, library
 from slimnet_ebpf.maps import Map
@@ -20,7 +20,7 @@ __all__ = ["Doomed"]
 
 _log = logging.getLogger(__name__)
 
-_SOCKET = Layout(contract.slim_socket)
+_SOCKET = Layout(private.slim_socket)
 # Looking at all sockets takes at most a fifth of one processor.
 _BREATH = 4
 _RETRY = 1.0
@@ -73,6 +73,6 @@ class Doomed:
 
 
 def _is_doomed(one: Socket) -> bool:
-    return one.interface == contract.SLIM_NOWHERE or bool(
-        one.storage and _SOCKET.unpack(one.storage)["flags"] & contract.SLIM_SOCKET_DOOMED
+    return one.interface == private.SLIM_NOWHERE or bool(
+        one.storage and _SOCKET.unpack(one.storage)["flags"] & private.SLIM_SOCKET_DOOMED
     )

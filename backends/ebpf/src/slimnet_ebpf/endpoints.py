@@ -39,6 +39,7 @@ from slimnet.model import Endpoint, Network
 from slimnet.place import Place
 from slimnet.policy.compile.difference import altered
 from slimnet.tables import LimitRecord
+from slimnet_ebpf import contract as private
 from slimnet_ebpf import links
 from slimnet_ebpf.layout import Layout, to_bytes16
 from slimnet_ebpf.libbpf import BpfError
@@ -51,11 +52,11 @@ from slimnet_ebpf.sockets import SocketDiagnosis
 
 __all__ = ["EndpointAttachments"]
 
-_LOCAL = Layout(contract.slim_local)
-_USAGE = Layout(contract.slim_usage)
+_LOCAL = Layout(private.slim_local)
+_USAGE = Layout(private.slim_usage)
 _ACCOUNT_KEY = Layout(contract.slim_account_key)
-_LISTENER_KEY = Layout(contract.slim_listener_key)
-_SOCKET = Layout(contract.slim_socket)
+_LISTENER_KEY = Layout(private.slim_listener_key)
+_SOCKET = Layout(private.slim_socket)
 _ENTRY = struct.Struct(INDEX_ENTRY)
 _INDEX_MASK = (1 << contract.SLIM_INNER_INDEX_BITS) - 1
 
@@ -72,7 +73,7 @@ _BOTH_WAYS = (links.ATTACH_CGROUP_INGRESS, links.ATTACH_CGROUP_EGRESS)
 
 # An inner index is given to no other endpoint for this long (ns) after its last one: flow
 # records of handshakes with that one may live as long, and TIME_WAIT sockets less.
-_QUARANTINE = contract.SLIM_HANDSHAKE_SECONDS * 10**9
+_QUARANTINE = private.SLIM_HANDSHAKE_SECONDS * 10**9
 
 
 @frozen
@@ -416,7 +417,7 @@ class EndpointAttachments:
         self._limits.apply(endpoint.id, index, path)
         # Last: the attached programs refuse everything until the cgroup's storage names an
         # endpoint.
-        self._maps[contract.SLIM_MAP_CGROUP].set(
+        self._maps[private.SLIM_MAP_CGROUP].set(
             _key(cgroups.number(path)),
             _LOCAL.pack(
                 endpoint=endpoint.id,
@@ -439,7 +440,7 @@ class EndpointAttachments:
 
     def _local(self, entry: _Entry) -> dict[str, Any]:
         """What a cgroup knows of itself."""
-        found = self._maps[contract.SLIM_MAP_CGROUP].get(_key(entry.cgroup))
+        found = self._maps[private.SLIM_MAP_CGROUP].get(_key(entry.cgroup))
         return _LOCAL.unpack(found or bytes(_LOCAL.size))
 
     def _leave(self, index: int, entry: _Entry) -> None:
@@ -505,7 +506,7 @@ class EndpointAttachments:
 
     def _tell(self, entry: _Entry, local: dict[str, Any]) -> None:
         try:
-            self._maps[contract.SLIM_MAP_CGROUP].set(_key(entry.cgroup), _LOCAL.pack(**local))
+            self._maps[private.SLIM_MAP_CGROUP].set(_key(entry.cgroup), _LOCAL.pack(**local))
         except BpfError as error:
             if error.errno != errno.ENOENT:  # the kernel has dropped the cgroup
                 raise
@@ -530,9 +531,9 @@ class EndpointAttachments:
     def _free_if_gone(self, index: int, entry: _Entry) -> bool:
         """Give an index back once the kernel has dropped the cgroup (cgroup_bpf_release()),
         which its last socket keeps; its storage goes with it. Whether it has."""
-        if self._maps[contract.SLIM_MAP_CGROUP].get(_key(entry.cgroup)) is not None:
+        if self._maps[private.SLIM_MAP_CGROUP].get(_key(entry.cgroup)) is not None:
             return False
-        held = self._maps[contract.SLIM_MAP_HELD]
+        held = self._maps[private.SLIM_MAP_HELD]
         held.remove(
             key
             for key, _ in held.items()
@@ -541,7 +542,7 @@ class EndpointAttachments:
         )
         # Flow and source-bound records outlive the endpoint (TIME_WAIT). Their counts stay with
         # the index, and the sweep that removes the records takes them off.
-        local = self._maps[contract.SLIM_MAP_LOCAL]
+        local = self._maps[private.SLIM_MAP_LOCAL]
         usage = _USAGE.unpack(local.get(u32(index)) or b"")
         local.set(u32(index), _USAGE.pack(waiting=b"", flows=usage["flows"], bound=usage["bound"]))
         if entry.endpoint not in self.indexes():
@@ -550,7 +551,7 @@ class EndpointAttachments:
         return True
 
     def _drop_accounts(self, endpoint: int) -> None:
-        accounts = self._maps[contract.SLIM_MAP_ACCOUNT]
+        accounts = self._maps[private.SLIM_MAP_ACCOUNT]
         accounts.remove(
             key for key, _ in accounts.items() if _ACCOUNT_KEY.unpack(key)["endpoint"] == endpoint
         )

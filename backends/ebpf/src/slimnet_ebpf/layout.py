@@ -2,18 +2,18 @@
 """Records of the contract to bytes and back, quicker than ctypes would.
 
 The order, the widths and the byte order all come from the generated
-:mod:`slimnet.contract`; nothing is written here a second time.
+:mod:`slimnet.contract` and :mod:`slimnet_ebpf.contract`; nothing is written here a
+second time.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
+from importlib import import_module
 from typing import Any
 
 from netaddr import IPAddress
-
-from slimnet import contract
 
 __all__ = ["Layout", "from_bytes16", "to_bytes16"]
 
@@ -42,7 +42,7 @@ class Layout:
     """
 
     def __init__(self, structure: type[ctypes.Structure]) -> None:
-        big_endian = contract.BIG_ENDIAN[structure.__name__]
+        big_endian = import_module(structure.__module__).BIG_ENDIAN[structure.__name__]
         self._fields: list[tuple[str, str, int]] = []
         form = "="
         for name, kind in structure._fields_:  # type: ignore[misc]

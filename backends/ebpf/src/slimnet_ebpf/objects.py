@@ -6,14 +6,16 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from attrs import frozen
+from attrs import fields, frozen
 
+from slimnet import contract
 from slimnet.exceptions import BackendUnavailable
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.libbpf import BpfError, OpenOptions, check, library, recent
 from slimnet_ebpf.maps import TYPE_ARRAY_OF_MAPS, Map
 
@@ -23,17 +25,35 @@ _LOG_SIZE = 1 << 20
 _LOG_LINES = 4
 _BTF_KIND_DATASEC = 15
 _INNER_SIZE = 1024
+_STAMP = struct.Struct("=3Q")
 
 
 @frozen
 class AbiStamp:
-    """Which contract a data path was built from."""
+    """Which contracts a data path was built from.
+
+    Attributes:
+        version: of the one that all data paths share.
+        fingerprint: of its layouts.
+        own: of the layouts that only this data path has.
+    """
 
     version: int
     fingerprint: int
+    own: int
+
+    @classmethod
+    def ours(cls) -> Self:
+        """What this distribution is built for."""
+        return cls(contract.SLIM_ABI_VERSION, contract.FINGERPRINT, private.FINGERPRINT)
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any]) -> Self:
+        """What the record of a data path says; 0 for what it does not."""
+        return cls(*(record.get(item.name, 0) for item in fields(cls)))
 
     def __str__(self) -> str:
-        return f"{self.version}/{self.fingerprint:016x}"
+        return f"{self.version}/{self.fingerprint:016x}.{self.own:016x}"
 
 
 @frozen
@@ -169,8 +189,9 @@ class Object:
         raise LookupError(f"{self.path.name} has no variable {name}")
 
     def stamp(self) -> AbiStamp:
-        """The contract that it was built from (``slim_abi_stamp``)."""
-        return AbiStamp(*struct.unpack("=QQ", self.constant("slim_abi_stamp")))
+        """The contracts that it was built from (``slim_abi_stamp``)."""
+        found = self.constant("slim_abi_stamp").ljust(_STAMP.size, b"\0")  # an older one is shorter
+        return AbiStamp(*_STAMP.unpack(found))
 
     def close(self) -> None:
         """Closing twice is no error."""

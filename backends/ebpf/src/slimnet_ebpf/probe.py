@@ -6,7 +6,6 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from slimnet import contract
 from slimnet.exceptions import BackendUnavailable, CapabilityMissing
 from slimnet.model import Answer, Probe
 from slimnet_ebpf import requirements
@@ -25,7 +24,7 @@ def probe(path: Path) -> Probe:
     try:
         requirements.check()
         with Object(path) as loaded:
-            ours = AbiStamp(contract.SLIM_ABI_VERSION, contract.FINGERPRINT)
+            ours = AbiStamp.ours()
             if loaded.stamp() != ours:
                 return Probe(
                     Answer.NO,

@@ -24,6 +24,7 @@ from slimnet.tables import (
     ServiceRecord,
     Tables,
 )
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout, to_bytes16
 
 __all__ = ["ENDPOINT", "Kind", "cidr_key", "kinds", "u32"]
@@ -152,42 +153,42 @@ def kinds(indexes: Mapping[int, int]) -> tuple[Kind, ...]:
 
     return (
         Kind(
-            contract.SLIM_MAP_ADDRESS,
+            private.SLIM_MAP_ADDRESS,
             lambda tables: tables.addresses,
             lambda change: change.gone_addresses,
             _address_key,
             lambda _, number: u32(number),
         ),
         Kind(
-            contract.SLIM_MAP_ENDPOINT,
+            private.SLIM_MAP_ENDPOINT,
             lambda tables: tables.endpoints,
             lambda change: change.gone_endpoints,
             u32,
             endpoint,
         ),
         Kind(
-            contract.SLIM_MAP_CIDR,
+            private.SLIM_MAP_CIDR,
             lambda tables: tables.cidrs,
             lambda change: change.gone_cidrs,
             cidr_key,
             lambda _, record: _cidr(record),
         ),
         Kind(
-            contract.SLIM_MAP_POLICY,
+            private.SLIM_MAP_POLICY,
             lambda tables: tables.policy,
             lambda change: change.gone_policy,
             _policy_key,
             lambda _, record: _policy(record),
         ),
         Kind(
-            contract.SLIM_MAP_SERVICE,
+            private.SLIM_MAP_SERVICE,
             lambda tables: tables.services,
             lambda change: change.gone_services,
             _service_key,
             lambda _, record: _service(record),
         ),
         Kind(
-            contract.SLIM_MAP_PUBLISH,
+            private.SLIM_MAP_PUBLISH,
             lambda tables: tables.published,
             lambda change: change.gone_published,
             _publish_key,

@@ -19,21 +19,22 @@ from slimnet import contract
 from slimnet.linux.sock_diag import STATES, Socket
 from slimnet.model import Decision, Direction, Reason
 from slimnet.tables import Change, EndpointRecord, PublishKey, Tables
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
 from slimnet_ebpf.question import FlowQuestion
 
 __all__ = ["Revoked", "handshake", "may_forbid", "revoked"]
 
-_SOCKET = Layout(contract.slim_socket)
+_SOCKET = Layout(private.slim_socket)
 _TUPLE = Layout(contract.slim_tuple)
 _SYN_RECV = STATES.index("SYN-RECV")
 # Any of these says that the socket has a peer. The peer's port does not: from outside of the
 # overlay it may be 0.
 _CONNECTED = (
-    contract.SLIM_SOCKET_WIRE
-    | contract.SLIM_SOCKET_SAME_HOST
-    | contract.SLIM_SOCKET_OUTSIDE
-    | contract.SLIM_SOCKET_ACCEPTED
+    private.SLIM_SOCKET_WIRE
+    | private.SLIM_SOCKET_SAME_HOST
+    | private.SLIM_SOCKET_OUTSIDE
+    | private.SLIM_SOCKET_ACCEPTED
 )
 _DENIALS = frozenset({Reason["RULE_DENY"], Reason["DEFAULT_DENY"], Reason["HOST_DENY"]})
 
@@ -148,7 +149,7 @@ def _tcp(one: Socket, endpoints: Mapping[int, EndpointRecord]) -> _Found | None:
         return None
     other: IPAddress = from_bytes16(record["peer"]) if peer is None else peer.address
     local_port = record["local_port"] or one.ports[0]
-    accepted = record["flags"] & contract.SLIM_SOCKET_ACCEPTED
+    accepted = record["flags"] & private.SLIM_SOCKET_ACCEPTED
     question = FlowQuestion(
         own.vni,
         Direction.INGRESS if accepted else Direction.EGRESS,

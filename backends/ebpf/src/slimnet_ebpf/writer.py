@@ -15,6 +15,7 @@ from typing import Any
 from slimnet import contract
 from slimnet.exceptions import BackendError
 from slimnet.tables import Change, Tables
+from slimnet_ebpf import contract as private
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.records import ENDPOINT, Kind, kinds, u32
 
@@ -69,7 +70,7 @@ class Writer:
                 keys = changed[kind.map] | differ[kind.map]
                 self._write_some(kind, slot, kind.of(tables), keys)
         self._known = tables.generation << 1 | slot
-        self._maps[contract.SLIM_MAP_ACTIVE].set(_ACTIVE, self._known.to_bytes(8, sys.byteorder))
+        self._maps[private.SLIM_MAP_ACTIVE].set(_ACTIVE, self._known.to_bytes(8, sys.byteorder))
         self._differ = changed
         return True
 
@@ -77,7 +78,7 @@ class Writer:
         """Set the inner index of a local endpoint in both slots. An update of
         one entry is atomic for who looks it up."""
         for slot in (0, 1):
-            table = self._inner(contract.SLIM_MAP_ENDPOINT, slot)
+            table = self._inner(private.SLIM_MAP_ENDPOINT, slot)
             found = table.get(u32(endpoint))
             if found is None:
                 continue
@@ -87,20 +88,18 @@ class Writer:
                 table.set(u32(endpoint), ENDPOINT.pack(**(record | {"index": wanted})))
 
     def _active(self) -> int:
-        value = self._maps[contract.SLIM_MAP_ACTIVE].get(_ACTIVE) or b""
+        value = self._maps[private.SLIM_MAP_ACTIVE].get(_ACTIVE) or b""
         return int.from_bytes(value, sys.byteorder)
 
     def _inner(self, number: int, slot: int) -> Map:
         inner = self._maps[number].inner(slot)
         if inner is None:
-            raise BackendError(f"{contract.MAPS[number]}: no table in slot {slot}")
+            raise BackendError(f"{private.MAPS[number]}: no table in slot {slot}")
         return inner
 
     def settle(self) -> None:
         """Wait until every program that began with the inactive slot has ended."""
-        self._maps[contract.SLIM_MAP_ADDRESS].set_inner(
-            0, self._inner(contract.SLIM_MAP_ADDRESS, 0)
-        )
+        self._maps[private.SLIM_MAP_ADDRESS].set_inner(0, self._inner(private.SLIM_MAP_ADDRESS, 0))
 
     def _write_whole(self, kind: Kind, slot: int, table: Any) -> None:
         wanted = {kind.key(key): kind.value(key, record) for key, record in table.items()}
