@@ -215,7 +215,7 @@ class EbpfBackend(Backend):
         if running != AbiStamp.ours():
             raise AbiMismatch(
                 f"instance {self.context.instance} runs contract {running}, not {AbiStamp.ours()}:"
-                " stop its endpoints and tear it down with the slimnet that started it"
+                " stop its endpoints, then run slimnet agent --teardown"
             )
         with contextlib.closing(self._pins.open_map("slim_control")) as control:
             held = _CONTROL.unpack(control.get(u32(0)) or b"")
