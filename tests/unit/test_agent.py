@@ -144,6 +144,42 @@ def test_attached_endpoint_is_in_force(agent):
     assert placed.netns.exists()
 
 
+def test_attaching_reads_the_same_of_every_store(agent, monkeypatch):
+    """Calls of the store and records in their answers, however many endpoints there are."""
+    agent.cluster.create_network("big", "10.2.0.0/16")
+    read = []
+
+    def count(name, rows):
+        call = getattr(agent.store, name)
+
+        def counted(*arguments, **named):
+            answer = call(*arguments, **named)
+            read.append((name, rows(answer)))
+            return answer
+
+        monkeypatch.setattr(agent.store, name, counted)
+
+    count("get", lambda answer: answer is not None)
+    count("list", lambda answer: len(answer[0]))
+    count("watch", lambda answer: len(answer[0]))
+    costs = {}
+    for there in (0, 10, 1000):
+        put = {}
+        for each in range(there, 2 * there):
+            name, address = f"e{each}", f"10.2.{each // 250 + 1}.{each % 250}"
+            endpoint = Endpoint("big", name, address, "h2", id=each, identity=300)
+            put[f"endpoints/big/default/{name}"] = records.dump(endpoint)
+            put[f"addresses/big/{address}"] = b'"endpoints/big/default/x"'
+        agent.store.transact(put=put)
+        for turn in ("first", "then"):  # the first one learns of all these
+            read.clear()
+            agent.endpoints.attach({"network": "big", "name": turn}, None)
+            agent.endpoints.detach("big", "default", turn, kill=False)
+            costs[there] = len(read), sum(rows for _, rows in read)
+    assert len(agent.installer.tables.endpoints) >= 1000
+    assert costs[0] == costs[10] == costs[1000]
+
+
 def test_nothing_is_installed_when_nothing_changed(agent):
     before = agent.backend.status().generation
     agent.store.transact(put={"installed/h2": b'{"revision":1}', "counters/x": b"1"})
