@@ -29,7 +29,11 @@ SUITES = {
         "what the program in the kernel decides is what the oracle does",
     ),
     "ebpf": Suite(
-        ["tests/ebpf/test_start.py"],
+        [
+            "tests/ebpf/test_start.py",
+            "tests/ebpf/test_refused.py::test_ip_options_as_control_data",
+            "tests/ebpf/test_refused.py::test_a_device_as_control_data",
+        ],
         "start, adopt, tear down, and what the kernel leaves open",
     ),
     "functional": Suite(
@@ -37,6 +41,7 @@ SUITES = {
             "tests/functional/test_listening.py",
             "tests/functional/test_replay.py",
             "tests/functional/test_names.py",
+            "tests/functional/test_hostile.py::test_timestamps_show_no_underlay_address",
         ],
         "who is found listening, SYNs that come again, and the names that sockets say",
     ),
