@@ -23,7 +23,7 @@ from lab import Compiled
 from netaddr import IPAddress
 
 from slimnet.model import Direction, Endpoint, Host, Network, Protocol, Reason
-from slimnet.policy import Operator, Policy, Requirement, Selector, State, explain
+from slimnet.policy import Operator, Requirement, Selector, State, explain, parse
 from slimnet.policy import compile as compile_tables
 from slimnet.policy.document import Service, ServicePort
 
@@ -159,7 +159,7 @@ class Town:
         blocks += [f"{address}/32" for address in self.underlay]
         for number in range(chance.randint(1, 4)):
             make = _namespaced if chance.random() < 0.7 else _cluster
-            yield Policy.from_json({"manifest": make(chance, f"p{number}", blocks)})
+            yield parse([{"manifest": make(chance, f"p{number}", blocks)}])[0]
 
 
 def named(endpoint):
