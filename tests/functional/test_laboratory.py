@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from lab import DATA_PATHS, Can
 
-from slimnet.model import Feature, Wire
+from slimnet.model import Feature
+from slimnet.place import Part
 from slimnet.plugins import backend_names
 
 
@@ -14,10 +15,10 @@ def test_every_backend_is_in_the_laboratory():
 
 
 def test_what_the_backend_states(lab):
-    backend = lab.hosts[0].backend
-    assert backend.get("features") == {each for each in Feature if lab.can(Can(each))}
-    assert lab.wire in backend.get("wires")
-    assert (Wire.SYN in backend.get("wires")) == lab.can(Can.DIRECT)
+    stated = lab.hosts[0].backend.get("capabilities")
+    assert stated.enforcing
+    assert stated.features == {each for each in Feature if lab.can(Can(each))}
+    assert {each.wire for each in stated.wires} == {lab.wire}
     endpoint = lab.endpoint()
-    assert (endpoint.netns is endpoint.host.netns) == (not lab.can(Can.OWN_NAMESPACE))
-    assert backend.get("enforcing")
+    assert (Part.NETNS in stated.needs) == lab.can(Can.OWN_NAMESPACE)
+    assert (endpoint.netns is not endpoint.host.netns) == lab.can(Can.OWN_NAMESPACE)

@@ -63,12 +63,15 @@ class DataPath:
         backend: its entry point's name.
         can: what it can.
         denied: errno of a connect(2) that the endpoint's own egress policy denies.
+        at_home: whom the endpoint's own host sees when the endpoint dials it; empty: the
+            host's own address, as everywhere outside.
         records: how many records of handshakes an instance holds; 0 where it needs none.
     """
 
     backend: str
     can: frozenset[Can]
     denied: int
+    at_home: str = ""
     records: Callable[[str], int] = lambda _: 0
 
 
@@ -86,9 +89,14 @@ DATA_PATHS = {
             "ebpf",
             frozenset(Can) - {Can.DATAGRAMS, Can.OWN_NAMESPACE},
             errno.EACCES,
-            _handshakes,
+            records=_handshakes,
         ),
-        DataPath("noop", frozenset({Can.DATAGRAMS, Can.OWN_NAMESPACE}), errno.EHOSTUNREACH),
+        DataPath(
+            "noop",
+            frozenset({Can.DATAGRAMS, Can.OWN_NAMESPACE}),
+            errno.EHOSTUNREACH,
+            at_home="0.0.0.1",
+        ),
     )
 }
 
