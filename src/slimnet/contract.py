@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x01939AB4B1EB6B39
-FINGERPRINT_HEX: Final[str] = "01939ab4b1eb6b39"
+FINGERPRINT: Final[int] = 0x6AA8214255647A40
+FINGERPRINT_HEX: Final[str] = "6aa8214255647a40"
 
 # enum slim_reason
 SLIM_REASON_NONE: Final[int] = 0
@@ -105,6 +105,7 @@ SLIM_EVENT_REFUSED: Final[int] = 2
 SLIM_EVENT_CLOSED: Final[int] = 3
 
 # enum slim_wire
+SLIM_WIRE_VERSION: Final[int] = 1
 SLIM_OPTION_KIND: Final[int] = 253
 SLIM_OPTION_LENGTH: Final[int] = 16
 SLIM_WIRE_PORTS: Final[int] = 64

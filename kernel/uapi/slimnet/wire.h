@@ -28,7 +28,9 @@
 
 #include "siphash.h"
 
+/* Of all that follows and of the tag: hosts of two versions have no wire in common. */
 enum slim_wire {
+	SLIM_WIRE_VERSION = 1,
 	SLIM_OPTION_KIND = 253,		/* RFC 3692 experiment; 254 is read by Linux itself */
 	SLIM_OPTION_LENGTH = 16,
 	SLIM_WIRE_PORTS = 64,		/* a power of two */

@@ -22,8 +22,6 @@ __all__ = ["CASTS", "OBJECT", "TSTAMP", "Gap", "capabilities", "check", "gaps", 
 OBJECT = Path(__file__).with_name("slimnet.bpf.o")
 # bpf_set_retval(): before it every refusal would be EPERM, and nothing tells them apart.
 _KERNEL = (5, 19)
-#: Of the option in a SYN (design 4.1): another one is no SYN that the older understand.
-_WIRE_VERSION = 1
 #: How a program comes to what its hook's context does not say (Linux 6.2).
 CASTS = "bpf_cast_to_kern_ctx"
 #: Whether a process without CAP_NET_RAW gets frames back with their time stamps. Linux 6.18
@@ -62,7 +60,7 @@ def capabilities() -> Capabilities:
     """What the data path can do on this kernel."""
     return Capabilities(
         enforcing=True,
-        wires=frozenset({WireFormat(Wire.SYN, _WIRE_VERSION)}),
+        wires=frozenset({WireFormat(Wire.SYN, contract.SLIM_WIRE_VERSION)}),
         features=frozenset(Feature),
         needs=frozenset({Part.CGROUP}),
     )
