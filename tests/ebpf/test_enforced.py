@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from pinned import pinned
 
+from slimnet.layout import Layout
 from slimnet.model import Direction, EventKind, Reason
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import Layout
 
 pytestmark = pytest.mark.fresh
 

@@ -10,10 +10,10 @@ from netaddr import IPAddress, IPNetwork
 from pinned import pinned
 
 from slimnet import BackendError, contract
+from slimnet.layout import Layout
 from slimnet.model import Direction, EventKind, Reason, Wire
 from slimnet.tables import CidrRecord, EndpointRecord, Tables
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.libbpf import BpfError
 
 pytestmark = pytest.mark.root

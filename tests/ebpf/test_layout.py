@@ -8,6 +8,8 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
+from slimnet.encoding import encodings
+from slimnet.layout import Layout, from_bytes16, to_bytes16
 from slimnet.model import Direction, Reason, Wire
 from slimnet.tables import (
     CidrRecord,
@@ -20,10 +22,8 @@ from slimnet.tables import (
     ServiceRecord,
 )
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
-from slimnet_ebpf.records import kinds
 
-ADDRESS, ENDPOINT, CIDR, POLICY, SERVICE, PUBLISH = kinds({5: 77})
+ADDRESS, ENDPOINT, CIDR, POLICY, SERVICE, PUBLISH = encodings({5: 77})
 
 
 @pytest.mark.parametrize(

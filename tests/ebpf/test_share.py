@@ -18,9 +18,9 @@ import pytest
 from pinned import count, pinned
 
 from slimnet import contract
+from slimnet.layout import Layout
 from slimnet.model import Reason
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import Layout
 
 pytestmark = pytest.mark.fresh
 

@@ -9,10 +9,11 @@ from machine import NETWORK, endpoint
 from netaddr import IPAddress, IPNetwork
 from pinned import active_slot, pinned
 
+from slimnet.encoding import encodings
 from slimnet.model import Direction, Reason, Wire
 from slimnet.tables import Change, CidrRecord, EndpointRecord, PolicyKey, PolicyRecord, Tables
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.records import kinds
+from slimnet_ebpf.writer import MAPS
 
 pytestmark = pytest.mark.root
 
@@ -22,16 +23,16 @@ HOST = IPAddress("192.0.2.1")
 def in_force(backend):
     """The bytes of the active slot."""
     active = active_slot(backend)
-    tables = {kind.map: pinned(backend, private.MAPS[kind.map]) for kind in kinds({})}
-    return {number: dict(table.inner(active).items()) for number, table in tables.items()}
+    tables = {name: pinned(backend, private.MAPS[number]) for name, number in MAPS.items()}
+    return {name: dict(table.inner(active).items()) for name, table in tables.items()}
 
 
 def wanted(tables, indexes=None):
     return {
-        kind.map: {
+        kind.table: {
             kind.key(key): kind.value(key, record) for key, record in kind.of(tables).items()
         }
-        for kind in kinds(indexes or {})
+        for kind in encodings(indexes or {})
     }
 
 
@@ -114,7 +115,7 @@ def test_work_is_in_proportion_to_the_change(machine):
         inactive.delete(key)
     new = evolve(some_tables(4, range(1, 101)), policy=old.policy)
     backend.install(new, difference(old, new))
-    cidrs = in_force(backend)[private.SLIM_MAP_CIDR]
+    cidrs = in_force(backend)["cidrs"]
     assert len(cidrs) == 1
 
 

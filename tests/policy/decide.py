@@ -14,12 +14,11 @@ from attrs import evolve
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
+from slimnet.encoding import cidr_key, encodings
+from slimnet.layout import to_bytes16
 from slimnet.model import Direction, Flow, Protocol, Reason, Verdict
 from slimnet.policy.explain.decision import AddressRecord, Answerer
 from slimnet.tables import ServiceKey, ServiceRecord, Tables
-from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import to_bytes16
-from slimnet_ebpf.records import cidr_key, kinds
 
 #: The fields of struct slim_test_way.
 WAY = ("kind", "reason", "error", "direction", "rule", "peer_rule", "endpoint", "port")
@@ -121,19 +120,20 @@ class Decider:
             assert not failed
 
     def _fill(self) -> None:
-        """The tables but the policy, in the bytes that the eBPF data path gets; the inner
+        """The tables but the policy, in the bytes that a data path gets; the inner
         index of an endpoint is its id."""
-        every = {kind.map: kind for kind in kinds({each: each for each in self.tables.endpoints})}
-        endpoint = every[private.SLIM_MAP_ENDPOINT].value
+        indexes = {each: each for each in self.tables.endpoints}
+        every = {kind.table: kind for kind in encodings(indexes)}
+        endpoint = every["endpoints"].value
         nobody = bytes(ctypes.sizeof(contract.slim_endpoint))
-        kind = every[private.SLIM_MAP_ADDRESS]
+        kind = every["addresses"]
         for key, number in self.tables.addresses.items():
             owner = self.tables.endpoints.get(number)
             value = endpoint(number, owner) if owner else nobody
             assert not self._c.slim_test_place(self._env, kind.key(key), number, value)
         for function, kind in (
-            (self._c.slim_test_service, every[private.SLIM_MAP_SERVICE]),
-            (self._c.slim_test_range, every[private.SLIM_MAP_CIDR]),
+            (self._c.slim_test_service, every["services"]),
+            (self._c.slim_test_range, every["cidrs"]),
         ):
             for key, record in kind.of(self.tables).items():
                 assert not function(self._env, kind.key(key), kind.value(key, record))

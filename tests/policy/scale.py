@@ -44,6 +44,7 @@ from worlds_big import big
 
 from slimnet import contract
 from slimnet.abc import Backend
+from slimnet.encoding import encodings
 from slimnet.model import Direction, Reason
 from slimnet.model import Endpoint as Record
 from slimnet.policy import Compiler
@@ -51,7 +52,6 @@ from slimnet.tables import Change, PolicyKey, PolicyRecord, Tables
 from slimnet_ebpf import contract as private
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.pins import Pins
-from slimnet_ebpf.records import kinds
 
 PROGRAMS = Path(__file__).parents[2] / "src" / "slimnet" / "demo" / "programs"
 PORT = 7000
@@ -138,7 +138,7 @@ def cost(backend: Backend, tables: Tables, entries: int) -> dict[str, Any]:
 def look_up(backend: Any, tables: Tables) -> dict[str, Any]:
     """A look-up by system call: of the dialling pair's entry, again and again, and of
     entries here and there. Only the difference between sizes is the table's."""
-    kind = next(kind for kind in kinds({}) if kind.map == private.SLIM_MAP_POLICY)
+    kind = next(kind for kind in encodings({}) if kind.table == "policy")
     keys = list(tables.policy)
     chance = random.Random(1)
     orders = {

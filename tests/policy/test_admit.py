@@ -22,12 +22,12 @@ from netaddr import IPAddress
 from test_kernel import kernel  # noqa: F401  # the fixture
 from worlds import HOSTS, PORTS, worlds
 
+from slimnet.layout import Layout
 from slimnet.model import Protocol, Reason
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
 from slimnet_ebpf import contract as private
 from slimnet_ebpf import libbpf
-from slimnet_ebpf.layout import Layout
 
 sys.path.append(str(Path(__file__).parents[1] / "functional"))
 

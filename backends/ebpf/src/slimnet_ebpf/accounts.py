@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from slimnet import contract
+from slimnet.layout import Layout
 from slimnet.linux.sock_diag import LIVE
 from slimnet.model import Account, Direction
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.sockets import SocketDiagnosis
 

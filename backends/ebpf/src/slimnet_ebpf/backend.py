@@ -21,7 +21,9 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.abc import Backend, Context
+from slimnet.encoding import cidr_key, u32
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.layout import Layout, to_bytes16
 from slimnet.linux import cgroup, sysctl
 from slimnet.linux.netns import Netns
 from slimnet.linux.sock_diag import LIVE
@@ -51,7 +53,6 @@ from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import EndpointAttachments
 from slimnet_ebpf.events import Events
 from slimnet_ebpf.found import find
-from slimnet_ebpf.layout import Layout, to_bytes16
 from slimnet_ebpf.libbpf import possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
@@ -61,7 +62,6 @@ from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
 from slimnet_ebpf.purge import purge
 from slimnet_ebpf.question import FlowQuestion, ask, sweep
-from slimnet_ebpf.records import cidr_key, u32
 from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
 from slimnet_ebpf.sockets import SocketDiagnosis
 from slimnet_ebpf.underlay import UnderlayPrograms

@@ -6,10 +6,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from slimnet.layout import Layout, from_bytes16
 from slimnet.linux.sock_diag import LIVE, STATES
 from slimnet.model import Connection, Direction, Wire
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import Layout, from_bytes16
 from slimnet_ebpf.sockets import SocketDiagnosis
 
 __all__ = ["connections"]

@@ -9,9 +9,9 @@ import logging
 import time
 from typing import Any
 
+from slimnet.layout import Layout
 from slimnet.linux.sock_diag import PRESENT, Socket
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.libbpf import BpfError, SampleFunction, check, library
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.sockets import SocketDiagnosis

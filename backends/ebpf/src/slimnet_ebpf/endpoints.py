@@ -33,7 +33,9 @@ from typing import Any
 from attrs import evolve, frozen
 
 from slimnet import contract
+from slimnet.encoding import u32
 from slimnet.exceptions import BackendError, InUse, InvalidValue
+from slimnet.layout import Layout, to_bytes16
 from slimnet.linux import cgroup as cgroups
 from slimnet.model import Endpoint, Network
 from slimnet.place import Place
@@ -41,13 +43,11 @@ from slimnet.policy.compile.difference import altered
 from slimnet.tables import LimitRecord
 from slimnet_ebpf import contract as private
 from slimnet_ebpf import links
-from slimnet_ebpf.layout import Layout, to_bytes16
 from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program
 from slimnet_ebpf.pins import INDEX_DEAD, INDEX_ENTRY, Pins
-from slimnet_ebpf.records import u32
 from slimnet_ebpf.sockets import SocketDiagnosis
 
 __all__ = ["EndpointAttachments"]

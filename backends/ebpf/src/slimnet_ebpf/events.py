@@ -15,8 +15,8 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.exceptions import BackendError
+from slimnet.layout import Layout, from_bytes16
 from slimnet.model import Direction, Event, EventKind, Reason
-from slimnet_ebpf.layout import Layout, from_bytes16
 from slimnet_ebpf.libbpf import SampleFunction, check, library
 from slimnet_ebpf.maps import Map
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from slimnet import contract
+from slimnet.encoding import u32
+from slimnet.layout import Layout
 from slimnet.linux import cgroup as cgroups
 from slimnet.tables import LimitRecord
 from slimnet_ebpf import links
-from slimnet_ebpf.layout import Layout
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program
-from slimnet_ebpf.records import u32
 
 __all__ = ["Limits"]
 

@@ -16,8 +16,8 @@ from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet import contract
+from slimnet.layout import Layout, from_bytes16, to_bytes16
 from slimnet.model import Decision, Direction, Reason, Verdict, Way, WayKind
-from slimnet_ebpf.layout import Layout, from_bytes16, to_bytes16
 from slimnet_ebpf.libbpf import BpfError, TestRunOptions, check, library
 
 __all__ = ["FlowQuestion", "ask", "sweep"]

@@ -13,13 +13,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slimnet import contract
+from slimnet.encoding import ENDPOINT, Encoding, encodings, u32
 from slimnet.exceptions import BackendError
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import contract as private
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.records import ENDPOINT, Kind, kinds, u32
 
-__all__ = ["Writer"]
+__all__ = ["MAPS", "Writer"]
+
+#: The number of the pair of maps that holds each of the tables.
+MAPS = {
+    "addresses": private.SLIM_MAP_ADDRESS,
+    "endpoints": private.SLIM_MAP_ENDPOINT,
+    "cidrs": private.SLIM_MAP_CIDR,
+    "policy": private.SLIM_MAP_POLICY,
+    "services": private.SLIM_MAP_SERVICE,
+    "published": private.SLIM_MAP_PUBLISH,
+}
 
 _ACTIVE = u32(0)
 _MARGIN = 2
@@ -57,7 +67,7 @@ class Writer:
             return False
         slot = (active & 1) ^ 1
         differ = self._differ if active == self._known else None
-        every = kinds(indexes)
+        every = encodings(indexes)
         follows = change is not None and active and change.base == active >> 1
         changed = _changed(every, change) if change is not None and follows else None
         # Until the last write, nobody can say what the inactive slot holds.
@@ -67,7 +77,7 @@ class Writer:
             if changed is None or differ is None:
                 self._write_whole(kind, slot, kind.of(tables))
             else:
-                keys = changed[kind.map] | differ[kind.map]
+                keys = changed[MAPS[kind.table]] | differ[MAPS[kind.table]]
                 self._write_some(kind, slot, kind.of(tables), keys)
         self._known = tables.generation << 1 | slot
         self._maps[private.SLIM_MAP_ACTIVE].set(_ACTIVE, self._known.to_bytes(8, sys.byteorder))
@@ -101,9 +111,9 @@ class Writer:
         """Wait until every program that began with the inactive slot has ended."""
         self._maps[private.SLIM_MAP_ADDRESS].set_inner(0, self._inner(private.SLIM_MAP_ADDRESS, 0))
 
-    def _write_whole(self, kind: Kind, slot: int, table: Any) -> None:
+    def _write_whole(self, kind: Encoding, slot: int, table: Any) -> None:
         wanted = {kind.key(key): kind.value(key, record) for key, record in table.items()}
-        inner = self._inner(kind.map, slot)
+        inner = self._inner(MAPS[kind.table], slot)
         if len(wanted) >= inner.max_entries:
             self._replace(kind, slot, inner, wanted.items())
             return
@@ -111,10 +121,10 @@ class Writer:
         inner.remove(held.keys() - wanted.keys())
         inner.update((key, value) for key, value in wanted.items() if held.get(key) != value)
 
-    def _write_some(self, kind: Kind, slot: int, table: Any, keys: set[Any]) -> None:
+    def _write_some(self, kind: Encoding, slot: int, table: Any, keys: set[Any]) -> None:
         if not keys:
             return
-        inner = self._inner(kind.map, slot)
+        inner = self._inner(MAPS[kind.table], slot)
         if len(table) >= inner.max_entries:
             self._write_whole(kind, slot, table)
             return
@@ -122,14 +132,14 @@ class Writer:
         inner.update((kind.key(key), kind.value(key, table[key])) for key in keys if key in table)
 
     def _replace(
-        self, kind: Kind, slot: int, inner: Map, items: Iterable[tuple[bytes, bytes]]
+        self, kind: Encoding, slot: int, inner: Map, items: Iterable[tuple[bytes, bytes]]
     ) -> None:
         """A bigger table in the slot."""
         todo = list(items)
         bigger = inner.like(1 << (_MARGIN * len(todo)).bit_length())
         bigger.update(todo)
-        self._maps[kind.map].set_inner(slot, bigger)
+        self._maps[MAPS[kind.table]].set_inner(slot, bigger)
 
 
-def _changed(every: Iterable[Kind], change: Change) -> dict[int, set[Any]]:
-    return {kind.map: set(kind.of(change.set)) | kind.gone(change) for kind in every}
+def _changed(every: Iterable[Encoding], change: Change) -> dict[int, set[Any]]:
+    return {MAPS[kind.table]: set(kind.of(change.set)) | kind.gone(change) for kind in every}

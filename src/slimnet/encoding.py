@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables' records as the bytes that the data path looks up."""
+"""The tables' records as the bytes that a data path looks up (``slimnet/tables.h``): the same
+for each that is written in C."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from attrs import frozen
 from netaddr import IPAddress, IPNetwork
 
 from slimnet import contract
+from slimnet.layout import Layout, to_bytes16
 from slimnet.model import Wire
 from slimnet.tables import (
     Change,
@@ -24,10 +26,8 @@ from slimnet.tables import (
     ServiceRecord,
     Tables,
 )
-from slimnet_ebpf import contract as private
-from slimnet_ebpf.layout import Layout, to_bytes16
 
-__all__ = ["ENDPOINT", "Kind", "cidr_key", "kinds", "u32"]
+__all__ = ["ENDPOINT", "Encoding", "cidr_key", "encodings", "u32"]
 
 _ADDRESS_KEY = Layout(contract.slim_address_key)
 ENDPOINT = Layout(contract.slim_endpoint)
@@ -114,25 +114,28 @@ def _publish(record: PublishRecord) -> bytes:
 
 
 @frozen
-class Kind:
-    """One of the tables.
+class Encoding:
+    """How one of the tables is written.
 
     Attributes:
-        map: the number of its pair of maps in the contract.
-        of: the table, out of all.
+        table: the field of :class:`~slimnet.tables.Tables`.
         gone: the keys that went, out of a change.
         key: a key's bytes.
         value: a record's bytes, for its key.
     """
 
-    map: int
-    of: Callable[[Tables], Mapping[Any, Any]]
+    table: str
     gone: Callable[[Change], frozenset[Any]]
     key: Callable[[Any], bytes]
     value: Callable[[Any, Any], bytes]
 
+    def of(self, tables: Tables) -> Mapping[Any, Any]:
+        """The table, out of all."""
+        table: Mapping[Any, Any] = getattr(tables, self.table)
+        return table
 
-def kinds(indexes: Mapping[int, int]) -> tuple[Kind, ...]:
+
+def encodings(indexes: Mapping[int, int]) -> tuple[Encoding, ...]:
     """The tables that are swapped together.
 
     Args:
@@ -152,44 +155,38 @@ def kinds(indexes: Mapping[int, int]) -> tuple[Kind, ...]:
         )
 
     return (
-        Kind(
-            private.SLIM_MAP_ADDRESS,
-            lambda tables: tables.addresses,
+        Encoding(
+            "addresses",
             lambda change: change.gone_addresses,
             _address_key,
             lambda _, number: u32(number),
         ),
-        Kind(
-            private.SLIM_MAP_ENDPOINT,
-            lambda tables: tables.endpoints,
+        Encoding(
+            "endpoints",
             lambda change: change.gone_endpoints,
             u32,
             endpoint,
         ),
-        Kind(
-            private.SLIM_MAP_CIDR,
-            lambda tables: tables.cidrs,
+        Encoding(
+            "cidrs",
             lambda change: change.gone_cidrs,
             cidr_key,
             lambda _, record: _cidr(record),
         ),
-        Kind(
-            private.SLIM_MAP_POLICY,
-            lambda tables: tables.policy,
+        Encoding(
+            "policy",
             lambda change: change.gone_policy,
             _policy_key,
             lambda _, record: _policy(record),
         ),
-        Kind(
-            private.SLIM_MAP_SERVICE,
-            lambda tables: tables.services,
+        Encoding(
+            "services",
             lambda change: change.gone_services,
             _service_key,
             lambda _, record: _service(record),
         ),
-        Kind(
-            private.SLIM_MAP_PUBLISH,
-            lambda tables: tables.published,
+        Encoding(
+            "published",
             lambda change: change.gone_published,
             _publish_key,
             lambda _, record: _publish(record),

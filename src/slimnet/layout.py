@@ -2,8 +2,8 @@
 """Records of the contract to bytes and back, quicker than ctypes would.
 
 The order, the widths and the byte order all come from the generated
-:mod:`slimnet.contract` and :mod:`slimnet_ebpf.contract`; nothing is written here a
-second time.
+:mod:`slimnet.contract`, or from what is generated of a data path's own contract;
+nothing is written here a second time.
 """
 
 from __future__ import annotations
