@@ -7,6 +7,7 @@ import errno
 import socket
 
 import pytest
+from lab import Can
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
 
@@ -252,6 +253,7 @@ def _churn(listener, target, count):
 # UDP
 
 
+@pytest.mark.lacks(Can.DATAGRAMS)
 @pytest.mark.parametrize("target", LOOPBACK + SIX, ids=name)
 @pytest.mark.parametrize("how", ["sendto", "connect", "sendmsg"])
 def test_udp_never_reaches_the_hosts_loopback(lab, target, how):

@@ -167,37 +167,20 @@ def town(request, mode):
     made.lab.close()
 
 
-def of(cases):
-    return pytest.mark.parametrize(
-        ("town", "case"),
-        cases,
-        indirect=["town"],
-        ids=[case.name for _, case in cases],
-        scope="module",
-    )
-
-
-def check(town, case):
+@pytest.mark.parametrize(
+    ("town", "case"),
+    CASES,
+    indirect=["town"],
+    ids=[case.name for _, case in CASES],
+    scope="module",
+)
+def test_reachability(town, case):
+    """Each table whole: allowed means that bytes go both ways between the right two,
+    denied that connect(2) says so, at once where it is what is decided."""
     for step in case.steps:
         town.lab.follow(case.world.state(step))
         for probe in tcp(step):
             assert town.seen(probe) == town.wanted(probe), (step.name, probe.title)
-
-
-@pytest.mark.needs(Can.DECIDES_AT_CONNECT)
-@of(CASES)
-def test_reachability(town, case):
-    """Each table whole: allowed means that bytes go both ways between the right two,
-    denied that connect(2) says so at once."""
-    check(town, case)
-
-
-@pytest.mark.lacks(Can.DECIDES_AT_CONNECT)
-@of(CASES[::8])
-def test_reachability_under_way(town, case):
-    """Where a refusal is a packet's, and TCP asks once more after a second: as many as the
-    time allows for."""
-    check(town, case)
 
 
 def test_no_case_is_left_out():

@@ -362,9 +362,12 @@ class Router:
 
         have = {}
         for entry in route.get_routes(family=2, table=254):
+            target = f"{entry.get_attr('RTA_DST')}/{entry['dst_len']}"
             if entry.get_attr("RTA_OIF") == vxlan:
-                target = f"{entry.get_attr('RTA_DST')}/{entry['dst_len']}"
                 have[target] = entry.get_attr("RTA_GATEWAY")
+            elif want.get(target, "") is None:
+                # A policy's range that is one endpoint's address, and the endpoint is here.
+                del want[target]
         for target, gateway in want.items():
             if target not in have or have[target] != gateway:
                 via = {"gateway": gateway, "flags": _ONLINK} if gateway else {"scope": _LINK_SCOPE}
