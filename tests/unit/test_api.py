@@ -467,12 +467,17 @@ def route_of(text):
 def test_no_such_route(path, caplog):
     """What is near is said."""
     line = Line(path)
-    status, value = check(line, request("DELETE", "/v1/networks"), caplog)
+    status, value = check(line, request("PUT", "/v1/networks"), caplog)
     assert status == 404
     assert value["message"] == (
-        "the agent knows no DELETE /v1/networks; it knows GET /v1/networks,"
+        "the agent knows no PUT /v1/networks; it knows GET /v1/networks,"
         " POST /v1/networks, DELETE /v1/networks/<name>"
     )
+    for target in ("/v1/namespaces", "/v1/namespaces/a/b/c"):
+        status, value = check(line, request("DELETE", target), caplog)
+        assert status == 400
+        wanted = "DELETE /v1/namespaces/<network>/<name>"
+        assert value["message"] == f"path: wanted {wanted}, got 'DELETE {target}'"
     for target in ("/v1/tables", "/v2/status", "/", "/v1"):
         status, value = check(line, request("GET", target), caplog)
         assert (status, value["error"]) == (404, "NotFound"), target

@@ -36,7 +36,7 @@ from slimnet.agent.requests import (
 )
 from slimnet.agent.server import Caller, Reply, Stream
 from slimnet.cluster.documents import PREFIXES
-from slimnet.exceptions import NotFound
+from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.policy import ClusterNetworkPolicy, Document, parse
 
 __all__ = ["ROUTES", "Route", "Routes"]
@@ -61,6 +61,9 @@ class Route(Generic[R]):
     pattern: str
     request: type[R]
     handle: Callable[[Agent, R], Reply]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.pattern}"
 
     def match(self, method: str, path: Sequence[str]) -> dict[str, str] | None:
         """The fields that a path holds; ``None`` when it is not of this route."""
@@ -90,20 +93,20 @@ class Routes:
 
         Raises:
             NotFound: there is no such route; says which are near.
-            InvalidValue: a field is missing, unknown, or not of its kind.
+            InvalidValue: a field is missing, unknown, or not of its kind; or the path has
+                more parts than it should, or fewer.
         """
         for route in self._routes:
             named = route.match(method, path)
             if named is not None:
                 asked = read(route.request, named, body, caller=caller)
                 return route.handle(self._agent, asked)
-        near = [
-            f"{each.method} {each.pattern}"
-            for each in self._routes
-            if each.pattern.split("/")[1:3] == path[:2]
-        ]
-        text = f"the agent knows no {method} /{'/'.join(path)}"
-        raise NotFound(f"{text}; it knows {', '.join(near)}" if near else text)
+        near = [each for each in self._routes if each.pattern.split("/")[1:3] == path[:2]]
+        text = f"{method} /{'/'.join(path)}"
+        if alike := [str(each) for each in near if each.method == method]:
+            raise InvalidValue("path", " or ".join(alike), text)
+        known = f"; it knows {', '.join(map(str, near))}" if near else ""
+        raise NotFound(f"the agent knows no {text}{known}")
 
 
 # Reading
