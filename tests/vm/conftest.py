@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machines with Debian's kernels."""
+
+import os
+import re
+import time
+
+import pytest
+from guest import Guest, kernels
+from suites import KERNELS
+
+#: Of all that runs on both; then it is stuck.
+SECONDS = int(os.environ.get("SLIMNET_VM_SECONDS", "1500"))
+
+
+@pytest.fixture(scope="module")
+def guests(request):
+    """The machines by version of their kernel, all of them at work on the module's COMMANDS."""
+    running = {}
+    try:
+        for directory in kernels():
+            deadline = time.monotonic() + SECONDS
+            guest = Guest(directory, request.module.COMMANDS, deadline=deadline)
+            running[".".join(re.findall(r"\d+", guest.release)[:2])] = guest
+        yield running
+    finally:
+        for guest in running.values():
+            guest.close()
+
+
+@pytest.fixture(params=KERNELS)
+def guest(request, guests):
+    if request.param not in guests:
+        pytest.skip(f"needs Linux {request.param}: run testbed/setup")
+    return guests[request.param]
