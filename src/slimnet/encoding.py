@@ -119,13 +119,11 @@ class Encoding:
 
     Attributes:
         table: the field of :class:`~slimnet.tables.Tables`.
-        gone: the keys that went, out of a change.
         key: a key's bytes.
         value: a record's bytes, for its key.
     """
 
     table: str
-    gone: Callable[[Change], frozenset[Any]]
     key: Callable[[Any], bytes]
     value: Callable[[Any, Any], bytes]
 
@@ -133,6 +131,11 @@ class Encoding:
         """The table, out of all."""
         table: Mapping[Any, Any] = getattr(tables, self.table)
         return table
+
+    def gone(self, change: Change) -> frozenset[Any]:
+        """The keys that went, out of a change."""
+        keys: frozenset[Any] = getattr(change, f"gone_{self.table}")
+        return keys
 
 
 def encodings(indexes: Mapping[int, int]) -> tuple[Encoding, ...]:
@@ -157,37 +160,31 @@ def encodings(indexes: Mapping[int, int]) -> tuple[Encoding, ...]:
     return (
         Encoding(
             "addresses",
-            lambda change: change.gone_addresses,
             _address_key,
             lambda _, number: u32(number),
         ),
         Encoding(
             "endpoints",
-            lambda change: change.gone_endpoints,
             u32,
             endpoint,
         ),
         Encoding(
             "cidrs",
-            lambda change: change.gone_cidrs,
             cidr_key,
             lambda _, record: _cidr(record),
         ),
         Encoding(
             "policy",
-            lambda change: change.gone_policy,
             _policy_key,
             lambda _, record: _policy(record),
         ),
         Encoding(
             "services",
-            lambda change: change.gone_services,
             _service_key,
             lambda _, record: _service(record),
         ),
         Encoding(
             "published",
-            lambda change: change.gone_published,
             _publish_key,
             lambda _, record: _publish(record),
         ),
