@@ -380,7 +380,7 @@ def look_after(lab, fuzzed):
     wait = 30 if SECONDS < 600 else 180
     for host, used, before in zip(lab.hosts, fuzzed.used, fuzzed.kept, strict=False):
         left = settle(lambda host=host: host.root.call(_used), used, wait)
-        assert left == used, host.root.call(_sockets)
+        assert left == used, json.dumps(host.root.call(_sockets), indent=1)
         assert settle(lambda host=host: kept(host), before, 10) - before == set()
         if SECONDS >= 600:
             life = private.SLIM_HANDSHAKE_SECONDS + private.SLIM_LINGER_SECONDS
