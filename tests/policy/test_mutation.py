@@ -17,6 +17,15 @@ from test_pick import CHECKS
 from test_way import check_ways
 from worlds import worlds
 
+#: Found is enough: no example is made small, and every run looks at the same ones.
+SEARCH = settings(
+    phases=[Phase.generate],
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
 MUTATIONS = {
     "an endpoint does not reach itself": ("if (query->self)", "if (0)"),
     "every host is reached": ("if (query->host &&", "if (0 &&"),
@@ -263,14 +272,7 @@ def broken_library(mutation, directory):
     return Library(directory, headers, "-Wno-error")
 
 
-@settings(
-    max_examples=400,
-    phases=[Phase.generate],
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(SEARCH, max_examples=400)
 @given(worlds())
 def agree(library, world):
     check_world(world, library, broken=True)
@@ -284,14 +286,7 @@ def test_broken_decision_is_caught(mutation, tmp_path):
         agree(broken)
 
 
-@settings(
-    max_examples=60,
-    phases=[Phase.generate],
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(SEARCH, max_examples=60)
 @given(worlds())
 def admit(library, world):
     check_library(library, world)

@@ -347,11 +347,14 @@ slim_sockops_wildcard(struct bpf_sock_ops *ctx, struct slim_socket *socket)
 static __always_inline void
 slim_sockops_shield(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct slim_socket *socket)
 {
+	const __be32 local[4] = {
+		SLIM_CTX(ctx, local_ip6[0]),
+		SLIM_CTX(ctx, local_ip6[1]),
+		SLIM_CTX(ctx, local_ip6[2]),
+	};
 	bool v6 = ctx->family == AF_INET6;
-	bool mapped = v6 && !SLIM_CTX(ctx, local_ip6[0]) && !SLIM_CTX(ctx, local_ip6[1]) &&
-		      SLIM_CTX(ctx, local_ip6[2]) == bpf_htonl(0xffff);
 
-	slim_shield_take(socket, !v6 || !slim_is_v6only(sk), v6 && !mapped);
+	slim_shield_take(socket, !v6 || !slim_is_v6only(sk), v6 && !slim_is_mapped(local));
 }
 
 /* Is there room for one more listener of this endpoint? It is kept until the last close. */
