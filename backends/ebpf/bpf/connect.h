@@ -317,42 +317,44 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	struct slim_control *control = dial->state.control;
 	__u32 inner = slim_inner(false, index, dial->way.target.port);
 	__u32 own_loopback = inner | SLIM_INNER_LOOPBACK;
-	const __u32 peer = dial->way.target.endpoint;
-	__be32 *dialled = dial->dialled.aim.address;
 	struct slim_socket *socket;
 	struct slim_found found;
 	__u32 v6only = 0;
 	__be32 local[4];
-	bool v6 = loopback && !slim_is_mapped(dialled);
+	bool v6 = loopback && !slim_is_mapped(dial->dialled.aim.address);
 
 	/* ::1 reaches AF_INET6 listeners only, as it does on any host. */
 	if (v6) {
-		if (slim_find_listener(ctx, own_loopback, 1, peer, &found)) {
+		if (slim_find_listener(ctx, own_loopback, 1, dial->way.target.endpoint, &found)) {
 			inner = own_loopback;
 			v6only = 1;
-		} else if (slim_find_listener(ctx, inner, 1, peer, &found) &&
+		} else if (slim_find_listener(ctx, inner, 1, dial->way.target.endpoint, &found) &&
 			   found.flags & SLIM_SOCKET_WILDCARD) {
 			v6only = 1;
-		} else if (!slim_find_listener(ctx, inner, 0, peer, &found) ||
+		} else if (!slim_find_listener(ctx, inner, 0, dial->way.target.endpoint, &found) ||
 			   !(found.flags & SLIM_SOCKET_WILDCARD) ||
 			   found.family != AF_INET6) {
 			return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
 		}
-	} else if (loopback && slim_find_listener(ctx, own_loopback, 0, peer, &found)) {
+	} else if (loopback &&
+		   slim_find_listener(ctx, own_loopback, 0, dial->way.target.endpoint, &found)) {
 		inner = own_loopback;
-	} else if (!slim_find_listener(ctx, inner, 0, peer, &found) ||
+	} else if (!slim_find_listener(ctx, inner, 0, dial->way.target.endpoint, &found) ||
 		   (loopback && !(found.flags & SLIM_SOCKET_WILDCARD))) {
 		return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
 	}
 
-	if (v6)
-		dialled[0] = dialled[1] = dialled[2] = 0;
-	if (loopback && slim_is_any(dialled)) {
+	if (v6) {
+		dial->dialled.aim.address[0] = 0;
+		dial->dialled.aim.address[1] = 0;
+		dial->dialled.aim.address[2] = 0;
+	}
+	if (loopback && slim_is_any(dial->dialled.aim.address)) {
 		/* connect() to the wildcard is a connect to loopback */
-		dialled[3] = v6 ? bpf_htonl(1) : bpf_htonl(0x7f000001);
+		dial->dialled.aim.address[3] = v6 ? bpf_htonl(1) : bpf_htonl(0x7f000001);
 	}
 	if (loopback)
-		slim_copy(local, dialled);
+		slim_copy(local, dial->dialled.aim.address);
 	else
 		slim_copy(local, dial->local->address);
 	if (loopback && !v6)
