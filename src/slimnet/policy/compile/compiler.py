@@ -228,7 +228,7 @@ class Compiler:
             share = self._compilers[endpoint.network]
             if not any(endpoint.address in cidr for cidr in share.network.cidrs):
                 continue
-            field = f"endpoints.{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
+            field = f"endpoints.{endpoint.full_name}"
             if not contract.SLIM_IDENTITY_FIRST <= endpoint.identity < IDENTITY_DERIVED:
                 raise InvalidValue(
                     f"{field}.identity",

@@ -37,7 +37,7 @@ class Population:
         if group is not None:
             if (group.namespace, group.labels) != (endpoint.namespace, endpoint.labels):
                 raise InvalidValue(
-                    f"endpoints.{endpoint.network}.{endpoint.namespace}.{endpoint.name}.identity",
+                    f"endpoints.{endpoint.full_name}.identity",
                     "a number that no other labels or namespace have",
                     endpoint.identity,
                 )

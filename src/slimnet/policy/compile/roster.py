@@ -34,7 +34,7 @@ class Roster:
         Raises:
             InvalidValue: its name or its address is another's.
         """
-        field = f"endpoints.{endpoint.network}.{endpoint.namespace}.{endpoint.name}"
+        field = f"endpoints.{endpoint.full_name}"
         place = (endpoint.network, endpoint.address)
         if self._addresses.setdefault(place, endpoint) is not endpoint:
             raise InvalidValue(f"{field}.address", "one that no other has", endpoint.address)
