@@ -38,6 +38,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "root: needs root; skipped without")
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
     signal.signal(signal.SIGTERM, end)
+    # A background job ignores SIGINT, one under nohup SIGHUP too. Ignoring is inherited, and a
+    # shell traps nothing that was ignored when it started; a handler is not inherited.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items):
