@@ -5,6 +5,8 @@ A skip says what is missing. Where the machine should have everything (CI), the
 environment variable ``SLIMNET_REQUIRE_ALL=1`` turns every skip into a failure.
 
 A run that is ended by SIGTERM removes what its tests made, as after Ctrl-C.
+
+``SLIMNET_FAILURES`` names a file that gets what failed, for a reader of many runs' last lines.
 """
 
 import os
@@ -27,6 +29,9 @@ LONG = (
     "test_churn.py",
     "test_changes.py",
 )
+
+#: Of each failure in SLIMNET_FAILURES; the rest is where the run printed it.
+FAILURE_LINES = 25
 
 REQUIRE_ALL = os.environ.get("SLIMNET_REQUIRE_ALL", "") not in ("", "0")
 # How long one generated example takes says how busy the machine is, not what is wrong.
@@ -65,6 +70,20 @@ def fail_instead_of_skip(report):
         report.outcome = "failed"
         report.longrepr = f"SLIMNET_REQUIRE_ALL=1, but this was to be skipped: {reason}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    path = os.environ.get("SLIMNET_FAILURES")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # It reports to the process that prints all.
+    failed = [
+        report for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())
+    ]
+    if path and failed:
+        with open(path, "a") as file:
+            for report in failed:
+                lines = report.longreprtext.splitlines()
+                print(f"\n-- {report.nodeid}", *lines[-FAILURE_LINES:], sep="\n", file=file)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,12 +21,18 @@ CASES = {
 }
 
 
+def environment(directory, **more):
+    """Of a run by itself, which is no process of this one."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return {**own, "SLIMNET_FAILURES": str(directory / "failed"), **more}
+
+
 def outcome(directory, body, required):
     shutil.copy(ROOT / "tests/conftest.py", directory)
     (directory / "test_it.py").write_text(f"import pytest\n{body}")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-ra", directory],
-        env={**os.environ, "SLIMNET_REQUIRE_ALL": required},
+        env=environment(directory, SLIMNET_REQUIRE_ALL=required),
         capture_output=True,
         text=True,
         check=False,
@@ -59,6 +65,35 @@ def test_an_expected_failure_is_not_a_skip(tmp_path):
     assert "1 xfailed" in output
 
 
+FAILING = """
+@pytest.fixture
+def broken():
+    raise RuntimeError("no such thing")
+
+def test_it():
+    assert 1 == 2
+
+def test_other(broken):
+    pass
+
+def test_good():
+    pass
+"""
+
+
+def test_what_failed_is_said_once_more(tmp_path):
+    """In the file that SLIMNET_FAILURES names, each once, with what was wrong."""
+    code, _ = outcome(tmp_path, FAILING, "1")
+    assert code == pytest.ExitCode.TESTS_FAILED
+    said = (tmp_path / "failed").read_text()
+    assert [line for line in said.splitlines() if line.startswith("-- ")] == [
+        "-- test_it.py::test_it",
+        "-- test_it.py::test_other",
+    ]
+    assert "assert 1 == 2" in said
+    assert "no such thing" in said
+
+
 ENDED = """
 @pytest.fixture(scope="session")
 def outer(tmp_path_factory):
@@ -82,7 +117,10 @@ def test_a_run_that_is_ended_removes_what_it_made(tmp_path):
     shutil.copy(ROOT / "tests/conftest.py", tmp_path)
     (tmp_path / "test_it.py").write_text(f"import pytest\n{ENDED}")
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s", tmp_path], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "pytest", "-s", tmp_path],
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         said = iter(process.stdout)
         assert any("begun" in line for line in said)
