@@ -8,6 +8,7 @@ from collections.abc import Collection
 from attrs import evolve
 
 from lab.cluster import Endpoint, Host, Lab, each
+from slimnet.model import WireFormat
 from slimnet.policy import Compiler, State
 
 __all__ = ["Compiled"]
@@ -22,14 +23,14 @@ class Compiled(Lab):
     Args:
         state: the lab's hosts stand for its hosts, in their order, and have
             underlay addresses of their own.
-        mute: names of hosts that say that they speak no wire.
+        later: names of hosts that speak the wire in its next version only.
         mode: of the lab.
     """
 
-    def __init__(self, state: State, mode: str = "ebpf", *, mute: Collection[str] = ()) -> None:
+    def __init__(self, state: State, mode: str = "ebpf", *, later: Collection[str] = ()) -> None:
         super().__init__(mode, hosts=len(state.hosts), tables=False)
         self.state = state
-        self._mute = mute
+        self._later = later
         try:
             self._compilers = {
                 host.name: (Compiler(host.name), own)
@@ -54,7 +55,7 @@ class Compiled(Lab):
             evolve(
                 host,
                 address=self.host(host.name).address,
-                wires=set() if host.name in self._mute else {self.wire},
+                wires={WireFormat(self.wire, 2 if host.name in self._later else 1)},
             )
             for host in state.hosts
         ]
