@@ -20,7 +20,7 @@ from slimnet.policy.compile.compiler import rule_text
 
 FLOWS = int(os.environ.get("SLIMNET_POLICY_FLOWS", "25000"))
 FLOWS_OF_A_WORLD = 50 if FLOWS < 200_000 else 200
-WORLDS = max(500, FLOWS // FLOWS_OF_A_WORLD)
+WORLDS = FLOWS // FLOWS_OF_A_WORLD
 VNIS = {network.name: network.vni for network in NETWORKS}
 
 
@@ -89,6 +89,19 @@ def check_world(world, library, seen=None, *, broken=False):
             decider.close()
 
 
+def assert_of_every_kind(seen):
+    """There were as many flows as were asked for, and of every kind of answer some."""
+    # A flow to a service that is served counts as such and as what policy says of it.
+    flows = seen.total() - seen["service"]
+    assert flows >= 0.8 * FLOWS
+    if FLOWS < 20_000:
+        return  # too few to have all kinds each time
+    for kind in ("RULE_ALLOW", "RULE_DENY", "DEFAULT_ALLOW", "DEFAULT_DENY", "SELF"):
+        assert seen[kind] > flows / 500, seen
+    for kind in ("HOST_DENY", "NO_ENDPOINT", "NO_BACKEND", "NO_SERVICE_PORT", "service"):
+        assert seen[kind] > flows / 5000, seen
+
+
 def assert_same(verdict, tables, judged, flow):
     """A data path's verdict is the oracle's: allowed, why, and by which rule in words."""
     expected = (judged.allowed, judged.reason, "")
@@ -102,7 +115,7 @@ def assert_same(verdict, tables, judged, flow):
 @pytest.mark.no_cover
 @pytest.mark.slow
 def test_oracle_and_library_agree(library):
-    """At least 20,000 flows over at least 500 policy sets, and of every kind of answer some."""
+    """Thousands of flows over hundreds of policy sets, and of every kind of answer some."""
     seen = Counter()
     runs = Counter()
 
@@ -118,14 +131,5 @@ def test_oracle_and_library_agree(library):
         check_world(world, library, seen)
 
     agree()
-    assert runs["worlds"] >= 500
-    # A flow to a service that is served counts as such and as what policy says of it.
-    flows = seen.total() - seen["service"]
-    assert flows >= 20000
-    scarce = flows / 500
-    assert all(
-        seen[reason] > scarce
-        for reason in ("RULE_ALLOW", "RULE_DENY", "DEFAULT_ALLOW", "DEFAULT_DENY", "SELF")
-    ), seen
-    for kind in ("HOST_DENY", "NO_ENDPOINT", "NO_BACKEND", "NO_SERVICE_PORT", "service"):
-        assert seen[kind] > scarce / 10, seen
+    assert runs["worlds"] >= WORLDS
+    assert_of_every_kind(seen)

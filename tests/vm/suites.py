@@ -14,6 +14,7 @@ class Suite(NamedTuple):
 
     arguments: list[str]
     reason: str
+    environment: tuple[str, ...] = ()
 
 
 #: By version, as Debian 12 has them: its own, and the newest of its security archive.
@@ -26,7 +27,8 @@ SUITES = {
     ),
     "policy": Suite(
         ["tests/policy/test_kernel.py"],
-        "what the program in the kernel decides is what the oracle does",
+        "what the program in the kernel decides is what the oracle does (5,000 flows)",
+        ("SLIMNET_POLICY_FLOWS=5000",),
     ),
     "ebpf": Suite(
         [

@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same files on Debian's kernels, which are older than this machine's: every program is
-loaded there. What else runs on them is a command of its own, run_suites.py.
+loaded there, and the suites of suites.py run.
 
 Both machines boot at once and run side by side.
 """
 
 import json
+import re
 import sys
 
 import pytest
+from suites import SUITES
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-COMMANDS = {"check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"]}
+PYTEST = ["pytest", "--color=no", "-v", "--tb=short", "-p", "no:cacheprovider"]
+COMMANDS = {
+    "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
+    **{
+        name: ["env", *suite.environment, sys.executable, "-m", *PYTEST, *suite.arguments]
+        for name, suite in SUITES.items()
+    },
+}
 
 
 def test_it_says_what_it_can_do(guest):
@@ -31,3 +40,13 @@ def test_it_says_what_it_can_do(guest):
     assert ("Linux 6.2 or newer" in backends["ebpf"]["remedy"]) == old
     # In the machine's own network namespace there is the setting.
     assert "tstamp_allow_data" not in backends["ebpf"]["remedy"]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suite(guest, name):
+    """It passes, and nothing of it is skipped."""
+    output, status, seconds = guest.wait(name)
+    assert status == 0, output[-20000:]
+    passed = int(re.search(r"(\d+) passed", output)[1])
+    print(f"Linux {guest.release}: {name}: {passed} passed in {seconds} s")
+    assert passed
