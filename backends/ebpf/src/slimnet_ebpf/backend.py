@@ -73,7 +73,7 @@ _log = logging.getLogger(__name__)
 
 _CONTROL = Layout(private.slim_control)
 _PORT_RANGE = "net/ipv4/ip_local_port_range"
-_LOOKUP = "slim_lookup"
+_LOOKUP, _LOOKUP_PIN = "slim_lookup", "lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
 _ASK, _SWEEP = "slim_ask", "slim_sweep"
 _SWEEPING = 2.0
@@ -233,7 +233,7 @@ class EbpfBackend(Backend):
                         "the value that the running data path has (tear it down first)",
                         str(getattr(self._options, option)),
                     )
-        lookup = self._pins.links / "lookup"
+        lookup = self._pins.links / _LOOKUP_PIN
         inode = links.target_of(lookup) if lookup.exists() else 0
         if inode not in (0, self._netns.inode):
             raise BackendError(
@@ -334,7 +334,7 @@ class EbpfBackend(Backend):
         return high - low + 1
 
     def _attach_lookup(self) -> None:
-        pin = self._pins.links / "lookup"
+        pin = self._pins.links / _LOOKUP_PIN
         if pin.exists():
             if links.target_of(pin) == self._netns.inode:
                 return
@@ -521,6 +521,7 @@ class EbpfBackend(Backend):
                 Path(directory).rmdir()
         if self._underlay is not None:
             self._endpoints.unshelter()
+        links.end(self._pins.links / _LOOKUP_PIN)
         self._pins.remove()
         self._pins.remove_root()
 

@@ -22,6 +22,7 @@ from slimnet_ebpf.libbpf import check, library
 __all__ = [
     "attach",
     "attached",
+    "end",
     "iterate",
     "keep",
     "program_id",
@@ -154,6 +155,18 @@ def attach(program: int, target: int, attach_type: int, pin: Path, *, flags: int
         check(library().bpf_obj_pin(link, bytes(pin)), f"pin {pin}")
     finally:
         os.close(link)  # without a pin this was the last one: the link goes
+
+
+def end(pin: Path) -> None:
+    """Detach what a pinned link serves and remove the pin; what is not there is no error.
+    Without its pin alone, the kernel detaches it some time later."""
+    if pin.exists():
+        link = check(library().bpf_obj_get(bytes(pin)), f"open {pin}")
+        try:
+            library().bpf_link_detach(link)  # fails where the interface is gone
+        finally:
+            os.close(link)
+        pin.unlink()
 
 
 def iterate(program: int, attach_type: int) -> None:

@@ -18,8 +18,7 @@ from netaddr import IPNetwork
 
 from slimnet.exceptions import BackendError, ConfigError
 from slimnet.linux import sysctl
-from slimnet_ebpf import filters
-from slimnet_ebpf.links import program_id
+from slimnet_ebpf import filters, links
 from slimnet_ebpf.objects import Program
 from slimnet_ebpf.options import INNER_RANGE6
 from slimnet_ebpf.pins import Pins
@@ -118,7 +117,7 @@ class UnderlayPrograms:
             self._pins.write_record(clsact=not there)
         filters.create_clsact(ifindex)
         for point, program in self._points:
-            filters.attach(ifindex, point, program.fd, program_id(program.fd))
+            filters.attach(ifindex, point, program.fd, links.program_id(program.fd))
 
     def restore(self) -> None:
         """Undo :meth:`apply`; what others have changed meanwhile stays theirs."""
@@ -144,9 +143,9 @@ class UnderlayPrograms:
     def _restore_interface(self, netlink: Any, record: dict[str, Any], interface: str) -> None:
         ifindex, announce = record["ifindex"], _arp_announce(interface)
         for point, program in self._points:
-            self._pin(program).unlink(missing_ok=True)
+            links.end(self._pin(program))
             if "clsact" in record:
-                filters.detach(ifindex, point, program_id(program.fd))
+                filters.detach(ifindex, point, links.program_id(program.fd))
         if record.get("clsact") and not any(
             netlink.get_filters(index=ifindex, parent=parent)
             for parent in (0xFFFFFFF2, 0xFFFFFFF3)  # clsact's ingress and egress
