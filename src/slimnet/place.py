@@ -9,8 +9,6 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from slimnet.linux import cgroup, netns
-
 __all__ = ["HOSTS", "Life", "Part", "Place"]
 
 #: The file of a :class:`Place`'s ``mounts`` that every endpoint has: hosts(5).
@@ -65,15 +63,3 @@ class Place:
     def parts(self) -> frozenset[Part]:
         """Those that are there."""
         return frozenset(part for part in Part if getattr(self, part))
-
-    def life(self, otherwise: Path) -> Life:
-        """Whether processes live here, by the cgroup; a network namespace that is part of
-        it has to be there as well.
-
-        Args:
-            otherwise: the cgroup where the place has none.
-        """
-        directory = self.cgroup or otherwise
-        if not directory.is_dir() or (self.netns is not None and not netns.number(self.netns)):
-            return Life.GONE
-        return Life.BUSY if cgroup.populated(directory) else Life.IDLE

@@ -188,7 +188,7 @@ class Fallback:
 
     def life(self, name: str, place: Place) -> Life:
         """By the cgroup; and a namespace that was brought has to be there."""
-        return place.life(self.context.cgroup / name)
+        return cgroup.life(place, self.context.cgroup / name)
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """Make the cgroup and the namespace, and connect it to the network's router."""

@@ -24,7 +24,7 @@ from slimnet.abc import Backend, Context
 from slimnet.encoding import cidr_key, u32
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
 from slimnet.layout import Layout, to_bytes16
-from slimnet.linux import sysctl
+from slimnet.linux import cgroup, sysctl
 from slimnet.linux.netns import Netns
 from slimnet.linux.sock_diag import LIVE
 from slimnet.local import broadcast_addresses, local_ranges
@@ -355,7 +355,7 @@ class EbpfBackend(Backend):
 
     def life(self, name: str, place: Place) -> Life:
         """See :meth:`slimnet.abc.Backend.life`: by the cgroup."""
-        return place.life(self.context.cgroup / name)
+        return cgroup.life(place, self.context.cgroup / name)
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """See :meth:`slimnet.abc.Backend.attach`."""
