@@ -188,7 +188,10 @@ class Fallback:
 
     def life(self, name: str, place: Place) -> Life:
         """By the cgroup; and a namespace that was brought has to be there."""
-        return cgroup.life(place, self.context.cgroup / name)
+        path = place.cgroup or self.context.cgroup / name
+        if not path.is_dir() or (place.netns is not None and not netns.number(place.netns)):
+            return Life.GONE
+        return Life.BUSY if cgroup.populated(path) else Life.IDLE
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """Make the cgroup and the namespace, and connect it to the network's router."""

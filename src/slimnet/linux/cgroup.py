@@ -17,15 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slimnet.exceptions import CapabilityMissing, InUse, InvalidValue
-from slimnet.linux import libc, mounts, netns
-from slimnet.place import Life, Place
+from slimnet.linux import libc, mounts
 
 __all__ = [
     "check",
     "descendants",
     "is_cgroup",
     "kill",
-    "life",
     "mount",
     "number",
     "of_process",
@@ -161,20 +159,6 @@ def populated(cgroup: Path) -> bool:
             return False
         raise
     return "populated 1" in lines
-
-
-def life(place: Place, otherwise: Path) -> Life:
-    """Whether processes live in a place, by its cgroup; a network namespace that is part of
-    it has to be there as well.
-
-    Args:
-        place: to look at.
-        otherwise: the cgroup where the place has none.
-    """
-    directory = place.cgroup or otherwise
-    if not directory.is_dir() or (place.netns is not None and not netns.number(place.netns)):
-        return Life.GONE
-    return Life.BUSY if populated(directory) else Life.IDLE
 
 
 def kill(cgroup: Path, timeout: float = 5.0) -> None:

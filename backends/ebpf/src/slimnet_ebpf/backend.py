@@ -355,7 +355,10 @@ class EbpfBackend(Backend):
 
     def life(self, name: str, place: Place) -> Life:
         """See :meth:`slimnet.abc.Backend.life`: by the cgroup."""
-        return cgroup.life(place, self.context.cgroup / name)
+        path = place.cgroup or self.context.cgroup / name
+        if not path.is_dir():
+            return Life.GONE
+        return Life.BUSY if cgroup.populated(path) else Life.IDLE
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """See :meth:`slimnet.abc.Backend.attach`."""
