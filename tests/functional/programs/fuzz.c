@@ -906,8 +906,8 @@ static socklen_t moderate(struct thread *t, int level, int name, socklen_t lengt
 		number |= 1 << 22;
 	else if (level == SOL_TCP && (name == TCP_LINGER2 || name == TCP_DEFER_ACCEPT))
 		number &= 1;
-	else if (level == SOL_TCP && name == 44 /* TCP_RTO_MAX_MS */)
-		number &= 1023;
+	else if (level == SOL_TCP && (name == TCP_USER_TIMEOUT || name == 44 /* TCP_RTO_MAX_MS */))
+		number &= 1023;				/* the first outlives tcp_orphan_retries */
 	else if (level == SOL_SOCKET && chance(t, 80) &&
 		 (name == SO_ATTACH_FILTER || name == SO_ATTACH_REUSEPORT_CBPF))
 		return memcpy(t->data, &program, sizeof(program)), sizeof(program);
