@@ -12,6 +12,7 @@ For longer, and with other numbers::
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import json
 import os
@@ -188,6 +189,26 @@ def _sockets() -> dict[str, list[str]]:
     for kind in kinds:
         with contextlib.suppress(FileNotFoundError), open(f"/proc/thread-self/net/{kind}") as file:
             found[kind] = file.read().splitlines()[1:]
+    for name in ("sockstat", "sockstat6"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/thread-self/net/{name}") as file:
+            found[name] = file.read().splitlines()
+    return {**found, "held": _held()}
+
+
+def _held() -> list[str]:
+    """Every socket that a process of this network namespace holds: one that is in no hash
+    table is in no list of the kernel's."""
+    here = os.readlink("/proc/thread-self/ns/net")
+    found = []
+    for process in glob.glob("/proc/[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"{process}/ns/net") != here:
+                continue
+            for number in os.listdir(f"{process}/fd"):
+                file = f"{process}/fd/{number}"
+                if (target := os.readlink(file)).startswith("socket:"):
+                    kind = os.getxattr(file, "system.sockprotoname").decode().strip("\0")
+                    found.append(f"{file} {target} {kind}")
     return found
 
 
