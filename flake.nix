@@ -40,7 +40,7 @@
             );
         in
         rec {
-          slimnet = distribution ./. {
+          slimnet-overlay = distribution ./. {
             dependencies = with python; [
               attrs
               click
@@ -53,10 +53,10 @@
             pythonImportsCheck = [ "slimnet" ];
           };
 
-          slimnet-ebpf = distribution ./backends/ebpf {
+          slimnet-overlay-ebpf = distribution ./backends/ebpf {
             # The whole tree is the source, since the objects include kernel/uapi.
             sourceRoot = "source/backends/ebpf";
-            dependencies = [ slimnet ];
+            dependencies = [ slimnet-overlay ];
             nativeBuildInputs = [
               pkgs.gnumake
               pkgs.llvmPackages_19.clang-unwrapped
@@ -71,18 +71,18 @@
             pythonImportsCheck = [ "slimnet_ebpf" ];
           };
 
-          slimnet-noop = distribution ./backends/noop {
+          slimnet-overlay-noop = distribution ./backends/noop {
             sourceRoot = "source/backends/noop";
-            dependencies = [ slimnet ];
+            dependencies = [ slimnet-overlay ];
             pythonImportsCheck = [ "slimnet_noop" ];
           };
 
           default =
             let
               environment = pkgs.python3.withPackages (_: [
-                slimnet
-                slimnet-ebpf
-                slimnet-noop
+                slimnet-overlay
+                slimnet-overlay-ebpf
+                slimnet-overlay-noop
               ]);
             in
             # ctypes looks for libbpf by name; in a Nix store it has to be told where.

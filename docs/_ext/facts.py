@@ -87,7 +87,7 @@ def _keys() -> dict[str, object]:
         from slimnet.fallback import PORT  # noqa: PLC0415
         from slimnet_ebpf.options import Options  # noqa: PLC0415  # may be absent
     except ImportError:
-        _LOG.warning("slimnet-ebpf or slimnet-noop is not installed: their options are not checked")
+        _LOG.warning("a backend of ours is not installed: their options are not checked")
         return keys
     keys |= {f"backend.ebpf.{key}": value for key, value in _options(Options())}
     keys["backend.noop.port"] = PORT

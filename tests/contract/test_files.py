@@ -83,7 +83,9 @@ def test_the_flake_has_what_the_distribution_needs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
     flake = (ROOT / "flake.nix").read_text()
-    listed = re.search(r"slimnet = .*?dependencies = with python; \[(.*?)\]", flake, re.DOTALL)
+    listed = re.search(
+        r"slimnet-overlay = .*?dependencies = with python; \[(.*?)\]", flake, re.DOTALL
+    )
     assert set(listed[1].split()) == {re.match(r"[\w-]+", each)[0] for each in needed}
 
 

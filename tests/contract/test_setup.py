@@ -46,6 +46,6 @@ def test_the_python_of_the_machine_makes_the_environment():
         text=True,
         check=True,
     ).stdout
-    assert {"slimnet", "slimnet-ebpf", "slimnet-noop"} <= {
+    assert {"slimnet-overlay", "slimnet-overlay-ebpf", "slimnet-overlay-noop"} <= {
         line.partition("==")[0].lower() for line in listing.splitlines()
     }

@@ -2,8 +2,10 @@
 """What users install: each wheel holds what it needs, and no compiler is needed after."""
 
 import configparser
+import email
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,9 +15,9 @@ import pytest
 from generate_contract import ROOT
 
 DISTRIBUTIONS = {
-    "slimnet": ROOT,
-    "slimnet-ebpf": ROOT / "backends/ebpf",
-    "slimnet-noop": ROOT / "backends/noop",
+    "slimnet-overlay": ROOT,
+    "slimnet-overlay-ebpf": ROOT / "backends/ebpf",
+    "slimnet-overlay-noop": ROOT / "backends/noop",
 }
 
 
@@ -40,6 +42,12 @@ def wheels(built):
     return {name: zipfile.ZipFile(path) for name, path in built.items()}
 
 
+def metadata(wheel):
+    """What pip reads of a wheel (PEP 566, 639)."""
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return email.message_from_bytes(wheel.read(name))
+
+
 def entry_points(wheel):
     name = next(name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
     parser = configparser.ConfigParser()
@@ -49,7 +57,7 @@ def entry_points(wheel):
 
 def test_the_core_has_its_command_and_its_stores(wheels):
     """And every module below src/slimnet, none from elsewhere."""
-    wheel = wheels["slimnet"]
+    wheel = wheels["slimnet-overlay"]
     assert entry_points(wheel) == {
         "console_scripts": {"slimnet": "slimnet.cli:main"},
         "slimnet.stores": {"sqlite": "slimnet.store.sqlite:SqliteStore"},
@@ -63,7 +71,7 @@ def test_the_core_has_its_command_and_its_stores(wheels):
 
 def test_the_ebpf_wheel_carries_its_objects(wheels):
     """One for every source, as BPF, without the source."""
-    wheel = wheels["slimnet-ebpf"]
+    wheel = wheels["slimnet-overlay-ebpf"]
     assert entry_points(wheel) == {"slimnet.backends": {"ebpf": "slimnet_ebpf:EbpfBackend"}}
     sources = {path.name for path in ROOT.glob("backends/ebpf/bpf/*.bpf.c")}
     assert sources, "backends/ebpf/bpf holds no *.bpf.c"
@@ -78,26 +86,58 @@ def test_the_ebpf_wheel_carries_its_objects(wheels):
 
 def test_the_noop_wheel(wheels):
     """Is pure Python."""
-    wheel = wheels["slimnet-noop"]
+    wheel = wheels["slimnet-overlay-noop"]
     assert entry_points(wheel) == {"slimnet.backends": {"noop": "slimnet_noop:NoopBackend"}}
     assert "slimnet_noop/__init__.py" in wheel.namelist()
 
 
+def test_each_has_the_name_that_is_ours(wheels):
+    """And one version; ``slimnet`` on the index is another project's, and nothing asks for it."""
+    found = {name: metadata(wheel) for name, wheel in wheels.items()}
+    assert {name: each["Name"] for name, each in found.items()} == {name: name for name in found}
+    assert len({each["Version"] for each in found.values()}) == 1
+    wanted = [line for each in found.values() for line in each.get_all("Requires-Dist")]
+    assert [line for line in wanted if re.match(r"slimnet(?!-overlay\b)", line)] == []
+
+
+def test_a_backend_fits_its_core_and_no_other(wheels):
+    """Each is pinned to the other; the core asks for a backend by an extra of its name."""
+    core = metadata(wheels["slimnet-overlay"])
+    for backend in ("ebpf", "noop"):
+        name = f"slimnet-overlay-{backend}"
+        wanted = metadata(wheels[name]).get_all("Requires-Dist")
+        assert f"slimnet-overlay=={core['Version']}" in wanted
+        extra = f"{name}=={core['Version']}; extra == '{backend}'"
+        assert extra in core.get_all("Requires-Dist")
+        assert backend in core.get_all("Provides-Extra")
+
+
 def test_licences_travel(wheels):
-    """The core's wheel holds their texts."""
-    names = {name.split("/")[-1] for name in wheels["slimnet"].namelist()}
-    assert {path.name for path in (ROOT / "LICENSES").iterdir()} <= names
+    """Every wheel holds the text of each licence that its expression names."""
+    for name, wheel in wheels.items():
+        (base,) = {each.split("/")[0] for each in wheel.namelist() if ".dist-info/" in each}
+        texts = {path.name: path.read_bytes() for path in (ROOT / "LICENSES").iterdir()}
+        expression = metadata(wheel)["License-Expression"]
+        named = {f"{each}.txt" for each in re.findall(r"[\w.-]+\d[\w.-]*", expression)}
+        assert named
+        assert named <= texts.keys()
+        listed = set(metadata(wheel).get_all("License-File", [])) - {"LICENSE"}
+        assert listed == {f"LICENSES/{each}" for each in named}, name
+        for each in listed:
+            held = wheel.read(f"{base}/licenses/{each}")
+            assert held == texts[each.removeprefix("LICENSES/")], name
 
 
-def test_a_source_distribution_of_ebpf_builds_by_itself(wheels, tmp_path):
-    """It brings the contract along, and its wheel has the same files."""
-    packed = build(ROOT / "backends/ebpf", "sdist", tmp_path / "sdist")
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_source_distribution_builds_by_itself(wheels, tmp_path, name):
+    """It brings contract and licences along, and its wheel has the same files."""
+    packed = build(DISTRIBUTIONS[name], "sdist", tmp_path / "sdist")
     with tarfile.open(packed) as archive:
         archive.extractall(tmp_path)  # 3.11.2 has no filter
     source = tmp_path / packed.name.removesuffix(".tar.gz")
     assert not list(source.glob("**/*.o")), "objects are built, not shipped as source"
     wheel = zipfile.ZipFile(build(source, "wheel", tmp_path / "wheel"))
-    assert sorted(wheel.namelist()) == sorted(wheels["slimnet-ebpf"].namelist())
+    assert sorted(wheel.namelist()) == sorted(wheels[name].namelist())
 
 
 def test_a_missing_object_is_an_answer(wheels, tmp_path):
@@ -125,18 +165,27 @@ def test_a_missing_object_is_an_answer(wheels, tmp_path):
 
 
 def test_the_wheels_are_all_that_a_user_installs(built, tmp_path):
-    """In a fresh environment, with no compiler in sight, both backends answer."""
+    """By the core's name and its extras, in a fresh environment: with no compiler in sight both
+    backends answer, and the command says its version."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     pip = [tmp_path / "env/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *built.values()], check=True)
-    done = subprocess.run(
-        [tmp_path / "env/bin/slimnet", "backends", "-o", "json"],
-        cwd=tmp_path,
-        env={"PATH": str(tmp_path / "env/bin"), "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert {row["backend"] for row in json.loads(done.stdout)} == {"ebpf", "noop"}
-    assert ".bpf.o" not in done.stdout, "an object is missing"
+    found = [f"--find-links={path.parent}" for path in built.values()]
+    subprocess.run([*pip, *found, "slimnet-overlay[ebpf,noop]"], check=True)
+
+    def answer(*words):
+        done = subprocess.run(
+            [tmp_path / "env/bin/slimnet", *words],
+            cwd=tmp_path,
+            env={"PATH": str(tmp_path / "env/bin"), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    backends = answer("backends", "-o", "json")
+    assert {row["backend"] for row in json.loads(backends)} == {"ebpf", "noop"}
+    assert ".bpf.o" not in backends, "an object is missing"
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert answer("--version").split() == ["slimnet", version[1]]

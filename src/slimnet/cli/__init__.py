@@ -60,7 +60,7 @@ check --strict); 2 an error, said in one line. `slimnet run` exits with its comm
     envvar="SLIMNET_AGENT",
     help="The agent's socket. [env: SLIMNET_AGENT; default: the configuration's]",
 )
-@click.version_option(package_name="slimnet", message="%(prog)s %(version)s")
+@click.version_option(package_name="slimnet-overlay", message="%(prog)s %(version)s")
 @click.pass_context
 def slimnet(context: click.Context, agent: str | None) -> None:
     """An overlay network for containers that works on connections, not packets."""
