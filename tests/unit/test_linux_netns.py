@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slimnet.linux import libc, netns
+from slimnet.linux import libc, mounts, netns
 
 
 def here():
@@ -154,3 +154,97 @@ def test_held(path):
     held.close()
     held.close()
     assert not Path(f"/proc/self/fd/{held.fd}").exists()
+
+
+@pytest.fixture
+def own_run():
+    """Runs a function where ``/run`` is of its own, and private, as in a container."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+    def run(action):
+        def scene():
+            libc.mount("", "/", "none", libc.MS_PRIVATE | libc.MS_REC)
+            while mounted():
+                libc.umount("/run/netns")
+            libc.mount("tmpfs", "/run", "tmpfs")
+            action()
+
+        netns.apart(scene, libc.CLONE_NEWNS)
+
+    return run
+
+
+def ip(*arguments):
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def mounted():
+    return sorted(each.point for each in mounts.table() if each.point.startswith("/run/netns"))
+
+
+def test_a_namespace_is_removed_also_after_others_were_made_with_ip_netns(own_run):
+    """``ip netns add`` makes of /run/netns a mount of its own, if it is none."""
+
+    def scene():
+        ours = netns.DIRECTORY / "ours"
+        netns.create(ours)
+        ip("netns", "add", "theirs")
+        netns.create(netns.DIRECTORY / "later")
+        assert mounted() == [
+            "/run/netns", "/run/netns/later", "/run/netns/ours", "/run/netns/theirs",
+        ]  # fmt: skip
+        netns.remove(ours)
+        netns.create(ours)
+        netns.remove(ours)
+        netns.remove(netns.DIRECTORY / "later")
+        assert mounted() == ["/run/netns", "/run/netns/theirs"]
+        ip("netns", "exec", "theirs", "true")
+        ip("netns", "del", "theirs")
+        assert os.listdir(netns.DIRECTORY) == []
+
+    own_run(scene)
+
+
+def test_a_namespace_made_before_its_directory_was_a_mount_is_removed(own_run):
+    """As slimnet made them once, and others do: it is mounted twice then, and the mount
+    below has no path. What others made stays, also what is mounted twice."""
+
+    def scene():
+        netns.DIRECTORY.mkdir()
+        for name in ("ours", "kept"):
+            file = netns.DIRECTORY / name
+            file.touch()
+            netns.apart(lambda file=file: libc.mount(str(netns.own()), str(file), "", libc.MS_BIND))
+        ip("netns", "add", "theirs")
+        ours, kept = netns.DIRECTORY / "ours", netns.DIRECTORY / "kept"
+        assert mounted().count(str(ours)) == 2
+        number = netns.number(kept)
+        netns.remove(ours)
+        assert (sorted(os.listdir(netns.DIRECTORY)), mounted().count(str(ours))) == (
+            ["kept", "theirs"],
+            0,
+        )
+        assert (netns.number(kept), mounted().count(str(kept))) == (number, 2)
+        ip("netns", "exec", "theirs", "true")
+        netns.create(ours)
+        netns.remove(ours)
+
+    own_run(scene)
+
+
+def test_several_that_make_the_first_namespace_mount_its_directory_once(own_run):
+    def scene():
+        make = """
+import sys
+from pathlib import Path
+from slimnet.linux import netns
+netns.create(Path(sys.argv[1]))
+"""
+        several = [[sys.executable, "-c", make, f"/run/netns/n{number}"] for number in range(4)]
+        several += [["ip", "netns", "add", f"i{number}"] for number in range(4)]
+        makers = [subprocess.Popen(argv) for argv in several]
+        assert [each.wait() for each in makers] == [0] * 8
+        assert mounted().count("/run/netns") == 1
+
+    own_run(scene)

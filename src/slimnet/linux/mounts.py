@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mount table of the calling process's mount namespace (proc_pid_mountinfo(5)).
+"""The mount table of the calling thread's mount namespace (proc_pid_mountinfo(5)).
 
 Where something is mounted differs from machine to machine: it is looked for here, by
 its type, and no path is taken for granted.
@@ -14,7 +14,7 @@ import os
 __all__ = ["TABLE", "Mount", "in_sight", "table"]
 
 #: Where the kernel lists the mounts.
-TABLE = "/proc/self/mountinfo"
+TABLE = "/proc/thread-self/mountinfo"
 
 # What would end a field, or begin a comment, is written in octal.
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\"))

@@ -13,6 +13,7 @@ and processes; what was opened there stays there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -77,8 +78,12 @@ def number(path: Path) -> int:
         os.close(fd)
 
 
-def apart(action: Callable[[], None]) -> None:
-    """Run ``action`` in an empty namespace, which goes when nothing holds it.
+def apart(action: Callable[[], None], kind: int = libc.CLONE_NEWNET) -> None:
+    """Run ``action`` in a namespace of its own, which goes when nothing holds it.
+
+    Args:
+        action: what to do there.
+        kind: CLONE_NEW* of the namespace; an empty network by default.
 
     Raises:
         OSError: the kernel refused a new namespace; or what ``action`` raises.
@@ -87,7 +92,7 @@ def apart(action: Callable[[], None]) -> None:
 
     def run() -> None:
         try:
-            libc.unshare(libc.CLONE_NEWNET)
+            libc.unshare(kind)
             action()
         except BaseException as error:  # noqa: BLE001  # carried to the caller
             failure.append(error)
@@ -114,6 +119,8 @@ def create(path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if path.parent == DIRECTORY:
+            _share(DIRECTORY)
         path.touch(exist_ok=False)
         try:
             apart(mount)
@@ -126,11 +133,55 @@ def create(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Drop the name. The namespace goes with the last process in it. Removing
-    what is not there is no error."""
-    if exists(path):
+    """Drop the name, however often it is mounted. The namespace goes with the last
+    process in it. Removing what is not there is no error."""
+    while exists(path):
         libc.umount(str(path))
-    path.unlink(missing_ok=True)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        apart(lambda: _uncover(path), libc.CLONE_NEWNS)
+
+
+def _share(directory: Path) -> None:
+    """Make the directory a shared mount of its own, as ``ip netns`` does before its first
+    namespace: done later, it would cover the mounts that are there with copies of them."""
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # ip-netns(8) takes this lock too: two at once would mount it twice.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            libc.mount("", str(directory), "none", libc.MS_SHARED | libc.MS_REC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it is no mount
+                raise
+            libc.mount(str(directory), str(directory), "none", libc.MS_BIND | libc.MS_REC)
+            libc.mount("", str(directory), "none", libc.MS_SHARED | libc.MS_REC)
+    finally:
+        os.close(held)
+
+
+def _uncover(path: Path) -> None:
+    """Remove what is a mount point also below another mount of its directory, in a mount
+    namespace of the calling thread's own.
+
+    Where the directory was bound over itself with what was mounted in it, the mount below
+    has no path any more. Here the upper one can go, and nobody else misses it. A file that
+    is no mount point in the caller's mount namespace can be removed, and with it the kernel
+    takes away what is mounted on it in every other.
+    """
+    libc.mount("", "/", "none", libc.MS_PRIVATE | libc.MS_REC)
+    while True:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            libc.umount(str(path if exists(path) else path.parent))
+        else:
+            return
 
 
 @contextlib.contextmanager
