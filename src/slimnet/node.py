@@ -13,14 +13,16 @@ from slimnet import records
 from slimnet.agent.client import Client
 from slimnet.attached import AttachedEndpoint
 from slimnet.config import Config, load_config
-from slimnet.exceptions import InvalidValue
+from slimnet.exceptions import InvalidValue, PolicyError
 from slimnet.model import Account, Connection, Endpoint, Event, Host, Namespace, Network
 
 if TYPE_CHECKING:
     from slimnet.policy import Document, PolicyWarning
 
-    #: A file's path, or a text, or several of them.
-    Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+    #: A file's path, or a text, or a manifest as slimnet.policy.read() makes them.
+    Source = str | os.PathLike[str] | Mapping[str, Any]
+    #: One, or several of them.
+    Sources = Source | Iterable[Source]
 
 __all__ = ["Node", "open_node"]
 
@@ -226,19 +228,24 @@ class Node:
 
     # Policies, services, published ports, limits
 
-    def apply_policy(self, source: Sources, network: str | None = None) -> list[Document]:
+    def apply_policy(
+        self, source: Sources, network: str | None = None, *, ignore_unknown: bool = False
+    ) -> list[Document]:
         """Put the documents of files, or of texts, in force: all or none.
 
         Args:
-            source: a path, or YAML as Kubernetes has it, or several of them.
+            source: a path, or YAML as Kubernetes has it, or a manifest as
+                :func:`slimnet.policy.read` makes them; or several of them.
             network: of those that do not name theirs; the only network there is
                 by default, else ``default``.
+            ignore_unknown: pass over documents that are not slimnet's
+                (:func:`slimnet.policy.is_foreign`).
 
         Returns:
             The documents, with the addresses that services were given.
 
         Raises:
-            PolicyError: says which field of which line.
+            PolicyError: says which field of which line; or there is no document.
             NotFound: no such network.
             AlreadyExists: a service's address is taken.
             CannotEnforce: a mandatory policy, and a backend that cannot hold it.
@@ -247,11 +254,17 @@ class Node:
         """
         from slimnet.policy import Document  # noqa: PLC0415  # YAML and a compiler
 
-        answer = self._client.request("POST", "policies", **self._written(source, network))
+        answer = self._client.request(
+            "POST", "policies", **self._written(source, network, ignore_unknown)
+        )
         return [Document.from_json(each) for each in answer["policies"]]
 
     def check_policy(
-        self, source: Sources | Iterable[Document], network: str | None = None
+        self,
+        source: Sources | Iterable[Document],
+        network: str | None = None,
+        *,
+        ignore_unknown: bool = False,
     ) -> list[PolicyWarning]:
         """What in these documents was surely not meant, were they applied to what is
         there: a selector that selects nothing, a rule that never decides.
@@ -260,28 +273,41 @@ class Node:
             source: as of :meth:`apply_policy`; or what that answered, for what is now
                 in force of it.
             network: likewise.
+            ignore_unknown: likewise.
 
         Raises:
-            PolicyError: says which field of which line.
+            PolicyError: says which field of which line; or there is no document.
         """
         from slimnet.cluster.documents import key  # noqa: PLC0415
         from slimnet.policy import Document, PolicyWarning  # noqa: PLC0415
 
-        sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        sources = [source] if isinstance(source, (str, os.PathLike, Mapping)) else list(source)
         applied = [key(each) for each in sources if isinstance(each, Document)]
         written = [each for each in sources if not isinstance(each, Document)]
-        body = {**self._written(written, network), "applied": applied}
+        body = {**self._written(written, network, ignore_unknown), "applied": applied}
         answer = self._client.request("POST", "check", patience=240, **body)
         return [PolicyWarning(**each) for each in answer]
 
-    def _written(self, source: Sources, network: str | None) -> dict[str, Any]:
+    def _written(
+        self,
+        source: Sources,
+        network: str | None,
+        ignore_unknown: bool,  # noqa: FBT001
+    ) -> dict[str, Any]:
         """The manifests of files or texts as they stand, for the agent to parse, and the
         network of those that do not name theirs."""
-        from slimnet.policy.language.manifest import read  # noqa: PLC0415
+        from slimnet.policy import is_foreign, read  # noqa: PLC0415  # YAML
 
-        sources = [source] if isinstance(source, (str, os.PathLike)) else source
+        sources = [source] if isinstance(source, (str, os.PathLike, Mapping)) else list(source)
+        manifests: list[Mapping[str, Any]] = []
+        for each in sources:
+            manifests += [each] if isinstance(each, Mapping) else read(each)
+        if ignore_unknown:
+            manifests = [each for each in manifests if not is_foreign(each)]
+        if sources and not manifests:
+            raise PolicyError("documents", "one of slimnet's kinds", "none")
         return {
-            "policies": [manifest for each in sources for manifest in read(each)],
+            "policies": manifests,
             "network": self.default_network() if network is None else network,
         }
 

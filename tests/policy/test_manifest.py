@@ -13,7 +13,7 @@ from slimnet.exceptions import PolicyError
 from slimnet.model import Direction, Protocol
 from slimnet.policy import Action, Document, Policy, Port, Tier, load
 from slimnet.policy.language import schema
-from slimnet.policy.language.manifest import KINDS
+from slimnet.policy.language.manifest import KINDS, is_foreign, read
 from slimnet.policy.language.node import ManifestNode
 from slimnet.policy.language.selectorspec import SELECTOR
 
@@ -625,3 +625,258 @@ def test_json_writes_a_character_in_two_halves():
         load(text.replace("\\udd12", ""))
     with pytest.raises(PolicyError, match="a field's name"):
         load(text.replace('"tier"', '"\\ud83d"'))
+
+
+NAMED = """\
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec:
+  ports:
+  - port: 80
+  selector:
+    app: web
+"""
+
+
+def selected(text):
+    (service,) = load(text)
+    return {each.key: next(iter(each.values)) for each in service.selector.requirements}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("\n", "\t\n"),
+        ("\n", " \t \t\n"),
+        ("\n", "\t# a comment\n"),
+        ("\n", "\t\n\t\n"),
+        (": ", ":\t"),
+        ("{name: a}", "{\n\tname:\ta\t,\n\tlabels:\n\t{ }\n\t}"),
+        ("spec:\n", "---\t\nspec:\n"[4:]),
+        ("    app: web", "    ? app\t\n    : web"),
+        ("app: web", "app: \t'web'\t"),
+        ("app: web", "app: >-\t# folded\n      web"),
+        ("app: web", "app: |2-\t\n      web"),
+        ("app: web", "app: |-2 \t\n      web"),
+        ("app: web", "app: &a\tweb"),
+        ("- port: 80", "-\t\n    port: 80"),
+    ],
+)
+def test_tabs_are_white_space(old, new):
+    """As in YAML 1.2.2, section 6.1, and in Kubernetes' own library: wherever they do not
+    indent, with or without spaces and a comment behind them."""
+    assert old in NAMED
+    assert selected(NAMED.replace(old, new)) == {"app": "web"}
+
+
+def test_tabs_within_a_text_are_its_own():
+    text = NAMED.replace("{name: a}", "{name: a, annotations: {x: b\tc, y: 'd\te'}}")
+    (service,) = load(text.replace("spec:", "  \nspec:"))
+    assert service.manifest["metadata"]["annotations"] == {
+        "x": "b\tc",
+        "y": "d\te",
+        "slimnet.io/network": "default",
+    }
+    text = NAMED.replace("{name: a}", "\n  name: a\n  annotations:\n    x: b\t\n      c\t\n")
+    (service,) = load(text)
+    assert service.manifest["metadata"]["annotations"]["x"] == "b c"
+
+
+@pytest.mark.parametrize("old", ["  - port: 80", "    app: web"])
+def test_tabs_do_not_indent(old):
+    """YAML 1.2.2, section 6.1."""
+    with pytest.raises(PolicyError, match=r"line [68]: wanted YAML, .*'\\\\t'"):
+        load(NAMED.replace(old, f"\t{old.strip()}"))
+
+
+@pytest.mark.parametrize("indent", ["\t", 4, None])
+def test_json_however_it_is_indented(indent):
+    (service,) = load(json.dumps(yaml.safe_load(SERVICE), indent=indent))
+    assert service.title == "service:front/shop"
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\n---\n"])
+def test_json_texts_one_behind_the_other(between):
+    """As jq writes them and kubectl reads them."""
+    two = [json.dumps(yaml.safe_load(each), indent="\t") for each in (SERVICE, LIMIT)]
+    assert [each.name for each in load(between.join(two))] == ["shop", "batch"]
+    with pytest.raises(PolicyError, match="line 1: wanted YAML"):
+        load(f"{json.dumps(yaml.safe_load(SERVICE))} oops")
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ("{<<: *web, tier: front}", {"app": "web", "tier": "front"}),
+        ("{<<: [{app: x}, *web]}", {"app": "x", "tier": "back"}),
+        ("{<<: *web, <<: {more: y}}", {"app": "web", "tier": "back", "more": "y"}),
+        ("{app: web, <<: *web}", {"app": "web", "tier": "back"}),
+        ("{<<: {<<: *web, app: x}}", {"app": "x", "tier": "back"}),
+        ("{<<: {}}", {}),
+    ],
+)
+def test_merge_keys(labels, found):
+    """The fields of other tables, behind which those that are written count, and of several
+    tables the first that has it (https://yaml.org/type/merge.html)."""
+    (policy,) = load(
+        f"""
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: a, labels: &web {{app: web, tier: back}}}}
+spec:
+  podSelector:
+    matchLabels: {labels}
+"""
+    )
+    wanted = {each.key: next(iter(each.values)) for each in policy.subject.requirements}
+    assert wanted == found
+    assert policy.manifest["spec"]["podSelector"]["matchLabels"] == found
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            "{app: x, <<: *web}",
+            (
+                "line 5: spec.selector.'<<': wanted << in front of app: behind it, Kubernetes "
+                "replaces what YAML keeps, got 'app'"
+            ),
+        ),
+        ("{<<: *web, <<: {app: x}}", "wanted << in front of app"),
+        ("{<<: web}", "line 5: spec.selector.'<<': wanted a table, or a list of tables, got 'web'"),
+        ("{<<: [*web, 5]}", "wanted a table, or a list of tables, got 5"),
+        ("{<<: *web, app: y, app: y}", "spec.selector.app: wanted each field once"),
+        ("{'<<': *web}", "spec.selector.'<<': wanted a label's key"),
+        ("&loop {<<: *loop}", "wanted a document of reasonable size"),
+        ("{<<: *web, b: [1]}", "spec.selector.b: wanted a label's value"),
+    ],
+)
+def test_wrong_merge_keys(labels, message):
+    with pytest.raises(PolicyError) as caught:
+        load(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: &web {app: web}}\nspec:\n"
+            f"  selector: {labels}\n  ports: [{{port: 80}}]\n"
+        )
+    assert message in str(caught.value)
+
+
+def test_an_anchor_that_is_set_again():
+    """YAML 1.2.2, section 3.2.2.2: an alias means the last of that name in front of it."""
+    text = NAMED.replace("{name: a}", "{name: &x a, labels: {a: &x web, b: *x}}")
+    (service,) = load(text.replace("app: web", "app: *x"))
+    assert service.manifest["metadata"]["labels"] == {"a": "web", "b": "web"}
+    assert service.manifest["spec"]["selector"] == {"app": "web"}
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_an_empty_namespace_is_none(text):
+    document = yaml.safe_load(text)
+    document["metadata"]["namespace"] = ""
+    (found,) = load(json.dumps(document))
+    assert getattr(found, "namespace", "default") == "default"
+
+
+def test_what_templates_leave_empty():
+    """Kubernetes takes an empty text, list or number for a field that is not there."""
+    service = yaml.safe_load(SERVICE)
+    service["spec"] = {
+        "type": "",
+        "clusterIP": "",
+        "sessionAffinity": "",
+        "loadBalancerIP": "",
+        "externalName": "",
+        "externalIPs": [],
+        "selector": {"app": "web"},
+        "ports": [{"port": 80, "name": "", "protocol": "", "targetPort": "", "nodePort": 0}],
+    }
+    (found,) = load(json.dumps(service))
+    (port,) = found.ports
+    assert (port.protocol, port.port, port.target) == (Protocol.TCP, 80, 80)
+    assert (found.address, found.affinity) == (None, 0)
+    published = yaml.safe_load(PUBLISHED)
+    published["spec"] |= {"address": "", "targetPort": ""}
+    (found,) = load(json.dumps(published))
+    assert (found.address, found.target) == (None, 8080)
+    with pytest.raises(PolicyError, match="wanted exactly one of .*, got 'none of them'"):
+        load(CLUSTER.replace("nodes: {}", "domainNames: []"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("AdminNetworkPolicy", "(its successor is ClusterNetworkPolicy of tier Admin), got"),
+        (
+            "BaselineAdminNetworkPolicy",
+            "(its successor is ClusterNetworkPolicy of tier Baseline), got",
+        ),
+        ("networkpolicy", "(did you mean 'NetworkPolicy'?), got"),
+        ("Services", "(did you mean 'Service'?), got"),
+        # No misspelling, but kinds of others.
+        ("CiliumNetworkPolicy", "EgressLimit, got"),
+        ("GlobalNetworkPolicy", "EgressLimit, got"),
+        ("ServiceAccount", "EgressLimit, got"),
+        ("ServiceEntry", "EgressLimit, got"),
+    ],
+)
+def test_what_is_said_of_other_kinds(kind, hint):
+    with pytest.raises(PolicyError) as caught:
+        load(WEB.replace("kind: NetworkPolicy", f"kind: {kind}"))
+    assert hint in str(caught.value)
+
+
+OTHERS = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec: {replicas: 3}
+---
+apiVersion: crd.projectcalico.org/v1
+kind: NetworkPolicy
+metadata: {name: calico}
+spec: {selector: all()}
+---
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata: {name: hello}
+---
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: c}}
+- {apiVersion: v1, kind: Service, metadata: {name: s},
+   spec: {selector: {app: s}, ports: [{port: 80}]}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicy
+metadata: {name: old}
+---
+"""
+
+
+def test_documents_of_others_are_passed_over():
+    """Where that is asked for; by kind and by the API's group, in lists too."""
+    text = OTHERS + WEB
+    with pytest.raises(PolicyError, match="line 2: kind: wanted one of"):
+        load(text)
+    assert [each.name for each in load(text, ignore_unknown=True)] == ["s", "web-in"]
+    foreign = [each["manifest"]["metadata"]["name"] for each in read(text) if is_foreign(each)]
+    assert foreign == ["web", "calico", "hello", "c", "old"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("kind: NetworkPolicy", "kind: NetworkPolice"),
+        ("kind: NetworkPolicy", "Kind: NetworkPolicy"),
+        ("kind: NetworkPolicy", "kind: [NetworkPolicy]"),
+        ("networking.k8s.io/v1", "networking.k8s.io/v2"),
+        ("apiVersion: networking.k8s.io/v1\n", ""),
+        ("podSelector", "podSelektor"),
+    ],
+)
+def test_what_is_ours_and_wrong_is_not_passed_over(old, new):
+    assert old in WEB
+    with pytest.raises(PolicyError):
+        load(WEB.replace(old, new), ignore_unknown=True)

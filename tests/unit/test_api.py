@@ -8,6 +8,8 @@ import os
 import random
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -580,6 +582,73 @@ def test_the_agent_says_where_a_file_is_wrong(path):
     assert str(here.value).startswith("line 10: items[0].spec.ingress[0].from[0].podSelector.app:")
     with open_node(agent=path) as node:
         assert node.policies() == []
+
+
+HELM = f"""\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+---
+{FILE}---
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicy
+metadata: {{name: old}}
+"""
+
+
+def command(path, *words, given=None):
+    """What the command line answers: exit status, output, errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "slimnet.cli", "--agent", str(path), *words],
+        input=given, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["web.yaml", "-"])
+def test_only_documents_of_slimnets_kinds(path, tmp_path, name):
+    """What a chart holds beside them is passed over and said, where that is asked for; of a
+    file, and of standard input."""
+    file = tmp_path / "web.yaml"
+    file.write_text(HELM)
+    named, given = ("stdin", HELM) if name == "-" else (name, None)
+    words = ["-" if name == "-" else str(file)]
+    status, out, errors = command(path, "policy", "apply", *words, given=given)
+    assert (status, out) == (2, "")
+    assert errors.startswith(f"slimnet: {named}:2: kind: wanted one of NetworkPolicy")
+    passed = f"slimnet: passed over: Deployment web ({named}:1), AdminNetworkPolicy old ({named}:"
+    for verb in ("check", "apply"):
+        status, out, errors = command(path, "policy", verb, "--ignore-unknown", *words, given=given)
+        assert status == 0, errors
+        assert errors.startswith(passed)
+        assert "default" in out
+    with open_node(agent=path) as node:
+        assert [each.name for each in node.policies()] == ["p", "s"]
+        node.remove_policy("p", "prod")
+        assert [each.name for each in node.apply_policy(HELM, ignore_unknown=True)] == ["p", "s"]
+        assert len(node.check_policy(HELM, ignore_unknown=True)) > 0
+        for ask in (node.apply_policy, node.check_policy):
+            with pytest.raises(PolicyError, match="kind: wanted one of"):
+                ask(HELM)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [("", []), ("# nothing\n---\n", []), ("kind: Pod\napiVersion: v1\n", ["--ignore-unknown"])],
+)
+def test_files_without_a_document(path, tmp_path, text, options):
+    """Nothing is in force by them: an error, as kubectl says it."""
+    file = tmp_path / "empty.yaml"
+    file.write_text(text)
+    wanted = f"slimnet: {file}: wanted a document of one of slimnet's kinds, got 'none'"
+    for verb in ("apply", "check"):
+        status, out, errors = command(path, "policy", verb, *options, str(file))
+        assert (status, out, errors.splitlines()[-1]) == (2, "", wanted)
+    with open_node(agent=path) as node:
+        for ask in (node.apply_policy, node.check_policy):
+            with pytest.raises(PolicyError, match="documents: wanted one of slimnet's kinds"):
+                ask(file, ignore_unknown=bool(options))
+            assert ask([]) == []
 
 
 def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["policy"]
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 _STAGES: Columns = {
     "DIRECTION": "direction",
     "ENDPOINT": "endpoint",
@@ -35,7 +37,46 @@ _STAGES: Columns = {
     "RULE": "rule",
     "DOUBT": "doubt",
 }
-_FILE = click.Path(exists=True, dir_okay=False)
+
+
+def _files_option(function: _F) -> _F:
+    """Give a command FILE... and ``--ignore-unknown``."""
+    path = click.Path(exists=True, dir_okay=False, allow_dash=True)
+    argument = click.argument("files", metavar="FILE...", type=path, nargs=-1, required=True)
+    option = click.option(
+        "--ignore-unknown",
+        is_flag=True,
+        help="Pass over documents of other kinds than slimnet's, and say which.",
+    )
+    return argument(option(function))
+
+
+def _read(files: Sequence[str], *, ignore_unknown: bool) -> list[dict[str, Any]]:
+    """The manifests of files (``-`` is standard input), without those for others than slimnet
+    where that was asked for.
+
+    Raises:
+        PolicyError: they are no YAML, JSON or TOML; or nothing is in them.
+    """
+    from slimnet.exceptions import PolicyError  # noqa: PLC0415
+    from slimnet.policy import is_foreign, read  # noqa: PLC0415  # YAML and the compiler
+
+    found = [each for file in files for each in read("/dev/stdin" if file == "-" else file)]
+    foreign = [each for each in found if is_foreign(each)] if ignore_unknown else []
+    if foreign:
+        click.echo(f"slimnet: passed over: {', '.join(map(_foreigner, foreign))}", err=True)
+    ours = [each for each in found if each not in foreign]
+    if not ours:
+        raise PolicyError(", ".join(files), "a document of one of slimnet's kinds", "none")
+    return ours
+
+
+def _foreigner(each: Mapping[str, Any]) -> str:
+    metadata = each["manifest"].get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    line = each["lines"].get(each["path"], 0)
+    where = ":".join(map(str, filter(None, (each["file"], line))))
+    return " ".join(str(part) for part in (each["manifest"]["kind"], name, f"({where})") if part)
 
 
 @click.group()
@@ -66,19 +107,25 @@ Example: `web` is one address for all endpoints with app=web
   metadata: {name: web}
   spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}""",
 )
-@click.argument("files", metavar="FILE...", type=_FILE, nargs=-1, required=True)
+@_files_option
 @network_option
 @output_option
 @agent_option
-def apply(files: tuple[str, ...], network: str | None, output: str) -> None:
+def apply(
+    files: tuple[str, ...],
+    ignore_unknown: bool,  # noqa: FBT001
+    network: str | None,
+    output: str,
+) -> None:
     """Put the documents of FILEs in force.
 
-    All of them, or none where one is wrong. What was surely not meant in them is said.
+    All of them, or none where one is wrong. What was surely not meant in them is said. A FILE may
+    be -, standard input.
     """
     with open_agent() as node:
-        documents = node.apply_policy(files, network)
+        documents = node.apply_policy(_read(files, ignore_unknown=ignore_unknown), network)
         warnings = node.check_policy(documents, network)
-    names = ", ".join(map(_title, documents)) or f"no documents in {', '.join(files)}"
+    names = ", ".join(map(_title, documents))
     line(f"in force: {names}", [_written(each) for each in documents], output)
     _warn(warnings)
 
@@ -237,17 +284,19 @@ def explain(source: str, target: str, protocol: str, network: str | None, output
 Examples:
   slimnet policy check *.yaml              read them, and say what was surely not meant
   slimnet policy check --strict *.yaml     for a pipeline
+  helm template shop | slimnet policy check --ignore-unknown -
 
 \b
 Exit status: 0; 1 with --strict, where there is a warning; 2 where a file is wrong.""",
 )
-@click.argument("files", metavar="FILE...", type=_FILE, nargs=-1, required=True)
+@_files_option
 @click.option("--strict", is_flag=True, help="A warning makes the exit status 1.")
 @network_option
 @output_option
 @agent_option
 def check(
     files: tuple[str, ...],
+    ignore_unknown: bool,  # noqa: FBT001
     strict: bool,  # noqa: FBT001
     network: str | None,
     output: str,
@@ -255,21 +304,19 @@ def check(
     """Say what is wrong with documents.
 
     They are read, and looked at together with what the agent knows. Nothing is changed. Without an
-    agent nobody can say whether a selector selects anything.
+    agent nobody can say whether a selector selects anything. A FILE may be -, standard input.
     """
     from slimnet.exceptions import AgentUnreachable  # noqa: PLC0415
-    from slimnet.policy import load  # noqa: PLC0415  # YAML and the compiler
+    from slimnet.policy import parse  # noqa: PLC0415  # YAML and the compiler
 
-    def read(default: str) -> list[Document]:
-        return [each for file in files for each in load(file, network=network or default)]
-
+    manifests = _read(files, ignore_unknown=ignore_unknown)
     warnings: list[PolicyWarning] = []
     try:
         with open_agent() as node:
-            documents = read(node.default_network())
-            warnings = node.check_policy(files, network)
+            documents = parse(manifests, network=network or node.default_network())
+            warnings = node.check_policy(manifests, network)
     except AgentUnreachable as error:
-        documents = read("default")
+        documents = parse(manifests, network=network or "default")
         if strict:
             raise
         click.echo(f"slimnet: only the files were looked at, not endpoints: {error}", err=True)

@@ -6,7 +6,9 @@ them, and ``explain`` says what both mean.
 
 ====================  ==================================================================
 :func:`load`          documents from manifests (``language.manifest``)
-:func:`parse`         the same from manifests that are JSON values already
+:func:`read`          manifests as JSON values, of a file or a text
+:func:`is_foreign`    whether one of these is for others than slimnet
+:func:`parse`         documents from them
 :class:`Document`     policies, services, ports, limits (``document``, ``rule``, ``selector``)
 :class:`State`        everything that tables are compiled from (``state``)
 :func:`compile`       the tables of one host (``compile``; :class:`Compiler` for changes)
@@ -32,7 +34,7 @@ from slimnet.policy.document import (
 from slimnet.policy.explain.explanation import Explanation, Stage, explain
 from slimnet.policy.explain.oracle import Judgement, Oracle
 from slimnet.policy.explain.warning import PolicyWarning, check
-from slimnet.policy.language.manifest import load, parse
+from slimnet.policy.language.manifest import is_foreign, load, parse, read
 from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
 from slimnet.policy.selector import Operator, Requirement, Selector
 from slimnet.policy.state import State
@@ -67,6 +69,8 @@ __all__ = [
     "check",
     "compile",
     "explain",
+    "is_foreign",
     "load",
     "parse",
+    "read",
 ]

@@ -8,6 +8,7 @@ annotation ``slimnet.io/network``, which names the network of what lives in one,
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
@@ -38,12 +39,19 @@ from slimnet.policy.language import (
 from slimnet.policy.language.node import ManifestNode, documents
 from slimnet.policy.language.schema import Field, Schema
 
-__all__ = ["KINDS", "METADATA", "DocumentKind", "load", "parse", "read"]
+__all__ = ["KINDS", "METADATA", "DocumentKind", "is_foreign", "load", "parse", "read"]
 
 NETWORK_ANNOTATION = "slimnet.io/network"
 
 
 _RULE = re.compile(r"(in|e)gress\[")
+#: Kind that is no more to what took its place: SIG Network Policy's two became one.
+_SUCCESSORS = {
+    "AdminNetworkPolicy": "ClusterNetworkPolicy of tier Admin",
+    "BaselineAdminNetworkPolicy": "ClusterNetworkPolicy of tier Baseline",
+}
+#: What is less like a kind is no misspelling of it, but another (ServiceAccount).
+_MISSPELT = 0.84
 
 
 @frozen
@@ -110,7 +118,9 @@ _LIST: Schema = {**dict.fromkeys(("apiVersion", "kind", "metadata"), Field("igno
 _ARRAYS = ("document", "policy")
 
 
-def load(source: str | os.PathLike[str], *, network: str = "default") -> list[Document]:
+def load(
+    source: str | os.PathLike[str], *, network: str = "default", ignore_unknown: bool = False
+) -> list[Document]:
     """The documents of a file or a text: policies, services, published ports, limits.
 
     Args:
@@ -120,12 +130,16 @@ def load(source: str | os.PathLike[str], *, network: str = "default") -> list[Do
             them; everything else is YAML or JSON.
         network: the network of what lives in one and does not name it with the
             annotation ``slimnet.io/network``.
+        ignore_unknown: pass over documents that are not slimnet's (:func:`is_foreign`).
 
     Raises:
         PolicyError: the text is wrong somewhere; nothing of it holds.
         OSError: the file cannot be read.
     """
-    return parse(read(source), network=network)
+    manifests = read(source)
+    if ignore_unknown:
+        manifests = [each for each in manifests if not is_foreign(each)]
+    return parse(manifests, network=network)
 
 
 def read(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -150,6 +164,26 @@ def read(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
         for root in roots
         for node in _flatten(root)
     ]
+
+
+def is_foreign(manifest: Mapping[str, Any]) -> bool:
+    """Whether it is a document for others than slimnet: of another kind, or of another API
+    that has a kind of the same name (Calico's NetworkPolicy). What does not say its kind, or
+    misspells it, is not: that is refused.
+
+    Args:
+        manifest: as of :func:`read`.
+    """
+    said = manifest["manifest"] if isinstance(manifest["manifest"], dict) else {}
+    kind, version = said.get("kind"), said.get("apiVersion")
+    if not isinstance(kind, str) or not isinstance(version, str):
+        return False
+    near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=_MISSPELT)
+    return not near or _group(version) != _group(KINDS[near[0]].version)
+
+
+def _group(version: str) -> str:
+    return version.rpartition("/")[0]
 
 
 def parse(manifests: Iterable[Mapping[str, Any]], *, network: str = "default") -> list[Document]:
@@ -233,7 +267,7 @@ def _flatten(root: ManifestNode) -> Iterator[ManifestNode]:
 
 def _document(root: ManifestNode, network: str) -> Document:
     root.fields(_ROOT)
-    kind = KINDS[root.need("kind").choice(tuple(KINDS))]
+    kind = _kind(root.need("kind"))
     root.need("apiVersion").choice((kind.version,))
     metadata = root.need("metadata")
     name, namespace = metadata.need("name"), metadata.get("namespace")
@@ -242,9 +276,9 @@ def _document(root: ManifestNode, network: str) -> Document:
         network = _network(metadata, network)
         fields = {
             "network": network,
-            "namespace": "default" if namespace.absent else _name(namespace),
+            "namespace": "default" if namespace.blank else _name(namespace),
         }
-    elif not namespace.absent:
+    elif not namespace.blank:
         namespace.fail("nothing, since a ClusterNetworkPolicy has none")
     return kind.make(
         # A service's name is one that hosts files have.
@@ -256,6 +290,14 @@ def _document(root: ManifestNode, network: str) -> Document:
         **fields,
         **kind.read(root.need("spec")),
     )
+
+
+def _kind(node: ManifestNode) -> DocumentKind:
+    near = difflib.get_close_matches(str(node.value), KINDS, n=1, cutoff=_MISSPELT)
+    hint = f"did you mean {near[0]!r}?" if near else ""
+    if (successor := _SUCCESSORS.get(str(node.value))) is not None:
+        hint = f"its successor is {successor}"
+    return KINDS[node.choice(tuple(KINDS), hint)]
 
 
 def _name(node: ManifestNode) -> str:

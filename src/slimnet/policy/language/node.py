@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Never
 
 import yaml
@@ -26,6 +26,11 @@ _TEXT_MAX = 4 * 2**20
 _DEPTH_MAX = 32
 _NODES_MAX = 200_000
 _WORD = re.compile(r"[-\w./]+")
+_BREAKS = "\r\n\x85\u2028\u2029"
+# The head of a block scalar behind its first character, where a tab comes next.
+_BEFORE_TAB = re.compile(r"(?:([+-])?([1-9])?|([1-9])([+-]))(?=\t)")
+# YAML's merge key (https://yaml.org/type/merge.html), as PyYAML's resolver calls it.
+_MERGE = "tag:yaml.org,2002:merge"
 # What a message shows of a wrong value.
 _GOT_MAX = 120
 
@@ -123,6 +128,11 @@ class ManifestNode:
         """Not written, or written as null, which Kubernetes takes for the same."""
         return self.value is None
 
+    @property
+    def blank(self) -> bool:
+        """Absent, or an empty text: where Kubernetes keeps a text, it takes both for none."""
+        return self.absent or self.value == ""
+
     def fields(self, known: Schema) -> ManifestNode:
         """This table, which may hold these fields only."""
         taken = sorted(key for key, field in known.items() if not field.refused)
@@ -133,7 +143,8 @@ class ManifestNode:
                 close = difflib.get_close_matches(key, taken, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 node.fail(f"one of the fields {', '.join(taken)}{hint}", key)
-            if not node.absent:
+            # A template's `loadBalancerIP: ""` asks for nothing.
+            if not node.absent and node.plain() not in ("", 0, [], {}):
                 node.fail(f"no such field: {known[key].meaning}")
         return self
 
@@ -168,11 +179,13 @@ class ManifestNode:
 
     def only(self, known: Schema) -> tuple[str, ManifestNode]:
         """The one field of a table that must have exactly one of these."""
+        taken = sorted(key for key, field in known.items() if not field.refused)
         written = [
-            (key, node) for key, node in self.fields(known).table().items() if not node.absent
+            (key, node)
+            for key, node in self.fields(known).table().items()
+            if key in taken and not node.absent
         ]
         if len(written) != 1:
-            taken = sorted(key for key, field in known.items() if not field.refused)
             self.fail(
                 f"exactly one of {', '.join(taken)}",
                 " and ".join(sorted(key for key, _ in written)) or "none of them",
@@ -185,11 +198,14 @@ class ManifestNode:
             self.fail(wanted)
         return self.value
 
-    def choice(self, choices: Collection[str]) -> str:
-        """One of these strings."""
+    def choice(self, choices: Collection[str], hint: str | None = None) -> str:
+        """One of these strings; ``hint`` says what else a wrong one may want, and stands in
+        place of the nearest of them."""
         if not isinstance(self.value, str) or self.value not in choices:
-            close = difflib.get_close_matches(str(self.value), choices, n=1, cutoff=0.5)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            if hint is None:
+                close = difflib.get_close_matches(str(self.value), choices, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]!r}?" if close else ""
+            hint = f" ({hint})" if hint else ""
             self.fail(f"one of {', '.join(choices)}{hint}")
         return self.value
 
@@ -208,6 +224,59 @@ class ManifestNode:
         return self.value
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader, taking what Kubernetes' own library takes as well: tabs wherever they
+    indent nothing (YAML 1.2.2, section 6.1), JSON texts one behind the other, and an anchor
+    that is set again."""
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        while self.peek() == "\t":
+            length = self._blanks()
+            indents = self.allow_simple_key and not self.flow_level
+            if indents and self.peek(length) not in f"\0#{_BREAKS}":
+                return  # which the scanner refuses
+            self.forward(length)
+            super().scan_to_next_token()
+
+    def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> list[str] | None:
+        length = self._blanks()
+        spaces = self.prefix(length)
+        self.forward(length)
+        if self.peek() in _BREAKS:
+            return super().scan_plain_spaces(indent, start_mark)
+        return [spaces] if spaces else []
+
+    def scan_block_scalar_indicators(self, start_mark: yaml.Mark) -> tuple[bool | None, int | None]:
+        found = _BEFORE_TAB.match(self.prefix(3))
+        if found is None:
+            return super().scan_block_scalar_indicators(start_mark)
+        first, indent, indent_first, second = found.groups()
+        chomping, indent = first or second, indent or indent_first
+        self.forward(found.end())
+        return chomping == "+" if chomping else None, int(indent) if indent else None
+
+    def scan_block_scalar_ignored_line(self, start_mark: yaml.Mark) -> None:
+        self.forward(self._blanks())
+        super().scan_block_scalar_ignored_line(start_mark)
+
+    def _blanks(self) -> int:
+        length = 0
+        while self.peek(length) in " \t":
+            length += 1
+        return length
+
+    def parse_document_start(self) -> Any:
+        if self.check_token(yaml.FlowMappingStartToken):
+            return self.parse_implicit_document_start()  # type: ignore[no-untyped-call]
+        return super().parse_document_start()  # type: ignore[no-untyped-call]
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if not self.check_event(yaml.AliasEvent):
+            self.anchors.pop(self.peek_event().anchor, None)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
+
 def documents(text: str, file: str = "") -> Iterator[ManifestNode]:
     """The documents of a YAML (or JSON) text; empty ones are passed over.
 
@@ -218,7 +287,7 @@ def documents(text: str, file: str = "") -> Iterator[ManifestNode]:
         raise PolicyError(place(file, 0), f"at most {_TEXT_MAX} characters", len(text))
     if (odd := yaml.reader.Reader.NON_PRINTABLE.search(text)) is not None:
         raise PolicyError(place(file, 0), "printable characters", odd.group())
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     count = [0]
     try:
         while loader.check_node():
@@ -254,9 +323,19 @@ def _convert(
         return ManifestNode(items, path, line, file)
     if isinstance(root, yaml.MappingNode):
         table: dict[str, ManifestNode] = {}
+        merged: dict[str, ManifestNode] = {}
         for key_node, value_node in root.value:
             key = getattr(key_node, "value", None)
             at = ManifestNode(None, path, key_node.start_mark.line + 1, file)
+            if key_node.tag == _MERGE:
+                many = isinstance(value_node, yaml.SequenceNode)
+                sources = [
+                    _convert(loader, each, path, file, depth + 1, count)
+                    for each in (value_node.value if many else [value_node])
+                ]
+                at = ManifestNode(None, _below(path, "<<"), at.line, file)
+                merged |= _merge(at, sources, {**merged, **table})
+                continue
             if not isinstance(key, str):
                 at.fail("a field's name", "a list or a table")
             try:
@@ -269,7 +348,7 @@ def _convert(
             found = _convert(loader, value_node, below, file, depth + 1, count)
             # A field stands where its name stands: its value may begin lines below.
             table[key] = ManifestNode(found.value, below, at.line, file)
-        return ManifestNode(table, path, line, file)
+        return ManifestNode({**merged, **table}, path, line, file)
     try:
         value = loader.construct_object(root)
         if isinstance(value, str):
@@ -281,6 +360,28 @@ def _convert(
     if not isinstance(value, (str, int, float, bool)) and value is not None:
         value = root.value  # a date or a binary: nothing of ours is one
     return ManifestNode(value, path, line, file)
+
+
+def _merge(
+    at: ManifestNode, sources: Iterable[ManifestNode], before: Mapping[str, ManifestNode]
+) -> dict[str, ManifestNode]:
+    """The fields that a merge key brings.
+
+    Args:
+        at: the key.
+        sources: the tables; of those that have a field, the first gives it.
+        before: the fields in front of the key. YAML lets them stay, Kubernetes' own library
+            replaces them: what would make a difference is refused.
+    """
+    brought: dict[str, ManifestNode] = {}
+    for source in sources:
+        if not isinstance(source.value, dict):
+            at.fail("a table, or a list of tables", source.plain())
+        brought = {**source.value, **brought}
+    for key, node in brought.items():
+        if key in before and before[key].plain() != node.plain():
+            at.fail(f"<< in front of {key}: behind it, Kubernetes replaces what YAML keeps", key)
+    return brought
 
 
 def _whole(text: str) -> str:

@@ -34,7 +34,7 @@ def read(spec: ManifestNode) -> dict[str, Any]:
     return {
         "endpoint": spec.need("endpoint").text("an endpoint's name", SUBDOMAIN.fullmatch),
         "port": number,
-        "target": number if target.absent else port(target),
+        "target": number if target.blank else port(target),
         "protocol": Protocol.TCP,
-        "address": None if where.absent else address(where),
+        "address": None if where.blank else address(where),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from netaddr import IPAddress
 
+from slimnet.model import Protocol
 from slimnet.names import NAME
 from slimnet.policy.document import ServicePort, Weight
 from slimnet.policy.language.node import ManifestNode
@@ -101,7 +102,7 @@ def read(spec: ManifestNode) -> dict[str, Any]:
 
 
 def _only(node: ManifestNode, choices: tuple[str, ...]) -> None:
-    if not node.absent:
+    if not node.blank:
         node.choice(choices)
 
 
@@ -109,7 +110,7 @@ def _address(spec: ManifestNode) -> IPAddress | None:
     one, several = spec.get("clusterIP"), spec.get("clusterIPs")
     if one.value == "None":
         one.fail("an address, or none for a new one: names are not resolved to endpoints here")
-    found = None if one.absent or one.value == "" else address(one)
+    found = None if one.blank else address(one)
     for each in () if several.absent else several.items(most=1):
         if address(each) != (found or address(each)):
             each.fail(f"clusterIP, {found}")
@@ -138,25 +139,26 @@ def _ports(node: ManifestNode) -> tuple[ServicePort, ...]:
 
 def _port(node: ManifestNode, *, named: bool) -> ServicePort:
     node.fields(_PORT)
-    name, target, application = (node.get(key) for key in ("name", "targetPort", "appProtocol"))
+    name, kind, target, application = (
+        node.get(key) for key in ("name", "protocol", "targetPort", "appProtocol")
+    )
     if not application.absent:
         application.text("a protocol's name", bool)
     number = node.need("port").number(1, 65535, "a port's number")
     wanted = "a name of lower-case letters, digits and '-' (RFC 1123)"
-    written = not name.absent and name.value != ""
-    if named and not written:
+    if named and name.blank:
         name.fail(f"{wanted}, since there are several ports", "nothing")
     return ServicePort(
-        protocol=protocol(node.get("protocol")),
+        protocol=Protocol.TCP if kind.blank else protocol(kind),
         port=number,
-        target=number if target.absent else port(target),
-        name=name.text(wanted, NAME.fullmatch) if written else "",
+        target=number if target.blank else port(target),
+        name="" if name.blank else name.text(wanted, NAME.fullmatch),
     )
 
 
 def _affinity(spec: ManifestNode) -> int:
     kind, config = spec.get("sessionAffinity"), spec.get("sessionAffinityConfig")
-    if kind.absent or kind.choice(("None", "ClientIP")) == "None":
+    if kind.blank or kind.choice(("None", "ClientIP")) == "None":
         if not config.absent:
             config.fail("nothing without sessionAffinity: ClientIP")
         return 0
