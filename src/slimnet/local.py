@@ -2,11 +2,13 @@
 """Which addresses are this host: what its routes deliver to itself (rtnetlink(7)).
 
 Not the addresses of its interfaces: ``ip route add local 198.51.100.0/24 dev lo``
-makes a host answer on a whole range that no interface has.
+makes a host answer on a whole range that no interface has. And which are beside it:
+what its interfaces have as their ranges.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -14,13 +16,14 @@ from collections.abc import Iterable, Iterator
 
 from netaddr import IPNetwork, cidr_merge
 
-__all__ = ["broadcast_addresses", "local_ranges"]
+__all__ = ["broadcast_addresses", "interface_ranges", "local_ranges"]
 
 # include/uapi/linux/netlink.h, rtnetlink.h, fib_rules.h
 _REQUEST_DUMP = 0x301
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
-_GET_ROUTE, _GET_RULE = 26, 34
+_GET_ADDRESS, _GET_ROUTE, _GET_RULE = 22, 26, 34
+_IFA_ADDRESS = 1
 _RTA_DST, _RTA_TABLE = 1, 15
 _FRA_IIFNAME, _FRA_FWMARK, _FRA_TABLE, _FRA_L3MDEV = 3, 10, 15, 19
 _FIB_RULE_INVERT = 2
@@ -67,6 +70,22 @@ def broadcast_addresses() -> frozenset[IPNetwork]:
         return frozenset(to for to, _ in _routes(route, _TYPE_BROADCAST))
 
 
+def interface_ranges() -> dict[IPNetwork, str]:
+    """The IPv4 ranges that this network namespace has on its interfaces, or at the other
+    end of them, each with the interface's name."""
+    found: dict[IPNetwork, str] = {}
+    with _netlink() as route:
+        request = struct.pack("=4BI", socket.AF_INET, 0, 0, 0, 0)
+        for header, entry in _dump(route, _GET_ADDRESS, request):
+            address = socket.inet_ntop(socket.AF_INET, entry[_IFA_ADDRESS])
+            cidr = IPNetwork(f"{address}/{header[1]}").cidr
+            if not any(cidr in other for other in _NOBODYS):
+                (index,) = struct.unpack_from("=I", header, 4)
+                with contextlib.suppress(OSError):  # gone meanwhile
+                    found[cidr] = socket.if_indextoname(index)
+    return found
+
+
 def _netlink() -> socket.socket:
     route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     # With strict checking the kernel filters a dump by table and type; without, it would
@@ -87,7 +106,8 @@ def _routes(route: socket.socket, kind: int) -> Iterator[tuple[IPNetwork, bytes]
 def _dump(
     route: socket.socket, kind: int, request: bytes
 ) -> Iterator[tuple[bytes, dict[int, bytes]]]:
-    """The messages of a dump: header and attributes."""
+    """The messages of a dump: header, which is as long as the request's, and attributes."""
+    begin = 16 + len(request)
     route.send(struct.pack("=IHHII", 16 + len(request), kind, _REQUEST_DUMP, 1, 0) + request)
     while True:
         data = route.recv(1 << 16)
@@ -98,7 +118,7 @@ def _dump(
                 if number:
                     raise OSError(-number, f"rtnetlink: {os.strerror(-number)}")
                 return
-            yield data[16:28], dict(_attributes(data[28:length]))
+            yield data[16:begin], dict(_attributes(data[begin:length]))
             data = data[(length + 3) & ~3 :]
 
 

@@ -151,8 +151,32 @@ def _to_networks(
     return cast("tuple[IPNetwork, ...]", value)
 
 
+def _to_cidrs(
+    value: IPNetwork | str | Sequence[IPNetwork | str],
+) -> tuple[IPNetwork, ...]:
+    """As they are written: without a length, or with an address in place of the network's,
+    they are for :func:`_check_cidrs` to refuse, and not to be guessed at."""
+    several = (value,) if isinstance(value, (str, IPNetwork)) else value
+    if not isinstance(several, (list, tuple)):
+        return cast("tuple[IPNetwork, ...]", value)
+    found: list[Any] = []
+    for each in several:
+        made: Any = each
+        if isinstance(each, str) and "/" in each:
+            with contextlib.suppress(AddrFormatError, ValueError):
+                made = IPNetwork(each)
+        found.append(made)
+    return tuple(found)
+
+
 def _to_mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+
+
+def _to_taken(value: Mapping[IPNetwork, str] | Mapping[str, str]) -> Mapping[IPNetwork, str]:
+    if not isinstance(value, Mapping):
+        return value
+    return MappingProxyType({_to_network(key): text for key, text in value.items()})
 
 
 def _to_wires(value: Iterable[WireFormat | str]) -> frozenset[WireFormat]:
@@ -226,6 +250,27 @@ _ranges = _check(
     "CIDRs",
     lambda value: isinstance(value, tuple) and all(isinstance(item, IPNetwork) for item in value),
 )
+
+
+def _check_cidrs(_network: object, _attribute: Attribute[Any], value: object) -> None:
+    wanted = "a range such as 10.1.0.0/16"
+    if not isinstance(value, tuple) or not value:
+        raise InvalidValue("network.cidrs", "one or more ranges such as 10.1.0.0/16", value)
+    for each in value:
+        if not isinstance(each, IPNetwork):
+            raise InvalidValue("network.cidrs", wanted, each)
+        if each.ip != each.network:
+            wanted = f"{each.cidr}, or {each.ip}/32 for that address alone"
+            raise InvalidValue("network.cidrs", wanted, str(each))
+
+
+_taken = _check(
+    "a table of ranges",
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(key, IPNetwork) and isinstance(each, str) for key, each in value.items())
+    ),
+)
 _features = _check(f"some of {', '.join(Feature)}", lambda value: isinstance(value, frozenset))
 _wires = _check(f"some of {', '.join(Wire)}", lambda value: isinstance(value, frozenset))
 
@@ -247,17 +292,7 @@ class Network:
             lambda value: _is_number(value, VNI_MAX) and value > 0,
         )
     )
-    cidrs: tuple[IPNetwork, ...] = field(
-        converter=_to_networks,
-        validator=_check(
-            "one or more CIDRs such as 10.1.0.0/16",
-            lambda value: (
-                isinstance(value, tuple)
-                and len(value) > 0
-                and all(isinstance(item, IPNetwork) for item in value)
-            ),
-        ),
-    )
+    cidrs: tuple[IPNetwork, ...] = field(converter=_to_cidrs, validator=_check_cidrs)
 
 
 @frozen
@@ -289,6 +324,8 @@ class Host:
             itself, as it says.
         control: ``address:port`` at which its data path hears what others announce; empty
             where its wires need none.
+        taken: the ranges that no network may overlap, since they mean something else
+            there: those of its interfaces, and its name servers; each with whose it is.
     """
 
     name: str = field(validator=_name)
@@ -305,6 +342,9 @@ class Host:
     key: str = field(default="", validator=_text)
     ranges: tuple[IPNetwork, ...] = field(default=(), converter=_to_networks, validator=_ranges)
     control: str = field(default="", validator=_text)
+    taken: Mapping[IPNetwork, str] = field(
+        factory=dict, converter=_to_taken, validator=_taken, hash=False
+    )
 
     def differs_in_key(self, other: Host) -> bool:
         """Whether both say which key they have, and it is not the same."""

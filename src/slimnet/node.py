@@ -78,7 +78,8 @@ class Node:
 
         Args:
             name: unique in the cluster.
-            cidrs: one or more IPv4 ranges that overlap nothing.
+            cidrs: one or more IPv4 ranges, each with its length, that overlap no other
+                network's, no range that a host has on an interface, and no host's name server.
             vni: 1 to 2^24 - 1; the first free one from 1000 by default.
 
         Raises:

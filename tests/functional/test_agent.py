@@ -347,6 +347,50 @@ def test_every_address_of_a_peer_host_is_the_host(hosts, pair, cgroup):
     until(lambda: all(not each.ranges[1:] for each in hosts[1].node().hosts()), LEASE)
 
 
+def test_no_network_where_a_host_has_something_else(hosts):
+    """A range of an interface (a Docker bridge), or one with a name server: refused from
+    every host; what comes later is trouble of its host until it is gone."""
+    one, two = (each.node() for each in hosts)
+
+    def ip(words):
+        netns = hosts[1].where.netns
+        subprocess.run(["nsenter", f"--net={netns}", "ip", *words.split()], check=True)
+
+    def refused(node, cidr):
+        try:
+            node.create_network("docker", cidr)
+        except InvalidValue as error:
+            return str(error)
+        node.remove_network("docker")
+        return None
+
+    said = "network.cidrs: wanted a range without 172.30.0.0/16, interface dk0 of host h2, got"
+    servers = [each for each in one.hosts()[0].taken.items() if each[1] == "a name server"]
+    for cidr, what in servers:
+        assert f"{what} of host" in refused(one, str(cidr))
+    with contextlib.ExitStack() as undo:
+        ip("link add dk0 type bridge")
+        undo.callback(ip, "link del dk0")
+        ip("address add 172.30.0.1/16 dev dk0")
+        assert refused(two, "172.30.128.0/17") == f"{said} '172.30.128.0/17'"  # at once
+        until(lambda: refused(one, "172.16.0.0/12") == f"{said} '172.16.0.0/12'", LEASE)
+        assert refused(two, "172.31.0.0/16") is None
+        assert two.status()["ready"]
+    until(lambda: refused(one, "172.30.0.0/16") is None, LEASE)
+    one.create_network("docker", "172.30.0.0/16")
+    with contextlib.ExitStack() as undo:
+        ip("link add dk0 type bridge")
+        undo.callback(ip, "link del dk0")
+        ip("address add 172.30.0.1/16 dev dk0")
+        until(lambda: not two.status()["ready"], LEASE)
+        (trouble,) = two.status()["trouble"]
+        assert trouble.startswith(
+            "network docker: its range 172.30.0.0/16 overlaps 172.30.0.0/16, interface dk0 of host"
+        )
+        assert one.status()["ready"]
+    until(lambda: two.status()["ready"], LEASE)
+
+
 def test_ping(hosts, pair):
     fast = can(hosts[0].config.backend, Can.DIRECT)
     answer = hosts[0].node().ping("db", port=7000, source="web", count=3)

@@ -62,6 +62,7 @@ def path(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(agents, "survey", lambda *_: site)
     monkeypatch.setattr(agents, "ranges", tuple)
+    monkeypatch.setattr(agents, "taken", dict)
     name = f"api-{os.getpid()}"
     config = Config(instance=name, host="h1", store=f"sqlite://{tmp_path}/store.db", lease=60)
     agent = agents.Agent(config)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from slimnet.cluster import Cluster
 from slimnet.cluster.own import OwnStore, store_id
@@ -80,7 +80,18 @@ def test_networks_get_a_vni_each(cluster):
         ("x", ["127.1.0.0/16"], None, InvalidValue, "loopback"),
         ("x", ["239.0.0.0/24"], None, InvalidValue, "multicast"),
         ("x", ["169.254.0.0/16"], None, InvalidValue, "link-local"),
-        ("x", ["192.0.2.0/24"], None, InvalidValue, "underlay address of h1"),
+        ("x", ["192.0.2.0/24"], None, InvalidValue, "underlay address of host h1"),
+        ("x", ["172.30.9.0/24"], None, InvalidValue, "172.30.0.0/16, interface dk0 of host h1"),
+        ("x", ["172.16.0.0/12"], None, InvalidValue, "172.30.0.0/16, interface dk0 of host h1"),
+        ("x", ["10.255.0.0/16"], None, InvalidValue, "10.255.255.53/32, a name server of host h1"),
+        ("x", ["198.51.100.0/24"], None, InvalidValue, "198.51.100.7/32, an address of host h1"),
+        ("x", ["10.9.0.1/24"], None, InvalidValue, "10.9.0.0/24, or 10.9.0.1/32 for that"),
+        ("x", [IPNetwork("10.9.0.1/24")], None, InvalidValue, "wanted 10.9.0.0/24, or"),
+        ("x", "10.2.0.0", None, InvalidValue, "a range such as 10.1.0.0/16, got '10.2.0.0'"),
+        ("x", ["10.9.0.0/16", "10.2.0.0"], None, InvalidValue, "got '10.2.0.0'"),
+        ("x", ["10.2/16"], None, InvalidValue, "a range such as"),
+        ("x", ["10.2.0.0/33"], None, InvalidValue, "a range such as"),
+        ("x", [5], None, InvalidValue, "a range such as 10.1.0.0/16, got 5"),
         ("x", ["fd00::/64"], None, InvalidValue, "IPv6 overlays are not carried yet"),
         ("x", ["nonsense"], None, InvalidValue, "network.cidrs"),
         ("x", [], None, InvalidValue, "network.cidrs"),
@@ -92,7 +103,9 @@ def test_networks_get_a_vni_each(cluster):
 )
 def test_wrong_network(cluster, store, prod, name, cidrs, vni, error, said):
     """Refused with the reason, and nothing has changed."""
-    cluster.set_host(Host("h1", "192.0.2.1"), store.lease(60))
+    taken = {"172.30.0.0/16": "interface dk0", "10.255.255.53/32": "a name server"}
+    host = Host("h1", "192.0.2.1", ranges=["198.51.100.7/32"], taken=taken)
+    cluster.set_host(host, store.lease(60))
     before = everything(store)
     with pytest.raises(error, match=said):
         cluster.create_network(name, cidrs, vni)

@@ -55,6 +55,7 @@ WAY = Way(WayKind.REFUSED, Reason.UNREACHABLE, 113, Direction.INGRESS)
         (records.host, Host("h1", "192.0.2.1", {Wire.SYN, Wire.VXLAN}, "ebpf", {"zone": "a"})),
         (records.host, Host("h1", "192.0.2.1", enforcing=True, features=set(Feature))),
         (records.host, Host("h1", "192.0.2.1", key="0f1e", ranges=["198.51.100.0/24"])),
+        (records.host, Host("h1", "192.0.2.1", taken={"172.30.0.0/16": "interface dk0"})),
         (records.account, Account(7, 9, Direction.INGRESS, 3, 1, 1000, 50)),
         (
             records.endpoint,

@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,9 +34,10 @@ from slimnet.agent.inquiry import Inquiries
 from slimnet.agent.installer import Installer
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.notify import notify, watchdog_interval
-from slimnet.agent.site import Site, able, ranges, survey
+from slimnet.agent.site import Site, able, ranges, survey, taken
 from slimnet.cluster import Cluster
 from slimnet.cluster.own import OwnStore, store_id
+from slimnet.cluster.ranges import overlapped
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendError,
@@ -210,6 +211,10 @@ class Agent:
         self.sync_strictly()
         return made, revision
 
+    def tell_ranges(self) -> None:
+        """Tell the others what this host is by now, and what it has on its interfaces."""
+        self._tell(attrs.evolve(self.site.host, ranges=ranges(), taken=taken()))
+
     def check(self, documents: Sequence[Document]) -> list[PolicyWarning]:
         """What is surely not meant in these, were they applied; nothing is changed."""
         self.sync()
@@ -321,12 +326,7 @@ class Agent:
             _log.warning("the lease of host %s ran out; registering again", self.config.host)
             self._register()
         self._renewed = now
-        self._follow_ranges()
-
-    def _follow_ranges(self) -> None:
-        """Tell the others what this host is by now."""
-        found = ranges()
-        self._tell(attrs.evolve(self.site.host, ranges=found))
+        self.tell_ranges()
 
     def _tell(self, host: Host) -> None:
         """The others that this is what the host is now."""
@@ -357,6 +357,7 @@ class Agent:
             *self.endpoints.trouble.values(),
             *self.mirror.problems.values(),
             self._strangers(),
+            *self._overlaps(),
             wires.apart(self.site.host, self.mirror.hosts()),
         ]
         return list(dict.fromkeys(each for each in found if each))
@@ -374,6 +375,16 @@ class Agent:
             f" is possible; copy {self.config.key_file} from one host to the others and"
             " start their agents again"
         )
+
+    def _overlaps(self) -> Iterator[str]:
+        """The networks into which something of this host has come since."""
+        for network in self.mirror.networks():
+            for cidr in network.cidrs:
+                if found := overlapped(cidr, self.site.host):
+                    yield (
+                        f"network {network.name}: its range {cidr} overlaps {found}: nobody"
+                        " here reaches both; give one of the two another range"
+                    )
 
     def _summary(self) -> str:
         tables = self.installer.tables

@@ -188,6 +188,7 @@ def _events(agent: Agent, _: Nothing) -> Reply:
 
 def _create_network(agent: Agent, asked: NewNetwork) -> Reply:
     """A new network: ``network``, ``revision``."""
+    agent.tell_ranges()  # the others told theirs some seconds ago at the most
     network, revision = agent.cluster.create_network(asked.name, asked.cidrs, asked.vni)
     agent.sync()
     return {"network": records.encode(network), "revision": revision}

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import attrs
 from attrs import frozen
-from netaddr import IPAddress, IPNetwork
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from slimnet.abc import Backend, Context
 from slimnet.config import Config
 from slimnet.exceptions import ConfigError
 from slimnet.linux import cgroup
-from slimnet.local import local_ranges
+from slimnet.local import interface_ranges, local_ranges
 from slimnet.model import Capabilities, Host
+from slimnet.sandbox.mounts import resolvers
 from slimnet.trusted import make_trusted
 from slimnet.wires import ACCELERATED
 
-__all__ = ["Site", "able", "fingerprint", "ranges", "survey"]
+__all__ = ["Site", "able", "fingerprint", "ranges", "survey", "taken"]
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
                 backend=backend.name,
                 labels=config.labels,
                 ranges=ranges(),
+                taken=taken(),
             ),
             capabilities,
             key,
@@ -113,6 +115,19 @@ def ranges() -> tuple[IPNetwork, ...]:
         _log.warning("this host delivers %d ranges to itself: the others hear of %d",
                      len(found), _RANGES_MAX)  # fmt: skip
     return tuple(found[:_RANGES_MAX])
+
+
+def taken() -> dict[IPNetwork, str]:
+    """What of this host no network may overlap, the widest first: an endpoint would look for
+    its own kind there, and the host beyond its interface."""
+    found = {cidr: f"interface {name}" for cidr, name in interface_ranges().items()}
+    for line in resolvers().splitlines():
+        with contextlib.suppress(ValueError, AddrFormatError):  # another option; IPv6
+            option, address, *_ = line.split()
+            if option == "nameserver":
+                found.setdefault(IPNetwork(IPAddress(address, 4)), "a name server")
+    widest = sorted(found, key=lambda each: (each.prefixlen, each))
+    return {each: found[each] for each in widest[:_RANGES_MAX]}
 
 
 def _underlay(config: Config) -> tuple[str, IPAddress]:

@@ -33,7 +33,8 @@ Examples:
 def create(name: str, cidrs: tuple[str, ...], vni: int | None, output: str) -> None:
     """Make a network of the address ranges CIDR...
 
-    The ranges may overlap neither another network's nor the hosts' own addresses.
+    The ranges may overlap no other network's, nothing that a host has on an interface of its own
+    (a Docker bridge), and no name server of a host.
     """
     with open_agent() as node:
         made = node.create_network(name, cidrs, vni)

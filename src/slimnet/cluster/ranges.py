@@ -8,7 +8,7 @@ from netaddr import IPNetwork
 from slimnet.exceptions import AlreadyExists, InvalidValue
 from slimnet.model import Host, Network
 
-__all__ = ["check_alone", "check_beside"]
+__all__ = ["check_alone", "check_beside", "overlapped"]
 
 #: What an overlay may not contain (RFC 6890), and why.
 _RESERVED = {
@@ -48,7 +48,7 @@ def check_beside(network: Network, networks: list[Network], hosts: list[Host]) -
 
     Raises:
         AlreadyExists: the name is taken.
-        InvalidValue: one overlaps another network, or contains a host.
+        InvalidValue: one overlaps another network, or what a host is or has beside it.
     """
     for other in networks:
         if other.name == network.name:
@@ -60,6 +60,16 @@ def check_beside(network: Network, networks: list[Network], hosts: list[Host]) -
                     raise InvalidValue("network.cidrs", wanted, str(cidr))
     for host in hosts:
         for cidr in network.cidrs:
-            if host.address in cidr:
-                wanted = f"a range without {host.address}, the underlay address of {host.name}"
-                raise InvalidValue("network.cidrs", wanted, str(cidr))
+            if found := overlapped(cidr, host):
+                raise InvalidValue("network.cidrs", f"a range without {found}", str(cidr))
+
+
+def overlapped(cidr: IPNetwork, host: Host) -> str:
+    """What of a host a range overlaps, in words; empty where it is apart."""
+    there = {IPNetwork(host.address): "the underlay address"}
+    for each, what in (*host.taken.items(), *((own, "an address") for own in host.ranges)):
+        there.setdefault(each, what)
+    for each, what in there.items():
+        if cidr.first <= each.last and each.first <= cidr.last:
+            return f"{each}, {what} of host {host.name}"
+    return ""

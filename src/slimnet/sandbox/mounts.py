@@ -18,7 +18,7 @@ import stat
 from slimnet.linux import libc
 from slimnet.linux.mounts import in_sight
 
-__all__ = ["FORBIDDEN", "arrange"]
+__all__ = ["FORBIDDEN", "arrange", "resolvers"]
 
 #: File systems that an endpoint must not see at all.
 FORBIDDEN = frozenset(
@@ -93,7 +93,7 @@ def arrange(
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
     for seen, file in files.items():
         _bind(file, os.path.realpath(seen), read_only=True)
-    resolvers = _resolvers()
+    names = resolvers()
     console = libc.open_tree(terminal) if terminal else None
 
     existing = [path for path in hidden if os.path.lexists(path)]
@@ -111,7 +111,7 @@ def arrange(
         os.chmod(path, mode)
     for path in existing:
         _hide(path)
-    _text("/etc/resolv.conf", resolvers)
+    _text("/etc/resolv.conf", names)
     _text("/etc/hostname", f"{hostname}\n")
     if left := [each.point for each in in_sight(*FORBIDDEN)]:
         raise OSError(f"cannot take away {', '.join(left)}")
@@ -206,7 +206,7 @@ def _directories(path: str) -> list[tuple[str, int, int, int]]:
     return found
 
 
-def _resolvers() -> str:
+def resolvers() -> str:
     """The host's resolv.conf(5) without resolvers on its loopback, which an
     endpoint does not reach; where that is all (systemd-resolved), the
     upstream servers that it knows of."""
