@@ -207,6 +207,49 @@ class Node:
         """
         self._client.request("DELETE", "endpoints", network, namespace, name, kill=kill)
 
+    def label_endpoint(
+        self,
+        network: str,
+        name: str,
+        labels: Mapping[str, str | None],
+        namespace: str = "default",
+        *,
+        overwrite: bool = False,
+    ) -> Endpoint:
+        """Change labels of an endpoint that runs, on whatever host; those that are not named
+        stay. What selects it by them applies to it from then on, and its live connections
+        are judged again: those that are not allowed any more are closed.
+
+        Args:
+            network: its network.
+            name: its name.
+            labels: name to value; to ``None`` for one that goes, if it is there.
+            namespace: its namespace.
+            overwrite: change the value of one that is there.
+
+        Returns:
+            The endpoint as it is now.
+
+        Raises:
+            NotFound: there is none of that name.
+            AlreadyExists: a label is there with another value, and ``overwrite`` was not
+                asked for; nothing was changed.
+            InvalidValue: a name or a value is none of a label.
+            CannotEnforce: with these labels a mandatory policy selects it, and its host
+                cannot hold it.
+            CapabilityMissing: likewise for a limit.
+        """
+        answer = self._client.request(
+            "PATCH",
+            "endpoints",
+            network,
+            namespace,
+            name,
+            labels=dict(labels),
+            overwrite=overwrite,
+        )
+        return records.endpoint(answer["endpoint"])
+
     def endpoints(self, network: str | None = None) -> list[Endpoint]:
         """All endpoints of the cluster, or those of one network."""
         found = [records.endpoint(each) for each in self._client.request("GET", "endpoints")]

@@ -231,6 +231,7 @@ BODIES = {
         "cgroup": None,
         "ephemeral": False,
     },
+    "PATCH /v1/endpoints/prod/default/e": {"labels": {"app": "f", "a": None}, "overwrite": True},
     "DELETE /v1/endpoints/prod/default/e": {"kill": False},
     "POST /v1/policies": {"policies": [], "network": "prod"},
     "POST /v1/check": {

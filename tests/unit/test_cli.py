@@ -117,6 +117,7 @@ def test_every_command_explains_itself(words):
     "words",
     [
         ("run",),
+        ("endpoint", "label"),
         ("network", "create"),
         ("policy", "explain"),
         ("policy", "check"),

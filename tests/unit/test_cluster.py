@@ -143,6 +143,34 @@ def test_endpoint_is_given_address_id_and_identity(cluster, prod):
     assert {each.name for each in cluster.namespaces("prod")} == {"default", "shop"}
 
 
+def test_an_endpoint_gets_other_labels(cluster, store, prod):
+    """And with them the identity of all that have these; id and address are its own. What
+    is there already is not written again."""
+    web, _ = cluster.create_endpoint(spec("web", labels={"app": "web", "track": "stable"}))
+    other, _ = cluster.create_endpoint(spec("other", labels={"app": "web", "quarantine": ""}))
+    path = ("prod", "default", "web")
+    changed, revision = cluster.label_endpoint(path, {"track": None, "quarantine": "", "x": None})
+    assert changed == attrs.evolve(web, labels=other.labels, identity=other.identity)
+    assert cluster.endpoint(*path) == changed
+    before = everything(store)
+    assert cluster.label_endpoint(path, {"app": "web"}) == (changed, revision)
+    with pytest.raises(AlreadyExists, match="has the label app=web, and it was not asked to"):
+        cluster.label_endpoint(path, {"app": "db", "new": "x"})
+    with pytest.raises(NotFound, match="prod/default/none"):
+        cluster.label_endpoint(("prod", "default", "none"), {"app": "db"})
+    assert everything(store) == before
+    assert cluster.label_endpoint(path, {"app": "db"}, overwrite=True)[0].labels["app"] == "db"
+
+
+def test_labels_from_many_sides(cluster, prod):
+    """Six at once, each its own: none is lost."""
+    cluster.create_endpoint(spec("web"))
+    path = ("prod", "default", "web")
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda key: cluster.label_endpoint(path, {key: "x"}), "abcdef"))
+    assert cluster.endpoint(*path).labels == dict.fromkeys("abcdef", "x")
+
+
 def test_ids_are_never_used_again_and_identities_always(cluster, prod):
     first, _ = cluster.create_endpoint(spec("web", labels={"app": "web"}))
     cluster.remove_endpoint(first)

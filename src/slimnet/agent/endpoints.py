@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 from netaddr import AddrFormatError, IPAddress
 
-from slimnet.abc import Backend
+from slimnet.abc import Backend, Revision
 from slimnet.agent import hostsfile
 from slimnet.agent.admission import admit, check_free, publishers
 from slimnet.agent.holder import Holders
@@ -33,6 +33,7 @@ from slimnet.exceptions import (
 from slimnet.linux import cgroup
 from slimnet.model import Endpoint
 from slimnet.place import HOSTS, Life, Place
+from slimnet.policy import State
 
 __all__ = ["Endpoints"]
 
@@ -125,6 +126,26 @@ class Endpoints:
                 self._undo(endpoint)
                 raise
             return self.placed(endpoint, created=True)
+
+    def label(
+        self,
+        network: str,
+        namespace: str,
+        name: str,
+        labels: Mapping[str, str | None],
+        *,
+        overwrite: bool,
+    ) -> tuple[Endpoint, Revision]:
+        """Give an endpoint, of whatever host, other labels; see
+        :meth:`slimnet.cluster.Cluster.label_endpoint`.
+
+        Raises:
+            CannotEnforce, CapabilityMissing: with these labels it would be subject to what
+                cannot hold on its host.
+        """
+        return self._cluster.label_endpoint(
+            (network, namespace, name), labels, self._state_with, overwrite=overwrite
+        )
 
     def listener(self, address: IPAddress | None, port: int) -> str | None:
         """Where this host itself listens, no endpoint of it, on a TCP port.
@@ -258,14 +279,21 @@ class Endpoints:
         return self._holders.lives(endpoint.id) is False and life is Life.IDLE
 
     def _admit(self, endpoint: Endpoint) -> None:
-        """Refuse what could not be held to what is written for it."""
+        """Refuse what could not be held to what is written for it, or has a port that this
+        host itself listens on."""
+        state = self._state_with(endpoint)
+        for document, host in publishers(state, state.published, [endpoint]):
+            check_free(document, host, self.listener(document.address, document.port))
+
+    def _state_with(self, endpoint: Endpoint) -> State:
+        """The state that it becomes with this endpoint as it is here; refuses one that could
+        not be held to what is written for it."""
         self._sync()
         state = self._mirror.state(self._site.host)
-        state = attrs.evolve(state, endpoints=(*state.endpoints, endpoint))
-        documents = (*state.policies, *state.published, *state.limits)
-        admit(state, documents, [endpoint])
-        for document, host in publishers(state, documents, [endpoint]):
-            check_free(document, host, self.listener(document.address, document.port))
+        others = (each for each in state.endpoints if each.id != endpoint.id)
+        state = attrs.evolve(state, endpoints=(*others, endpoint))
+        admit(state, (*state.policies, *state.published, *state.limits), [endpoint])
+        return state
 
     def _held(self, asked: Mapping[str, Any]) -> Endpoint | None:
         """The endpoint that has the name, when it is what was asked for; an

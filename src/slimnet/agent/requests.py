@@ -38,6 +38,7 @@ __all__ = [
     "NewNetwork",
     "Nothing",
     "Ping",
+    "Relabel",
     "Wait",
 ]
 
@@ -110,6 +111,16 @@ class Detach(InNamespace):
     """An endpoint that is to go."""
 
     kill: Annotated[bool, TRUTH, "end its processes first"] = False
+
+
+@frozen(kw_only=True)
+class Relabel(InNamespace):
+    """An endpoint that is to have other labels."""
+
+    labels: Annotated[
+        dict[str, Any], TABLE, "name to value, or to ``null`` where it goes; others stay"
+    ]
+    overwrite: Annotated[bool, TRUTH, "change the value of one that is there"] = False
 
 
 @frozen(kw_only=True)

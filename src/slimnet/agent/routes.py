@@ -32,6 +32,7 @@ from slimnet.agent.requests import (
     NewNetwork,
     Nothing,
     Ping,
+    Relabel,
     Wait,
 )
 from slimnet.agent.server import Caller, Reply, Stream
@@ -242,6 +243,13 @@ def _detach(agent: Agent, asked: Detach) -> Reply:
     return {}
 
 
+def _label(agent: Agent, asked: Relabel) -> Reply:
+    """Give an endpoint of any host other labels: ``endpoint``, ``revision``."""
+    endpoint, revision = agent.endpoints.label(**attrs.asdict(asked))
+    agent.sync_strictly()
+    return {"endpoint": records.encode(endpoint), "revision": revision}
+
+
 def _apply(agent: Agent, asked: Apply) -> Reply:
     """Put documents in force, all of them or none: ``policies`` with the addresses of
     services, ``revision``."""
@@ -299,6 +307,7 @@ ROUTES: tuple[Route[Any], ...] = (
     Route("DELETE", "/v1/namespaces/<network>/<name>", InNetwork, _remove_namespace),
     Route("GET", "/v1/endpoints", Nothing, _endpoints),
     Route("POST", "/v1/endpoints", Attach, _attach),
+    Route("PATCH", "/v1/endpoints/<network>/<namespace>/<name>", Relabel, _label),
     Route("DELETE", "/v1/endpoints/<network>/<namespace>/<name>", Detach, _detach),
     Route("GET", "/v1/policies", Nothing, _policies),
     Route("POST", "/v1/policies", Apply, _apply),

@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
-    do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815  # their names there
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815  # their names there
 
     def _serve(self) -> None:
         try:

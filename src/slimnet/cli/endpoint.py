@@ -14,17 +14,18 @@ from slimnet.cli.node import (
     network_of,
     network_option,
     open_agent,
+    path_of,
     ports_of,
     title,
 )
-from slimnet.cli.output import output_option, show, show_one
+from slimnet.cli.output import line, output_option, show, show_one
 
 __all__ = ["endpoint"]
 
 
 @click.group()
 def endpoint() -> None:
-    """Attach, list and remove endpoints.
+    """Attach, label, list and remove endpoints.
 
     An endpoint is one overlay address on one host.
     """
@@ -113,6 +114,71 @@ def ls(network: str | None, output: str) -> None:
     show(rows, columns, output)
 
 
+@endpoint.command(
+    epilog="""\b
+Examples:
+  slimnet endpoint label web -n prod quarantine=yes       cut it off, where a policy says so
+  slimnet endpoint label web -n prod quarantine-          and let it back in
+  slimnet endpoint label web -n prod --overwrite track=stable"""
+)
+@click.argument("name", shell_complete=complete_endpoint)
+@click.argument("changes", metavar="KEY=VALUE|KEY-...", nargs=-1, required=True)
+@network_option
+@namespace_option
+@click.option("--overwrite", is_flag=True, help="Change the value of a label that is there.")
+@output_option
+@agent_option
+def label(
+    name: str,
+    changes: tuple[str, ...],
+    network: str | None,
+    namespace: str,
+    overwrite: bool,  # noqa: FBT001
+    output: str,
+) -> None:
+    """Change the labels of an endpoint that runs.
+
+    KEY=VALUE sets one, KEY- removes it, others stay. It may live on any host.
+    Policies, services and limits that select it apply from then on, on this
+    host when the command returns, and its live connections are judged again.
+    """
+    wanted = _changes(changes)
+    with open_agent() as node:
+        where, inside, plain = path_of(node, name, network, namespace)
+        before = [
+            each.labels
+            for each in node.endpoints(where)
+            if (each.namespace, each.name) == (inside, plain)
+        ]
+        made = node.label_endpoint(where, plain, wanted, inside, overwrite=overwrite)
+    for key, value in wanted.items():
+        if value is None and before and key not in before[0]:
+            click.echo(f"label {key} not found", err=True)
+    labels = ", ".join(f"{key}={value}" for key, value in made.labels.items())
+    line(f"endpoint {title(made)}: {labels or 'no labels'}", made, output)
+
+
+def _changes(words: tuple[str, ...]) -> dict[str, str | None]:
+    """``("app=web", "track-")`` as labels, those that go with ``None``.
+
+    Raises:
+        InvalidValue: one is neither, or one label is named twice.
+    """
+    from slimnet.exceptions import InvalidValue  # noqa: PLC0415
+
+    found: dict[str, str | None] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            key = word.removesuffix("-")
+        if not key or (not equals and key == word):
+            raise InvalidValue("label", "key=value, or key- to remove it", word)
+        if key in found:
+            raise InvalidValue("label", f"label {key} once", " ".join(words))
+        found[key] = value if equals else None
+    return found
+
+
 @endpoint.command()
 @click.argument("name", shell_complete=complete_endpoint)
 @network_option
@@ -127,6 +193,6 @@ def rm(name: str, network: str | None, namespace: str, kill: bool, output: str) 
     processes, unless --kill is given.
     """
     with open_agent() as node:
-        where = network_of(node, network)
-        node.detach(where, name, namespace, kill=kill)
-    show_one({"removed": f"{where}/{namespace}/{name}"}, output)
+        where, inside, plain = path_of(node, name, network, namespace)
+        node.detach(where, plain, inside, kill=kill)
+    show_one({"removed": f"{where}/{inside}/{plain}"}, output)

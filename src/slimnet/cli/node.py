@@ -22,6 +22,7 @@ __all__ = [
     "network_of",
     "network_option",
     "open_agent",
+    "path_of",
     "ports_of",
     "title",
 ]
@@ -164,6 +165,25 @@ def network_of(node: Node, given: str | None) -> str:
         there = ", ".join(names) or "none: `slimnet network create NAME CIDR` makes one"
         raise InvalidValue("--network", f"one of the networks ({there})", None)
     return names[0]
+
+
+def path_of(node: Node, text: str, network: str | None, namespace: str) -> tuple[str, str, str]:
+    """Network, namespace and name of the endpoint that was named: by its name alone, with
+    the options that say the rest, or as lists and `slimnet run -d` say it.
+
+    Raises:
+        NotFound: there is none.
+        InvalidValue: it is no name, or the network has to be said.
+    """
+    if "/" not in text:
+        return network_of(node, network), namespace, text
+    from slimnet import names  # noqa: PLC0415
+    from slimnet.exceptions import NotFound  # noqa: PLC0415
+
+    found = names.find(node.endpoints(network), text, network)
+    if found is None:
+        raise NotFound(f"no endpoint {text}")
+    return found.network, found.namespace, found.name
 
 
 def title(endpoint: Endpoint) -> str:

@@ -279,6 +279,57 @@ class Cluster:
 
         return retry(change)
 
+    def label_endpoint(
+        self,
+        path: tuple[str, str, str],
+        labels: Mapping[str, str | None],
+        admit: Callable[[Endpoint], object] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> tuple[Endpoint, Revision]:
+        """Change labels of an endpoint, which keeps its id and its address; it gets the
+        identity of its new label set. Those that are not named stay.
+
+        Args:
+            path: its network, namespace and name.
+            labels: name to value; to ``None`` for one that goes, if it is there.
+            admit: as of :meth:`create_endpoint`.
+            overwrite: change the value of one that is there.
+
+        Raises:
+            NotFound: there is no such endpoint.
+            AlreadyExists: a label is there with another value; nothing was changed.
+            InvalidValue: a name or a value is none of a label.
+        """
+        key = keys.ENDPOINT.at(*path)
+
+        def change() -> tuple[Endpoint, Revision]:
+            guard = counter(self.store, "endpoint")
+            there = self.endpoint(*path)
+            revision = (self.store.get(key) or (b"", 0))[1]
+            for name, value in labels.items():
+                held = there.labels.get(name, value)
+                if not overwrite and value is not None and held != value:
+                    raise AlreadyExists(
+                        f"endpoint {there.path} has the label {name}={held}, and it was not asked"
+                        f" to overwrite it with {value!r}"
+                    )
+            merged = {**there.labels, **labels}
+            kept = {name: value for name, value in merged.items() if value is not None}
+            endpoint = attrs.evolve(there, labels=kept)
+            if endpoint == there:
+                return there, revision
+            if admit is not None:
+                admit(endpoint)
+            identity, given = allocation.identity(self.store, endpoint)
+            endpoint = attrs.evolve(endpoint, identity=identity)
+            return endpoint, self.store.transact(
+                expect={key: revision, **guard.expect, **given.expect},
+                put={key: records.dump(endpoint), **guard.put, **given.put},
+            )
+
+        return retry(change)
+
     def endpoints(self, network: str | None = None) -> list[Endpoint]:
         """All endpoints, or those of one network."""
         return self._all(_below(keys.ENDPOINT, network), records.endpoint)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An endpoint that runs is changed where it runs: its labels, and the processes in it.
+
+::
+
+      h1: agent, web, spare                h2: agent, db
+             |                                   |
+         ----+---------- underlay ---------------+----
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lab.agents import Cluster, connects, until
+from lab.paths import DATA_PATHS, Can, having
+
+from slimnet import AlreadyExists, CannotEnforce, InvalidValue, NotFound, model
+from slimnet.cluster import Cluster as StoredCluster
+from slimnet.store.sqlite import SqliteStore
+from slimnet.testing import Resident
+
+pytestmark = pytest.mark.root
+
+#: Whoever has the label talks to nobody, whatever else allows it.
+QUARANTINE = Path(__file__).parents[2] / "docs" / "examples" / "quarantine.yaml"
+CANARY = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress: [{from: [{podSelector: {matchLabels: {track: canary}}}]}]
+"""
+
+
+@pytest.fixture(scope="module", params=DATA_PATHS)
+def cluster(request, tmp_path_factory):
+    with Cluster(request.param, tmp_path_factory.mktemp("cluster")) as cluster:
+        for host in cluster.hosts:
+            host.revive()
+        cluster.hosts[0].node().create_network("prod", "10.77.0.0/24")
+        yield cluster
+
+
+@pytest.fixture
+def hosts(cluster):
+    """Both, without endpoints and documents."""
+    yield cluster.hosts
+    node = cluster.hosts[0].node()
+    for document in node.policies():
+        node.remove_policy(document)
+    for host in cluster.hosts:
+        for each in host.node().endpoints():
+            if each.host == host.where.name:
+                host.node().detach(each.network, each.name, each.namespace, kill=True)
+
+
+@pytest.fixture
+def resident():
+    """Starts processes in attached endpoints."""
+    with contextlib.ExitStack() as stack:
+
+        def start(host, placed):
+            return stack.enter_context(Resident(placed.cgroup, host.where.netns, placed.netns))
+
+        yield start
+
+
+@pytest.fixture
+def pair(hosts, resident):
+    """``web`` and ``spare`` on the first host, each with a connection to ``db`` on the second."""
+    one, two = hosts
+    db = two.node().attach("prod", "db", labels={"app": "db"})
+    server = resident(two, db)
+    server.serve(7000)
+    clients = []
+    for name in ("web", "spare"):
+        placed = one.node().attach("prod", name, labels={"app": name})
+        one.node().wait()
+        clients.append(resident(one, placed))
+        clients[-1].hold("live", str(db.endpoint.address), 7000)
+        assert clients[-1].talk("live")
+    return (*clients, db)
+
+
+def slimnet(host, *arguments, **options):
+    """The command line, on a host."""
+    command = [sys.executable, "-m", "slimnet.cli", "--agent", str(host.config.socket), *arguments]
+    return subprocess.run(
+        ["nsenter", f"--net={host.where.netns}", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
+
+
+# Labels
+
+
+@pytest.mark.parametrize("by", [0, 1], ids=["its own host", "another host"])
+@pytest.mark.parametrize("who", ["web", "db"])
+def test_a_quarantine_label_cuts_live_connections(hosts, pair, by, who):
+    """Within a second on both hosts, from whichever it is said, at whichever end; one beside
+    it never notices, and without the label everything is as before."""
+    client, spare, db = pair
+    node = hosts[by].node()
+    node.apply_policy(QUARANTINE)
+    node.wait()
+    assert client.talk("live")
+    begin = time.monotonic()
+    labelled = node.label_endpoint("prod", who, {"quarantine": "yes"})
+    assert labelled.labels == {"app": who, "quarantine": "yes"}
+
+    def closed():
+        assert who == "db" or spare.talk("live")
+        with contextlib.suppress(OSError):
+            return not client.talk("live")
+        return True
+
+    until(closed)
+    assert time.monotonic() - begin < 1
+    node.wait()
+    assert not client.connect(str(db.endpoint.address), 7000, 1)
+    assert not node.explain("prod", "web", "db", 7000)["allowed"]
+    assert node.label_endpoint("prod", who, {"quarantine": None}).labels == {"app": who}
+    node.wait()
+    connects(client, db)
+
+
+def test_a_label_lets_in(hosts, pair):
+    """As soon as the call returns, where the endpoint that is asked lives; and a value that
+    is overwritten shuts out again."""
+    client, _, db = pair
+    node = hosts[1].node()
+    node.apply_policy(CANARY)
+    assert not client.connect(str(db.endpoint.address), 7000, 1)
+    node.label_endpoint("prod", "web", {"track": "canary"})
+    connects(client, db)
+    with pytest.raises(AlreadyExists, match=r"prod/default/web has the label track=canary, and"):
+        node.label_endpoint("prod", "web", {"track": "stable", "new": "x"})
+    connects(client, db)
+    node.label_endpoint("prod", "web", {"track": "stable"}, overwrite=True)
+    assert not client.connect(str(db.endpoint.address), 7000, 1)
+
+
+@pytest.mark.parametrize("cluster", having(Can.SERVICES), indirect=True)
+def test_a_label_moves_a_service(hosts, pair):
+    """The endpoint behind it is the one that has the label now."""
+    client, _, _ = pair
+    node = hosts[0].node()
+    (service,) = node.apply_policy(
+        "{apiVersion: v1, kind: Service, metadata: {name: shop},"
+        " spec: {selector: {behind: shop}, ports: [{port: 80, targetPort: 7000}]}}"
+    )
+    assert not client.connect(str(service.address), 80, 1)
+    node.label_endpoint("prod", "db", {"behind": "shop"})
+    assert client.connect(str(service.address), 80)
+    node.label_endpoint("prod", "db", {"behind": None})
+    assert not client.connect(str(service.address), 80, 1)
+
+
+def test_labels_are_kept_by_an_agent_that_comes_back(hosts, pair):
+    """Adopted as it is by now, and not as it was attached."""
+    client, _, db = pair
+    node = hosts[0].node()
+    node.apply_policy(CANARY)
+    node.label_endpoint("prod", "web", {"track": "canary"})
+    node.wait()
+    for host in hosts:
+        host.kill()
+        host.start()
+    connects(client, db)
+    hosts[1].node().label_endpoint("prod", "web", {"track": None})
+    assert not client.connect(str(db.endpoint.address), 7000, 1)
+
+
+def test_a_label_for_which_a_policy_cannot_hold(cluster, hosts):
+    """A mandatory policy would select the endpoint, and its host cannot hold it."""
+    node = hosts[0].node()
+    node.apply_policy(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: held}, spec:"
+        " {podSelector: {matchLabels: {secret: yes}}, mandatory: true}}".replace("yes", "'yes'")
+    )
+    with SqliteStore.open(f"sqlite://{cluster.store}") as store:
+        other = StoredCluster(store)
+        other.set_host(
+            model.Host("h3", cluster.outside.address, backend="preload"), store.lease(60)
+        )
+        endpoint, _ = other.create_endpoint({"network": "prod", "name": "weak", "host": "h3"})
+        try:
+            with pytest.raises(CannotEnforce, match="policy default/held is mandatory: endpoint"):
+                node.label_endpoint("prod", "weak", {"secret": "yes"})
+            assert other.endpoint("prod", "default", "weak").labels == {}
+        finally:
+            other.remove_endpoint(endpoint)
+            store.transact(delete=["hosts/h3"])
+
+
+def test_labels_by_the_command_line(hosts):
+    """kubectl's grammar: KEY=VALUE, KEY-, --overwrite; and one line where it is wrong."""
+    one, two = hosts
+    one.node().attach("prod", "web", namespace="shop", labels={"app": "web"})
+
+    def label(*words, host=one):
+        return slimnet(host, "endpoint", "label", *words)
+
+    def labels():
+        (web,) = one.node().endpoints()
+        return dict(web.labels)
+
+    done = label("web", "-n", "prod", "--namespace", "shop", "track=canary", "tier=")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "endpoint prod/shop/web: app=web, track=canary, tier=\n"
+    done = label("shop/web", "track-", "other-", "-o", "json", host=two)
+    assert json.loads(done.stdout)["labels"] == labels() == {"app": "web", "tier": ""}
+    assert (done.returncode, done.stderr) == (0, "label other not found\n")
+    for words, said in (
+        (("prod/shop/web", "tier=a", "app=db"), "has the label tier=, and it was not asked to"),
+        (("shop/web", "app=a", "app-"), "label: wanted label app once, got 'app=a app-'"),
+        (("shop/web", "app"), "label: wanted key=value, or key- to remove it, got 'app'"),
+        (("shop/web", "=x"), "label: wanted key=value, or key- to remove it, got '=x'"),
+        (("shop/web", "app=a b", "--overwrite"), "endpoint.labels: wanted a table of Kubernetes"),
+        (("shop/none", "a=b"), "no endpoint shop/none"),
+        (("web", "a=b"), "endpoint 'prod/default/web': there is none; there are: prod/shop/web"),
+        (("shop/web",), "Missing argument"),
+    ):
+        done = label(*words)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert said in done.stderr, words
+        assert done.stderr.count("\n") == 1, words
+    assert labels() == {"app": "web", "tier": ""}
+    done = label("shop/web", "--overwrite", "app=db")
+    assert labels() == {"app": "db", "tier": ""}
+    assert slimnet(one, "endpoint", "rm", "shop/web").returncode == 0
+    with pytest.raises(NotFound, match="prod/shop/web"):
+        one.node().label_endpoint("prod", "web", {}, "shop")
+
+
+def test_labels_that_are_none(hosts):
+    one, _ = hosts
+    web = one.node().attach("prod", "web", labels={"app": "web"})
+    for wrong in ({"app": 3}, {"a b": "c"}, {"a": "c" * 64}, {"": "x"}, {"a": ["b"]}):
+        with pytest.raises(InvalidValue, match=r"endpoint\.labels: wanted "):
+            one.node().label_endpoint("prod", "web", wrong, overwrite=True)
+    assert one.node().endpoints() == [web.endpoint]
