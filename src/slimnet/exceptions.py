@@ -79,6 +79,10 @@ class NotFound(SlimnetError, LookupError):
     """Nothing has that name."""
 
 
+class NotFollowed(SlimnetError):
+    """Some hosts have not put in force in time what the store holds."""
+
+
 class AlreadyExists(SlimnetError):
     """Something else has that name or address."""
 

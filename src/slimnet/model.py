@@ -38,6 +38,7 @@ __all__ = [
     "Feature",
     "Flow",
     "Host",
+    "HostState",
     "Namespace",
     "Network",
     "Probe",
@@ -326,6 +327,7 @@ class Host:
             where its wires need none.
         taken: the ranges that no network may overlap, since they mean something else
             there: those of its interfaces, and its name servers; each with whose it is.
+        version: of slimnet; empty of a host that is too old to say.
     """
 
     name: str = field(validator=_name)
@@ -345,10 +347,46 @@ class Host:
     taken: Mapping[IPNetwork, str] = field(
         factory=dict, converter=_to_taken, validator=_taken, hash=False
     )
+    version: str = field(default="", validator=_text)
 
     def differs_in_key(self, other: Host) -> bool:
         """Whether both say which key they have, and it is not the same."""
         return bool(self.key and other.key and self.key != other.key)
+
+
+@frozen
+class HostState:
+    """What the cluster knows of a host, lost ones among them.
+
+    Attributes:
+        name: of the host.
+        host: as it was last; ``None`` where that was not written down.
+        lost: whether its lease ran out, and it has not been removed: its agent has ended, or
+            does not reach the store. Its data path may go on.
+        seen: when it last said so itself, within a minute, in seconds since the epoch of its
+            own clock; of one that is not lost, now; 0 where that was not written down.
+        installed: the store's revision whose tables are in force there, as it last said; 0
+            before the first.
+        wanted: the revision of the last change that can concern tables: a host whose
+            ``installed`` is less has not followed yet.
+        generation: of the tables in force there. It grows by each change of that host's own
+            tables, and says nothing beside a revision or another host's.
+        endpoints: how many are on it.
+    """
+
+    name: str
+    host: Host | None
+    lost: bool
+    seen: float = 0.0
+    installed: int = 0
+    wanted: int = 0
+    generation: int = 0
+    endpoints: int = 0
+
+    @property
+    def behind(self) -> bool:
+        """Whether it has not followed yet."""
+        return self.installed < self.wanted
 
 
 @frozen

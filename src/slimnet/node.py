@@ -14,7 +14,16 @@ from slimnet.agent.client import Client
 from slimnet.attached import AttachedEndpoint
 from slimnet.config import Config, load_config
 from slimnet.exceptions import InvalidValue, PolicyError
-from slimnet.model import Account, Connection, Endpoint, Event, Host, Namespace, Network
+from slimnet.model import (
+    Account,
+    Connection,
+    Endpoint,
+    Event,
+    Host,
+    HostState,
+    Namespace,
+    Network,
+)
 
 if TYPE_CHECKING:
     from slimnet.policy import Document, PolicyWarning
@@ -56,9 +65,10 @@ class Node:
     """One host of a cluster. Made by :func:`open_node`; threads may share it.
 
     Every method raises :class:`~slimnet.AgentUnreachable` when the agent does
-    not answer and :class:`~slimnet.StoreUnreachable` when the agent cannot
-    reach the store. What changes something is in force on this host when the
-    method returns; :meth:`wait` waits for the other hosts.
+    not answer, and what changes something :class:`~slimnet.StoreUnreachable` when
+    the agent cannot reach the store. What only reads answers then with what the
+    agent knew before; ``stale`` of :meth:`status` says so. What changes something is in
+    force on this host when the method returns; :meth:`wait` waits for the other hosts.
     """
 
     def __init__(self, client: Client) -> None:
@@ -461,35 +471,62 @@ class Node:
 
     def hosts(self) -> list[Host]:
         """The hosts that are alive."""
-        return [records.host(each["host"]) for each in self._client.request("GET", "hosts")]
+        return [each.host for each in self.host_states() if each.host and not each.lost]
+
+    def host_states(self) -> list[HostState]:
+        """All hosts that are known, by name: those that are alive, and those that were
+        lost and have not been removed."""
+        return [records.host_state(each) for each in self._client.request("GET", "hosts")]
 
     def remove_host(self, name: str) -> None:
-        """Remove the endpoints that a lost host left.
+        """Forget a lost host, and remove the endpoints that it left.
 
         Raises:
             InUse: it lives.
-            NotFound: it left none.
+            NotFound: there is none of that name.
         """
         self._client.request("DELETE", "hosts", name)
 
     def status(self) -> dict[str, Any]:
         """What is in force on this host, and what stands in its way
-        (``ready`` and ``trouble``)."""
+        (``ready`` and ``trouble``).
+
+        ``installed`` is the store's revision whose tables are in force, and ``revision`` the
+        one that the agent knows: it has work to do while they differ. ``generation`` counts
+        the changes of this host's own tables, and is no revision. ``stale`` says why the
+        store does not answer; empty while it does.
+        """
         answer: dict[str, Any] = self._client.request("GET", "status")
         return answer
 
-    def wait(self, revision: int | None = None, timeout: float = 10.0) -> dict[str, int]:
-        """Wait until every live host has what the store holds now (or at
-        ``revision``) in force.
+    def wait(
+        self,
+        revision: int | None = None,
+        timeout: float = 10.0,
+        hosts: Iterable[str] | None = None,
+    ) -> dict[str, int]:
+        """Wait until hosts have what the store holds now (or at ``revision``) in force.
+
+        Args:
+            revision: of the store.
+            timeout: seconds.
+            hosts: their names; by default every live host, one whose agent does not answer
+                among them until its lease runs out.
 
         Returns:
             host name to the revision that it follows.
 
         Raises:
-            SlimnetError: some have not, after ``timeout`` seconds; says which.
+            NotFound: one of ``hosts`` does not live.
+            NotFollowed: some have not, after ``timeout`` seconds; says which.
         """
         answer = self._client.request(
-            "POST", "wait", patience=timeout, revision=revision, timeout=timeout
+            "POST",
+            "wait",
+            patience=timeout,
+            revision=revision,
+            timeout=timeout,
+            hosts=None if hosts is None else list(hosts),
         )
         installed: dict[str, int] = answer["installed"]
         return installed

@@ -28,6 +28,7 @@ from slimnet.model import (
     EventKind,
     Flow,
     Host,
+    HostState,
     Namespace,
     Network,
     Protocol,
@@ -50,6 +51,7 @@ __all__ = [
     "event",
     "flow",
     "host",
+    "host_state",
     "load",
     "namespace",
     "network",
@@ -152,6 +154,12 @@ def namespace(record: Mapping[str, Any]) -> Namespace:
 def host(record: Mapping[str, Any]) -> Host:
     """A :class:`~slimnet.model.Host`."""
     return Host(**record)
+
+
+def host_state(record: Mapping[str, Any]) -> HostState:
+    """A :class:`~slimnet.model.HostState`."""
+    known = record["host"]
+    return HostState(**{**record, "host": None if known is None else host(known)})
 
 
 def endpoint(record: Mapping[str, Any]) -> Endpoint:

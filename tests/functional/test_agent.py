@@ -22,8 +22,10 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 
+import attrs
 import pytest
 from lab.agents import LEASE, Cluster, Host, connects, until
 from lab.paths import DATA_PATHS, Can, can, having
@@ -446,6 +448,12 @@ def test_lost_host(hosts, pair):
     hosts[1].kill()
     until(lambda: [each.name for each in hosts[0].node().hosts()] == ["h1"], LEASE + 5)
     hosts[0].node().wait()
+    one, two = hosts[0].node().host_states()
+    assert (one.name, one.lost, one.behind) == ("h1", False, False)
+    assert (two.name, two.lost, two.endpoints) == ("h2", True, 1)
+    assert 0 < time.time() - two.seen < 60
+    assert one.host.version == two.host.version == metadata.version("slimnet")
+    assert two.generation > 0
     assert not client.connect(str(db.endpoint.address), 7000, 1)
     assert {each.name for each in hosts[0].node().endpoints()} == {"web", "db"}
     hosts[1].start()
@@ -1061,6 +1069,44 @@ def test_key_is_made_once_for_all(hosts, cluster):
     # Whose wires need none say nothing of it, so that it can be no trouble.
     (print_,) = {each.key for each in hosts[0].node().hosts()}
     assert bool(print_) == can(cluster.backend, Can.DIRECT)
+
+
+@contextlib.contextmanager
+def firewall(host, rule):
+    """A rule of the host's own firewall, before anything of slimnet."""
+    enter = ["nsenter", f"--net={host.where.netns}", "nft"]
+    chain = "chain c { type filter hook prerouting priority -400;"
+    subprocess.run([*enter, f"table inet wall {{ {chain} {rule}; }}; }}"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*enter, "delete", "table", "inet", "wall"], check=True)
+
+
+def test_ping_through_a_firewall(hosts, pair):
+    """What nothing came back from was not carried, whatever it should have been."""
+    with firewall(hosts[1], "tcp dport 4790-4885 drop; udp dport 4789 drop"):
+        answer = hosts[0].node().ping("db", port=7000, source="web", timeout=0.5)
+        assert (answer["carried"], answer["error"]) == ("unreachable", "ETIMEDOUT")
+        assert "does a firewall between h1 and h2 let it through?" in answer["why"]
+    assert hosts[0].node().ping("db", port=7000, source="web")["carried"] != "unreachable"
+
+
+def test_ping_waits_for_the_host_of_its_target_only(hosts, pair):
+    """Not for one that is silent and has nothing to do with it."""
+    with SqliteStore.open(hosts[0].config.store) as store:
+        cluster = StoredCluster(store)
+        silent = attrs.evolve(cluster.hosts()[0], name="h9", address="192.0.2.99")
+        cluster.set_host(silent, store.lease(60))
+        far, _ = cluster.create_endpoint({"network": "prod", "name": "far", "host": "h9"})
+        try:
+            answer = hosts[0].node().ping("db", port=7000)
+            assert (answer["temporary"], answer["error"]) == (True, None)
+            with pytest.raises(AgentUnreachable, match="host h9 does not follow .* say --from"):
+                hosts[0].node().ping("far", port=7000, timeout=0.5)
+        finally:
+            cluster.remove_endpoint(far)
+            store.transact(delete=["hosts/h9"])
 
 
 @pytest.mark.parametrize("fresh", having(Can.DIRECT), indirect=True)

@@ -32,7 +32,14 @@ from slimnet.cli import slimnet
 from slimnet.cluster import Cluster
 from slimnet.cluster.keys import KEYS
 from slimnet.config import Config
-from slimnet.exceptions import PolicyError, SlimnetError
+from slimnet.exceptions import (
+    BackendError,
+    NotFollowed,
+    NotFound,
+    PolicyError,
+    SlimnetError,
+    StoreUnreachable,
+)
 from slimnet.model import Host
 from slimnet.node import open_node
 from slimnet.plugins import Choice
@@ -49,8 +56,8 @@ SEED = int(os.environ.get("SLIMNET_API_SEED", "1"))
 
 
 @pytest.fixture
-def path(tmp_path, monkeypatch):
-    """The socket of an agent with a network and an endpoint."""
+def agent(tmp_path, monkeypatch):
+    """An agent with a network; it follows its store before each answer only."""
     host = Host("h1", "192.0.2.1", {"vxlan"}, "memory")
     site = Site(host, "eth0", tmp_path / "cgroups", bytes(16))
     monkeypatch.setattr(configuration, "_RUN", tmp_path / "run")
@@ -71,11 +78,27 @@ def path(tmp_path, monkeypatch):
     server = Server(config.socket, Routes(agent), tuple)
     server.start()
     try:
-        yield config.socket
+        yield agent
     finally:
         server.close()
         agent.close()
         MemoryBackend.running.pop(name, None)
+
+
+@pytest.fixture
+def path(agent):
+    """Its socket."""
+    return agent.config.socket
+
+
+@pytest.fixture
+def running(agent):
+    """Its socket, once it follows by itself."""
+    loop = threading.Thread(target=agent.run)
+    loop.start()
+    yield agent.config.socket
+    agent.stop()
+    loop.join()
 
 
 class Line:
@@ -694,3 +717,197 @@ def test_status_says_which_hosts_are_out_of_reach(path, tmp_path):
     (trouble,) = status["trouble"]
     said = "h1 (memory: vxlan/1) has no wire in common with h2 (memory: vxlan/2): "
     assert trouble.startswith(said)
+
+
+@pytest.fixture
+def lost(path, tmp_path):
+    """An agent that knew an endpoint, a policy, and a host that is lost; takes its store away,
+    and puts what it is called with in its place."""
+    node = Client(path)
+    node.request("POST", "endpoints", network="prod", name="web")
+    node.request("POST", "policies", policies=DOCUMENTS[:1], network="prod")
+    file = tmp_path / "store.db"
+    with SqliteStore.open(f"sqlite://{file}") as store:
+        cluster = Cluster(store)
+        h2 = Host("h2", "192.0.2.2", {"vxlan/1"}, "memory", version="9.8")
+        cluster.set_installed(h2, 1, store.lease(60), 1)
+        cluster.create_endpoint({"network": "prod", "name": "far", "host": "h2"})
+    node.request("POST", "networks", name="other", cidrs=["10.9.0.0/24"])
+
+    def lose(put):
+        for each in tmp_path.glob("store.db*"):
+            each.rename(each.with_name(f"was-{each.name}"))
+        put(f"sqlite://{file}")
+
+    return lose
+
+
+def nothing(_url):
+    pass
+
+
+def another(url):
+    SqliteStore.open(url).close()
+
+
+READING = ("networks", "namespaces", "endpoints", "policies")
+
+
+@pytest.mark.parametrize("put", [nothing, another])
+def test_the_agent_answers_what_it_knows_when_the_store_is_gone(path, lost, put):
+    node = Client(path)
+    before = {each: node.request("GET", each) for each in READING}
+    assert all(before.values())
+    assert node.request("GET", "status")["stale"] == ""
+    lost(put)
+    status = node.request("GET", "status")
+    assert (status["ready"], status["trouble"]) == (False, [status["stale"]])
+    assert "store" in status["stale"]
+    assert {each: node.request("GET", each) for each in READING} == before
+    assert [each["name"] for each in node.request("GET", "hosts")] == ["h1"]
+    for each in ("connections", "accounts", "rules", "refusals"):
+        node.request("GET", each)
+    explained = node.request(
+        "POST", "explain", network="prod", source="web", destination="198.51.100.7", port=80
+    )
+    assert explained["stages"]
+    with pytest.raises(StoreUnreachable):
+        node.request("POST", "networks", name="third", cidrs=["10.8.0.0/24"])
+
+
+SHOWN = {
+    ("connections",): "ENDPOINT",
+    ("usage",): "ENDPOINT",
+    ("observe", "--last"): "TIME",
+    ("endpoint", "ls"): "web",
+    ("network", "ls"): "prod",
+    ("namespace", "ls"): "default",
+    ("policy", "ls"): "NetworkPolicy",
+    ("host", "ls"): "h1",
+}
+
+
+def test_commands_show_what_the_agent_knows_and_say_that_the_store_is_gone(path, lost):
+    for argv, shown in SHOWN.items():
+        done = CliRunner().invoke(slimnet, ["--agent", str(path), *argv])
+        assert (done.exit_code, shown in done.stdout, done.stderr) == (0, True, ""), argv
+    lost(nothing)
+    for argv, shown in SHOWN.items():
+        done = CliRunner().invoke(slimnet, ["--agent", str(path), *argv])
+        assert (done.exit_code, shown in done.stdout) == (0, True), (argv, done.output)
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("warning: ")
+        assert line.endswith("this is what the agent knew before")
+    done = CliRunner().invoke(
+        slimnet, ["--agent", str(path), "status", "--wait"], standalone_mode=False
+    )
+    assert done.return_value == 1
+    assert "h1 (192.0.2.1 on eth0)" in done.stdout
+    assert re.search(r"trouble +.*store", done.stdout)
+
+
+def test_the_agent_follows_a_store_that_is_back(running, tmp_path):
+    """And says that it was away until then."""
+    node, file = Client(running), tmp_path / "store.db"
+    until = time.monotonic() + 10
+    file.rename(tmp_path / "away")
+    while not node.request("GET", "status")["stale"]:
+        assert time.monotonic() < until
+    (tmp_path / "away").rename(file)
+    while node.request("GET", "status")["trouble"]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    node.request("POST", "networks", name="other", cidrs=["10.9.0.0/24"])
+
+
+def test_a_lost_host_is_listed_and_its_endpoints_say_so(path, lost):
+    def output(*argv):
+        done = CliRunner().invoke(slimnet, ["--agent", str(path), *argv])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    one, two = output("host", "ls").splitlines()[1:]
+    assert one.split()[:5] == ["h1", "live", "now", "192.0.2.1", "memory"]
+    assert re.match(r"h2 +lost +\d+s ago +192\.0\.2\.2 +9\.8 +memory ", two)
+    assert re.search(r"^h2 +\d+s ago +192", output("status"), re.MULTILINE)
+    hosts = json.loads(output("host", "ls", "-o", "json"))
+    assert [(each["name"], each["lost"], each["endpoints"]) for each in hosts] == [
+        ("h1", False, 1),
+        ("h2", True, 1),
+    ]
+    assert re.search(r"far +10\.1\.0\.\d+ +h2 \(lost\)", output("endpoint", "ls"))
+    assert re.search(r"web +10\.1\.0\.\d+ +h1 ", output("endpoint", "ls"))
+    found = json.loads(output("endpoint", "ls", "-o", "json"))
+    assert {each["name"]: each["lost"] for each in found} == {"web": False, "far": True}
+    output("host", "rm", "h2")
+    assert [each["name"] for each in json.loads(output("host", "ls", "-o", "json"))] == ["h1"]
+    assert "far" not in output("endpoint", "ls")
+    done = CliRunner().invoke(slimnet, ["--agent", str(path), "host", "rm", "h1"])
+    assert "host h1 lives: stop its agent first" in str(done.exception)
+
+
+def test_a_revision_that_is_in_force_is_told_from_one_that_is_known(path, monkeypatch):
+    """``installed`` is behind ``revision`` as long as tables are not in force, and only then,
+    whatever changed; ``generation`` counts changes of tables."""
+    node = Client(path)
+    node.request("PUT", "namespaces", "prod", "default", labels={})
+    before = node.request("GET", "status")
+    assert before["installed"] == before["revision"] > 0
+    node.request("PUT", "namespaces", "prod", "other", labels={})
+    empty = node.request("GET", "status")
+    assert empty["installed"] == empty["revision"] > before["revision"]
+    assert empty["generation"] == before["generation"]
+
+    def refuse(*_):
+        raise BackendError("no")
+
+    monkeypatch.setattr(MemoryBackend, "install", refuse)
+    with pytest.raises(SlimnetError, match="no"):
+        node.request("POST", "policies", policies=DOCUMENTS, network="prod")
+    late = node.request("GET", "status")
+    assert (late["installed"], late["generation"]) == (empty["installed"], empty["generation"])
+    assert late["installed"] < late["revision"]
+    done = CliRunner().invoke(slimnet, ["--agent", str(path), "status"])
+    assert f"{late['revision']}, of which {late['installed']} is in force" in done.stdout
+    (host,) = node.request("GET", "hosts")
+    assert (host["installed"], host["generation"]) == (late["installed"], late["generation"])
+    assert host["installed"] < host["wanted"]
+    done = CliRunner().invoke(slimnet, ["--agent", str(path), "host", "ls"])
+    assert f"{host['installed']} of {host['wanted']}" in done.stdout
+
+
+# Hosts that are silent
+
+
+@pytest.fixture
+def silent(path, tmp_path):
+    """A host whose agent does not answer, and whose lease has not run out."""
+    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
+        Cluster(store).set_host(Host("h2", "192.0.2.2", {"vxlan/1"}, "memory"), store.lease(60))
+    Client(path).request("POST", "networks", name="other", cidrs=["10.9.0.0/24"])
+
+
+def test_waiting_for_the_hosts_that_are_meant(path, silent):
+    node = Client(path)
+    assert list(node.request("POST", "wait", hosts=["h1"])["installed"]) == ["h1"]
+    with pytest.raises(NotFollowed, match=r"not everywhere at revision \d+: h2 at 0$"):
+        node.request("POST", "wait", timeout=0.2)
+    with pytest.raises(NotFound, match="host 'h3': it does not live; there are: h1, h2"):
+        node.request("POST", "wait", timeout=0.2, hosts=["h3"])
+
+
+def test_status_is_shown_also_where_a_host_is_silent(path, silent):
+    def status(*argv):
+        return CliRunner().invoke(
+            slimnet, ["--agent", str(path), "status", *argv], standalone_mode=False
+        )
+
+    done = status("--wait", "--timeout", "0.2")
+    assert done.return_value == 1
+    assert re.search(r"ready +no\n", done.stdout)
+    assert re.search(r"trouble +not everywhere at revision \d+: h2 at 0\n", done.stdout)
+    done = status("--wait", "--timeout", "0.2", "--host", "h1")
+    assert done.return_value == 0
+    assert "not everywhere" not in done.stdout
+    done = status("--host", "h1")
+    assert str(done.exception) == "--host: wanted --wait beside it, got 'h1'"

@@ -23,7 +23,7 @@ from slimnet.exceptions import (
     PolicyError,
     StoreUnreachable,
 )
-from slimnet.model import Host
+from slimnet.model import Host, HostState
 from slimnet.policy import (
     ClusterNetworkPolicy,
     EgressLimit,
@@ -410,15 +410,15 @@ def test_everybody_at_once(tmp_path):
 
 
 def test_hosts_live_as_long_as_their_lease(cluster, store):
-    lease = store.lease(0.3)
-    cluster.set_host(Host("h1", "192.0.2.1"), lease)
-    cluster.set_installed("h1", 7, lease)
+    lease, host = store.lease(0.3), Host("h1", "192.0.2.1")
+    cluster.set_host(host, lease)
+    cluster.set_installed(host, 7, lease, 3)
     assert cluster.installed() == {"h1": 7}
     store.renew(lease)
     while cluster.hosts():
         pass
     assert cluster.installed() == {}
-    cluster.set_installed("h1", 8, lease)
+    cluster.set_installed(host, 8, lease, 4)
     assert store.list("installed/")[0] == {}
 
 
@@ -458,8 +458,45 @@ def test_what_a_lost_host_left(cluster, store, prod):
     store.transact(delete=["hosts/h1"])
     cluster.remove_host("h1")
     assert cluster.endpoints() == []
-    with pytest.raises(NotFound, match="neither alive"):
+    with pytest.raises(NotFound, match="host 'h1': there is none; there are: none at all"):
         cluster.remove_host("h1")
+
+
+def test_a_lost_host_is_known_until_it_is_removed(cluster, store, prod):
+    """What it was, when it said so last, what was in force there, and what it left."""
+    hosts = [Host(f"h{number}", f"192.0.2.{number}", version="1.2") for number in (1, 2, 3)]
+    leases = [store.lease(60) for _ in hosts]
+    for host, lease in zip(hosts, leases, strict=True):
+        cluster.set_host(host, lease)
+    begin = time.time()
+    cluster.set_installed(hosts[0], 9, leases[0], 4)
+    cluster.set_installed(hosts[1], 7, leases[1], 5)
+    cluster.create_endpoint({"network": "prod", "name": "web", "host": "h2"})
+    store.transact(delete=["hosts/h2", "installed/h2"])
+    one, two, three = cluster.host_states(8)
+    assert (one.name, one.host, one.lost, one.installed, one.generation) == (
+        "h1", hosts[0], False, 9, 4,
+    )  # fmt: skip
+    assert (two.name, two.host, two.lost, two.installed, two.generation) == (
+        "h2", hosts[1], True, 7, 5,
+    )  # fmt: skip
+    assert begin <= two.seen <= one.seen <= time.time()
+    assert [each.endpoints for each in (one, two, three)] == [0, 1, 0]
+    assert [each.behind for each in (one, two, three)] == [False, True, True]
+    assert (three.host, three.lost, three.installed) == (hosts[2], False, 0)
+    cluster.set_seen(hosts[1], 8, 6)
+    assert [each.installed for each in cluster.host_states(8)] == [9, 8, 0]
+    cluster.remove_host("h2")
+    assert [each.name for each in cluster.host_states(8)] == ["h1", "h3"]
+    assert cluster.endpoints() == []
+
+
+def test_a_host_of_which_only_endpoints_are_left(cluster, prod):
+    """By a version that wrote down no more."""
+    cluster.create_endpoint({"network": "prod", "name": "web", "host": "h9"})
+    assert cluster.host_states(1) == [HostState("h9", None, lost=True, wanted=1, endpoints=1)]
+    cluster.remove_host("h9")
+    assert cluster.host_states(1) == []
 
 
 def test_namespaces(cluster, store, prod):

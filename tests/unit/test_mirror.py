@@ -153,8 +153,9 @@ def test_what_hosts_report_wakes_no_other(store):
     N events, where N squared would be more with every host."""
     cluster = Cluster(store)
     leases = {f"h{number}": store.lease(60) for number in range(12)}
-    for number, (name, lease) in enumerate(leases.items()):
-        cluster.set_host(Host(name, f"192.0.2.{number + 1}"), lease)
+    hosts = {name: Host(name, f"192.0.2.{number}") for number, name in enumerate(leases, start=1)}
+    for name, host in hosts.items():
+        cluster.set_host(host, leases[name])
     mirrors = {name: Mirror(store, name) for name in leases}
     for mirror in mirrors.values():
         mirror.catch_up()
@@ -163,12 +164,44 @@ def test_what_hosts_report_wakes_no_other(store):
     for _ in range(3):
         for name, mirror in mirrors.items():
             mirror.catch_up()
-            cluster.set_installed(name, mirror.followed, leases[name])
+            cluster.set_installed(hosts[name], mirror.followed, leases[name], 1)
+            cluster.set_seen(hosts[name], mirror.followed, 1)
     store.transact(put={f"inquiries/{name}/1": b"{}" for name in mirrors if name != "h0"})
     mirrors["h0"].catch_up()
     assert store.told == len(mirrors)
     assert mirrors["h0"].inquiries == {}
     assert all(mirror.followed == mirrors["h0"].followed for mirror in mirrors.values())
+
+
+def test_it_answers_while_the_store_does_not(store, monkeypatch):
+    """A store that hangs keeps nobody from what is known."""
+    store.transact(put={"hosts/h1": records.dump(HERE)})
+    mirror = Mirror(store, "h1")
+    mirror.catch_up()
+    asked, free = threading.Event(), threading.Event()
+    watch = store.watch
+
+    def hang(*arguments, **named):
+        asked.set()
+        assert free.wait(10)
+        return watch(*arguments, **named)
+
+    monkeypatch.setattr(store, "watch", hang)
+    follower = threading.Thread(target=mirror.catch_up)
+    follower.start()
+    try:
+        assert asked.wait(10)
+        found = []
+        reader = threading.Thread(
+            target=lambda: found.extend([mirror.hosts(), mirror.all("hosts"), mirror.state(HERE)])
+        )
+        reader.start()
+        reader.join(5)
+        assert found[:2] == [[HERE], [HERE]]
+    finally:
+        free.set()
+        follower.join()
+        reader.join()
 
 
 def test_waiting_for_ones_own(store):

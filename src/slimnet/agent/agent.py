@@ -17,9 +17,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from netaddr import IPAddress
@@ -41,11 +41,12 @@ from slimnet.cluster.ranges import overlapped
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendError,
+    NotFollowed,
     NotFound,
     SlimnetError,
     StoreUnreachable,
 )
-from slimnet.model import Host
+from slimnet.model import Host, HostState
 from slimnet.plugins import open_store
 from slimnet.policy import Document, PolicyWarning, State
 from slimnet.policy import check as policy_check
@@ -54,6 +55,12 @@ from slimnet.trusted import make_trusted
 __all__ = ["Agent"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds after which a host says again that it is there, for those who ask when it was
+#: seen last. Each is a change of the store, where to renew a lease is none.
+_SEEN = 60.0
 
 
 class Agent:
@@ -98,10 +105,14 @@ class Agent:
         )
         self.since = time.time()
         self._reported = 0
+        #: The store's revision whose tables are in force; 0 before the first.
+        self._installed = 0
         self._lock = threading.RLock()
         self._stop = threading.Event()
         #: What the store, or what it holds, does to us; empty when all is well.
         self._trouble = ""
+        #: Why the store does not answer; empty when it does.
+        self.stale = ""
         #: Why the data path's housekeeping failed; empty when it did not.
         self._untended = ""
         self._register()
@@ -144,6 +155,7 @@ class Agent:
                 self.sync()
             except StoreUnreachable as error:
                 self.mirror.forget()  # what answers next may be another store, or a backup
+                self.stale = str(error)
                 self._hinder(str(error))
                 self._stop.wait(0.25)
             except SlimnetError as error:
@@ -156,6 +168,7 @@ class Agent:
                 self._hinder(text)
                 self._stop.wait(1)
             else:
+                self.stale = ""
                 self._hinder("")
 
     def stop(self) -> None:
@@ -187,6 +200,29 @@ class Agent:
         hindrance = self.sync()
         if hindrance:
             raise BackendError(f"host {self.config.host}: {hindrance}")
+
+    def known(self, asked: Callable[[], T], copied: Callable[[], T]) -> T:
+        """What the store says; where it does not answer, or is another one, what this
+        agent knew before. :attr:`stale` says so then."""
+        if not self.stale:
+            try:
+                return asked()
+            except StoreUnreachable as error:
+                self.stale = str(error)
+        return copied()
+
+    def hosts(self) -> list[HostState]:
+        """All hosts that are known; where the store does not answer, those that lived."""
+
+        def copied() -> list[HostState]:
+            return [
+                HostState(
+                    each.name, each, lost=False, endpoints=len(self.mirror.endpoints(each.name))
+                )
+                for each in self.mirror.hosts()
+            ]
+
+        return self.known(lambda: self.cluster.host_states(self.mirror.changed), copied)
 
     def apply(self, documents: Sequence[Document]) -> tuple[list[Document], int]:
         """Put documents in force, all at once; on this host when this returns.
@@ -224,6 +260,7 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """What is in force here, and what stands in its way."""
+        self.known(self.store.look, lambda: None)
         status = self.backend.status()
         trouble = self._troubles()
         return {
@@ -242,7 +279,9 @@ class Agent:
             "store": self.config.store,
             "cluster": self.store.id,
             "key_file": str(self.config.key_file),
+            "stale": self.stale,
             "revision": self.mirror.followed,
+            "installed": self._installed,
             "generation": status.generation,
             "attached": sorted(status.endpoints),
             "counters": records.encode(status.counters),
@@ -252,28 +291,42 @@ class Agent:
             "trouble": trouble,
         }
 
-    def wait(self, revision: int | None, timeout: float) -> dict[str, int]:
-        """Wait until every live host has followed the store to ``revision``; by
-        default to where it is now.
+    def wait(
+        self, revision: int | None, timeout: float, hosts: Iterable[str] | None = None
+    ) -> dict[str, int]:
+        """Wait until hosts have followed the store to ``revision``; by default to where
+        it is now.
+
+        Args:
+            revision: of the store.
+            timeout: seconds.
+            hosts: their names; by default every live host.
 
         Returns:
             host name to the revision that it follows.
 
         Raises:
-            SlimnetError: some have not, after ``timeout`` seconds; says which.
+            NotFound: one of ``hosts`` does not live.
+            NotFollowed: some have not, after ``timeout`` seconds; says which.
         """
+        wanted = None if hosts is None else set(hosts)
         if revision is None:
             self.sync()
             revision = self.mirror.changed
         deadline = time.monotonic() + timeout
         while True:
             installed = self.cluster.installed()
+            if wanted is not None:
+                if gone := sorted(wanted - installed.keys()):
+                    live = ", ".join(installed)
+                    raise NotFound(f"host {gone[0]!r}: it does not live; there are: {live}")
+                installed = {name: installed[name] for name in sorted(wanted)}
             behind = sorted(name for name, at in installed.items() if at < revision)
             if not behind:
                 return installed
             if time.monotonic() > deadline:
                 late = ", ".join(f"{name} at {installed[name]}" for name in behind)
-                raise SlimnetError(f"not everywhere at revision {revision}: {late}")
+                raise NotFollowed(f"not everywhere at revision {revision}: {late}")
             time.sleep(0.02)
 
     def _admit(self, documents: Sequence[Document]) -> State:
@@ -315,6 +368,7 @@ class Agent:
         self._lease = self.store.lease(self.config.lease)
         self.cluster.set_host(self.site.host, self._lease)
         self._renewed = time.monotonic()
+        self._said = 0.0
         self._reported = 0
 
     def _renew(self, now: float) -> None:
@@ -326,7 +380,19 @@ class Agent:
             _log.warning("the lease of host %s ran out; registering again", self.config.host)
             self._register()
         self._renewed = now
+        if now - self._said >= _SEEN:
+            self._say()
         self.tell_ranges()
+
+    def _say(self) -> None:
+        """Write down that this host was here."""
+        self.cluster.set_seen(self.site.host, self._installed, self._generation())
+        self._said = time.monotonic()
+
+    def _generation(self) -> int:
+        """Of the tables in force; 0 before the first of this process."""
+        tables = self.installer.tables
+        return 0 if tables is None else tables.generation
 
     def _tell(self, host: Host) -> None:
         """The others that this is what the host is now."""
@@ -337,10 +403,14 @@ class Agent:
     def _report(self) -> None:
         """Tell the cluster up to which revision this host has followed."""
         followed = self.mirror.followed
-        if self.installer.trouble or self._reported == followed:
+        if self.installer.trouble:
             return
-        self.cluster.set_installed(self.config.host, followed, self._lease)
-        self._reported = followed
+        self._installed = followed
+        if self._reported == followed:
+            return
+        host, generation = self.site.host, self._generation()
+        self.cluster.set_installed(host, followed, self._lease, generation)
+        self._reported, self._said = followed, time.monotonic()
 
     def _hinder(self, text: str) -> None:
         if text and text != self._trouble:
@@ -351,6 +421,7 @@ class Agent:
 
     def _troubles(self) -> list[str]:
         found = [
+            self.stale,
             self._trouble,
             self._untended,
             self.installer.trouble,
@@ -387,7 +458,5 @@ class Agent:
                     )
 
     def _summary(self) -> str:
-        tables = self.installer.tables
-        generation = tables.generation if tables else 0
-        summary = f"{len(self.endpoints.attached)} endpoints, generation {generation}"
+        summary = f"{len(self.endpoints.attached)} endpoints, generation {self._generation()}"
         return "; ".join([*self._troubles(), summary])

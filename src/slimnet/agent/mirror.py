@@ -71,6 +71,8 @@ class Mirror:
         self.inquiries: dict[str, bytes] = {}
         self._kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _DECODE}
         self._lock = threading.RLock()
+        # Held while the store is asked, which may take long: what is known is read meanwhile.
+        self._asking = threading.RLock()
 
     @property
     def binding(self) -> list[str]:
@@ -79,7 +81,7 @@ class Mirror:
 
     def catch_up(self) -> bool:
         """Take over what changed since; whether that can change any tables."""
-        with self._lock:
+        with self._asking:
             if self.revision:
                 try:
                     return self._follow()
@@ -102,7 +104,7 @@ class Mirror:
 
     def forget(self) -> None:
         """Read the whole store the next time; it goes on answering from its copy."""
-        with self._lock:
+        with self._asking, self._lock:
             self.revision = 0
 
     def state(self, host: Host) -> State:
@@ -135,6 +137,12 @@ class Mirror:
                 limits=of_networks(keys.EGRESS_LIMIT),
             )
 
+    def all(self, *kinds: str) -> list[Any]:
+        """What it knows of these kinds (:attr:`slimnet.cluster.keys.Key.kind`), kind by
+        kind, each in the order of the store."""
+        with self._lock:
+            return [value for each in kinds for _, value in sorted(self._kinds[each].items())]
+
     def networks(self) -> list[Network]:
         """All networks."""
         with self._lock:
@@ -154,26 +162,28 @@ class Mirror:
     def _follow(self) -> bool:
         changed = False
         events, reached = self.store.watch(*self._prefixes, after=self.revision, timeout=0)
-        for event in events:
-            changed |= self._take(event.key, event.value)
-            if event.key.partition("/")[0] in _DECODE:
-                self.followed = self.changed = event.revision
-        self.revision = reached
+        with self._lock:
+            for event in events:
+                changed |= self._take(event.key, event.value)
+                if event.key.partition("/")[0] in _DECODE:
+                    self.followed = self.changed = event.revision
+            self.revision = reached
         return changed
 
     def _read(self) -> None:
         pairs, revision = self.store.list("")
         if self._cluster:
             check_id(pairs[ID_KEY][0] if ID_KEY in pairs else None, self._cluster)
-        self.problems.clear()
-        self.inquiries.clear()
-        self.changed = 0
-        self._kinds = {kind: {} for kind in _DECODE}
-        for key, (value, changed) in pairs.items():
-            self._take(key, value)
-            if key.partition("/")[0] in _DECODE:
-                self.changed = max(self.changed, changed)
-        self.revision = self.followed = revision
+        with self._lock:
+            self.problems.clear()
+            self.inquiries.clear()
+            self.changed = 0
+            self._kinds = {kind: {} for kind in _DECODE}
+            for key, (value, changed) in pairs.items():
+                self._take(key, value)
+                if key.partition("/")[0] in _DECODE:
+                    self.changed = max(self.changed, changed)
+            self.revision = self.followed = revision
 
     def _take(self, key: str, value: bytes | None) -> bool:
         kind = key.partition("/")[0]

@@ -15,7 +15,13 @@ import attrs
 
 from slimnet import names, policy, records, wires
 from slimnet.agent.requests import Explain, Ping
-from slimnet.exceptions import AgentUnreachable, NotFound, SlimnetError
+from slimnet.exceptions import (
+    AgentUnreachable,
+    NotFollowed,
+    NotFound,
+    SlimnetError,
+    StoreUnreachable,
+)
 from slimnet.linux import netns
 from slimnet.model import Decision, Endpoint, Flow
 from slimnet.tables import Tables
@@ -55,6 +61,10 @@ print(json.dumps({"times": times, "error": error}))
 """
 
 
+#: What connect() says where a packet went, and none came back (tcp(7), icmp(7)).
+_SILENT = ("ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH")
+
+
 def explain(agent: Agent, asked: Explain) -> dict[str, Any]:
     """What the policy says of a flow, and why: :func:`slimnet.policy.explain`, on
     the tables that are in force here and those that belong in force elsewhere.
@@ -63,7 +73,7 @@ def explain(agent: Agent, asked: Explain) -> dict[str, Any]:
     when it has taken in all that the store held before the question; one that does
     not is named in ``unanswered``.
     """
-    agent.sync()
+    agent.known(agent.sync, str)
     state = agent.mirror.state(agent.site.host)
     installed = agent.installer.tables
     unanswered: dict[str, None] = {}
@@ -78,7 +88,7 @@ def explain(agent: Agent, asked: Explain) -> dict[str, Any]:
             return None
         try:
             answer = agent.inquiries.ask(host, "ask", flow=records.encode(flow))
-        except AgentUnreachable:
+        except (AgentUnreachable, StoreUnreachable):
             unanswered[host] = None
             return None
         return None if answer is None else records.decision(answer)
@@ -103,12 +113,25 @@ def ping(agent: Agent, asked: Ping) -> dict[str, Any]:
     spec = {"network": destination.network, "namespace": "default", "name": name}
     agent.endpoints.attach(spec, None)
     try:
-        agent.wait(None, asked.timeout)  # the target's host has to know it too
+        _await(agent, destination.host, asked.timeout)
         origin = agent.cluster.endpoint(destination.network, "default", name)
         answer = _from(agent, origin, destination, asked)
         return {**answer, "temporary": True}
     finally:
         agent.endpoints.detach(destination.network, "default", name, kill=True)
+
+
+def _await(agent: Agent, host: str, timeout: float) -> None:
+    """Wait for the one host that has to know of a new endpoint too."""
+    try:
+        agent.wait(None, timeout, [host])
+    except NotFound:
+        return  # lost: that is the answer then
+    except NotFollowed as error:
+        raise AgentUnreachable(
+            f"host {host} does not follow ({error}), and knows of no new endpoint:"
+            " say --from with one of this host"
+        ) from error
 
 
 def _from(agent: Agent, source: Endpoint, destination: Endpoint, asked: Ping) -> dict[str, Any]:
@@ -143,11 +166,23 @@ def _from(agent: Agent, source: Endpoint, destination: Endpoint, asked: Ping) ->
     reached = answer["carried"] in ("accelerated", "fallback")
     if result["error"] != "ECONNREFUSED" or asked.port is not None or not reached:
         answer["error"] = result["error"]
+    if reached and result["error"] in _SILENT and not result["times"]:
+        answer |= {"carried": "unreachable", "why": _silence(answer["wire"], source, destination)}
     return answer
 
 
+def _silence(wire: str | None, source: Endpoint, destination: Endpoint) -> str:
+    """What to say where nothing came back, though all that is known says it should."""
+    if wire is None:
+        return f"nothing came back from {destination.path} on this host: does it accept?"
+    return (
+        f"nothing came back by {wire}: does a firewall between {source.host} and"
+        f" {destination.host} let it through?"
+    )
+
+
 def _carried(agent: Agent, source: Endpoint, destination: Endpoint) -> dict[str, Any]:
-    hosts = {each.name: each for each in agent.cluster.hosts()}
+    hosts = {each.name: each.host for each in agent.hosts() if not each.lost}
     here, there = hosts.get(source.host), hosts.get(destination.host)
     if here is None or there is None:
         lost = source.host if here is None else destination.host
@@ -201,7 +236,8 @@ def _find(agent: Agent, text: str, network: str | None) -> Endpoint:
         NotFound: none does.
         InvalidValue: more than one does.
     """
-    found = names.find(agent.cluster.endpoints(), text, network)
+    endpoints = agent.known(agent.cluster.endpoints, agent.mirror.endpoints)
+    found = names.find(endpoints, text, network)
     if found is None:
         raise NotFound(f"endpoint {text!r}: there is none")
     return found

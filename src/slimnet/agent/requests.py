@@ -182,3 +182,4 @@ class Wait:
 
     revision: Annotated[int | None, REVISION, "of the store; by default that of now"] = None
     timeout: Annotated[float, SECONDS, "how long to wait"] = 10.0
+    hosts: Annotated[list[str] | None, TEXTS, "which; by default every live host"] = None

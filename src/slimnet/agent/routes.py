@@ -36,6 +36,7 @@ from slimnet.agent.requests import (
     Wait,
 )
 from slimnet.agent.server import Caller, Reply, Stream
+from slimnet.cluster import keys
 from slimnet.cluster.documents import PREFIXES
 from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.policy import ClusterNetworkPolicy, Document, parse
@@ -43,6 +44,7 @@ from slimnet.policy import ClusterNetworkPolicy, Document, parse
 __all__ = ["ROUTES", "Route", "Routes"]
 
 R = TypeVar("R", bound=attrs.AttrsInstance)
+T = TypeVar("T")
 
 _BEAT = 5.0
 
@@ -113,38 +115,43 @@ class Routes:
 # Reading
 
 
+def _known(agent: Agent, asked: Callable[[], list[T]], *kinds: str) -> list[T]:
+    """What the store says, or what the agent's copy of it does."""
+    return agent.known(asked, lambda: agent.mirror.all(*kinds))
+
+
 def _status(agent: Agent, _: Nothing) -> Reply:
-    """What is in force on this host, and what stands in its way: ``ready``, ``trouble``."""
+    """What is in force on this host, and what stands in its way: ``ready``, ``trouble``.
+    ``installed`` is the store's revision whose tables are in force, ``revision`` the one that
+    the agent knows. ``stale`` says why the store does not answer; what is read is then what
+    the agent knew before."""
     return agent.status()
 
 
 def _hosts(agent: Agent, _: Nothing) -> Reply:
-    """The live hosts: ``host``, and ``installed``, the revision that it follows."""
-    installed = agent.cluster.installed()
-    return [
-        {"host": records.encode(each), "installed": installed.get(each.name, 0)}
-        for each in agent.cluster.hosts()
-    ]
+    """All hosts that are known, lost ones too: :class:`slimnet.model.HostState`."""
+    return records.encode(agent.hosts())
 
 
 def _networks(agent: Agent, _: Nothing) -> Reply:
     """All networks."""
-    return records.encode(agent.cluster.networks())
+    return records.encode(_known(agent, agent.cluster.networks, keys.NETWORK.kind))
 
 
 def _namespaces(agent: Agent, _: Nothing) -> Reply:
     """All namespaces."""
-    return records.encode(agent.cluster.namespaces())
+    return records.encode(_known(agent, agent.cluster.namespaces, keys.NAMESPACE.kind))
 
 
 def _endpoints(agent: Agent, _: Nothing) -> Reply:
     """All endpoints, of every host."""
-    return records.encode(agent.cluster.endpoints())
+    return records.encode(_known(agent, agent.cluster.endpoints, keys.ENDPOINT.kind))
 
 
 def _policies(agent: Agent, _: Nothing) -> Reply:
     """All documents, of every kind."""
-    return [each.to_json() for each in agent.cluster.documents.all()]
+    found = _known(agent, agent.cluster.documents.all, *PREFIXES.values())
+    return [each.to_json() for each in found]
 
 
 def _connections(agent: Agent, _: Nothing) -> Reply:
@@ -217,7 +224,7 @@ def _remove_namespace(agent: Agent, asked: InNetwork) -> Reply:
 
 
 def _remove_host(agent: Agent, asked: Named) -> Reply:
-    """Remove the endpoints that a lost host left: ``revision``."""
+    """Forget a lost host, and remove the endpoints that it left: ``revision``."""
     revision = agent.cluster.remove_host(asked.name)
     agent.sync()
     return {"revision": revision}
@@ -290,8 +297,9 @@ def _ping(agent: Agent, asked: Ping) -> Reply:
 
 
 def _wait(agent: Agent, asked: Wait) -> Reply:
-    """Wait until every live host follows the store: ``installed``, by host."""
-    return {"installed": agent.wait(asked.revision, asked.timeout)}
+    """Wait until every live host follows the store, or those that are named:
+    ``installed``, by host."""
+    return {"installed": agent.wait(asked.revision, asked.timeout, asked.hosts)}
 
 
 #: All that the agent answers, in the order of the reference.

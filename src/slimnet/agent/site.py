@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import attrs
@@ -79,6 +80,7 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
                 labels=config.labels,
                 ranges=ranges(),
                 taken=taken(),
+                version=_version(),
             ),
             capabilities,
             key,
@@ -87,6 +89,13 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
         cgroups=cgroup.mount() / "slimnet" / config.instance,
         key=key,
     )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("slimnet")
+    except metadata.PackageNotFoundError:  # a source tree on the path
+        return ""
 
 
 def able(host: Host, capabilities: Capabilities, key: bytes) -> Host:

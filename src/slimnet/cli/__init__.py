@@ -24,6 +24,7 @@ _COMMANDS = {
     "completion": "slimnet.cli.completion:completion",
     "connections": "slimnet.cli.observe:connections",
     "endpoint": "slimnet.cli.endpoint:endpoint",
+    "host": "slimnet.cli.host:host",
     "namespace": "slimnet.cli.namespace:namespace",
     "network": "slimnet.cli.network:network",
     "observe": "slimnet.cli.observe:observe",

@@ -16,9 +16,10 @@ from slimnet.cli.node import (
     open_agent,
     path_of,
     ports_of,
+    tell_stale,
     title,
 )
-from slimnet.cli.output import line, output_option, show, show_one
+from slimnet.cli.output import Columns, line, output_option, show, show_one
 
 __all__ = ["endpoint"]
 
@@ -99,15 +100,22 @@ def add(
 @output_option
 @agent_option
 def ls(network: str | None, output: str) -> None:
-    """List the endpoints of all hosts."""
+    """List the endpoints of all hosts.
+
+    Those of a host that is lost say so: its agent has ended, or does not reach the store.
+    """
+    from slimnet.records import encode  # noqa: PLC0415  # attrs, once there is something
+
     with open_agent() as node:
-        rows = node.endpoints(network)
-    columns = {
+        lost = {each.name for each in node.host_states() if each.lost}
+        rows = [{**encode(each), "lost": each.host in lost} for each in node.endpoints(network)]
+        tell_stale(node)
+    columns: Columns = {
         "NETWORK": "network",
         "NAMESPACE": "namespace",
         "NAME": "name",
         "ADDRESS": "address",
-        "HOST": "host",
+        "HOST": lambda row: f"{row['host']} (lost)" if row["lost"] else row["host"],
         "ID": "id",
         "LABELS": "labels",
     }

@@ -13,6 +13,7 @@ from slimnet.cli.node import (
     network_of,
     network_option,
     open_agent,
+    tell_stale,
 )
 from slimnet.cli.output import line, output_option, show
 
@@ -57,6 +58,7 @@ def ls(network: str | None, output: str) -> None:
     """List the namespaces and their labels."""
     with open_agent() as node:
         rows = node.namespaces(network)
+        tell_stale(node)
     show(rows, {"NETWORK": "network", "NAMESPACE": "name", "LABELS": "labels"}, output)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from slimnet.cli.node import agent_option, complete_network, open_agent
+from slimnet.cli.node import agent_option, complete_network, open_agent, tell_stale
 from slimnet.cli.output import Columns, line, output_option, show
 
 __all__ = ["network"]
@@ -49,6 +49,7 @@ def ls(output: str) -> None:
     with open_agent() as node:
         endpoints = node.endpoints()
         rows = node.networks()
+        tell_stale(node)
     count = {
         each.name: sum(1 for endpoint in endpoints if endpoint.network == each.name)
         for each in rows

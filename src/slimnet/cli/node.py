@@ -24,6 +24,7 @@ __all__ = [
     "open_agent",
     "path_of",
     "ports_of",
+    "tell_stale",
     "title",
 ]
 
@@ -54,6 +55,14 @@ def open_agent() -> Node:
     return open_node(agent=click.get_current_context().find_root().obj)
 
 
+def tell_stale(node: Node) -> None:
+    """Say on standard error where the store does not answer: what was shown is what the
+    agent knew before."""
+    if stale := node.status()["stale"]:
+        text = f"{stale}; this is what the agent knew before"
+        click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
+
+
 def _complete(values: Callable[[Node], list[str]]) -> Callable[..., list[str]]:
     """Names that the agent knows; none where it does not answer."""
 
@@ -73,6 +82,7 @@ def _complete(values: Callable[[Node], list[str]]) -> Callable[..., list[str]]:
 complete_network = _complete(lambda node: [each.name for each in node.networks()])
 complete_endpoint = _complete(lambda node: [each.name for each in node.endpoints()])
 complete_namespace = _complete(lambda node: [each.name for each in node.namespaces()])
+complete_host = _complete(lambda node: [each.name for each in node.host_states()])
 complete_policy = _complete(lambda node: [each.name for each in node.policies()])
 complete_kind = _complete(lambda node: sorted({type(each).__name__ for each in node.policies()}))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from slimnet.cli.node import age, agent_option, open_agent, title
+from slimnet.cli.node import age, agent_option, open_agent, tell_stale, title
 from slimnet.cli.output import output_option, show, stream
 
 __all__ = ["connections", "observe"]
@@ -31,6 +31,7 @@ def connections(output: str) -> None:
     with open_agent() as node:
         names = {each.id: title(each) for each in node.endpoints()}
         rows = node.connections()
+        tell_stale(node)
     now = time.time()
 
     def name_of(key: str) -> Any:
@@ -82,6 +83,7 @@ def observe(
     """
     with open_agent() as node:
         found = {each.id: each for each in node.endpoints()}
+        tell_stale(node)
 
         def name_of(number: int) -> str:
             if number and number not in found:  # attached since

@@ -29,6 +29,7 @@ _COLOURS = {
     "unknown": "yellow",
     "warning": "yellow",
     "closed": "cyan",
+    "lost": "red",
     "no": "red",
     "false": "red",
     "denied": "red",

@@ -17,6 +17,7 @@ from slimnet.cli.node import (
     network_of,
     network_option,
     open_agent,
+    tell_stale,
 )
 from slimnet.cli.output import Columns, line, output_option, show, show_one
 
@@ -152,6 +153,7 @@ def ls(output: str) -> None:
     """List policies, services, published ports and limits."""
     with open_agent() as node:
         documents = node.policies()
+        tell_stale(node)
     show(map(_row, documents), _COLUMNS, output)
 
 
@@ -265,6 +267,7 @@ def explain(source: str, target: str, protocol: str, network: str | None, output
             port,
             protocol,
         )
+        tell_stale(node)
     if output == "table":
         click.echo(answer["summary"])
         if answer["translation"]:

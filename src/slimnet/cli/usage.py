@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from slimnet.cli.node import agent_option, open_agent, title
+from slimnet.cli.node import agent_option, open_agent, tell_stale, title
 from slimnet.cli.output import Columns, output_option, show
 
 __all__ = ["usage"]
@@ -36,6 +36,7 @@ def usage(endpoint: str | None, output: str) -> None:
         endpoints = {each.id: each for each in node.endpoints()}
         accounts = node.accounts()
         rules = node.rules()
+        tell_stale(node)
     names = {number: title(each) for number, each in endpoints.items()}
     wanted = [
         each

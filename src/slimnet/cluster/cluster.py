@@ -8,6 +8,8 @@ What they write, and under which keys: :mod:`slimnet.cluster.keys`.
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from slimnet.cluster.addresses import Addresses
 from slimnet.cluster.change import counter, retry
 from slimnet.cluster.documents import Documents
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
-from slimnet.model import VNI_MAX, Endpoint, Host, Namespace, Network
+from slimnet.model import VNI_MAX, Endpoint, Host, HostState, Namespace, Network
 from slimnet.policy.document import Service
 
 __all__ = ["Cluster"]
@@ -189,14 +191,39 @@ class Cluster:
         """The hosts that are alive."""
         return self._all(keys.HOST.below(), records.host)
 
-    def set_installed(self, host: str, revision: Revision, lease: int) -> None:
-        """Write down that what the store held at ``revision`` is in force there."""
-        key = keys.INSTALLED.at(host)
+    def set_installed(self, host: Host, revision: Revision, lease: int, generation: int) -> None:
+        """Write down that what the store held at ``revision`` is in force there, in tables
+        of this generation; and that the host was seen."""
+        key = keys.INSTALLED.at(host.name)
         put = {key: records.dump({"revision": revision})}
+        put |= _seen(host, revision, generation)
         try:
             self.store.transact(put=put, leases={key: lease})
         except NotFound:
-            _log.debug("the lease of host %s ran out", host)
+            _log.debug("the lease of host %s ran out", host.name)
+
+    def set_seen(self, host: Host, revision: Revision, generation: int) -> None:
+        """Write down that a host was seen now, with what is in force there."""
+        self.store.transact(put=_seen(host, revision, generation))
+
+    def host_states(self, wanted: Revision) -> list[HostState]:
+        """All hosts that are known, by name: those that live, and those that were lost and
+        have not been removed.
+
+        Args:
+            wanted: see :class:`~slimnet.model.HostState`.
+        """
+        live = {each.name: each for each in self.hosts()}
+        seen = self._all(keys.SEEN.below(), records.host_state)
+        known = {each.name: each for each in seen}
+        count = Counter(each.host for each in self.endpoints())
+        states = []
+        for name in sorted({*live, *known, *count}):
+            state = known.get(name) or HostState(name, None, lost=True)
+            if name in live:
+                state = attrs.evolve(state, host=live[name], lost=False, seen=time.time())
+            states.append(attrs.evolve(state, wanted=wanted, endpoints=count[name]))
+        return states
 
     def installed(self) -> dict[str, Revision]:
         """Live host to the revision that it has in force; 0 before the first."""
@@ -207,18 +234,22 @@ class Cluster:
         return {each.name: found.get(each.name, 0) for each in self.hosts()}
 
     def remove_host(self, name: str) -> Revision:
-        """Remove the endpoints that a lost host left.
+        """Forget a lost host, and remove the endpoints that it left.
 
         Raises:
             InUse: it lives.
-            NotFound: it left none.
+            NotFound: there is none of that name.
         """
-        if any(each.name == name for each in self.hosts()):
+        hosts = self.host_states(0)
+        found = next((each for each in hosts if each.name == name), None)
+        if found is None:
+            raise lookup.missing("host", name, [each.name for each in hosts])
+        if not found.lost:
             raise InUse(f"host {name} lives: stop its agent first")
-        left = [each for each in self.endpoints() if each.host == name]
-        if not left:
-            raise NotFound(f"host {name!r}: neither alive nor has it left endpoints")
-        return max(self.remove_endpoint(each) for each in left)
+        for each in self.endpoints():
+            if each.host == name:
+                self.remove_endpoint(each)
+        return self.store.transact(delete=[keys.SEEN.at(name)])
 
     # Endpoints
 
@@ -371,6 +402,13 @@ class Cluster:
 
     def _all(self, prefix: str, decode: Callable[[Mapping[str, Any]], T]) -> list[T]:
         return lookup.everything(self.store, prefix, decode)
+
+
+def _seen(host: Host, revision: Revision, generation: int) -> dict[str, bytes]:
+    state = HostState(
+        host.name, host, lost=True, seen=time.time(), installed=revision, generation=generation
+    )
+    return {keys.SEEN.at(host.name): records.dump(state)}
 
 
 def _below(kind: keys.Key, network: str | None) -> str:

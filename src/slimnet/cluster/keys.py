@@ -27,6 +27,7 @@ __all__ = [
     "NETWORK",
     "POLICY",
     "PUBLISHED_PORT",
+    "SEEN",
     "SERVICE",
     "Key",
 ]
@@ -64,6 +65,11 @@ NETWORK = Key("networks/<network>", "a :class:`~slimnet.Network`")
 HOST = Key("hosts/<host>", "a live :class:`~slimnet.Host`; goes when its lease runs out")
 INSTALLED = Key(
     "installed/<host>", "the revision up to which that host follows the store; leased as well"
+)
+SEEN = Key(
+    "seen/<host>",
+    "what that host last said of itself, and when: a :class:`~slimnet.model.HostState`. Stays"
+    " until the host is removed",
 )
 NAMESPACE = Key("namespaces/<network>/<name>", "a :class:`~slimnet.model.Namespace`")
 ENDPOINT = Key("endpoints/<network>/<namespace>/<name>", "an :class:`~slimnet.Endpoint`")
@@ -103,6 +109,7 @@ KEYS = (
     CLUSTER_POLICY,
     HOST,
     INSTALLED,
+    SEEN,
     INQUIRY,
     ANSWER,
     IDENTITY,

@@ -65,14 +65,19 @@ class OwnStore(Store):
         self.id = store_id(store)
         self._key = keys.CLUSTER_ID.at(self.id)
         self._revision: Revision | None = None
-        self._look()
+        self.look()
 
     @classmethod
     def open(cls, url: str) -> Store:
         """No URL is one of this class."""
         raise NotImplementedError(url)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Whether it is there, and still the same.
+
+        Raises:
+            StoreUnreachable: it is not.
+        """
         found, own = self._store.get(ID_KEY), self._store.get(self._key)
         check_id(found[0] if found else None, self.id)
         self._revision = own[1] if own else None
@@ -89,7 +94,7 @@ class OwnStore(Store):
         try:
             return self._store.transact(expect=expected, put=put, delete=delete, leases=leases)
         except Conflict:
-            self._look()
+            self.look()
             raise
 
     def get(self, key: str) -> tuple[bytes, Revision] | None:
