@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from slimnet import records
 from slimnet.agent.client import Client
-from slimnet.attached import AttachedEndpoint
+from slimnet.attached import AttachedEndpoint, PlacedEndpoint
 from slimnet.config import Config, load_config
 from slimnet.exceptions import InvalidValue, PolicyError
 from slimnet.model import (
@@ -265,6 +265,19 @@ class Node:
         found = [records.endpoint(each) for each in self._client.request("GET", "endpoints")]
         return [each for each in found if network in (None, each.network)]
 
+    def endpoint(self, network: str, name: str, namespace: str = "default") -> PlacedEndpoint:
+        """An endpoint of this host that is attached, and where its processes belong.
+
+        Raises:
+            NotFound: there is none of that name.
+            InvalidValue: it lives on another host.
+            BackendError: it is not attached; says why.
+        """
+        answer = self._client.request("GET", "endpoints", network, namespace, name)
+        return PlacedEndpoint(
+            records.endpoint(answer["endpoint"]), records.place(answer["place"]), created=False
+        )
+
     def run(self, network: str, name: str, argv: Sequence[str], **options: Any) -> int:
         """Run a command as an endpoint, with namespaces of its own, and answer its
         exit status. The endpoint goes with it.
@@ -279,6 +292,35 @@ class Node:
 
         with self.attach(network, name, ephemeral=True, **options) as attached:
             return sandbox.run(attached, argv, hidden=sandbox.secrets(self))
+
+    def exec(
+        self,
+        network: str,
+        name: str,
+        argv: Sequence[str],
+        namespace: str = "default",
+        **options: Any,
+    ) -> int:
+        """Run one more command in an endpoint of this host, beside the one that
+        :meth:`run` or ``slimnet run`` started: in its namespaces, confined as it is. Ends
+        with it. Answers the exit status.
+
+        Args:
+            network: its network.
+            name: its name.
+            argv: the command.
+            namespace: its namespace.
+            options: as of :func:`slimnet.sandbox.spawn`: ``user``, ``directory``, ...
+
+        Raises:
+            NotFound: there is none of that name, or no such command runs in it.
+            InvalidValue: it lives on another host, or an option is wrong.
+            BackendError: it is not attached; says why.
+        """
+        from slimnet import sandbox  # noqa: PLC0415  # what most callers never need
+
+        placed = self.endpoint(network, name, namespace)
+        return sandbox.run(placed, argv, beside=True, **options)
 
     # Policies, services, published ports, limits
 

@@ -25,7 +25,7 @@ import attrs
 import pytest
 
 from slimnet import sandbox
-from slimnet.exceptions import InvalidValue
+from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.linux import cgroup as cgroups
 from slimnet.linux import netns
 from slimnet.linux.cgroup import mount as cgroup_mount
@@ -557,7 +557,7 @@ def test_signals_of_the_caller_of_run_reach_the_command(home):
         assert process.wait(10) == 42
 
 
-def caller(home, argv, **options):
+def caller(home, argv, *, beside=False, **options):
     code = f"""
         from types import SimpleNamespace
         from slimnet import sandbox
@@ -565,7 +565,7 @@ def caller(home, argv, **options):
         place = Place({str(home.cgroup)!r}, {str(home.netns)!r},
             mounts={{"/etc/hosts": {str(home.hosts)!r}}})
         home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), place=place)
-        raise SystemExit(sandbox.run(home, {argv!r}))
+        raise SystemExit(sandbox.run(home, {argv!r}, beside={beside}))
     """
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -732,7 +732,7 @@ def test_many_at_once(home):
 # A terminal
 
 
-def on_terminal(home, argv, talk):
+def on_terminal(home, argv, talk, *, beside=False):
     """Run a caller of run() as the leader of a session on a new terminal; give
     ``talk`` the terminal, and return the caller's status and all output."""
     code = f"""
@@ -743,7 +743,7 @@ def on_terminal(home, argv, talk):
         place = Place({str(home.cgroup)!r}, {str(home.netns)!r},
             mounts={{"/etc/hosts": {str(home.hosts)!r}}})
         home = SimpleNamespace(endpoint=SimpleNamespace(name="web"), place=place)
-        status = sandbox.run(home, {argv!r})
+        status = sandbox.run(home, {argv!r}, beside={beside})
         print("back", os.tcgetpgrp(0) == os.getpgrp(), flush=True)
         raise SystemExit(status)
     """
@@ -844,3 +844,244 @@ def test_nothing_types_into_the_terminal(home):
     status, seen = on_terminal(home, argv, lambda *_: None)
     assert status == 0
     assert f"errno {errno.EPERM}" in seen
+
+
+# Beside a command that runs
+
+
+@contextlib.contextmanager
+def first(home, argv=("sleep", "60"), **options):
+    """The command beside which others run."""
+    process = sandbox.spawn(home, argv, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_beside_is_in_the_same_namespaces(home):
+    """All but the caller's own; so it sees the first command's processes and files."""
+    script = "echo here > /run/mark; echo here > /dev/shm/mark; exec sleep 60"
+    with first(home, ["sh", "-c", script]):
+        (command,) = wait_for(lambda: [pid for pid in members(home) if name(pid) == "sleep"])
+        kinds = " ".join(NAMESPACES)
+        inside = output(home, "sh", "-c", f"cd /proc/self/ns; readlink {kinds}", beside=True)
+        assert inside.split() == [os.readlink(f"/proc/{command}/ns/{kind}") for kind in NAMESPACES]
+        seen = output(home, "sh", "-c", "hostname; cat /run/mark /dev/shm/mark", beside=True)
+        assert seen.split() == ["web", "here", "here"]
+        names = output(home, "sh", "-c", "cat /proc/[0-9]*/comm", beside=True).split()
+        assert {"slimnet-init", "sleep", "slimnet-exec", "sh"} <= set(names)
+        assert "10.9.0.1" in output(home, "cat", "/etc/hosts", beside=True)
+
+
+def test_beside_is_in_the_cgroup(home):
+    with (
+        first(home),
+        sandbox.spawn(home, ["sh", "-c", "sleep 61 & sleep 61"], beside=True, outlive=True) as more,
+    ):
+        wait_for(lambda: [name(pid) for pid in members(home)].count("sleep") == 3)
+        assert {"slimnet-init", "slimnet-exec"} <= {name(pid) for pid in members(home)}
+        more.kill()
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+def test_beside_is_confined_as_the_first_one(home, filtered, asked):
+    """Whatever its caller would have it be."""
+    with first(home, seccomp=filtered, no_new_privileges=asked):
+        text = output(home, "cat", "/proc/self/status", beside=True, seccomp=not filtered)
+    status = {key: value.strip() for key, _, value in (x.partition(":") for x in text.split("\n"))}
+    kept = f"{capabilities.mask() & own_capabilities():016x}"
+    assert [status[f"Cap{each}"] for each in ("Prm", "Eff", "Bnd")] == [kept] * 3
+    assert [status[f"Cap{each}"] for each in ("Inh", "Amb")] == ["0" * 16] * 2
+    assert (status["Seccomp"] == "2") is filtered
+    assert (status["NoNewPrivs"] == "1") is asked
+
+
+def test_beside_what_leads_out_is_out_of_sight(home):
+    """The same mounts, and no descriptor but three."""
+    with first(home, ["sh", "-c", "cat /proc/self/mountinfo > /dev/shm/seen; exec sleep 60"]):
+        wait_for(lambda: "sleep" in [name(pid) for pid in members(home)])
+        seen = output(home, "sh", "-c", "cat /proc/self/mountinfo", beside=True)
+        assert seen == output(home, "cat", "/dev/shm/seen", beside=True)
+        assert output(home, "ls", "/proc/self/fd", beside=True).split() == ["0", "1", "2", "3"]
+
+
+def test_beside_options(home, tmp_path):
+    with first(home):
+        assert output(home, "id", "-un", beside=True, user="nobody").strip() == "nobody"
+        assert output(home, "pwd", beside=True, directory="/usr").strip() == "/usr"
+        assert output(home, "pwd", beside=True).strip() == os.getcwd()
+        assert output(home, "/usr/bin/env", beside=True, environment={"A": "b"}) == "A=b\n"
+        with sandbox.spawn(
+            home, ["cat"], beside=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as cat:
+            assert cat.communicate(b"through pipes")[0] == b"through pipes"
+        with pytest.raises(sandbox.CommandNotFound, match="no-such-program"):
+            sandbox.run(home, ["no-such-program"], beside=True)
+        with pytest.raises(sandbox.NotExecutable):
+            sandbox.run(home, ["/etc/passwd"], beside=True)
+        with pytest.raises(InvalidValue, match="directory"):
+            sandbox.run(home, ["true"], beside=True, directory=tmp_path / "none")
+
+
+@pytest.mark.parametrize("status", [0, 7, 255])
+def test_beside_exit_status(home, status):
+    """And what it starts and leaves goes on, with the first command as its init."""
+    with first(home):
+        argv = ["sh", "-c", f"setsid sleep 62 & exit {status}"]
+        assert sandbox.run(home, argv, beside=True) == status
+        left = [pid for pid in members(home) if "62" in command_line(pid)]
+        assert len(left) == 1
+        init = layers(home)["init"]
+        wait_for(lambda: int(stat_of(left[0])[1]) == init)
+        os.kill(left[0], signal.SIGKILL)
+        wait_for(lambda: left[0] not in members(home))  # and is reaped
+        assert sandbox.run(home, ["sh", "-c", "kill -9 $$"], beside=True) == 137
+
+
+def command_line(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def test_beside_signals_reach_the_command(home):
+    script = "trap 'exit 42' TERM; echo ready; while :; do sleep 0.05; done"
+    with first(home), caller(home, ["sh", "-c", script], beside=True) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 42
+
+
+def test_beside_job_control(home):
+    argv = ["sh", "-c", "echo ready; exec sleep 63"]
+    with first(home), caller(home, argv, beside=True, process_group=0) as process:
+        assert process.stdout.readline() == b"ready\n"
+        (command,) = wait_for(
+            lambda: [pid for pid in members(home) if command_line(pid)[1:2] == ["63"]]
+        )
+        process.send_signal(signal.SIGTSTP)
+        wait_for(lambda: stat_of(command)[0] == "T")
+        wait_for(lambda: stat_of(process.pid)[0] == "T")
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: stat_of(command)[0] == "S")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("user", [None, "nobody"])
+def test_beside_ends_with_its_caller_and_the_first_stays(home, user):
+    with first(home) as command:
+        more = sandbox.spawn(home, ["sleep", "64"], beside=True, user=user)
+        assert len([pid for pid in members(home) if name(pid) == "sleep"]) == 2
+        more.kill()
+        more.wait()
+        wait_for(lambda: [name(pid) for pid in members(home)].count("sleep") == 1)
+        assert command.poll() is None
+
+
+def test_beside_ends_with_the_first(home):
+    with first(home) as command:
+        more = sandbox.spawn(home, ["sh", "-c", "trap '' TERM INT; sleep 65"], beside=True)
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(5) == 128 + signal.SIGTERM
+        assert more.wait(5) == 128 + signal.SIGKILL
+    assert members(home) == []
+
+
+def test_beside_ends_the_first_from_inside(home):
+    """`kill 1`: its init passes the signal on."""
+    with first(home, ["sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.05; done"]) as command:
+        time.sleep(0.2)
+        sandbox.run(home, ["sh", "-c", "kill 1"], beside=True)
+        assert command.wait(5) == 42
+
+
+def test_beside_nothing(home):
+    """No sandbox runs there: never, not with other processes in the cgroup, not any more."""
+    said = "endpoint web: no command of `slimnet run` runs in it"
+    with pytest.raises(NotFound, match=said):
+        sandbox.run(home, ["true"], beside=True)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (home.cgroup / "cgroup.procs").write_text(str(other.pid))
+        with pytest.raises(NotFound, match=said):
+            sandbox.run(home, ["true"], beside=True)
+        other.kill()
+    with first(home):
+        assert sandbox.run(home, ["true"], beside=True) == 0
+    wait_for(lambda: not members(home))
+    with pytest.raises(NotFound, match=said):
+        sandbox.run(home, ["true"], beside=True)
+
+
+def test_beside_the_oldest(home):
+    """Of several sandboxes in one cgroup."""
+    with first(home, ["sh", "-c", "echo old > /run/mark; exec sleep 60"]) as old:
+        wait_for(lambda: "sleep" in [name(pid) for pid in members(home)])
+        time.sleep(0.05)  # a tick is 10 ms
+        with first(home, ["sh", "-c", "echo new > /run/mark; exec sleep 60"]):
+            wait_for(lambda: [name(pid) for pid in members(home)].count("sleep") == 2)
+            assert output(home, "cat", "/run/mark", beside=True) == "old\n"
+            old.kill()
+            old.wait()
+            wait_for(lambda: [name(pid) for pid in members(home)].count("sleep") == 1)
+            assert output(home, "cat", "/run/mark", beside=True) == "new\n"
+
+
+def test_beside_many_at_once(home):
+    with first(home):
+        several = [
+            sandbox.spawn(home, ["sh", "-c", f"exit {number}"], beside=True) for number in range(6)
+        ]
+        assert [process.wait() for process in several] == list(range(6))
+
+
+def test_beside_the_terminal_is_the_commands(home):
+    """It is /dev/console for this one alone."""
+
+    def talk(terminal, read_until):
+        read_until(b"who? ")
+        os.write(terminal, b"me\n")
+        read_until(b"hello me")
+
+    argv = ["sh", "-c", "printf 'who? '; read x; echo hello $x; tty"]
+    with first(home):
+        for _ in range(2):
+            status, seen = on_terminal(home, argv, talk, beside=True)
+            assert status == 0
+            assert "back True" in seen
+            assert "/dev/console" in seen
+        script = "test ! -c /dev/console"
+        assert sandbox.run(home, ["sh", "-c", script], beside=True) == 0
+
+
+def test_beside_interrupt_and_suspend(home):
+    """As of the first command: ^C ends it and not its caller, ^Z hangs nobody, and a shell
+    has job control."""
+
+    def talk(terminal, read_until):
+        read_until(b"ready")
+        os.write(terminal, b"\x1a")
+        time.sleep(0.2)
+        os.write(terminal, b"go\n")
+        read_until(b"went on")
+        os.write(terminal, b"\x03")
+
+    def jobs(terminal, read_until):
+        read_until(b"$ ")
+        os.write(terminal, b"sleep 60\n")
+        time.sleep(0.5)
+        os.write(terminal, b"\x1a")
+        read_until(b"Stopped")
+        os.write(terminal, b"kill %1; wait; jobs; exit 9\n")
+
+    with first(home) as command:
+        argv = ["sh", "-c", "echo ready; read x; echo went on; exec sleep 60"]
+        status, seen = on_terminal(home, argv, talk, beside=True)
+        assert status == 128 + signal.SIGINT
+        assert "back True" in seen
+        argv = ["env", "PS1=$ ", "bash", "--norc", "--noprofile", "-i"]
+        status, seen = on_terminal(home, argv, jobs, beside=True)
+        assert status == 9
+        assert "no job control" not in seen
+        assert command.poll() is None

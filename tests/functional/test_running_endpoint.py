@@ -90,11 +90,16 @@ def pair(hosts, resident):
     return (*clients, db)
 
 
-def slimnet(host, *arguments, **options):
-    """The command line, on a host."""
+def words(host, *arguments):
+    """A command line on a host."""
     command = [sys.executable, "-m", "slimnet.cli", "--agent", str(host.config.socket), *arguments]
+    return ["nsenter", f"--net={host.where.netns}", *command]
+
+
+def slimnet(host, *arguments, **options):
+    """What that says and answers."""
     return subprocess.run(
-        ["nsenter", f"--net={host.where.netns}", *command],
+        words(host, *arguments),
         capture_output=True,
         text=True,
         check=False,
@@ -210,8 +215,8 @@ def test_labels_by_the_command_line(hosts):
     one, two = hosts
     one.node().attach("prod", "web", namespace="shop", labels={"app": "web"})
 
-    def label(*words, host=one):
-        return slimnet(host, "endpoint", "label", *words)
+    def label(*changes, host=one):
+        return slimnet(host, "endpoint", "label", *changes)
 
     def labels():
         (web,) = one.node().endpoints()
@@ -223,7 +228,7 @@ def test_labels_by_the_command_line(hosts):
     done = label("shop/web", "track-", "other-", "-o", "json", host=two)
     assert json.loads(done.stdout)["labels"] == labels() == {"app": "web", "tier": ""}
     assert (done.returncode, done.stderr) == (0, "label other not found\n")
-    for words, said in (
+    for changes, said in (
         (("prod/shop/web", "tier=a", "app=db"), "has the label tier=, and it was not asked to"),
         (("shop/web", "app=a", "app-"), "label: wanted label app once, got 'app=a app-'"),
         (("shop/web", "app"), "label: wanted key=value, or key- to remove it, got 'app'"),
@@ -233,10 +238,10 @@ def test_labels_by_the_command_line(hosts):
         (("web", "a=b"), "endpoint 'prod/default/web': there is none; there are: prod/shop/web"),
         (("shop/web",), "Missing argument"),
     ):
-        done = label(*words)
-        assert (done.returncode, done.stdout) == (2, ""), words
-        assert said in done.stderr, words
-        assert done.stderr.count("\n") == 1, words
+        done = label(*changes)
+        assert (done.returncode, done.stdout) == (2, ""), changes
+        assert said in done.stderr, changes
+        assert done.stderr.count("\n") == 1, changes
     assert labels() == {"app": "web", "tier": ""}
     done = label("shop/web", "--overwrite", "app=db")
     assert labels() == {"app": "db", "tier": ""}
@@ -252,3 +257,82 @@ def test_labels_that_are_none(hosts):
         with pytest.raises(InvalidValue, match=r"endpoint\.labels: wanted "):
             one.node().label_endpoint("prod", "web", wrong, overwrite=True)
     assert one.node().endpoints() == [web.endpoint]
+
+
+# One more process
+
+
+@contextlib.contextmanager
+def running(host, name, *command, options=()):
+    """``slimnet run`` of a shell script that says when it is ready."""
+    argv = words(host, "run", "-n", "prod", "--name", name, *options, "--", *command)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+SLEEP = ("sh", "-c", "echo here > /run/mark; echo ready; exec sleep 600")
+
+
+@pytest.mark.usefixtures("pair")
+def test_exec_is_that_endpoint(hosts):
+    """Its address to whom it talks to, its policy, its names and files; and loopback is one."""
+    one, two = hosts
+    one.node().apply_policy(CANARY)
+    code = (
+        "import socket; s = socket.create_connection(('db', 7000), 3); s.sendall(b'x'); "
+        "print(s.getsockname()[0], socket.gethostname(), open('/run/mark').read().strip())"
+    )
+    listen = (
+        "import socket, time; s = socket.create_server(('127.0.0.1', 7001)); print('ready', "
+        "flush=True); open('/run/mark', 'w').write('here'); time.sleep(600)"
+    )
+    with running(one, "job", sys.executable, "-c", listen, options=["-l", "track=canary"]):
+        one.node().wait()
+        job = one.node().endpoint("prod", "job")
+        done = slimnet(one, "exec", "job", "--", sys.executable, "-c", code)
+        assert done.stdout.split() == [str(job.endpoint.address), "job", "here"], done.stderr
+        near = "import socket; socket.create_connection(('127.0.0.1', 7001), 3)"
+        assert slimnet(one, "exec", "job", "--", sys.executable, "-c", near).returncode == 0
+        one.node().label_endpoint("prod", "job", {"track": None})
+        two.node().wait()
+        assert slimnet(one, "exec", "job", "--", sys.executable, "-c", code).returncode == 1
+        assert one.node().exec("prod", "job", ["sh", "-c", "exit 7"]) == 7
+        socket = str(one.config.socket)
+        assert one.node().exec("prod", "job", ["test", "-e", socket]) == 1
+    until(lambda: "job" not in {each.name for each in one.node().endpoints()})
+
+
+def test_exec_by_the_command_line(hosts):
+    """Status, standard streams, and one line for what is wrong."""
+    one, two = hosts
+    one.node().attach("prod", "idle")
+    two.node().attach("prod", "far")
+    with running(one, "job", *SLEEP) as process:
+        done = slimnet(one, "exec", "prod/job", "--", "sh", "-c", "cat; exit 9", input="through")
+        assert (done.returncode, done.stdout, done.stderr) == (9, "through", "")
+        done = slimnet(one, "exec", "job", "sh", "-c", "kill -9 $$")
+        assert done.returncode == 137
+        for arguments, status, said in (
+            (("job", "--", "no-such-program"), 127, "command not found: no-such-program"),
+            (("job", "--", "/etc/passwd"), 126, "/etc/passwd"),
+            (("job",), 2, "Missing argument"),
+            (("job", "--"), 2, "Missing argument"),
+            (("job", "-n", "prod", "--", "true"), 2, "Option '-n' has to stand before ENDPOINT"),
+            (("--user", "none", "job", "--", "true"), 2, "user: wanted a user of this machine"),
+            (("none", "--", "true"), 2, "endpoint 'prod/default/none': there is none; there are"),
+            (("x/none", "--", "true"), 2, "no endpoint x/none"),
+            (("far", "--", "true"), 2, "endpoint.host: wanted an endpoint of h1, got 'h2'"),
+            (("idle", "--", "true"), 2, "endpoint idle: no command of `slimnet run` runs in it"),
+        ):
+            done = slimnet(one, "exec", *arguments)
+            assert (done.returncode, done.stdout) == (status, ""), arguments
+            assert said in done.stderr, arguments
+            assert done.stderr.count("\n") == 1, arguments
+        # It may be gone with the first one before it has ended itself.
+        assert slimnet(one, "exec", "job", "--", "sh", "-c", "kill 1").returncode in (0, 137)
+        assert process.wait(20) == 143

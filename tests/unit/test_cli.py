@@ -117,6 +117,7 @@ def test_every_command_explains_itself(words):
     "words",
     [
         ("run",),
+        ("exec",),
         ("endpoint", "label"),
         ("network", "create"),
         ("policy", "explain"),
@@ -135,7 +136,7 @@ def test_help_teaches_by_examples(words):
 LISTING = [
     words for words, command in ALL.items()
     if not isinstance(command, click.Group) and words not in {
-        ("agent",), ("completion",), ("run",), ("testbed", "exec"),
+        ("agent",), ("completion",), ("run",), ("exec",), ("testbed", "exec"),
     }
 ]  # fmt: skip
 
@@ -164,6 +165,7 @@ def test_every_command_that_talks_to_an_agent_says_which(words):
     [
         (["netwrk"], "no such command 'netwrk'; did you mean 'network'?"),
         (["network", "create"], "Missing argument 'NAME'."),
+        (["exec", "web", "-n", "prod", "--", "true"], "Option '-n' has to stand before ENDPOINT"),
         (["network", "ls", "-o", "xml"], "'xml' is not one of"),
         (["--agent", "/no/agent", "network", "ls"], "no agent on /no/agent"),
         (["network", "ls", "--agent", "/no/other"], "no agent on /no/other"),

@@ -127,6 +127,23 @@ class Endpoints:
                 raise
             return self.placed(endpoint, created=True)
 
+    def find(self, network: str, namespace: str, name: str) -> PlacedEndpoint:
+        """An endpoint that lives on this host.
+
+        Raises:
+            NotFound: there is none of that name.
+            InvalidValue: it lives on another host.
+            BackendError: it is not attached; says why.
+        """
+        endpoint = self._cluster.endpoint(network, namespace, name)
+        here = self._site.host.name
+        if endpoint.host != here:
+            raise InvalidValue("endpoint.host", f"an endpoint of {here}", endpoint.host)
+        if endpoint.id not in self.attached:
+            why = self.trouble.get(endpoint.id, "it is about to be, or to go")
+            raise BackendError(f"endpoint {endpoint.path} is not attached: {why}")
+        return self.placed(endpoint)
+
     def label(
         self,
         network: str,

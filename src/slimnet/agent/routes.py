@@ -250,6 +250,12 @@ def _detach(agent: Agent, asked: Detach) -> Reply:
     return {}
 
 
+def _endpoint(agent: Agent, asked: InNamespace) -> Reply:
+    """An endpoint of this host, and where its processes belong: as of ``POST
+    /v1/endpoints``."""
+    return records.encode(agent.endpoints.find(**attrs.asdict(asked)))
+
+
 def _label(agent: Agent, asked: Relabel) -> Reply:
     """Give an endpoint of any host other labels: ``endpoint``, ``revision``."""
     endpoint, revision = agent.endpoints.label(**attrs.asdict(asked))
@@ -315,6 +321,7 @@ ROUTES: tuple[Route[Any], ...] = (
     Route("DELETE", "/v1/namespaces/<network>/<name>", InNetwork, _remove_namespace),
     Route("GET", "/v1/endpoints", Nothing, _endpoints),
     Route("POST", "/v1/endpoints", Attach, _attach),
+    Route("GET", "/v1/endpoints/<network>/<namespace>/<name>", InNamespace, _endpoint),
     Route("PATCH", "/v1/endpoints/<network>/<namespace>/<name>", Relabel, _label),
     Route("DELETE", "/v1/endpoints/<network>/<namespace>/<name>", Detach, _detach),
     Route("GET", "/v1/policies", Nothing, _policies),

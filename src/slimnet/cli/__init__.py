@@ -24,6 +24,7 @@ _COMMANDS = {
     "completion": "slimnet.cli.completion:completion",
     "connections": "slimnet.cli.observe:connections",
     "endpoint": "slimnet.cli.endpoint:endpoint",
+    "exec": "slimnet.cli.run:exec_",
     "host": "slimnet.cli.host:host",
     "namespace": "slimnet.cli.namespace:namespace",
     "network": "slimnet.cli.network:network",
@@ -53,7 +54,8 @@ First steps, as root, on one machine:
 
 \b
 Exit status: 0 done; 1 the answer is no (ping, check, policy explain, policy
-check --strict); 2 an error, said in one line. `slimnet run` exits with its command's status.""",
+check --strict); 2 an error, said in one line. `slimnet run` and `slimnet exec` exit with their
+command's status.""",
 )
 @click.option(
     "--agent",

@@ -26,6 +26,7 @@ __all__ = [
     "ports_of",
     "tell_stale",
     "title",
+    "words_of",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -201,6 +202,26 @@ def title(endpoint: Endpoint) -> str:
     if endpoint.namespace == "default":
         return f"{endpoint.network}/{endpoint.name}"
     return endpoint.path
+
+
+def words_of(command: tuple[str, ...]) -> tuple[str, ...]:
+    """A command behind an argument, without the ``--`` that is kept there.
+
+    Raises:
+        click.UsageError: there is none, or an option of ours is where it should be.
+    """
+    words = command[1:] if command[:1] == ("--",) else command
+    if not words:
+        raise click.UsageError("Missing argument '-- CMD...'.", click.get_current_context())
+    if words == command and words[0].startswith("-"):
+        context = click.get_current_context()
+        first = next(
+            each.make_metavar(context)
+            for each in context.command.params
+            if isinstance(each, click.Argument)
+        )
+        raise click.UsageError(f"Option '{words[0]}' has to stand before {first}.", context)
+    return words
 
 
 def age(seconds: float) -> str:

@@ -1,26 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``slimnet run``."""
+"""``slimnet run`` and ``slimnet exec``."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from slimnet.cli.node import (
     agent_option,
+    complete_endpoint,
     label_option,
     labels_of,
     namespace_option,
     network_of,
     network_option,
     open_agent,
+    path_of,
     ports_of,
+    words_of,
 )
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from slimnet.attached import PlacedEndpoint
+
+__all__ = ["exec_", "run"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _command_options(function: _F) -> _F:
+    """Give a command those of the process that it starts, and that process's words."""
+    for option in (
+        click.argument(
+            "command", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED
+        ),
+        click.option(
+            "--no-new-privileges", is_flag=True, help="Set-user-id programs give it nothing."
+        ),
+        click.option("--directory", metavar="DIR", help="Start it there. [default: here]"),
+        click.option(
+            "--user", metavar="USER", help="Run the command as this user. [default: root]"
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 @click.command(
@@ -48,12 +76,9 @@ standard input or output is replaced by /dev/null; put a pipe in between.""",
 @click.option(
     "--port", "ports", metavar="NAME=PORT[/PROTO]", multiple=True, help="A named port; repeatable."
 )
-@click.option("--user", metavar="USER", help="Run the command as this user. [default: root]")
-@click.option("--directory", metavar="DIR", help="Start it there. [default: here]")
-@click.option("--no-new-privileges", is_flag=True, help="Set-user-id programs give it nothing.")
+@_command_options
 @click.option("--no-seccomp", is_flag=True, help="Leave the system call filter out.")
 @agent_option
-@click.argument("command", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     network: str | None,
     name: str,
@@ -92,22 +117,76 @@ def run(
             ephemeral=True,
         ) as attached,
     ):
-        try:
-            return sandbox.run(
-                attached,
-                command,
-                user=user,
-                directory=directory,
-                hidden=sandbox.secrets(node),
-                no_new_privileges=no_new_privileges,
-                seccomp=not no_seccomp,
-            )
-        except sandbox.CommandNotFound as error:
-            click.echo(f"slimnet: {error}", err=True)
-            return 127
-        except sandbox.NotExecutable as error:
-            click.echo(f"slimnet: {error}", err=True)
-            return 126
+        return _status(
+            attached,
+            command,
+            user=user,
+            directory=directory,
+            hidden=sandbox.secrets(node),
+            no_new_privileges=no_new_privileges,
+            seccomp=not no_seccomp,
+        )
+
+
+@click.command(
+    name="exec",
+    context_settings={"allow_interspersed_args": False},
+    epilog="""\b
+Examples:
+  slimnet exec web -- ps ax                       what runs there
+  slimnet exec -n prod --user postgres db -- psql
+  slimnet exec web -- sh -c 'kill 1'              ends the first command by SIGTERM
+
+\b
+Exit status: as of `slimnet run`.""",
+)
+@click.argument("endpoint", shell_complete=complete_endpoint)
+@network_option
+@namespace_option
+@_command_options
+@agent_option
+def exec_(
+    endpoint: str,
+    network: str | None,
+    namespace: str,
+    user: str | None,
+    directory: str | None,
+    no_new_privileges: bool,  # noqa: FBT001
+    command: tuple[str, ...],
+) -> int:
+    """Run CMD beside the command of an endpoint that runs.
+
+    ENDPOINT, as NAME or as [[NETWORK/]NAMESPACE/]NAME, is one of this host in which a
+    command of `slimnet run` runs. CMD enters its namespaces and is confined as it
+    is: it sees its processes and its files, also those in /run and /dev/shm, and it
+    ends when that command does. Signals and the terminal are as of `slimnet run`.
+    """
+    words = words_of(command)
+    with open_agent() as node:
+        where, inside, name = path_of(node, endpoint, network, namespace)
+        placed = node.endpoint(where, name, inside)
+    return _status(
+        placed,
+        words,
+        user=user,
+        directory=directory,
+        no_new_privileges=no_new_privileges,
+        beside=True,
+    )
+
+
+def _status(placed: PlacedEndpoint, command: tuple[str, ...], **options: Any) -> int:
+    """Run a command and answer the exit status that a shell would give."""
+    from slimnet import sandbox  # noqa: PLC0415  # what only these commands need
+
+    try:
+        return sandbox.run(placed, command, **options)
+    except sandbox.CommandNotFound as error:
+        click.echo(f"slimnet: {error}", err=True)
+        return 127
+    except sandbox.NotExecutable as error:
+        click.echo(f"slimnet: {error}", err=True)
+        return 126
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:

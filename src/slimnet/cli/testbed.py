@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimnet.cli.node import words_of
 from slimnet.cli.output import Columns, line, output_option, show
 
 if TYPE_CHECKING:
@@ -130,19 +131,17 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> int:
     """
     from slimnet.testbed import Testbed  # noqa: PLC0415  # attrs, when it runs
 
-    command = command[1:] if command[0] == "--" else command  # kept behind an argument
-    if not command:
-        raise click.UsageError("Missing argument '-- CMD...'.")
+    words = words_of(command)
     _need_root()
     there = Testbed.find(name).host(host)
     with there.enter():
         try:
-            os.execvpe(command[0], list(command), there.environment())  # noqa: S606
+            os.execvpe(words[0], list(words), there.environment())  # noqa: S606
         except FileNotFoundError:
-            click.echo(f"slimnet: command not found: {command[0]}", err=True)
+            click.echo(f"slimnet: command not found: {words[0]}", err=True)
             return 127
         except OSError as error:
-            click.echo(f"slimnet: {command[0]}: {error.strerror}", err=True)
+            click.echo(f"slimnet: {words[0]}: {error.strerror}", err=True)
             return 126
 
 

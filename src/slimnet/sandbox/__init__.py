@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a command as an endpoint: what ``slimnet run`` does.
+"""Run a command as an endpoint: what ``slimnet run`` and ``slimnet exec`` do.
 
 The command joins the endpoint's cgroup before anything else, so that no
 moment of it is unpoliced, enters its network namespace, and gets its own
@@ -12,6 +12,11 @@ Its host name is the endpoint's, ``/etc/hosts`` knows every endpoint, and
 
 What it does *not* confine are the host's other files: the command sees them,
 and writes to them where its user may. Run what must not in a container.
+
+One more command (``beside``) goes into the first one's namespaces and is confined
+as that was: it sees its processes and its ``/run``, and ends with it. Only an
+abstract Unix socket of the one is out of the other's reach (Landlock knows no
+way back into a domain).
 
 Descriptors 0, 1 and 2 may be files, pipes or devices. A socket there (some
 supervisors and ``ssh`` without a terminal pass one) is replaced by
@@ -107,6 +112,7 @@ def run(attached: Attached, argv: Sequence[str], **options: Any) -> int:
         options: as for :func:`spawn`.
 
     Raises:
+        NotFound: ``beside``, and no command runs there.
         CommandNotFound: no such command.
         NotExecutable: the file is there and is no program.
         InvalidValue: no such user, or a directory that cannot be entered.
@@ -144,6 +150,7 @@ def spawn(
     seccomp: bool = True,
     terminal: bool = False,
     outlive: bool = False,
+    beside: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` as the endpoint ``attached``; it runs when this returns.
 
@@ -166,8 +173,12 @@ def spawn(
         seccomp: False leaves the system call filter out.
         terminal: make the command the terminal's foreground process group.
         outlive: False ends the command when the calling thread ends.
+        beside: enter the sandbox of the command that runs there already, of the oldest
+            where there are several, and do not make one. ``hidden`` and ``seccomp`` are
+            its own then, and it is over with that one.
 
     Raises:
+        NotFound: ``beside``, and no command of :func:`run` or :func:`spawn` runs there.
         CommandNotFound: no such command.
         NotExecutable: the file is there and is no program.
         InvalidValue: no such user, or a directory that cannot be entered.
@@ -196,6 +207,7 @@ def spawn(
         "seccomp": seccomp,
         "terminal": terminal,
         "parent": 0 if outlive else os.getpid(),
+        "beside": beside,
     }
     process, report = _start(order, _file(stdin, 0), _file(stdout, 1), _file(stderr, 2))
     if report == REACHED:
@@ -204,7 +216,10 @@ def spawn(
     told = report.removeprefix(REACHED)
     if not told:
         raise _failure(order, "", None, f"the child ended with status {status}")
-    raise _failure(order, *marshal.loads(told))  # noqa: S302  # our own child's
+    stage, number, text = marshal.loads(told)  # noqa: S302  # our own child's
+    if stage == "sandbox":
+        raise NotFound(f"endpoint {attached.endpoint.name}: no command of `slimnet run` runs in it")
+    raise _failure(order, stage, number, text)
 
 
 def secrets(node: _Node) -> list[Path]:

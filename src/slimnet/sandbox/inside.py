@@ -8,6 +8,11 @@
         init          process 1 of the PID namespace: mounts, drops, reaps
           command
 
+    caller            slimnet exec, likewise
+      outside         the same, and enters the namespaces of that init
+        between       drops, relays
+          command     ends with it, and with the init as all that it started
+
 Started by :mod:`slimnet.sandbox` as a fresh interpreter that imports nothing
 but the standard library and this package; what to do arrives marshalled on a
 pipe. An error goes back on another pipe, which the command's execve closes.
@@ -24,7 +29,7 @@ import os
 import signal
 
 from slimnet.linux import libc
-from slimnet.sandbox import capabilities, landlock, mounts, relay, seccomp
+from slimnet.sandbox import capabilities, entrance, landlock, mounts, relay, seccomp
 
 TYPE_CHECKING = False  # typing's own is 4 ms of start-up
 if TYPE_CHECKING:
@@ -57,12 +62,39 @@ def main(order: int, report: int) -> None:
             _join(spec["cgroup"])
         if spec["netns"] and not _same_file(spec["netns"], "/proc/self/ns/net"):
             libc.setns(spec["netns"], libc.CLONE_NEWNET)
-        libc.unshare(libc.CLONE_NEWPID)
-        init = os.fork()
-        if init == 0:
-            _init(spec, report)
+        spec["here"] = _current_directory()
+        if spec["beside"]:
+            _enter(spec, report)
+        else:
+            libc.unshare(libc.CLONE_NEWPID)
+        child = os.fork()
+        if child == 0:
+            (_between if spec["beside"] else _init)(spec, report)
         os.close(report)
-        os._exit(relay.wait(init))
+        os._exit(relay.wait(child))
+    except BaseException as error:  # noqa: BLE001  # reported to the caller
+        _fail(report, error)
+
+
+def _enter(spec: dict[str, Any], report: int) -> None:
+    """Go where the endpoint's first command is; its init says how it was confined."""
+    console = libc.open_tree(os.ttyname(0)) if spec["terminal"] else None
+    try:
+        filtered, without_privileges = entrance.enter(spec["cgroup"])
+    except ProcessLookupError as error:
+        _fail(report, error, "sandbox")
+    spec["seccomp"] = filtered
+    spec["no_new_privileges"] |= without_privileges
+    if console is not None:
+        libc.unshare(libc.CLONE_NEWNS)  # the first command's console is another
+        mounts.put_console(console)
+
+
+def _between(spec: dict[str, Any], report: int) -> None:
+    try:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _call_oneself(b"slimnet-exec")
+        _confine(spec, report)
     except BaseException as error:  # noqa: BLE001  # reported to the caller
         _fail(report, error)
 
@@ -72,8 +104,7 @@ def _init(spec: dict[str, Any], report: int) -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getpid() != 1:
             raise OSError(errno.EINVAL, "not the first process of its PID namespace")
-        name = ctypes.create_string_buffer(b"slimnet-init")
-        libc.prctl(_PR_SET_NAME, ctypes.addressof(name))
+        _call_oneself(b"slimnet-init")
         terminal = os.ttyname(0) if spec["terminal"] else None
         libc.unshare(
             libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS | libc.CLONE_NEWCGROUP
@@ -85,38 +116,44 @@ def _init(spec: dict[str, Any], report: int) -> None:
             hidden=spec["hidden"],
             terminal=terminal,
         )
-        try:
-            _change_directory(spec["directory"])
-        except OSError as error:
-            _fail(report, error, "directory")
-        landlock.scope_abstract_sockets()
-        if spec["seccomp"]:
-            seccomp.install(os.uname().machine)
-        capabilities.drop()
-        if spec["no_new_privileges"]:
-            libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        apart_read, apart_write = os.pipe()
-        command = os.fork()
-        if command == 0:
-            os.close(apart_write)
-            os.read(apart_read, 1)
-            _command(spec, report)
-        os.close(report)
-        # With this process in another session, the process group of a command that leads the
-        # terminal is orphaned (setpgid(2)): the kernel does not stop such a group by ^Z, and
-        # nobody would be there to continue it.
-        os.setsid()
-        os.close(apart_write)
-        os.close(apart_read)
-        # Held open here, a pipe from the command would not end when the command does.
-        for descriptor in (0, 1, 2):
-            os.close(descriptor)
-        os._exit(relay.wait(command, reap=True))
+        _confine(spec, report)
     except BaseException as error:  # noqa: BLE001  # reported to the caller
         _fail(report, error)
 
 
-def _command(spec: dict[str, Any], report: int) -> None:
+def _confine(spec: dict[str, Any], report: int) -> None:
+    """Give up what no process of an endpoint has, start the command, and wait for it."""
+    try:
+        _change_directory(spec["here"], spec["directory"])
+    except OSError as error:
+        _fail(report, error, "directory")
+    landlock.scope_abstract_sockets()
+    if spec["seccomp"]:
+        seccomp.install(os.uname().machine)
+    capabilities.drop()
+    if spec["no_new_privileges"]:
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    parent = os.getpid()
+    apart_read, apart_write = os.pipe()
+    command = os.fork()
+    if command == 0:
+        os.close(apart_write)
+        os.read(apart_read, 1)
+        _command(spec, report, parent)
+    os.close(report)
+    # With this process in another session, the process group of a command that leads the
+    # terminal is orphaned (setpgid(2)): the kernel does not stop such a group by ^Z, and
+    # nobody would be there to continue it.
+    os.setsid()
+    os.close(apart_write)
+    os.close(apart_read)
+    # Held open here, a pipe from the command would not end when the command does.
+    for descriptor in (0, 1, 2):
+        os.close(descriptor)
+    os._exit(relay.wait(command, reap=True))
+
+
+def _command(spec: dict[str, Any], report: int, parent: int) -> None:
     try:
         if spec["terminal"]:
             os.setpgid(0, 0)
@@ -127,6 +164,9 @@ def _command(spec: dict[str, Any], report: int) -> None:
             os.setgroups(groups)
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
+        # After the user is another one, which would undo it.
+        if spec["beside"] and not _die_with(parent):
+            os._exit(128 + signal.SIGKILL)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; exec keeps that
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
@@ -159,12 +199,24 @@ def _join(cgroup: str) -> None:
         procs.write(b"0")
 
 
-def _change_directory(wanted: str | None) -> None:
+def _call_oneself(name: bytes) -> None:
+    text = ctypes.create_string_buffer(name)
+    libc.prctl(_PR_SET_NAME, ctypes.addressof(text))
+
+
+def _current_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+def _change_directory(here: str, wanted: str | None) -> None:
     if wanted is not None:
-        os.chdir(wanted)
+        os.chdir(os.path.join(here, wanted))  # noqa: PTH118
         return
     try:
-        os.chdir(os.getcwd())  # the same path, in the new mounts
+        os.chdir(here)  # the same path, in the new mounts
     except OSError:
         os.chdir("/")
 

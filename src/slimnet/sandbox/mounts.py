@@ -18,7 +18,7 @@ import stat
 from slimnet.linux import libc
 from slimnet.linux.mounts import in_sight
 
-__all__ = ["FORBIDDEN", "arrange", "resolvers"]
+__all__ = ["FORBIDDEN", "arrange", "put_console", "resolvers"]
 
 #: File systems that an endpoint must not see at all.
 FORBIDDEN = frozenset(
@@ -188,9 +188,19 @@ def _dev(console: int | None) -> None:
     except OSError:
         pass  # a kernel without POSIX message queues
     if console is not None:
-        os.close(os.open("/dev/console", os.O_CREAT | os.O_WRONLY, 0o600))
-        libc.move_mount(console, "/dev/console")
-        os.close(console)
+        put_console(console)
+
+
+def put_console(tree: int) -> None:
+    """Show a terminal as /dev/console of the calling process's mount namespace.
+
+    Args:
+        tree: of :func:`slimnet.linux.libc.open_tree`; closed.
+    """
+    if not os.path.lexists("/dev/console"):
+        os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    libc.move_mount(tree, "/dev/console")
+    os.close(tree)
 
 
 def _directories(path: str) -> list[tuple[str, int, int, int]]:
