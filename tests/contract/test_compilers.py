@@ -146,7 +146,7 @@ def test_kbuild_and_sparse_take_every_shared_header(kernel, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CHECK" in done.stdout
     assert not done.stderr
-    swapped = text.replace("slim_rate_ask(next, now)", "slim_htobe32(1)")
+    swapped = text.replace("slim_rate_holds(next, now, SLIM_RATE_SEGMENT)", "slim_htobe32(1)")
     assert swapped != text
     assert "restricted __be32" in build_module(kernel, tmp_path, swapped, "C=2", check).stderr
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an endpoint may send, measured by who receives it; and what is on its account.
 
-Rates are asked with a wide margin above and below: these are tests of what is
-held back, not of how precisely.
+Rates are asked with a margin above and below that a busy machine keeps; on a quiet
+one they are within 5 %.
 """
 
 from __future__ import annotations
 
+import select
 import socket
+import struct
 import threading
 import time
 
@@ -117,7 +119,102 @@ def test_all_of_an_endpoint_together(lab, ends, connections):
     client, server = ends
     lab.limit(client, rate=8 * MEGABYTE)
     lab.install()
-    assert 0.6 < rate(client, server, connections) / (8 * MEGABYTE) < 1.15
+    assert 0.75 < rate(client, server, connections, 3) / (8 * MEGABYTE) < 1.1
+
+
+def _accept(listener: socket.socket, connections: int) -> list[socket.socket]:
+    return [listener.accept()[0] for _ in range(connections)]
+
+
+def _arrivals(children: list[socket.socket], seconds: float) -> list[tuple[int, float]]:
+    """Of each connection: the bytes of that time, and the longest it was without any."""
+    now = time.monotonic()
+    end = now + seconds
+    counts, gaps, last = (dict.fromkeys(children, start) for start in (0, 0.0, now))
+    while (now := time.monotonic()) < end:
+        for child in select.select(children, [], [], 0.1)[0]:
+            counts[child] += len(child.recv(1 << 18))
+            gaps[child] = max(gaps[child], now - last[child])
+            last[child] = now
+    return [(counts[child], max(gaps[child], end - last[child])) for child in children]
+
+
+def flood(client, server, port, connections):
+    """The server's ends of connections on which the client sends as much as goes."""
+    listener = server.listen(port)
+    accepting = server.start(_accept, listener, connections)
+    client.call(_send, server.address, port, connections)
+    return accepting.result(30)
+
+
+@LIMITS
+def test_its_connections_have_the_same(lab, ends):
+    """Those that send as much as goes take turns, and none waits long for its own."""
+    client, server = ends
+    lab.limit(client, rate=MEGABYTE)
+    lab.install()
+    children = flood(client, server, 7000, 16)
+    server.call(_arrivals, children, 1)  # the first segments, which nobody paces
+    found = server.call(_arrivals, children, 4)
+    counts = [count for count, _ in found]
+    assert 0.75 < sum(counts) / (4 * MEGABYTE) < 1.1
+    assert min(counts) > sum(counts) / 16 / 2, counts
+    assert max(gap for _, gap in found) < 2
+
+
+@LIMITS
+def test_what_it_receives_beside_is_not_slowed(lab, ends):
+    """It sends at its rate while it receives, what it receives keeps coming, and its
+    connects do not wait: neither acknowledgement nor SYN is held back."""
+    client, server = ends
+    lab.limit(client, rate=MEGABYTE)
+    lab.install()
+    up = flood(client, server, 7000, 1)
+    down = flood(server, client, 7001, 1)
+    sending = server.start(_arrivals, up, 5)
+    ((received, gap),) = client.call(_arrivals, down, 5)
+    ((sent, _),) = sending.result(30)
+    assert 0.75 < sent / (5 * MEGABYTE) < 1.1
+    assert received > 20 * 5 * MEGABYTE
+    assert gap < 1
+    server.serve(7002)
+    for _ in range(20):
+        begin = time.monotonic()
+        client.connect(server.address, 7002).close()
+        assert time.monotonic() - begin < 0.9  # a SYN is sent again after a second
+
+
+@LIMITS
+@pytest.mark.parametrize("own", ["127.0.0.1", "::1", "address"])
+@pytest.mark.parametrize("kind", ["rate", "connection_rate"])
+def test_what_stays_within_it_is_free(lab, own, kind):
+    """As loopback is in a container, which its device never sees."""
+    endpoint = lab.endpoint(0)
+    lab.limit(endpoint, **{kind: MEGABYTE})
+    lab.install()
+    address = str(endpoint.address) if own == "address" else own
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = endpoint.listen(7000, address, family=family)
+    accepting = endpoint.start(_accept, listener, 1)
+    endpoint.call(_send, address, 7000, 1)
+    ((count, _),) = endpoint.call(_arrivals, accepting.result(30), 1)
+    assert count > 20 * MEGABYTE
+
+
+@LIMITS
+def test_nothing_is_lost(lab, ends):
+    """What waits is in the socket's own buffer: hardly a byte is sent twice."""
+    client, server = ends
+    lab.limit(client, rate=MEGABYTE)
+    lab.install()
+    listener = server.listen(7000)
+    sock = client.connect(server.address, 7000)
+    children = server.call(_accept, listener, 1)
+    client.start(_pump, sock)
+    ((count, _),) = server.call(_arrivals, children, 2)
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    (retransmitted,) = struct.unpack_from("Q", info, 208)  # tcpi_bytes_retrans
+    assert retransmitted < count / 100
 
 
 @LIMITS
@@ -181,16 +278,19 @@ def test_live_connections_follow(lab, ends, kind):
 
 
 @LIMITS
-def test_an_application_paces_itself_below_the_limit(lab, ends):
+@pytest.mark.parametrize("kind", ["rate", "connection_rate"])
+def test_an_application_paces_itself_below_the_limit(lab, ends, kind):
     """What it asked for stays, while a limit comes and goes."""
     client, server = ends
     sock = client.socket()
     sock.setsockopt(socket.SOL_SOCKET, 47, MEGABYTE)
     listener = server.listen(7000)
-    lab.limit(client, connection_rate=4 * MEGABYTE)
+    lab.limit(client, **{kind: 4 * MEGABYTE})
     lab.install()
     sock.connect((server.address, 7000))
-    listener.accept()
+    child, _ = listener.accept()
+    client.start(_pump, sock)
+    assert server.call(_count, child, 1) < 1.3 * MEGABYTE
     assert sock.getsockopt(socket.SOL_SOCKET, 47) == MEGABYTE
     lab.limits.clear()
     lab.install()

@@ -154,7 +154,7 @@ struct slim_usage {
 	__u32 listeners;
 	__u32 datagrams;		/* UDP sockets */
 	__u32 ports;			/* distinct ports of the host that its TCP sockets are on */
-	__u64 next;			/* bpf_ktime_get_ns() at which the rate lets more through */
+	__u64 next;			/* bpf_ktime_get_ns() at which the endpoint will be in time with its rate */
 };
 
 enum slim_refusal_limit {
@@ -251,8 +251,10 @@ struct slim_socket {
 	__be16 target_port;		/* as policy was asked: behind a service another than dialled */
 	__u16 host_port;		/* in host order: SLIM_COUNTED_PORT */
 	__u32 pace;			/* what the kernel was told for a limit; 0: nothing */
+	__u32 own_pace;			/* what the application asked for, where pace is not 0 */
 	__u32 dialled;			/* the inner address that a connect on this host goes to */
 	__u32 counted;			/* enum slim_counted */
+	__u32 window;			/* likewise of segments on the way; 0: nothing */
 	__u64 generation;
 	__u64 opened;			/* bpf_ktime_get_ns(), 0 before */
 };

@@ -201,8 +201,28 @@ static __always_inline int slim_option_destination(struct bpf_sockopt *ctx)
 	return SLIM_HOOK_ALLOW;
 }
 
+/* What the application asked for, or what its endpoint has at most: not the pace of this turn. */
+static __always_inline void slim_option_own_pace(struct bpf_sockopt *ctx)
+{
+	struct slim_socket *socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
+	void *value = ctx->optval, *end = ctx->optval_end;
+	__u32 own;
+
+	if (!socket || !socket->pace)
+		return;
+	own = slim_pace(socket->index);
+	if (!own || socket->own_pace < own)
+		own = socket->own_pace;
+	if (ctx->optlen >= (__s32)sizeof(__u64) && value + sizeof(__u64) <= end)
+		*(__u64 *)value = own;
+	else if (value + sizeof(__u32) <= end)
+		*(__u32 *)value = own;
+}
+
 static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
 {
+	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
+		slim_option_own_pace(ctx);
 	if (slim_option_is_inet(ctx)) {
 		if (ctx->optname == SO_ORIGINAL_DST &&
 		    (ctx->level == SLIM_SOL_IP || ctx->level == SLIM_SOL_IPV6))

@@ -7,6 +7,7 @@
 #define SLIMNET_SOCKOPS_H
 
 #include "connect.h"
+#include "limit.h"
 
 /* Of the kernel's net/tcp.h. */
 #define TCPHDR_SYN 0x02
@@ -69,6 +70,7 @@ slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		struct slim_tuple tuple = {};
 		struct slim_flow flow = {};
 
+		slim_limit_segments(ctx, socket);
 		slim_sockops_tuple(ctx, state->control, true, &tuple);
 		flow.time = bpf_ktime_get_ns();
 		flow.generation = socket->generation;
@@ -219,27 +221,25 @@ static __noinline int slim_sockops_again(struct slim_state *state, struct slim_s
 	return 1;
 }
 
-/*
- * The kernel paces each connection (socket(7), SO_MAX_PACING_RATE); nothing of
- * ours runs for that. What the application asked for stays, if it is less.
- */
 static __always_inline void
 slim_sockops_pace(struct bpf_sock_ops *ctx, struct slim_socket *socket)
 {
-	__u32 pace = slim_pace(socket->index), own = 0;
+	__u32 index = socket->index, pace = slim_pace(index);
+	const struct slim_limit *limit;
 
-	if (!pace)
+	if (!pace || slim_limit_is_free(socket))
 		return;
-	bpf_getsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &own, sizeof(own));
-	if (own > pace && !bpf_setsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace)))
-		socket->pace = pace;
+	slim_limit_tell(ctx, socket, pace, pace);
+	limit = bpf_map_lookup_elem(&slim_limit, &index);
+	if (limit && limit->rate)
+		slim_sockops_flags(ctx, SLIM_CALLS_SHARED);
 }
 
 /* A connection is there, at either end. */
 static __always_inline void
 slim_sockops_open(struct bpf_sock_ops *ctx, struct slim_state *state, struct slim_socket *socket)
 {
-	slim_sockops_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	slim_sockops_flags(ctx, SLIM_CALLS);
 	socket->opened = bpf_ktime_get_ns();
 	socket->flags |= SLIM_SOCKET_ESTABLISHED;
 	if (socket->generation != state->active >> 1 && !slim_sockops_again(state, socket)) {
@@ -537,6 +537,8 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 			bpf_reserve_hdr_opt(ctx, SLIM_OPTION_LENGTH, 0);
 		else if (ctx->skb_tcp_flags & TCPHDR_RST)
 			slim_sockops_reset(ctx);
+		else if (ctx->skb_len)
+			slim_limit_turn(ctx);
 		return 1;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 	case BPF_SOCK_OPS_WRITE_HDR_OPT_CB:

@@ -20,6 +20,8 @@
 #define AF_INET 2
 #define AF_INET6 10
 
+#define SLIM_LOOPBACK_IFINDEX 1
+
 /* From the kernel's errno.h; asm/errno.h has the same numbers on all of Linux but MIPS, SPARC, PA-RISC. */
 #define EPERM 1
 #define EACCES 13

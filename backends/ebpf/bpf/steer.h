@@ -20,8 +20,6 @@
 /* Whoever else has a program or a filter here is asked next. */
 #define SLIM_TC_NEXT TC_ACT_UNSPEC
 
-#define SLIM_LOOPBACK_IFINDEX 1
-
 /* RFC 792; linux/icmp.h would bring libc's headers along. */
 #define ICMP_DEST_UNREACH 3
 #define ICMP_TIME_EXCEEDED 11

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0xB1CC0A15BD2D0483
-FINGERPRINT_HEX: Final[str] = "b1cc0a15bd2d0483"
+FINGERPRINT: Final[int] = 0x49490A8786C14616
+FINGERPRINT_HEX: Final[str] = "49490a8786c14616"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -370,7 +370,7 @@ class slim_bound(ctypes.Structure):
 
 
 class slim_socket(ctypes.Structure):
-    """struct slim_socket, 120 bytes."""
+    """struct slim_socket, 128 bytes."""
 
     endpoint: int
     peer_endpoint: int
@@ -390,8 +390,10 @@ class slim_socket(ctypes.Structure):
     target_port: int  # __be16
     host_port: int
     pace: int
+    own_pace: int
     dialled: int
     counted: int
+    window: int
     generation: int
     opened: int
 
@@ -414,8 +416,10 @@ class slim_socket(ctypes.Structure):
         ("target_port", ctypes.c_uint16),
         ("host_port", ctypes.c_uint16),
         ("pace", ctypes.c_uint32),
+        ("own_pace", ctypes.c_uint32),
         ("dialled", ctypes.c_uint32),
         ("counted", ctypes.c_uint32),
+        ("window", ctypes.c_uint32),
         ("generation", ctypes.c_uint64),
         ("opened", ctypes.c_uint64),
     )

@@ -29,7 +29,7 @@ SCHEMA = {
     "podSelector": Field("the endpoints that it is about; empty: all of the namespace", SELECTOR),
     "rate": Field(
         "what each of them may send in all, in bits a second: a number, or with a unit "
-        "``100M``, ``1.5G``, ``512Ki``; ``1k`` to ``1P``"
+        "``100M``, ``1.5G``, ``512Ki``; ``1k`` to ``1P``; to itself, and acknowledgements: free"
     ),
     "connectionRate": Field("likewise, for each of its connections"),
 }
