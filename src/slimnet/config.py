@@ -87,6 +87,7 @@ class Config:
         level: how much the agent logs.
         labels: this host's labels.
         options: backend name to its own options.
+        files: key (``underlay.address``) to the file that has it.
     """
 
     path: Path | None = None
@@ -100,6 +101,16 @@ class Config:
     level: str = "info"
     labels: Mapping[str, str] = field(factory=dict, hash=False)
     options: Mapping[str, Mapping[str, Any]] = field(factory=dict, hash=False)
+    files: Mapping[str, Path] = field(factory=dict, eq=False, repr=False)
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """An error about a value of this configuration, with the file that has it: as
+        :func:`load_config` names it where it sees the error itself."""
+        keys = (key for key in self.files if f"{key}.".startswith(f"{error.field}."))
+        file = self.files.get(next(keys, ""), self.path)
+        if file is None:
+            return error
+        return ConfigError(f"{file}: {error.field}", error.wanted, error.got)
 
     @property
     def run(self) -> Path:
@@ -175,6 +186,7 @@ class _Check:
         self._left = merged
 
     def config(self, path: Path | None) -> Config:
+        files = {key: file for key, (_, file) in self._left.items()}
         options = self._options()
         labels = self._labels()
         self._unknown()
@@ -199,6 +211,7 @@ class _Check:
             level=self._level(default.level),
             labels=labels,
             options=options,
+            files=MappingProxyType(files),
         )
 
     def _where(self, key: str) -> str:

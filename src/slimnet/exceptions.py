@@ -64,7 +64,8 @@ class InvalidValue(SlimnetError, ValueError):
         super().__init__(field, wanted, got)
 
     def __str__(self) -> str:
-        return f"{self.field}: wanted {self.wanted}, got {self.got!r}"
+        got = "nothing" if self.got is None else repr(self.got)
+        return f"{self.field}: wanted {self.wanted}, got {got}"
 
 
 class ConfigError(InvalidValue):

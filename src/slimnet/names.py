@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from netaddr import IPAddress
 
-from slimnet.exceptions import InvalidValue
+from slimnet.exceptions import InvalidValue, NotFound
 
 __all__ = [
     "LABEL_KEY",
@@ -17,10 +17,12 @@ __all__ = [
     "NAME",
     "NAME_WANTED",
     "PORT_NAME",
+    "PORT_NAME_WANTED",
     "SUBDOMAIN",
     "SUBDOMAIN_WANTED",
     "find",
     "is_label",
+    "missing",
 ]
 
 _NAME = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -39,6 +41,7 @@ LABEL_KEY = re.compile(f"({_SUBDOMAIN}/)?{_LABEL}")
 LABEL_VALUE = re.compile(f"({_LABEL})?")
 #: Of a port as an endpoint declares it: an IANA service name (RFC 6335, section 5.1).
 PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
+PORT_NAME_WANTED = "at most 15 lower-case letters, digits and '-', one of them a letter (RFC 6335)"
 
 
 def is_label(key: object, value: object) -> bool:
@@ -49,6 +52,12 @@ def is_label(key: object, value: object) -> bool:
         and isinstance(value, str)
         and LABEL_VALUE.fullmatch(value) is not None
     )
+
+
+def missing(kind: str, name: str, names: list[str]) -> NotFound:
+    """The error for a name that nothing has; says which there are."""
+    there = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+    return NotFound(f"{kind} {name!r}: there is none; there are: {there or 'none at all'}")
 
 
 class _Named(Protocol):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from slimnet import records
 from slimnet.agent.client import Client
@@ -24,6 +24,7 @@ from slimnet.model import (
     Namespace,
     Network,
 )
+from slimnet.names import missing
 
 if TYPE_CHECKING:
     from slimnet.policy import Document, PolicyWarning
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     Sources = Source | Iterable[Source]
 
 __all__ = ["Node", "open_node"]
+
+T = TypeVar("T", Endpoint, Namespace)
 
 
 def open_node(
@@ -124,9 +127,13 @@ class Node:
         return records.namespace(answer["namespace"])
 
     def namespaces(self, network: str | None = None) -> list[Namespace]:
-        """All namespaces, or those of one network."""
+        """All namespaces, or those of one network.
+
+        Raises:
+            NotFound: there is no network of that name.
+        """
         found = [records.namespace(each) for each in self._client.request("GET", "namespaces")]
-        return [each for each in found if network in (None, each.network)]
+        return self._of(network, found)
 
     def remove_namespace(self, network: str, name: str) -> None:
         """Remove a namespace and what was written for it.
@@ -261,9 +268,21 @@ class Node:
         return records.endpoint(answer["endpoint"])
 
     def endpoints(self, network: str | None = None) -> list[Endpoint]:
-        """All endpoints of the cluster, or those of one network."""
+        """All endpoints of the cluster, or those of one network.
+
+        Raises:
+            NotFound: there is no network of that name.
+        """
         found = [records.endpoint(each) for each in self._client.request("GET", "endpoints")]
-        return [each for each in found if network in (None, each.network)]
+        return self._of(network, found)
+
+    def _of(self, network: str | None, found: list[T]) -> list[T]:
+        mine = [each for each in found if network in (None, each.network)]
+        if network is not None and not mine:
+            there = [each.name for each in self.networks()]
+            if network not in there:
+                raise missing("network", network, there)
+        return mine
 
     def endpoint(self, network: str, name: str, namespace: str = "default") -> PlacedEndpoint:
         """An endpoint of this host that is attached, and where its processes belong.
@@ -424,10 +443,10 @@ class Node:
 
         Args:
             name: its name; or the document itself, which says the rest.
-            network: its network; the only one there is by default.
+            network: its network; the only one there is by default. A
+                ClusterNetworkPolicy has none.
             namespace: its namespace.
-            kind: as in its manifest, in any case; by default NetworkPolicy, or
-                ClusterNetworkPolicy where no network is named.
+            kind: as in its manifest, in any case; NetworkPolicy by default.
 
         Raises:
             NotFound: there is none of that name.
@@ -441,8 +460,7 @@ class Node:
             network = getattr(name, "network", None)
             namespace = getattr(name, "namespace", namespace)
             name = name.name
-        elif kind is None:
-            kind = "NetworkPolicy" if network else "ClusterNetworkPolicy"
+        kind = kind or "NetworkPolicy"
         made = next((each for each in PREFIXES if each.__name__.lower() == kind.lower()), None)
         if made is None:
             raise InvalidValue(
@@ -502,7 +520,11 @@ class Node:
 
     def events(self) -> Iterator[Event]:
         """Connections opened, refused and closed on this host, as they happen, from
-        the call on and until the caller stops reading."""
+        the call on and until the caller stops reading.
+
+        Raises:
+            AgentUnreachable: the agent does not answer, or has ended meanwhile.
+        """
         lines = self._client.lines("events")
         next(lines)  # empty: the agent listens from here on
         return (records.event(each) for each in lines if each is not None)

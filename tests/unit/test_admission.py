@@ -133,7 +133,7 @@ WHERE = "endpoint prod/shop/db lives on host h2, whose backend preload"
 def test_what_cannot_hold_is_refused(document, error, said):
     with pytest.raises(error) as caught:
         refused(document)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(f"line 1: {said}")
     assert "\n" not in str(caught.value)
     # Nor may the endpoint come once the document is there.
     with pytest.raises(error):

@@ -33,7 +33,9 @@ from slimnet.cluster import Cluster
 from slimnet.cluster.keys import KEYS
 from slimnet.config import Config
 from slimnet.exceptions import (
+    AlreadyExists,
     BackendError,
+    InvalidValue,
     NotFollowed,
     NotFound,
     PolicyError,
@@ -674,6 +676,99 @@ def test_files_without_a_document(path, tmp_path, text, options):
             with pytest.raises(PolicyError, match="documents: wanted one of slimnet's kinds"):
                 ask(file, ignore_unknown=bool(options))
             assert ask([]) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ping", "web", "--timeout", "inf"], "timeout: wanted a finite number, got inf"),
+        (["ping", "web", "--timeout", "nan"], "timeout: wanted a finite number, got nan"),
+        (["ping", "web", "--timeout", "1e300"], "timeout: wanted seconds, at most 600"),
+        (["ping", "web", "--timeout", "-1e300"], "timeout: wanted seconds, at most 600"),
+        (["status", "--wait", "--timeout", "inf"], "timeout: wanted a finite number, got inf"),
+        (["endpoint", "ls", "-n", "nosuch"], "network 'nosuch': there is none; there are: prod"),
+        (["namespace", "ls", "-n", "nosuch"], "network 'nosuch': there is none; there are: prod"),
+        (["namespace", "rm", "x", "-n", "nosuch"], "network 'nosuch': there is none; there are"),
+        (["policy", "rm", "x", "-n", "nosuch"], "network 'nosuch': there is none; there are"),
+        (["usage", "--endpoint", "nosuch"], "endpoint 'nosuch': there is none; there are: none"),
+        (["observe", "--last", "--endpoint", "x"], "endpoint 'x': there is none; there are: none"),
+        (["endpoint", "add", "w", "--port", "HTTP=80"], "--port: wanted name=number"),
+        (["endpoint", "add", "w", "-l", "a=1", "-l", "a=2"], "--label: wanted one value for a"),
+        (["network", "create", "x", "10.2.0.0"], "network.cidrs: wanted a range such as"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else "",
+)
+def test_wrong_words(path, words, said):
+    """One line that names what is wrong, and status 2."""
+    status, out, errors = command(path, *words)
+    assert (status, out, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith(f"slimnet: {said}")
+
+
+def test_a_network_that_has_to_be_named(path):
+    with open_node(agent=path) as node:
+        node.create_network("more", "10.2.0.0/24")
+        status, out, errors = command(path, "endpoint", "add", "web")
+        assert (status, out) == (2, "")
+        assert (
+            errors == "slimnet: --network: wanted one of the networks (more, prod), got nothing\n"
+        )
+        for ask in (node.endpoints, node.namespaces):
+            assert [each.name for each in ask("more")] in ([], ["default"])
+            with pytest.raises(NotFound, match="network 'nosuch': there is none; there are: more"):
+                ask("nosuch")
+        with pytest.raises(InvalidValue, match=r"endpoint\.ports: wanted names of at most 15"):
+            node.attach("prod", "web", ports={"HTTP": ("tcp", 80)})
+        assert node.endpoints() == []
+
+
+def test_a_policy_of_a_network_is_removed_and_no_clusters(path):
+    """Whether the network is named or not: a cluster's is removed by its kind."""
+    guard = """
+        {apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy,
+         metadata: {name: p}, spec: {tier: Admin, priority: 1, subject: {namespaces: {}}}}
+    """
+    with open_node(agent=path) as node:
+        node.apply_policy([FILE, guard])
+        node.remove_policy("p")
+        assert [each.title for each in node.policies()] == ["cluster:p", "service:default/s"]
+        with pytest.raises(NotFound, match="NetworkPolicy 'p': there is none"):
+            node.remove_policy("p")
+        node.remove_policy("p", kind="ClusterNetworkPolicy")
+        assert [each.title for each in node.policies()] == ["service:default/s"]
+        node.create_network("more", "10.2.0.0/24")
+        with pytest.raises(NotFound, match="network 'default': there is none; there are: more, p"):
+            node.remove_policy("s", kind="Service")
+
+
+def test_refusals_name_file_and_line(path, tmp_path):
+    """Not only of what the parser sees."""
+    file = tmp_path / "web.yaml"
+    with open_node(agent=path) as node:
+        for text, error, said in (
+            (FILE, NotFound, "web.yaml:4: default/p: network 'lab': there is none"),
+            (
+                FILE.replace(
+                    "app: nobody}\n    ports", "app: x}\n    clusterIP: 10.9.9.9\n    ports"
+                ),
+                InvalidValue,
+                "web.yaml:11: service:default/s: spec.clusterIP: wanted an address in 10.1.0.0/24",
+            ),
+        ):
+            file.write_text(text)
+            network = "lab" if error is NotFound else "prod"
+            with pytest.raises(error) as caught:
+                node.apply_policy(file, network)
+            assert str(caught.value).startswith(said)
+        file.write_text(
+            FILE.replace("app: nobody}\n    ports", "app: x}\n    clusterIP: 10.1.0.9\n    ports")
+        )
+        node.apply_policy(file)
+        file.write_text(file.read_text().replace("{name: s}", "{name: other}"))
+        with pytest.raises(AlreadyExists) as caught:
+            node.apply_policy(file)
+        said = "web.yaml:11: service:default/other: spec.clusterIP: address 10.1.0.9 is that of"
+        assert str(caught.value).startswith(said)
 
 
 def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):

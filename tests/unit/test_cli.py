@@ -16,7 +16,7 @@ from netaddr import IPAddress
 
 from slimnet import records
 from slimnet.cli import slimnet
-from slimnet.cli.node import age, labels_of, ports_of, title
+from slimnet.cli.node import age, is_named, labels_of, none_named, ports_of, title
 from slimnet.cli.observe import _detail
 from slimnet.cli.output import show, show_one
 from slimnet.cli.usage import size
@@ -337,14 +337,73 @@ def test_the_bash_script_is_one():
 
 def test_labels():
     assert labels_of(("app=web", "tier=")) == {"app": "web", "tier": ""}
-    with pytest.raises(InvalidValue, match="--label: wanted key=value, got 'app'"):
-        labels_of(("app",))
+    for wrong, said in (
+        ("app", "--label: wanted key=value, got 'app'"),
+        ("a b=c", "--label: wanted key and value of a Kubernetes label, got 'a b=c'"),
+        ("app=c d", "--label: wanted key and value of a Kubernetes label, got 'app=c d'"),
+        ("app=db", "--label: wanted one value for app, got 'web and db'"),
+    ):
+        with pytest.raises(InvalidValue) as caught:
+            labels_of(("app=web", wrong))
+        assert str(caught.value) == said
 
 
 def test_ports():
     assert ports_of(("http=80", "dns=53/udp")) == {"http": ("tcp", 80), "dns": ("udp", 53)}
-    with pytest.raises(InvalidValue, match="--port"):
-        ports_of(("80",))
+    with pytest.raises(InvalidValue, match="--port: wanted one port for http, got '80 and 81'"):
+        ports_of(("http=80", "http=81"))
+
+
+@pytest.mark.parametrize(
+    "pair", ["80", "=80", "http=", "http=x", "http=\u00b2", "http=99999", "http=0", "http=-1",
+             "HTTP=80", "h t=80", "80=80", "a--b=80", "sixteen-letters-x=80"],
+)  # fmt: skip
+def test_ports_that_are_none(pair):
+    """A name that no manifest can have is none (RFC 6335, section 5.1)."""
+    with pytest.raises(InvalidValue, match=r"--port: wanted name=number or .*RFC 6335"):
+        ports_of((pair,))
+
+
+@pytest.mark.parametrize("target", ["web:abc", "web:", "web:99999", "web:80:81", "web:\u00b2"])
+def test_targets_that_are_none(target):
+    for words, field in (
+        (["ping", target], "ENDPOINT[:PORT]"),
+        (["policy", "explain", "--from", "a", "--to", target], "--to"),
+    ):
+        if (field, target) == ("--to", "web:80:81"):  # for the agent to look up
+            continue
+        done = CliRunner().invoke(slimnet, words)
+        assert isinstance(done.exception, InvalidValue), done.output
+        assert str(done.exception).startswith(f"{field}: wanted ")
+        assert str(done.exception).endswith(f"got {target!r}")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("web", {"web in default", "web in shop"}),
+        ("prod/web", {"web in default"}),
+        ("shop/web", {"web in shop"}),
+        ("default/web", {"web in default"}),
+        ("prod/shop/web", {"web in shop"}),
+        ("eb", set()),
+        ("/web", set()),
+        ("", set()),
+        ("other/web", set()),
+    ],
+)
+def test_whom_a_filter_means(text, names):
+    there = [endpoint("web"), endpoint("web", "shop"), endpoint("webs")]
+    meant = {f"{each.name} in {each.namespace}" for each in there if is_named(each, text)}
+    assert meant == names
+    error = none_named(there, text)
+    assert (error is None) == bool(names)
+    if error is not None:
+        assert str(error).endswith("there is none; there are: prod/web, prod/shop/web, prod/webs")
+
+
+def test_what_is_not_said_is_nothing():
+    assert str(InvalidValue("--network", "a name", None)) == "--network: wanted a name, got nothing"
 
 
 def endpoint(name, namespace="default", network="prod", address="10.1.0.1"):

@@ -133,6 +133,24 @@ def test_wrong(write, text, said):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_found_wrong_later_is_located_too(write):
+    """A value that is wrong on this host only: by the file that has it, else the main one."""
+    path = write("host = 'a'\n[underlay]\ninterface = 'eth0'\n[backend.noop]\nport = 5")
+    more = write("[underlay]\naddress = '192.0.2.1'", "conf.d/10-more.toml")
+    config = load_config(path)
+    for field, file in (
+        ("underlay.address", more),
+        ("underlay.interface", path),
+        ("underlay", path),
+        ("backend.noop.port", path),
+        ("key_file", path),
+    ):
+        located = config.located(ConfigError(field, "another", "x"))
+        assert str(located) == f"{file}: {field}: wanted another, got 'x'"
+    assert str(Config().located(ConfigError("key_file", "x", "y"))).startswith("key_file: wanted")
+    assert config == load_config(path)
+
+
 def test_not_utf8(tmp_path):
     (tmp_path / "slimnet.toml").write_bytes(b"host = '\xff'")
     with pytest.raises(ConfigError, match="wanted TOML"):

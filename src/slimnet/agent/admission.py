@@ -95,12 +95,14 @@ def admit(state: State, documents: Iterable[Document], endpoints: Iterable[Endpo
             if feature is None:
                 if not host.enforcing:
                     raise CannotEnforce(
-                        f"policy {document.title} is mandatory: {where} cannot enforce it "
-                        "against a hostile process"
+                        f"{document.source.prefix}policy {document.title} is mandatory: {where}"
+                        " cannot enforce it against a hostile process"
                     )
             elif feature not in host.features:
                 words = feature.replace("_", " ")
-                raise CapabilityMissing(f"{document.title}: {where} has no {words}")
+                raise CapabilityMissing(
+                    f"{document.source.prefix}{document.title}: {where} has no {words}"
+                )
             if isinstance(document, PublishedPort):
                 _check_apart(document, host, state)
 
@@ -126,7 +128,10 @@ def check_free(document: PublishedPort, host: str, listener: str | None) -> None
         InUse: a socket of the host listens there.
     """
     if listener is not None:
-        raise InUse(f"{document.title}: host {host} itself listens on {listener}:{document.port}")
+        raise InUse(
+            f"{document.source.prefix}{document.title}: host {host} itself listens on"
+            f" {listener}:{document.port}"
+        )
 
 
 def _check_apart(document: PublishedPort, host: Host, state: State) -> None:
@@ -138,7 +143,10 @@ def _check_apart(document: PublishedPort, host: Host, state: State) -> None:
             and (other.protocol, other.port) == (document.protocol, document.port)
             and (other.address is None or document.address in (None, other.address))
         ):
-            raise InUse(f"{document.title}: port {document.port} of host {where} is {other.title}")
+            raise InUse(
+                f"{document.source.prefix}{document.title}: port {document.port} of host {where}"
+                f" is {other.title}"
+            )
 
 
 def _is_about(document: Document, endpoint: Endpoint, state: State) -> bool:

@@ -41,6 +41,7 @@ from slimnet.cluster.ranges import overlapped
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendError,
+    InvalidValue,
     NotFollowed,
     NotFound,
     SlimnetError,
@@ -93,7 +94,6 @@ class Agent:
         there = instance.running(config)
         choice = instance.choose(config, there)
         backend, self.why = choice.kind, choice.why
-        _log.info("backend %s (%s)", backend.name, self.why)
         self.site: Site = survey(config, backend, choice.capabilities)
         store = self._held.enter_context(open_store(config.store))
         instance.check_store(config, store_id(store), there.get(backend.name))
@@ -241,7 +241,11 @@ class Agent:
         state = self._admit(documents)
         for port, host in publishers(state, documents, state.endpoints):
             address = None if port.address is None else str(port.address)
-            there = self.inquiries.ask(host, "listens", address=address, port=port.port)
+            try:
+                there = self.inquiries.ask(host, "listens", address=address, port=port.port)
+            except InvalidValue as error:
+                field = f"{port.source.prefix}{port.title}: {error.field}"
+                raise InvalidValue(field, error.wanted, error.got) from error
             check_free(port, host, there)
         made, revision = self.cluster.documents.apply(documents, self._admit)
         self.sync_strictly()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 from urllib.parse import quote
 
 from slimnet.agent import failure
-from slimnet.exceptions import AgentUnreachable, SlimnetError
+from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
 
 __all__ = ["Client"]
+
+#: Seconds: a day. More would not fit into a socket's timeout for ever.
+_PATIENCE_MAX = 86400.0
 
 
 class _Connection(http.client.HTTPConnection):
@@ -47,9 +51,14 @@ class Client:
 
         Raises:
             AgentUnreachable: nobody answers on the socket.
+            InvalidValue: a field is infinite, or no number, which JSON cannot say.
             SlimnetError: what the agent answered with.
         """
-        connection = _Connection(self.path, self.timeout + patience)
+        for name, value in body.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidValue(name, "a finite number", value)
+        # What is out of all bounds is for the agent to refuse, which takes no time.
+        connection = _Connection(self.path, self.timeout + min(max(patience, 0), _PATIENCE_MAX))
         try:
             with self._send(connection, method, segments, body) as response:
                 value = json.loads(response.read())
@@ -62,7 +71,11 @@ class Client:
         return value
 
     def lines(self, *segments: str) -> Iterator[Any]:
-        """What the agent streams; ``None`` now and then while nothing happens."""
+        """What the agent streams; ``None`` now and then while nothing happens.
+
+        Raises:
+            AgentUnreachable: nobody answers on the socket, or no more: it has no end.
+        """
         connection = _Connection(self.path, self.timeout)
         try:
             with self._send(connection, "GET", segments, {}) as response:
@@ -70,6 +83,7 @@ class Client:
                     raise failure.from_json(json.loads(response.read()))
                 while line := response.readline():
                     yield json.loads(line) if line.strip() else None
+                raise AgentUnreachable(f"agent on {self.path}: it has ended")
         except SlimnetError:
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:

@@ -48,6 +48,8 @@ def serve(config: Config) -> None:
         )
         server.start()
         notify("READY=1")
+        # Nothing in front of an error that keeps it from starting: that is the first line.
+        _log.info("backend %s (%s)", agent.backend.name, agent.why)
         _log.info("host %s is ready, %s", config.host, config.socket)
         try:
             agent.run()

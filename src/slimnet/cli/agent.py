@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from slimnet.config import Config
 
 __all__ = ["agent"]
 
@@ -37,8 +42,16 @@ def agent(config: str | None, teardown: bool) -> None:  # noqa: FBT001
     An agent keeps the host's data path at what the store says.
     """
     from slimnet.config import load_config  # noqa: PLC0415  # the library, when it runs
+    from slimnet.exceptions import ConfigError  # noqa: PLC0415
 
     settings = load_config(config)
+    try:
+        _run(settings, teardown=teardown)
+    except ConfigError as error:
+        raise settings.located(error) from error
+
+
+def _run(settings: Config, *, teardown: bool) -> None:
     if teardown:
         from slimnet.agent import teardown as remove  # noqa: PLC0415
 

@@ -4,25 +4,30 @@ for networks, namespaces, endpoints and labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from slimnet.exceptions import NotFound
     from slimnet.model import Endpoint
     from slimnet.node import Node
 
 __all__ = [
     "age",
     "agent_option",
+    "is_named",
     "label_option",
     "labels_of",
     "namespace_option",
     "network_of",
     "network_option",
+    "none_named",
     "open_agent",
     "path_of",
+    "port_of",
     "ports_of",
     "tell_stale",
     "title",
@@ -130,15 +135,20 @@ def labels_of(pairs: tuple[str, ...]) -> dict[str, str]:
     """``("app=web", ...)`` as labels.
 
     Raises:
-        InvalidValue: one is no ``key=value``.
+        InvalidValue: one is no ``key=value``, or has a key that another has.
     """
     from slimnet.exceptions import InvalidValue  # noqa: PLC0415
+    from slimnet.names import is_label  # noqa: PLC0415
 
-    labels = {}
+    labels: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise InvalidValue("--label", "key=value", pair)
+        if not is_label(key, value):
+            raise InvalidValue("--label", "key and value of a Kubernetes label", pair)
+        if key in labels:
+            raise InvalidValue("--label", f"one value for {key}", f"{labels[key]} and {value}")
         labels[key] = value
     return labels
 
@@ -147,18 +157,44 @@ def ports_of(pairs: tuple[str, ...]) -> dict[str, tuple[str, int]]:
     """``("http=80", "dns=53/udp")`` as named ports.
 
     Raises:
-        InvalidValue: one is no ``name=number[/protocol]``.
+        InvalidValue: one is no ``name=number[/protocol]``, or has a name that another has.
     """
     from slimnet.exceptions import InvalidValue  # noqa: PLC0415
+    from slimnet.names import PORT_NAME, PORT_NAME_WANTED  # noqa: PLC0415
 
-    ports = {}
+    wanted = f"name=number or name=number/protocol, the name of {PORT_NAME_WANTED}"
+    ports: dict[str, tuple[str, int]] = {}
     for pair in pairs:
         name, _, rest = pair.partition("=")
-        number, _, protocol = rest.partition("/")
-        if not name or not number.isdigit():
-            raise InvalidValue("--port", "name=number or name=number/protocol", pair)
-        ports[name] = (protocol or "tcp", int(number))
+        text, _, protocol = rest.partition("/")
+        number = port_of(text)
+        if not number or PORT_NAME.fullmatch(name) is None:
+            raise InvalidValue("--port", wanted, pair)
+        if name in ports:
+            raise InvalidValue("--port", f"one port for {name}", f"{ports[name][1]} and {number}")
+        ports[name] = (protocol or "tcp", number)
     return ports
+
+
+def port_of(text: str) -> int | None:
+    """A port's number, 0 to 65535; ``None`` where it is none."""
+    return int(text) if re.fullmatch("[0-9]{1,5}", text) and int(text) <= 65535 else None
+
+
+def is_named(endpoint: Endpoint, text: str) -> bool:
+    """Whether ``--endpoint`` means it: by ``[[network/]namespace/]name``, where what is left out
+    in front may be any, or by its title."""
+    return text == title(endpoint) or f"/{endpoint.path}".endswith(f"/{text}")
+
+
+def none_named(endpoints: Iterable[Endpoint], text: str) -> NotFound | None:
+    """The error for a ``--endpoint`` that means none of these."""
+    from slimnet.names import missing  # noqa: PLC0415
+
+    every = list(endpoints)
+    if any(is_named(each, text) for each in every):
+        return None
+    return missing("endpoint", text, [title(each) for each in every])
 
 
 def network_of(node: Node, given: str | None) -> str:

@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from slimnet.cli.node import age, agent_option, open_agent, tell_stale, title
+from slimnet.cli.node import (
+    age,
+    agent_option,
+    is_named,
+    none_named,
+    open_agent,
+    tell_stale,
+    title,
+)
 from slimnet.cli.output import output_option, show, stream
 
 __all__ = ["connections", "observe"]
@@ -85,17 +93,26 @@ def observe(
         found = {each.id: each for each in node.endpoints()}
         tell_stale(node)
 
-        def name_of(number: int) -> str:
+        def find(number: int) -> Any:
             if number and number not in found:  # attached since
                 found.update({each.id: each for each in node.endpoints()})
-            return title(found[number]) if number in found else ""
+            return found.get(number)
+
+        def name_of(number: int) -> str:
+            there = find(number)
+            return "" if there is None else title(there)
+
+        if endpoint is not None and (error := none_named(found.values(), endpoint)):
+            if last:
+                raise error
+            click.echo(f"slimnet: {error}; waiting for it", err=True)
 
         def wanted() -> Iterator[Any]:
             for event in node.refusals() if last else node.events():
                 if kinds and event.kind.value not in kinds:
                     continue
-                name = name_of(event.endpoint)
-                if endpoint is None or name == endpoint or name.rpartition("/")[2] == endpoint:
+                there = None if endpoint is None else find(event.endpoint)
+                if endpoint is None or (there is not None and is_named(there, endpoint)):
                     yield event
 
         columns = {

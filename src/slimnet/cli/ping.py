@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from slimnet.cli.node import agent_option, complete_endpoint, network_option, open_agent
+from slimnet.cli.node import (
+    agent_option,
+    complete_endpoint,
+    network_option,
+    open_agent,
+    port_of,
+)
 from slimnet.cli.output import Columns, output_option, show_one
 
 __all__ = ["ping"]
@@ -55,10 +61,13 @@ def ping(
 
 
 def _split(target: str) -> tuple[str, int | None]:
-    name, colon, port = target.rpartition(":")
-    if colon and port.isdigit():
-        return name, int(port)
-    return target, None
+    from slimnet.exceptions import InvalidValue  # noqa: PLC0415
+
+    name, colon, text = target.partition(":")
+    port = port_of(text)
+    if colon and port is None:
+        raise InvalidValue("ENDPOINT[:PORT]", "a name or an IPv4 address, and a port", target)
+    return name, port
 
 
 def _round_trip(answer: Any) -> str:

@@ -17,6 +17,7 @@ from slimnet.cli.node import (
     network_of,
     network_option,
     open_agent,
+    port_of,
     tell_stale,
 )
 from slimnet.cli.output import Columns, line, output_option, show, show_one
@@ -335,7 +336,8 @@ def check(
 def _split(target: str) -> tuple[str, int]:
     from slimnet.exceptions import InvalidValue  # noqa: PLC0415
 
-    where, _, port = target.rpartition(":")
-    if not where or not port.isdigit() or int(port) > 65535:
+    where, _, text = target.rpartition(":")
+    port = port_of(text)
+    if not where or port is None:
         raise InvalidValue("--to", "ENDPOINT:PORT", target)
-    return where, int(port)
+    return where, port

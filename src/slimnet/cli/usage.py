@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from slimnet.cli.node import agent_option, open_agent, tell_stale, title
+from slimnet.cli.node import agent_option, is_named, none_named, open_agent, tell_stale, title
 from slimnet.cli.output import Columns, output_option, show
 
 __all__ = ["usage"]
@@ -38,11 +38,13 @@ def usage(endpoint: str | None, output: str) -> None:
         rules = node.rules()
         tell_stale(node)
     names = {number: title(each) for number, each in endpoints.items()}
+    if endpoint is not None and (error := none_named(endpoints.values(), endpoint)):
+        raise error
     wanted = [
         each
         for each in accounts
         if endpoint is None
-        or (each.endpoint in endpoints and endpoints[each.endpoint].name == endpoint)
+        or (each.endpoint in endpoints and is_named(endpoints[each.endpoint], endpoint))
     ]
     wanted.sort(key=lambda each: (names.get(each.endpoint, ""), each.direction, each.rule))
     columns: Columns = {

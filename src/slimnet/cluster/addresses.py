@@ -99,7 +99,7 @@ class Addresses:
         if holder is not None or str(asked) in meanwhile:
             kind, _, who = json.loads(holder[0]).partition("/") if holder else ("", "", "another")
             service = "service " if kind == "services" else ""
-            raise AlreadyExists(f"address {asked} is that of {service}{who}")
+            raise AlreadyExists(f"{field}: address {asked} is that of {service}{who}")
         return asked
 
     def _first(self, network: Network, meanwhile: Collection[str]) -> str | None:

@@ -13,6 +13,7 @@ from slimnet.cluster.change import Guard
 from slimnet.contract import SLIM_ADDRESS_SERVICE, SLIM_IDENTITY_FIRST
 from slimnet.exceptions import InvalidValue
 from slimnet.model import Endpoint
+from slimnet.names import PORT_NAME, PORT_NAME_WANTED
 
 __all__ = ["check", "identity", "number"]
 
@@ -29,6 +30,8 @@ def check(endpoint: Endpoint) -> None:
     if not isinstance(endpoint.ports, Mapping):
         raise InvalidValue("endpoint.ports", 'such as {"http": ("tcp", 80)}', endpoint.ports)
     for name, port in endpoint.ports.items():
+        if not isinstance(name, str) or PORT_NAME.fullmatch(name) is None:
+            raise InvalidValue("endpoint.ports", f"names of {PORT_NAME_WANTED}", name)
         kind, number = port if isinstance(port, tuple) and len(port) == 2 else (None, None)
         if (
             kind not in ("tcp", "udp", "sctp")

@@ -24,6 +24,7 @@ from slimnet.cluster.change import counter, retry
 from slimnet.cluster.documents import Documents
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
 from slimnet.model import VNI_MAX, Endpoint, Host, HostState, Namespace, Network
+from slimnet.names import missing
 from slimnet.policy.document import Service
 
 __all__ = ["Cluster"]
@@ -145,8 +146,9 @@ class Cluster:
             guard = counter(self.store, "endpoint")
             key = keys.NAMESPACE.at(network, name)
             if self.store.get(key) is None:
+                self.network(network)
                 names = [each.name for each in self.namespaces(network)]
-                raise lookup.missing(f"namespace of network {network}", name, names)
+                raise missing(f"namespace of network {network}", name, names)
             endpoints = self.store.list(keys.ENDPOINT.below(network, name))[0]
             if endpoints:
                 raise InUse(f"namespace {network}/{name} has {len(endpoints)} endpoints")
@@ -243,7 +245,7 @@ class Cluster:
         hosts = self.host_states(0)
         found = next((each for each in hosts if each.name == name), None)
         if found is None:
-            raise lookup.missing("host", name, [each.name for each in hosts])
+            raise missing("host", name, [each.name for each in hosts])
         if not found.lost:
             raise InUse(f"host {name} lives: stop its agent first")
         for each in self.endpoints():
@@ -381,7 +383,7 @@ class Cluster:
         if found is None:
             self.network(network)
             names = [each.path for each in self.endpoints(network)]
-            raise lookup.missing("endpoint", f"{network}/{namespace}/{name}", names)
+            raise missing("endpoint", f"{network}/{namespace}/{name}", names)
         return found
 
     def remove_endpoint(self, endpoint: Endpoint) -> Revision:

@@ -13,8 +13,9 @@ from slimnet.abc import Revision, Store
 from slimnet.cluster import keys, lookup
 from slimnet.cluster.addresses import Addresses
 from slimnet.cluster.change import counter, retry
-from slimnet.exceptions import InvalidValue, PolicyError
+from slimnet.exceptions import InvalidValue, NotFound, PolicyError
 from slimnet.model import Network
+from slimnet.names import missing
 from slimnet.policy.document import (
     ClusterNetworkPolicy,
     Document,
@@ -122,7 +123,7 @@ class Documents:
             namespace: its namespace.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is none, or no such network.
         """
         below = _KEYS[kind].below(*((network, namespace) if network else ()))
 
@@ -130,8 +131,10 @@ class Documents:
             place = below + name
             found = self.store.get(place)
             if found is None:
+                if network:
+                    lookup.network(self.store, network)
                 names = [each.removeprefix(below) for each in self.store.list(below)[0]]
-                raise lookup.missing(kind.__name__, name, names)
+                raise missing(kind.__name__, name, names)
             gone = [place]
             if kind is Service and (address := _address(place, found[0])) is not None:
                 gone.append(keys.ADDRESS.at(network, address))
@@ -167,7 +170,10 @@ class _Change:
     def _check_network(self, document: Document) -> None:
         name = getattr(document, "network", None)
         if name is not None and name not in self._networks:
-            self._networks[name], revision = lookup.network(self._store, name)
+            try:
+                self._networks[name], revision = lookup.network(self._store, name)
+            except NotFound as error:
+                raise NotFound(f"{document.source.prefix}{document.title}: {error}") from error
             self.expect[keys.NETWORK.at(name)] = revision
 
     def _addressed(self, place: str, service: Service) -> Service:
@@ -180,7 +186,7 @@ class _Change:
             address = old
         prefix = keys.ADDRESS.below(network.name)
         if address is None or address != old:
-            field = f"{service.title}: spec.clusterIP"
+            field = f"{service.source.prefix}{service.title}: spec.clusterIP"
             meanwhile = {each.removeprefix(prefix) for each in self.put if each.startswith(prefix)}
             address = self._addresses.choose(network, address, field, meanwhile)
             self.expect[f"{prefix}{address}"] = None

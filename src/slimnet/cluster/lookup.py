@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from slimnet import records
 from slimnet.abc import Revision, Store
 from slimnet.cluster import keys
-from slimnet.exceptions import InvalidValue, NotFound
+from slimnet.exceptions import InvalidValue
 from slimnet.model import Network
+from slimnet.names import missing
 
-__all__ = ["everything", "missing", "network"]
+__all__ = ["everything", "network"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +44,3 @@ def network(store: Store, name: str) -> tuple[Network, Revision]:
         raise missing("network", name, [each.name for each in everything(
             store, keys.NETWORK.below(), records.network)])  # fmt: skip
     return records.load(key, found[0], records.network), found[1]
-
-
-def missing(kind: str, name: str, names: list[str]) -> NotFound:
-    """The error for a name that nothing has; says which there are."""
-    there = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    return NotFound(f"{kind} {name!r}: there is none; there are: {there or 'none at all'}")

@@ -51,6 +51,12 @@ class Source:
             return self.file
         return f"{self.file}:{line}" if self.file else f"line {line}"
 
+    @property
+    def prefix(self) -> str:
+        """What stands in front of a refusal of the document: ``web.yaml:3: ``, or nothing."""
+        where = self.at("")
+        return f"{where}: " if where else ""
+
 
 @frozen(kw_only=True)
 class Document:
