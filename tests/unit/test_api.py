@@ -694,6 +694,8 @@ def test_files_without_a_document(path, tmp_path, text, options):
         (["observe", "--last", "--endpoint", "x"], "endpoint 'x': there is none; there are: none"),
         (["endpoint", "add", "w", "--port", "HTTP=80"], "--port: wanted name=number"),
         (["endpoint", "add", "w", "-l", "a=1", "-l", "a=2"], "--label: wanted one value for a"),
+        (["ping", "nosuch"], "endpoint 'nosuch': there is none; there are: none at all"),
+        (["ping", "web", "-n", "nosuch"], "network 'nosuch': there is none; there are: prod"),
         (["network", "create", "x", "10.2.0.0"], "network.cidrs: wanted a range such as"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",

@@ -352,6 +352,8 @@ def test_ports():
     assert ports_of(("http=80", "dns=53/udp")) == {"http": ("tcp", 80), "dns": ("udp", 53)}
     with pytest.raises(InvalidValue, match="--port: wanted one port for http, got '80 and 81'"):
         ports_of(("http=80", "http=81"))
+    with pytest.raises(InvalidValue, match="--port: wanted protocol tcp, udp or sctp, got 'a=1/tp"):
+        ports_of(("a=1/tpc",))
 
 
 @pytest.mark.parametrize(

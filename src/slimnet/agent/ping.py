@@ -233,11 +233,16 @@ def _find(agent: Agent, text: str, network: str | None) -> Endpoint:
     """The endpoint that ``text`` names.
 
     Raises:
-        NotFound: none does.
+        NotFound: none does, or there is no such network.
         InvalidValue: more than one does.
     """
-    endpoints = agent.known(agent.cluster.endpoints, agent.mirror.endpoints)
-    found = names.find(endpoints, text, network)
+    there = agent.known(agent.cluster.endpoints, agent.mirror.endpoints)
+    found = names.find(there, text, network)
     if found is None:
-        raise NotFound(f"endpoint {text!r}: there is none")
+        if network is not None:
+            networks = agent.known(agent.cluster.networks, agent.mirror.networks)
+            if network not in (known := [each.name for each in networks]):
+                raise names.missing("network", network, known)
+            there = [each for each in there if each.network == network]
+        raise names.missing("endpoint", text, [each.path for each in there])
     return found

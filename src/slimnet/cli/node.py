@@ -170,6 +170,8 @@ def ports_of(pairs: tuple[str, ...]) -> dict[str, tuple[str, int]]:
         number = port_of(text)
         if not number or PORT_NAME.fullmatch(name) is None:
             raise InvalidValue("--port", wanted, pair)
+        if protocol not in ("", "tcp", "udp", "sctp"):
+            raise InvalidValue("--port", "protocol tcp, udp or sctp", pair)
         if name in ports:
             raise InvalidValue("--port", f"one port for {name}", f"{ports[name][1]} and {number}")
         ports[name] = (protocol or "tcp", number)

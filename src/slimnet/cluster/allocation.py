@@ -39,7 +39,8 @@ def check(endpoint: Endpoint) -> None:
             or not isinstance(number, int)
             or not 0 < number < 65536
         ):
-            raise InvalidValue(f"endpoint.ports.{name}", 'such as ("tcp", 80)', port)
+            wanted = 'tcp, udp or sctp, and a number from 1 to 65535, such as ("tcp", 80)'
+            raise InvalidValue(f"endpoint.ports.{name}", wanted, port)
 
 
 def number(store: Store, key: str) -> Guard:

@@ -53,7 +53,7 @@ class Source:
 
     @property
     def prefix(self) -> str:
-        """What stands in front of a refusal of the document: ``web.yaml:3: ``, or nothing."""
+        """What a refusal of the document begins with; empty where nobody knows its place."""
         where = self.at("")
         return f"{where}: " if where else ""
 
