@@ -411,6 +411,7 @@ def test_usage(bed, web, tmp_path):
     slimnet(host, "status", "--wait")
     run = ["run", "-n", "prod", "--name", "me", "-l", "app=friend", "--"]
     slimnet(host, *run, sys.executable, "-c", CLIENT, "web", "80")
+    assert "'nobody': there is none" in refused(other, "usage", "--endpoint", "nobody")
     accounts = answer(other, "usage")
     header, *lines = slimnet(other, "usage").splitlines()
     assert header.split() == [
@@ -426,7 +427,7 @@ def test_usage(bed, web, tmp_path):
     assert account["words"].startswith("default/web ingress[0]")
     (line,) = (line for line in lines if "default/web" in line)
     assert line.split()[:2] == ["prod/web", "ingress"]
-    assert answer(other, "usage", "--endpoint", "nobody") == []
+    assert answer(other, "usage", "--endpoint", "web") == accounts
 
 
 def test_a_wrong_policy_changes_nothing(bed, tmp_path):

@@ -203,9 +203,14 @@ def test_any_record(data):
         "key: " + "9" * 5000,
         "? [a]\n: b",
         "a: " * 300_000,
+        "a: {" + "".join(f"<<: {{a{n}: x}}, " for n in range(20_000)) + "}",
+        "a: &a {x: x}\n" + "".join(f"b{n}: &b{n} {{<<: [*{p}, *{p}]}}\n" for n, p in enumerate(
+            ["a", *(f"b{n}" for n in range(40))])),
+        "a: b" + "\t" * 300_000,
+        "\t" * 300_000 + "a: b",
     ],
     ids=["lists", "tables", "dashes", "closed", "laughs", "labels", "values", "documents", "long",
-         "number", "complex", "colons"],
+         "number", "complex", "colons", "merges", "merged laughs", "tabs", "tabs in front"],
 )  # fmt: skip
 def test_deep_wide_and_long(text):
     taken_or_refused(f"---\n{text}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Never
 
@@ -334,7 +335,7 @@ def _convert(
                     for each in (value_node.value if many else [value_node])
                 ]
                 at = ManifestNode(None, _below(path, "<<"), at.line, file)
-                merged |= _merge(at, sources, {**merged, **table})
+                merged |= _merge(at, sources, ChainMap(table, merged))
                 continue
             if not isinstance(key, str):
                 at.fail("a field's name", "a list or a table")
