@@ -256,10 +256,26 @@ class Backend(abc.ABC):
         data path does not count."""
         return ()
 
+    @classmethod
+    def ports(cls, options: Mapping[str, Any]) -> Mapping[str, range]:
+        """The TCP ports of its host that the data path takes for itself: what comes from
+        outside reaches no other listener there. None by default.
+
+        Args:
+            options: as of :class:`Context`.
+
+        Returns:
+            the option that says where they are, to the ports.
+
+        Raises:
+            ConfigError: an option is wrong.
+        """
+        del options
+        return {}
+
     def claims(self, port: int) -> bool:
         """Whether the data path itself needs this TCP port of the host."""
-        del port
-        return False
+        return any(port in each for each in self.ports(self.context.options).values())
 
     def observe(self, *, enabled: bool) -> None:
         """Whether opened and closed connections make events. Refusals always

@@ -37,6 +37,7 @@ __all__ = [
     "ForeignDataPath",
     "InUse",
     "InvalidValue",
+    "NotFollowed",
     "NotFound",
     "PolicyError",
     "SlimnetError",

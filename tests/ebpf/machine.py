@@ -108,6 +108,7 @@ class Machine:
             ],
             "arp_announce": self.sysctl("net.ipv4.conf.eth0.arp_announce"),
             "tstamp_allow_data": self.tstamp_allow_data(),
+            "reserved": self.sysctl("net.ipv4.ip_local_reserved_ports"),
             "lookups": self.lookups(),
             "cgroups": sorted(str(path) for path in self.cgroup.rglob("*") if path.is_dir()),
         }

@@ -5,6 +5,7 @@ import pytest
 from netaddr import IPNetwork
 
 from slimnet import ConfigError
+from slimnet_ebpf import EbpfBackend
 from slimnet_ebpf.options import Options
 
 
@@ -26,6 +27,9 @@ def test_values_are_taken():
         ({"inner_range": 4}, "backend.ebpf.inner_range"),
         ({"inner_range": "fd00::/4"}, "backend.ebpf.inner_range"),
         ({"wire_ports": 0}, "backend.ebpf.wire_ports"),
+        ({"wire_ports": 1}, "backend.ebpf.wire_ports"),
+        ({"wire_ports": 1023}, "backend.ebpf.wire_ports"),
+        ({"wire_ports": 65441}, "backend.ebpf.wire_ports"),
         ({"wire_ports": 65500}, "backend.ebpf.wire_ports"),
         ({"wire_ports": True}, "backend.ebpf.wire_ports"),
         ({"wire_ports": "4790"}, "backend.ebpf.wire_ports"),
@@ -42,3 +46,8 @@ def test_a_wrong_entry_is_named(table, field):
 def test_an_unknown_key_lists_what_would_do():
     with pytest.raises(ConfigError, match="inner_range, wire_ports, held_ports.*mean held_ports"):
         Options.parse({"held_port": 1})
+
+
+def test_wire_ports_end_within_the_ports_that_there_are():
+    assert Options.parse({"wire_ports": 65440}).ports == range(65440, 65536)
+    assert EbpfBackend.ports({"wire_ports": 1024}) == {"wire_ports": range(1024, 1120)}

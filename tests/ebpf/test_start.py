@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, adopting, refusing, tearing down."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -406,3 +407,25 @@ def test_closed_means_closed(machine):
     ):
         with pytest.raises(BackendError, match="closed"):
             call()
+
+
+@pytest.mark.parametrize("held", ["", "7,4880-4900"])
+def test_the_kernel_gives_wire_ports_to_nobody(machine, held):
+    """Who binds to port 0 would hear nothing there; what others have reserved stays so."""
+    reserved = "net.ipv4.ip_local_reserved_ports"
+    machine.set_sysctl(reserved, f'"{held}"')
+    machine.set_sysctl("net.ipv4.ip_local_port_range", '"4790 4886"')
+    backend = machine.start()
+    assert machine.sysctl(reserved) == ("7,4790-4900" if held else "4790-4885")
+    with enter(machine.netns), socket.socket() as sock:
+        if held:
+            with pytest.raises(OSError, match="Address already in use"):
+                sock.bind(("0.0.0.0", 0))
+        else:
+            sock.bind(("0.0.0.0", 0))
+            assert sock.getsockname()[1] == 4886
+    backend.close()
+    backend = machine.start()  # adopted
+    assert machine.sysctl(reserved) == ("7,4790-4900" if held else "4790-4885")
+    backend.teardown()
+    assert machine.sysctl(reserved) == held

@@ -1083,24 +1083,39 @@ def test_key_is_made_once_for_all(hosts, cluster):
 
 
 @contextlib.contextmanager
-def firewall(host, rule):
-    """A rule of the host's own firewall, before anything of slimnet."""
-    enter = ["nsenter", f"--net={host.where.netns}", "nft"]
-    chain = "chain c { type filter hook prerouting priority -400;"
-    subprocess.run([*enter, f"table inet wall {{ {chain} {rule}; }}; }}"], check=True)
-    try:
+def firewall(hosts, name, rules):
+    """A table of the hosts' own firewall, for nft(8)."""
+    enter = [["nsenter", f"--net={host.where.netns}", "nft"] for host in hosts]
+    with contextlib.ExitStack() as undo:
+        for nft in enter:
+            undo.callback(subprocess.run, [*nft, "delete", "table", "inet", name], check=True)
+            subprocess.run([*nft, "-f", "-"], input=rules.encode(), check=True)
         yield
-    finally:
-        subprocess.run([*enter, "delete", "table", "inet", "wall"], check=True)
 
 
 def test_ping_through_a_firewall(hosts, pair):
     """What nothing came back from was not carried, whatever it should have been."""
-    with firewall(hosts[1], "tcp dport 4790-4885 drop; udp dport 4789 drop"):
+    chain = (
+        "type filter hook prerouting priority -400; tcp dport 4790-4885 drop; udp dport 4789 drop"
+    )
+    with firewall(hosts[1:], "wall", f"table inet wall {{ chain c {{ {chain}; }}; }}"):
         answer = hosts[0].node().ping("db", port=7000, source="web", timeout=0.5)
         assert (answer["carried"], answer["error"]) == ("unreachable", "ETIMEDOUT")
         assert "does a firewall between h1 and h2 let it through?" in answer["why"]
     assert hosts[0].node().ping("db", port=7000, source="web")["carried"] != "unreachable"
+
+
+def test_the_firewall_of_the_documentation(hosts, resident, pair):
+    """Lets the backend's connections through, between hosts and on one."""
+    _, db, client, _ = pair
+    page = (Path(__file__).parents[2] / "docs/howto/firewalls.rst").read_text()
+    (rules,) = re.findall(r"^   table inet host \{$.*?^   \}$", page, re.MULTILINE | re.DOTALL)
+    near = resident(hosts[1], hosts[1].node().attach("prod", "near"))
+    hosts[0].node().wait()
+    with firewall(hosts, "host", rules):
+        assert client.talk("live")
+        connects(client, db)
+        connects(near, db)
 
 
 def test_ping_waits_for_the_host_of_its_target_only(hosts, pair):

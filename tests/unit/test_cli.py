@@ -4,6 +4,8 @@
 import json
 import os
 import pty
+import re
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from slimnet.cli.observe import _detail
 from slimnet.cli.output import show, show_one
 from slimnet.cli.usage import size
 from slimnet.exceptions import InvalidValue
+from slimnet.linux import netns
 from slimnet.model import Direction, Endpoint, Event, EventKind, Network, Reason
 
 
@@ -253,6 +256,41 @@ def test_check_warns_of_low_ports(monkeypatch):
     assert low.answer == "warning"
     assert "473" in low.reason
     assert low.remedy == "sysctl net.ipv4.ip_unprivileged_port_start=1024"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("first", [4790, 6000])
+def test_check_warns_of_services_that_would_be_cut_off(tmp_path, monkeypatch, first):
+    from slimnet.cli import machine
+
+    config = tmp_path / "slimnet.toml"
+    config.write_text("" if first == 4790 else f"[backend.ebpf]\nwire_ports = {first}\n")
+    monkeypatch.setenv("SLIMNET_CONFIG", str(config))
+    found = []
+
+    def look():
+        (each,) = (one for one in machine.findings() if one.subject == "ports of ebpf")
+        found.append(each)
+
+    def scene():
+        with netns.netlink() as route:
+            route.link("set", index=1, state="up")
+        with socket.create_server(("127.0.0.1", first)):
+            look()  # what is for the host alone is not cut off
+        with socket.create_server(("0.0.0.0", first + 95)):
+            look()
+        with socket.create_server(("::", first + 96), family=socket.AF_INET6):
+            look()
+
+    netns.apart(scene)
+    assert [each.answer for each in found] == ["yes", "warning", "yes"]
+    assert found[0].reason == f"nothing listens on TCP ports {first} to {first + 95}"
+    assert re.fullmatch(
+        rf"nothing from outside would reach {first + 95} of \S+ \(process {os.getpid()}\): ebpf has"
+        rf" TCP ports {first} to {first + 95} for itself",
+        found[1].reason,
+    )
+    assert "backend.ebpf.wire_ports on every host" in found[1].remedy
 
 
 def test_check_warns_without_landlock(monkeypatch):

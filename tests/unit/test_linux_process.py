@@ -2,8 +2,10 @@
 """A process is named by its number and its start, for numbers come again."""
 
 import os
+import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,11 @@ def test_name_with_parentheses(tmp_path):
             assert abs(process.started(child.pid) / ticks - began) < 5
         finally:
             child.kill()
+
+
+def test_who_holds_a_socket():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        inode = os.fstat(listener.fileno()).st_ino
+        name = Path(f"/proc/{os.getpid()}/comm").read_text().strip()
+        assert process.holder(inode) == f"{name} (process {os.getpid()})"
+    assert process.holder(inode) == ""

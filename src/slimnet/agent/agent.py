@@ -32,6 +32,7 @@ from slimnet.agent.endpoints import Endpoints
 from slimnet.agent.feed import Feed
 from slimnet.agent.inquiry import Inquiries
 from slimnet.agent.installer import Installer
+from slimnet.agent.listening import cut_off
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.notify import notify, watchdog_interval
 from slimnet.agent.site import Site, able, ranges, survey, taken
@@ -41,6 +42,7 @@ from slimnet.cluster.ranges import overlapped
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendError,
+    ConfigError,
     InvalidValue,
     NotFollowed,
     NotFound,
@@ -95,6 +97,9 @@ class Agent:
         choice = instance.choose(config, there)
         backend, self.why = choice.kind, choice.why
         self.site: Site = survey(config, backend, choice.capabilities)
+        self._ports = backend.ports(config.options.get(backend.name, {}))
+        if backend.name not in there:  # one that runs goes on, and status says so
+            self._refuse_cut_off(backend.name)
         store = self._held.enter_context(open_store(config.store))
         instance.check_store(config, store_id(store), there.get(backend.name))
         self.store = OwnStore(store)
@@ -115,6 +120,8 @@ class Agent:
         self.stale = ""
         #: Why the data path's housekeeping failed; empty when it did not.
         self._untended = ""
+        #: Who listens where the data path cuts them off; empty where nobody does.
+        self._cut_off = ""
         self._register()
         make_trusted(config.run / "state")
         self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
@@ -134,6 +141,7 @@ class Agent:
             self.endpoints.adopt()
             self.installer.apply(self.mirror)
             self._report()
+        self._look_for_cut_off()
         self.feed.start()
 
     def run(self) -> None:
@@ -387,6 +395,28 @@ class Agent:
         if now - self._said >= _SEEN:
             self._say()
         self.tell_ranges()
+        self._look_for_cut_off()
+
+    def _refuse_cut_off(self, backend: str) -> None:
+        """Take no ports from a service of the host that runs.
+
+        Raises:
+            ConfigError: one listens on a port that the data path would take for itself.
+        """
+        for option, ports in self._ports.items():
+            if there := cut_off(ports, (), self.site.host.address):
+                wanted = f"{len(ports)} ports on which this host does not listen itself"
+                raise ConfigError(f"backend.{backend}.{option}", wanted, there)
+
+    def _look_for_cut_off(self) -> None:
+        """Whether a service of the host has begun to listen on such a port since."""
+        found = [
+            f"nothing from outside reaches port {there}: backend {self.backend.name} has"
+            f" TCP ports {ports[0]} to {ports[-1]} for itself ({option})"
+            for option, ports in self._ports.items()
+            if (there := cut_off(ports, self.endpoints.cgroups(), self.site.host.address))
+        ]
+        self._cut_off = "; ".join(found)
 
     def _say(self) -> None:
         """Write down that this host was here."""
@@ -428,6 +458,7 @@ class Agent:
             self.stale,
             self._trouble,
             self._untended,
+            self._cut_off,
             self.installer.trouble,
             *self.endpoints.trouble.values(),
             *self.mirror.problems.values(),

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from netaddr import IPAddress
 
-from slimnet.linux.sock_diag import LISTENING, Diagnosis
+from slimnet.linux.process import holder
+from slimnet.linux.sock_diag import LISTENING, Diagnosis, Socket
 
-__all__ = ["is_own", "listener"]
+__all__ = ["cut_off", "is_own", "listener"]
 
 
 def is_own(address: IPAddress) -> bool:
@@ -23,6 +24,28 @@ def is_own(address: IPAddress) -> bool:
         except OSError:
             return False
     return True
+
+
+def cut_off(ports: range, endpoints: Iterable[Path], address: IPAddress | None) -> str:
+    """Who of this host listens where nothing from outside would reach it, as
+    ``4848 of java (process 812)``; empty where nobody does.
+
+    Args:
+        ports: those that a data path takes for itself.
+        endpoints: the cgroups of its endpoints.
+        address: of the host, where the data path does; ``None`` where that is not known.
+    """
+    theirs = _cgroups(endpoints)
+    found = {
+        one.ports[0]: one.inode
+        for at, one in _listeners()
+        if one.ports[0] in ports
+        and one.cgroup not in theirs
+        and (not int(at) or at == address or (address is None and not at.is_loopback()))
+    }
+    return ", ".join(
+        f"{port} of {holder(inode) or 'somebody'}" for port, inode in sorted(found.items())
+    )
 
 
 def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) -> str | None:
@@ -38,11 +61,18 @@ def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) ->
         port: of the host.
         endpoints: the cgroups of its endpoints.
     """
-    theirs = {each.stat().st_ino for top in endpoints if top.is_dir() for each in _below(top)}
-    for found, cgroup in _listeners(port):
-        if cgroup not in theirs and (address is None or found == address or not int(found)):
+    theirs = _cgroups(endpoints)
+    for found, one in _listeners():
+        if one.ports[0] != port or one.cgroup in theirs:
+            continue
+        if address is None or found == address or not int(found):
             return str(found)
     return None
+
+
+def _cgroups(endpoints: Iterable[Path]) -> set[int]:
+    """Their ids, and those of what is below them."""
+    return {each.stat().st_ino for top in endpoints if top.is_dir() for each in _below(top)}
 
 
 def _below(top: Path) -> Iterator[Path]:
@@ -50,15 +80,15 @@ def _below(top: Path) -> Iterator[Path]:
     yield from top.rglob("*/")
 
 
-def _listeners(port: int) -> Iterator[tuple[IPAddress, int]]:
-    """Address and cgroup id of the sockets that take IPv4 connections to a port."""
+def _listeners() -> Iterator[tuple[IPAddress, Socket]]:
+    """The sockets that take IPv4 connections, and at which address."""
     with contextlib.closing(Diagnosis()) as diagnosis:
         for found in diagnosis.sockets(states=LISTENING):
-            if found.ports[0] != port or found.v6only:
+            if found.v6only:
                 continue
             local, _ = found.addresses
             address = IPAddress(int.from_bytes(local, "big"), 4 if len(local) == 4 else 6)
             if address.is_ipv4_mapped():
                 address = address.ipv4()
             if address.version == 4 or not int(address):
-                yield address, found.cgroup
+                yield address, found

@@ -11,8 +11,11 @@ from pathlib import Path
 from attrs import frozen
 
 from slimnet import contract
-from slimnet.exceptions import CapabilityMissing
+from slimnet.agent.listening import cut_off
+from slimnet.config import load_config
+from slimnet.exceptions import BackendUnavailable, CapabilityMissing, ConfigError
 from slimnet.linux import cgroup, sysctl
+from slimnet.plugins import backend_class, backend_names
 from slimnet.sandbox import landlock, seccomp
 
 __all__ = ["Finding", "findings"]
@@ -46,6 +49,7 @@ def findings() -> Iterator[Finding]:
     yield _other_families()
     yield _other_calls()
     yield _filter()
+    yield from _ports()
 
 
 def _read(name: str) -> str:
@@ -143,3 +147,29 @@ def _filter() -> Finding:
     return Finding(
         "system call filter", "warning", f"none for {machine}", "slimnet run --no-seccomp"
     )
+
+
+def _ports() -> Iterator[Finding]:
+    """Services of the host that a data path would cut off, by backend."""
+    try:
+        options = load_config().options
+    except ConfigError:  # the agent says it
+        options = {}
+    for name in backend_names():
+        try:
+            claimed = backend_class(name).ports(options.get(name, {}))
+        except (BackendUnavailable, ConfigError):
+            continue
+        for option, ports in claimed.items():
+            where = f"TCP ports {ports[0]} to {ports[-1]}"
+            try:
+                there = cut_off(ports, [cgroup.mount() / "slimnet"], None)
+            except (CapabilityMissing, OSError) as error:
+                yield Finding(f"ports of {name}", "warning", f"cannot be looked at: {error}")
+                continue
+            if there:
+                reason = f"nothing from outside would reach {there}: {name} has {where} for itself"
+                remedy = f"end it, move it, or set backend.{name}.{option} on every host"
+                yield Finding(f"ports of {name}", "warning", reason, remedy)
+            else:
+                yield Finding(f"ports of {name}", "yes", f"nothing listens on {where}")

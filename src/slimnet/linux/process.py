@@ -7,9 +7,11 @@ is field 22 of proc_pid_stat(5), in ticks since then.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
-__all__ = ["alive", "mark", "started"]
+__all__ = ["alive", "holder", "mark", "started"]
 
 
 def started(pid: int) -> int:
@@ -27,6 +29,25 @@ def started(pid: int) -> int:
 def mark(pid: int) -> str:
     """The mark of a process that runs."""
     return f"{pid} {started(pid)}"
+
+
+def holder(inode: int) -> str:
+    """Who has a socket open, as ``nginx (process 812)``: one of those that do; empty where
+    nobody can be seen to."""
+    wanted = f"socket:[{inode}]"
+    for files in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or a file was closed
+            if any(_target(each) == wanted for each in files.iterdir()):
+                name = (files.parent / "comm").read_text(errors="replace").strip()
+                return f"{name} (process {files.parent.name})"
+    return ""
+
+
+def _target(file: Path) -> str:
+    try:
+        return os.readlink(file)  # noqa: PTH115  # what a Path makes of it costs more
+    except OSError:
+        return ""
 
 
 def alive(text: str) -> int | None:

@@ -80,6 +80,7 @@ class Socket:
         traffic: bytes that the peer acknowledged and bytes received, where they
             were asked for; SYN and FIN count.
         v6only: a listener, or an unconnected one, that takes no IPv4 (IPV6_V6ONLY).
+        inode: of its file, by which processes hold it; 0 where none does.
     """
 
     family: int
@@ -90,6 +91,7 @@ class Socket:
     storage: bytes
     traffic: tuple[int, int] = (0, 0)
     v6only: bool = False
+    inode: int = 0
 
     @property
     def cookie(self) -> int:
@@ -241,4 +243,5 @@ def _parse(payload: bytes, protocol: int) -> Socket:
             for _, entry in _attributes(value):
                 with contextlib.suppress(KeyError):
                     storage = dict(_attributes(entry))[_STORAGE_VALUE]
-    return Socket(family, protocol, state, payload[4:52], cgroup, storage, traffic, v6only)
+    (inode,) = struct.unpack_from("=I", payload, 68)
+    return Socket(family, protocol, state, payload[4:52], cgroup, storage, traffic, v6only, inode)

@@ -50,7 +50,7 @@ class Host:
             self.agent = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, env={**os.environ, **environment}
             )
-        until(lambda: self.answers() or self.agent.poll() is not None, 20)
+        until(lambda: self.answers() or self.agent.poll() is not None, 60)
         if self.agent.poll() is not None:
             raise AssertionError(self.log.read_text())
         return self.node()

@@ -12,9 +12,9 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attrs import asdict
 from netaddr import IPAddress
@@ -165,7 +165,7 @@ class EbpfBackend(Backend):
                     self._pins.write_record(cluster=self.context.cluster)
                 self._write_control(**self._control(ifindex))
                 self._follow_host()
-                self._underlay.apply(self.context.interface, ifindex)
+                self._underlay.apply(self.context.interface, ifindex, self._options.ports)
                 self._attach_lookup()
                 self._endpoints.shelter()
                 self._endpoints.reap()
@@ -459,10 +459,14 @@ class EbpfBackend(Backend):
             )
             return ask(self._ask.fd, question)
 
+    @classmethod
+    def ports(cls, options: Mapping[str, Any]) -> Mapping[str, range]:
+        """See :meth:`slimnet.abc.Backend.ports`: the wire ports."""
+        return {"wire_ports": Options.parse(options).ports}
+
     def claims(self, port: int) -> bool:
-        """See :meth:`slimnet.abc.Backend.claims`: the wire ports."""
-        wire_ports = contract.SLIM_WIRE_PORTS + contract.SLIM_BOUND_PORTS
-        return 0 <= port - self._options.wire_ports < wire_ports
+        """See :meth:`slimnet.abc.Backend.claims`."""
+        return port in self._options.ports
 
     def accounts(self) -> Iterable[Account]:
         """See :meth:`slimnet.abc.Backend.accounts`."""

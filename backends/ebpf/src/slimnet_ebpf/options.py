@@ -15,6 +15,9 @@ from slimnet.exceptions import ConfigError
 
 __all__ = ["Options"]
 
+_WIRE_PORTS = contract.SLIM_WIRE_PORTS + contract.SLIM_BOUND_PORTS
+#: Below are those of the machine's own services (RFC 6335, section 6): 22 is one.
+_FIRST_PORT = 1024
 #: The IPv6 half of the inner range: a unique local /64 (RFC 4193), "slimnet" in hex.
 INNER_RANGE6 = IPNetwork("fd73:6c69:6d6e:6574::/64")
 
@@ -50,6 +53,11 @@ class Options:
     wire_ports: int = 4790
     held_ports: int = 4096
 
+    @property
+    def ports(self) -> range:
+        """All wire ports, the source-bound ones too."""
+        return range(self.wire_ports, self.wire_ports + _WIRE_PORTS)
+
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Self:
         """Check the table.
@@ -63,12 +71,12 @@ class Options:
                 close = difflib.get_close_matches(str(key), names, n=1)
                 hint = f" (did you mean {close[0]}?)" if close else ""
                 raise ConfigError(f"backend.ebpf.{key}", f"one of {', '.join(names)}{hint}", key)
-        last = 65535 - contract.SLIM_WIRE_PORTS - contract.SLIM_BOUND_PORTS
+        last = 65536 - _WIRE_PORTS
         given = dict(table)
         if "inner_range" in given:
             given["inner_range"] = _inner_range(given["inner_range"])
         if "wire_ports" in given:
-            _number("wire_ports", 1, last, given["wire_ports"])
+            _number("wire_ports", _FIRST_PORT, last, given["wire_ports"])
         if "held_ports" in given:
             _number("held_ports", 1, 65535, given["held_ports"])
         return cls(**given)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the data path needs of the host: routes, two sysctls, a qdisc, two filters.
+"""What the data path needs of the host: routes, three sysctls, a qdisc, two filters.
 
 Every change is written down in the record *before* it is made, so that a
 start or a teardown after a crash knows what to do.
@@ -18,7 +18,7 @@ from netaddr import IPNetwork
 
 from slimnet.exceptions import BackendError, ConfigError
 from slimnet.linux import sysctl
-from slimnet_ebpf import filters, links
+from slimnet_ebpf import filters, links, reserved
 from slimnet_ebpf.objects import Program
 from slimnet_ebpf.options import INNER_RANGE6
 from slimnet_ebpf.pins import Pins
@@ -77,8 +77,14 @@ class UnderlayPrograms:
                 raise ConfigError("underlay.interface", f"one of {names}", interface)
             return int(found[0])
 
-    def apply(self, interface: str, ifindex: int) -> None:
-        """Bring the host to what the data path needs; what is so already stays."""
+    def apply(self, interface: str, ifindex: int, ports: range) -> None:
+        """Bring the host to what the data path needs; what is so already stays.
+
+        Args:
+            interface: of the underlay.
+            ifindex: its number.
+            ports: that nobody else is to be given by the kernel.
+        """
         record = self._pins.record()
         if record.get("ifindex", ifindex) != ifindex:
             self.restore()
@@ -96,6 +102,9 @@ class UnderlayPrograms:
                     tstamp_allow_data=there,
                 )
             sysctl.write(_arp_announce(interface), _ARP_ANNOUNCE)
+            if "reserved" not in record:
+                self._pins.write_record(reserved=reserved.missing(ports))
+            reserved.reserve(ports)
             if sysctl.exists(TSTAMP):  # else requirements.gaps() says so
                 sysctl.write(TSTAMP, _TSTAMP_ALLOW_DATA)
             linked = [
@@ -132,7 +141,9 @@ class UnderlayPrograms:
                 self._route(netlink, "del", network)
         if "tstamp_allow_data" in record and int(sysctl.read(TSTAMP)) == _TSTAMP_ALLOW_DATA:
             sysctl.write(TSTAMP, record["tstamp_allow_data"])
+        reserved.give_back(record.get("reserved", ""))
         self._pins.write_record(
+            reserved=None,
             ifindex=None,
             interface=None,
             arp_announce=None,
