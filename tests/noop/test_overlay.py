@@ -279,6 +279,19 @@ def test_a_process_killed_while_it_attaches_leaves_what_the_next_one_finds(momen
         assert sorted(stage.snapshot() ^ before) == []
 
 
+def test_a_record_that_was_not_written_to_its_end_is_removed():
+    with Stage(noop.NoopBackend, {}, None) as stage:
+        state = stage.context(0).state
+        state.mkdir(parents=True, exist_ok=True)
+        (state / "endpoint-7.new").write_text('{"endpoint"')
+        stage.open(0)
+        assert list(state.glob("endpoint-*")) == []
+        (state / "endpoint-7.new").touch()
+        stage.backends[0].teardown()
+        noop.NoopBackend.purge(stage.context(0).instance, state)
+        assert list(state.glob("endpoint-*")) == []
+
+
 def test_a_host_that_forwards_already_keeps_forwarding(stage):
     """The switch is set back only where it was set here."""
     with Stage(noop.NoopBackend, {}, None) as own:

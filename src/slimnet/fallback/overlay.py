@@ -114,7 +114,7 @@ def purge(instance: str, state: Path) -> None:
             netns.remove(path)
     if shutil.which("nft") is not None:
         Outside(instance, host, "", PORT).remove()
-    for file in state.glob("endpoint-*.json"):
+    for file in state.glob("endpoint-*"):
         file.unlink()
 
 
@@ -156,6 +156,8 @@ class Fallback:
                     f"instance {context.instance}: wanted a data path of ABI {ABI}, got {stamp.abi}"
                 )
             context.state.mkdir(parents=True, exist_ok=True)
+            for torn in context.state.glob("endpoint-*.new"):  # its writer was killed
+                torn.unlink()
             wanted = Stamp(ABI, stamp.generation if stamp else 0, context.cluster)
             if stamp != wanted:
                 self._outside.write(wanted)
