@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 import time
@@ -336,3 +338,124 @@ def test_exec_by_the_command_line(hosts):
         # It may be gone with the first one before it has ended itself.
         assert slimnet(one, "exec", "job", "--", "sh", "-c", "kill 1").returncode in (0, 137)
         assert process.wait(20) == 143
+
+
+# Detached
+
+
+@pytest.fixture
+def detached(hosts, tmp_path):
+    """``slimnet run -d`` on the first host; answers how it ended, and its log."""
+    log = tmp_path / "job.log"
+
+    def run(*command, options=()):
+        arguments = ["-n", "prod", "-d", "--name", "job", "--log", str(log), *options, "--"]
+        return slimnet(hosts[0], "run", *arguments, *command)
+
+    return run, log
+
+
+def names(host):
+    return {each.name for each in host.node().endpoints()}
+
+
+def test_detached_lives_until_its_process_ends(hosts, detached):
+    """Also without its agent; what it writes is where it was said, at the end of what is
+    there; then nothing is left."""
+    one, two = hosts
+    run, log = detached
+    code = (
+        "import os, socket, sys; s = socket.create_server(('', 7000)); print('out', flush=True); "
+        "print('err', sys.stdin.read() == '', file=sys.stderr, flush=True)\n"
+        "while True:\n  c, _ = s.accept()\n  if c.recv(1) == b'q': break\nos._exit(3)"
+    )
+    for turn in (1, 2):
+        done = run(sys.executable, "-c", code, options=["--user", "nobody", "--directory", "/"])
+        assert (done.returncode, done.stdout) == (0, "prod/default/job\n"), done.stderr
+        assert done.stderr == f"its output goes to {log}\n"
+        until(lambda turn=turn: log.read_text() == "out\nerr True\n" * turn)
+        job = one.node().endpoint("prod", "job")
+        if turn == 1:
+            one.kill()
+            one.start()
+        two.node().wait()
+        assert two.node().ping("prod/default/job", port=7000)["error"] is None
+        assert "job" in names(one)
+        end = (
+            "import socket; s = socket.create_connection(('127.0.0.1', 7000)); s.sendall(b'q'); "
+            "s.recv(1)"
+        )
+        path = done.stdout.strip()
+        slimnet(one, "exec", path, "--", sys.executable, "-c", end)
+        until(lambda: "job" not in names(one))
+        assert not job.cgroup.exists()
+
+
+def test_detached_outlives_the_terminal(hosts, detached):
+    """Which hangs up when the one who typed it is gone; and ^C there is not for it."""
+    one, _ = hosts
+    _, log = detached
+    arguments = ["-n", "prod", "-d", "--name", "job", "--log", str(log), "--", "sleep", "600"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        argv = words(one, "run", *arguments)
+        os.execvp(argv[0], argv)
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO: everybody has closed it
+        while chunk := os.read(terminal, 4096):
+            seen += chunk
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, seen
+    os.close(terminal)
+    assert b"prod/default/job" in seen
+    job = one.node().endpoint("prod", "job")
+    time.sleep(1.5)  # the agent looks once a second for what has ended
+    assert "job" in names(one)
+    running = (job.cgroup / "cgroup.procs").read_text().split()
+    assert all(Path(f"/proc/{each}/stat").read_text().split()[6] == "0" for each in running)
+    done = slimnet(one, "endpoint", "rm", "prod/default/job", "--kill")
+    assert done.returncode == 0
+    assert "job" not in names(one)
+
+
+def test_detached_says_what_is_wrong(hosts, detached, tmp_path):
+    """As it is without -d, and nothing is left of it."""
+    one, _ = hosts
+    run, log = detached
+    for command, options, status, said in (
+        (["no-such-program"], [], 127, "slimnet: command not found: no-such-program\n"),
+        (["/etc/passwd"], [], 126, "/etc/passwd"),
+        (["true"], ["--user", "no-such-user"], 2, "user: wanted a user of this machine"),
+        (["true"], ["--log", str(tmp_path)], 2, "'--log': File"),
+        (["true"], ["--ip", "10.9.9.9"], 2, "10.9.9.9"),
+    ):
+        done = run(*command, options=options)
+        assert (done.returncode, done.stdout) == (status, ""), done.stderr
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert names(one) == set()
+    done = slimnet(one, "run", "-n", "prod", "--name", "job", "--log", str(log), "--", "true")
+    assert done.returncode == 2
+    assert "--log is for what runs detached: add -d" in done.stderr
+    assert run("sleep", "600").returncode == 0
+    done = run("true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "endpoint prod/default/job runs already" in done.stderr
+    assert slimnet(one, "exec", "job", "--", "sh", "-c", "kill 1").returncode in (0, 137)
+    until(lambda: "job" not in names(one))
+
+
+def test_detached_log_by_default(hosts):
+    """Under the instance's and the endpoint's name, for root and its group alone."""
+    one, _ = hosts
+    log = Path(f"/var/log/slimnet/{one.instance}/prod.default.job.log")
+    try:
+        done = slimnet(one, "run", "-n", "prod", "-d", "--name", "job", "--", "echo", "hello")
+        assert done.stderr == f"its output goes to {log}\n"
+        until(lambda: log.read_text() == "hello\n")
+        assert (log.stat().st_mode & 0o777, log.parent.stat().st_mode & 0o777) == (0o640, 0o750)
+        until(lambda: "job" not in names(one))
+    finally:
+        log.unlink(missing_ok=True)
+        log.parent.rmdir()
+        with contextlib.suppress(OSError):  # another instance's logs
+            log.parents[1].rmdir()

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -25,11 +29,9 @@ from slimnet.cli.node import (
     words_of,
 )
 
-if TYPE_CHECKING:
-    from slimnet.attached import PlacedEndpoint
-
 __all__ = ["exec_", "run"]
 
+_LOGS = Path("/var/log/slimnet")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -58,10 +60,14 @@ Examples:
   slimnet run -n prod --name web -l app=web -- nginx -g 'daemon off;'
   slimnet run -n prod --name db --ip 10.1.0.9 --user postgres -- postgres -D /srv/db
   slimnet run -n prod --name me -- bash            a shell that is an endpoint
+  slimnet run -n prod -d --name web -- nginx -g 'daemon off;'
+  slimnet exec web -- sh -c 'kill 1'               ends that by SIGTERM
+  slimnet endpoint rm web --kill                   and by SIGKILL
 
 \b
 Exit status: the command's; 128 + n when signal n ended it; 127 when it is not
 there, 126 when it cannot be executed; 2 when slimnet could not start it.
+With -d it is 0 once the command runs; its own is in no place.
 
 \b
 The command sees the host's files, but no cgroupfs, bpffs, store nor agent's or
@@ -78,6 +84,19 @@ standard input or output is replaced by /dev/null; put a pipe in between.""",
 )
 @_command_options
 @click.option("--no-seccomp", is_flag=True, help="Leave the system call filter out.")
+@click.option(
+    "-d",
+    "--detach",
+    is_flag=True,
+    help="Come back once CMD runs, and say the endpoint's name; it goes when CMD ends.",
+)
+@click.option(
+    "--log",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="With -d: where CMD's output is appended."
+    f" [default: {_LOGS}/INSTANCE/NETWORK.NAMESPACE.NAME.log]",
+)
 @agent_option
 def run(
     network: str | None,
@@ -90,6 +109,8 @@ def run(
     directory: str | None,
     no_new_privileges: bool,  # noqa: FBT001
     no_seccomp: bool,  # noqa: FBT001
+    detach: bool,  # noqa: FBT001
+    log: str | None,
     command: tuple[str, ...],
 ) -> int:
     """Run CMD as an endpoint; the endpoint goes with it.
@@ -99,33 +120,61 @@ def run(
     capabilities without CAP_NET_RAW; its host name is NAME, and every
     endpoint's name resolves.
     """
-    from slimnet import sandbox  # noqa: PLC0415  # what only this command needs
+    from slimnet import sandbox  # noqa: PLC0415  # what only these commands need
 
+    if log is not None and not detach:
+        raise click.UsageError("--log is for what runs detached: add -d.")
     # Whatever ends us while no command is there to take the signal: detach on the way out.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _leave)
-    with (
-        open_agent() as node,
-        node.attach(
-            network_of(node, network),
-            name,
-            namespace=namespace,
-            address=address,
-            labels=labels_of(labels),
-            ports=ports_of(ports),
-            ephemeral=True,
-        ) as attached,
-    ):
-        return _status(
-            attached,
-            command,
-            user=user,
-            directory=directory,
-            hidden=sandbox.secrets(node),
-            no_new_privileges=no_new_privileges,
-            seccomp=not no_seccomp,
+    with open_agent() as node, ExitStack() as undo:
+        attached = undo.enter_context(
+            node.attach(
+                network_of(node, network),
+                name,
+                namespace=namespace,
+                address=address,
+                labels=labels_of(labels),
+                ports=ports_of(ports),
+                ephemeral=True,
+            )
         )
+        options: dict[str, Any] = {
+            "user": user,
+            "directory": directory,
+            "hidden": sandbox.secrets(node),
+            "no_new_privileges": no_new_privileges,
+            "seccomp": not no_seccomp,
+        }
+        if not detach:
+            return _status(lambda: sandbox.run(attached, command, **options))
+        endpoint = attached.endpoint
+        file = Path(log or _LOGS / node.status()["instance"] / f"{endpoint.full_name}.log")
+        file = file.absolute()
+
+        def start() -> int:
+            with _open_log(file) as output:
+                sandbox.spawn(
+                    attached,
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    outlive=True,
+                    **options,
+                )
+            undo.pop_all()  # from here on the agent looks when it has ended
+            click.echo(endpoint.path)
+            click.echo(f"its output goes to {file}", err=True)
+            return 0
+
+        return _status(start)
+
+
+def _open_log(file: Path) -> IO[bytes]:
+    file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    return open(file, "ab", opener=lambda path, flags: os.open(path, flags, 0o640))
 
 
 @click.command(
@@ -165,22 +214,27 @@ def exec_(
     with open_agent() as node:
         where, inside, name = path_of(node, endpoint, network, namespace)
         placed = node.endpoint(where, name, inside)
+    from slimnet import sandbox  # noqa: PLC0415
+
     return _status(
-        placed,
-        words,
-        user=user,
-        directory=directory,
-        no_new_privileges=no_new_privileges,
-        beside=True,
+        lambda: sandbox.run(
+            placed,
+            words,
+            user=user,
+            directory=directory,
+            no_new_privileges=no_new_privileges,
+            beside=True,
+        )
     )
 
 
-def _status(placed: PlacedEndpoint, command: tuple[str, ...], **options: Any) -> int:
-    """Run a command and answer the exit status that a shell would give."""
-    from slimnet import sandbox  # noqa: PLC0415  # what only these commands need
+def _status(start: Callable[[], int]) -> int:
+    """What it answers, or the exit status that a shell would give where there is no such
+    command."""
+    from slimnet import sandbox  # noqa: PLC0415
 
     try:
-        return sandbox.run(placed, command, **options)
+        return start()
     except sandbox.CommandNotFound as error:
         click.echo(f"slimnet: {error}", err=True)
         return 127

@@ -172,7 +172,8 @@ def spawn(
         no_new_privileges: set-user-id programs give nothing (PR_SET_NO_NEW_PRIVS).
         seccomp: False leaves the system call filter out.
         terminal: make the command the terminal's foreground process group.
-        outlive: False ends the command when the calling thread ends.
+        outlive: False ends the command when the calling thread ends; True also has it in a
+            session of its own, so that the caller's terminal does not end it either.
         beside: enter the sandbox of the command that runs there already, of the oldest
             where there are several, and do not make one. ``hidden`` and ``seccomp`` are
             its own then, and it is over with that one.
@@ -249,6 +250,7 @@ def _start(
             stdout=stdout,
             stderr=stderr,
             pass_fds=(order_read, report_write),
+            start_new_session=not order["parent"] and not order["terminal"],
             env={"LC_ALL": "C.UTF-8"},
         )
     except BaseException:
