@@ -217,6 +217,43 @@ def test_nothing_is_lost(lab, ends):
     assert retransmitted < count / 100
 
 
+def _short(address: str, port: int, at_once: int, each: int, size: int) -> list[float]:
+    """How long connections took that bring so many bytes each, some of them at once."""
+    times = []
+
+    def one_after_the_other() -> None:
+        for _ in range(each):
+            begin = time.monotonic()
+            with socket.create_connection((address, port), 30) as sock:
+                sock.sendall(bytes(size))
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(1 << 16):
+                    pass
+            times.append(time.monotonic() - begin)
+
+    threads = [threading.Thread(target=one_after_the_other) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times
+
+
+@LIMITS
+def test_short_connections_share_it_and_none_stands_still(lab, ends):
+    """So many that the first segments of each, which the kernel does not pace, are too much."""
+    client, server = ends
+    lab.limit(client, rate=MEGABYTE)
+    lab.install()
+    server.serve(7000)
+    begin = time.monotonic()
+    times = client.call(_short, server.address, 7000, 60, 5, 14000)
+    took = time.monotonic() - begin
+    assert len(times) == 60 * 5
+    assert 0.6 < 60 * 5 * 14000 / took / MEGABYTE < 1.2
+    assert max(times) < 10 * 60 * 14000 / MEGABYTE
+
+
 @LIMITS
 def test_datagrams_to_the_outside_too(lab):
     """What is over the rate is lost, as in any full queue."""

@@ -134,26 +134,45 @@ static __noinline int slim_limit_turn(struct bpf_sock_ops *ctx)
 #define SLIM_IPV6_LENGTH 40		/* linux/ipv6.h would bring libc's headers along */
 #define SLIM_IPV6_NEXT 6
 
+/* However far ahead its endpoint is: never held back. */
+#define SLIM_LIMIT_NEVER 0xffffffffffULL
+
+/*
+ * Only the first segments of a connection may be held back. For the later ones a
+ * timer of the pacing may be what sends them, and nothing in the kernel sends
+ * those again that are refused to that (tcp_tsq_write()): with nothing on the way
+ * the connection would stand still for good. What was held back counts as one.
+ */
+static __always_inline __u64 slim_limit_segment(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+	struct bpf_tcp_sock *tcp = bpf_tcp_sock(sk);
+
+	return tcp && tcp->data_segs_out < SLIM_RATE_FIRST + skb->gso_segs ? SLIM_RATE_SEGMENT :
+									     SLIM_LIMIT_NEVER;
+}
+
 /*
  * How far ahead its endpoint may be for a packet of TCP; 0: it only acknowledges,
  * and is free. Locally made packets have their headers in the linear part.
  */
-static __always_inline __u64 slim_limit_ahead(struct __sk_buff *skb)
+static __always_inline __u64 slim_limit_ahead(struct __sk_buff *skb, struct bpf_sock *sk)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	__u32 length = SLIM_IPV6_LENGTH;
 	struct tcphdr *tcp;
 
 	if (data + SLIM_IPV6_LENGTH > end)
-		return SLIM_RATE_SEGMENT;
+		return slim_limit_segment(skb, sk);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		length = ((struct iphdr *)data)->ihl * 4;
 	else if (((__u8 *)data)[SLIM_IPV6_NEXT] != IPPROTO_TCP)
-		return SLIM_RATE_SEGMENT;
+		return slim_limit_segment(skb, sk);
 	tcp = data + length;
 	if ((void *)(tcp + 1) > end || skb->len > length + tcp->doff * 4)
-		return SLIM_RATE_SEGMENT;
-	return tcp->syn || tcp->fin || tcp->rst ? SLIM_RATE_CONTROL : 0;
+		return slim_limit_segment(skb, sk);
+	if (tcp->syn)
+		return SLIM_RATE_SYN;
+	return tcp->fin || tcp->rst ? SLIM_LIMIT_NEVER : 0;
 }
 
 static __always_inline int slim_limit_run(struct __sk_buff *skb)
@@ -174,7 +193,7 @@ static __always_inline int slim_limit_run(struct __sk_buff *skb)
 		socket = bpf_sk_storage_get(&slim_socket, sk, NULL, 0);
 		if (socket && slim_limit_is_free(socket))
 			return SLIM_SEND;
-		ahead = slim_limit_ahead(skb);
+		ahead = slim_limit_ahead(skb, sk);
 		if (!ahead)
 			return SLIM_SEND;
 	} else if (skb->ifindex == SLIM_LOOPBACK_IFINDEX) {

@@ -16,21 +16,24 @@
 
 /*
  * How far ahead an endpoint may be, in ns. What nobody paces (datagrams, the
- * first segments of a connection) is held back in this order: datagrams leave
- * room to TCP, and SYN, FIN and RST, which cost little and keep a connection
- * waiting when they are missing, are the last. Acknowledgements are free: how
- * many there are is for those to say who send to the endpoint.
+ * first segments of a connection, its SYN) is held back in this order: datagrams
+ * leave room to TCP, and a SYN, which is sent again only after a second, is the
+ * last. Acknowledgements are free: how many there are is for those to say who
+ * send to the endpoint.
  */
 enum slim_rate_ahead {
 	SLIM_RATE_DATAGRAM = 100000000,
-	SLIM_RATE_SEGMENT = 1000000000,
-	SLIM_RATE_CONTROL = 2000000000,
+	SLIM_RATE_SEGMENT = 400000000,
+	SLIM_RATE_SYN = 2000000000,
 };
 
 static __always_inline _Bool slim_rate_holds(__u64 next, __u64 now, __u64 ahead)
 {
 	return next > now + ahead;
 }
+
+/* So many segments of a connection are not paced (tcp_update_skb_after_send()). */
+#define SLIM_RATE_FIRST 10
 
 /* What an endpoint did not use it may use later, but no more than this, in ns. */
 #define SLIM_RATE_SPARE 50000000ULL
