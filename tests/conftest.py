@@ -20,7 +20,7 @@ import pytest
 LONG = (
     "test_fuzz_sockets.py",
     "test_agent.py",
-    "test_tutorial.py",
+    "test_pages.py",
     "test_demo.py",
     "test_testbed_cli.py",
     "test_testbed.py",

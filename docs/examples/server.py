@@ -3,6 +3,7 @@
 import socket
 
 server = socket.create_server(("", 8080))
+print("listening", flush=True)
 while True:
     connection, peer = server.accept()
     connection.sendall(f"{socket.gethostname()} to {peer[0]}\n".encode())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the first page says is there: commands, names, the code that it links to."""
+"""What the first page says is there: commands, the code that it links to (that
+its blocks run is ``tests/functional/test_pages.py``)."""
 
-import ast
 import os
 import re
 import shlex
@@ -12,7 +12,6 @@ import click
 import pytest
 from generate_contract import ROOT
 
-import slimnet
 from slimnet.cli import slimnet as cli
 
 README = (ROOT / "README.md").read_text()
@@ -86,18 +85,6 @@ def test_a_command_that_is_not_there_would_be_noticed():
     for wrong in ("slimnet testbd up", "slimnet testbed up --host 2"):
         with pytest.raises(click.UsageError):
             parse(wrong.split())
-
-
-def test_python_names_are_there():
-    ((_, text),) = [block for block in BLOCKS if block[0] == "python"]
-    used = {
-        (node.value.id, node.attr)
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    }
-    homes = {"slimnet": slimnet, "node": slimnet.Node}
-    assert used
-    assert [pair for pair in used if not hasattr(homes[pair[0]], pair[1])] == []
 
 
 def test_every_question_has_its_environment():
