@@ -87,6 +87,20 @@ def test_a_command_that_is_not_there_would_be_noticed():
             parse(wrong.split())
 
 
+def test_what_a_program_sees_is_said_once():
+    """The table of the first page is that of the reference (which tests/functional/test_seen.py
+    holds to)."""
+    mine = README.partition("### What a program sees\n\n")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in mine.splitlines() if "---" not in line]
+    page = (ROOT / "docs/reference/placements.rst").read_text()
+    table = page.partition(".. _shows:")[2].partition("\n\n   * - ")[2].partition("\n\n")[0]
+    cells = [
+        [" ".join(cell.split()).replace("``", "`") for cell in re.split(r"\n     - ", row)]
+        for row in re.split(r"\n   \* - ", table)
+    ]
+    assert cells == rows
+
+
 def test_every_question_has_its_environment():
     """What ``tox`` runs without arguments."""
     tox = ConfigParser(interpolation=None)
