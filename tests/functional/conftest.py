@@ -25,3 +25,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parametrize(metafunc)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The blocks of pages that were not run, or not compared, each with its reason."""
+    said = (
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "left out"
+    )
+    for number, line in enumerate(dict.fromkeys(said)):
+        if number == 0:
+            terminalreporter.section("blocks of pages that are left out")
+        terminalreporter.line(line)

@@ -285,13 +285,12 @@ def faults(terminal, found):
     [path for path in PAGES if any(blocks(path))],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_page(terminal, path, capsys):
+def test_page(terminal, path, record_property):
     """Its commands succeed or print why not; where the page says what they print, that comes."""
     found = list(blocks(path))
-    with capsys.disabled():
-        for block in found:
-            if block.verdict != "run":
-                print(f"\n{block.where}: {block.verdict}: {block.reason}", end="")
+    for block in found:
+        if block.verdict != "run":
+            record_property("left out", f"{block.where}: {block.verdict}: {block.reason}")
     if any(block.verdict != "not run" for block in found) and not probe("ebpf"):
         pytest.skip(f"backend ebpf: {probe('ebpf').reason}")
     wrong = list(faults(terminal, found))
