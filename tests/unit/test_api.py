@@ -911,9 +911,10 @@ def test_the_agent_follows_a_store_that_is_back(running, tmp_path):
     while not node.request("GET", "status")["stale"]:
         assert time.monotonic() < until
     (tmp_path / "away").rename(file)
-    while node.request("GET", "status")["trouble"]:
+    while (status := node.request("GET", "status"))["stale"]:
         assert time.monotonic() < until
         time.sleep(0.05)
+    assert not any("store" in each for each in status["trouble"])
     node.request("POST", "networks", name="other", cidrs=["10.9.0.0/24"])
 
 

@@ -29,8 +29,11 @@ def imports(path):
         ('"cgroup2"', {"linux/cgroup.py", "sandbox/mounts.py"}),
         ('"cgroup.events"', {"linux/cgroup.py"}),
         ('"cgroup.kill"', {"linux/cgroup.py"}),
-        ('"/proc/self/mount', {"linux/mounts.py"}),
-        ("libc.setns(", {"linux/libc.py", "linux/netns.py", "sandbox/inside.py"}),
+        ('/mountinfo"', {"linux/mounts.py"}),
+        (
+            "libc.setns(",
+            {"linux/libc.py", "linux/netns.py", "sandbox/entrance.py", "sandbox/inside.py"},
+        ),
         ('/{pid}/stat"', {"linux/process.py"}),
         # What a backend could leave behind anywhere below it.
         ('"/proc/sys', {"linux/sysctl.py", "testing/_snapshot.py"}),

@@ -89,7 +89,7 @@ def test_tables_cannot_be_changed_behind_the_value():
         (lambda: Network("prod", "1", "10.1.0.0/16"), "network.vni", "a VNI", "'1'"),
         (lambda: Network("prod", 1, "10.1"), "network.cidrs", "such as 10.1.0.0/16", "10.1"),
         (lambda: Network("prod", 1, []), "network.cidrs", "one or more", "()"),
-        (lambda: Network("prod", 1, None), "network.cidrs", "one or more", "None"),
+        (lambda: Network("prod", 1, None), "network.cidrs", "one or more", "nothing"),
         (lambda: Namespace("prod", "a/b"), "namespace.name", "lower-case", "'a/b'"),
         (lambda: Namespace("prod", "a", {"app": 3}), "namespace.labels", "labels", "3"),
         (lambda: Namespace("prod", "a", {"a b": "c"}), "namespace.labels", "labels", "a b"),

@@ -8,7 +8,7 @@ from netaddr import IPAddress
 
 from slimnet import records, wires
 from slimnet.agent.ping import _carried
-from slimnet.model import Endpoint, Flow, Host, Network, Protocol, Wire, WireFormat
+from slimnet.model import Endpoint, Flow, Host, HostState, Network, Protocol, Wire, WireFormat
 from slimnet.policy import State
 from slimnet.policy import compile as compile_tables
 from slimnet.policy.explain.oracle import Oracle
@@ -81,7 +81,8 @@ def test_tables_say_that_nothing_leads_there(apart):
 
 
 def test_ping_and_explain_say_so(apart):
-    agent = SimpleNamespace(cluster=SimpleNamespace(hosts=lambda: apart.hosts))
+    states = [HostState(each.name, each, lost=False, endpoints=1) for each in apart.hosts]
+    agent = SimpleNamespace(hosts=lambda: states)
     found = _carried(agent, WEB, DB)
     assert (found["carried"], found["wire"]) == ("unreachable", None)
     assert found["why"] == "h1 (ebpf: syn/1) and h2 (ebpf: syn/2) have no wire in common"

@@ -13,7 +13,7 @@ import errno
 import os
 import signal
 
-from slimnet.linux import libc
+from slimnet.linux import libc, process
 
 __all__ = ["enter"]
 
@@ -41,22 +41,22 @@ def enter(cgroup: str) -> tuple[bool, bool]:
     found = []
     for pid in _members(cgroup):
         try:
-            process = os.pidfd_open(pid)
+            handle = os.pidfd_open(pid)
             status = _status(pid)
         except OSError:
             continue
         if status["NSpid"].split()[1:] == ["1"]:
-            found.append((_started(pid), pid, process, status))
+            found.append((process.started(pid), pid, handle, status))
         else:
-            os.close(process)
+            os.close(handle)
     if not found:
         raise ProcessLookupError(errno.ESRCH, "it has no sandbox")
-    _, pid, process, status = min(found, key=lambda each: each[0])
+    _, pid, handle, status = min(found, key=lambda each: each[0])
     # The number was the same process all the time, and one of this cgroup.
     if pid not in _members(cgroup):
         raise ProcessLookupError(errno.ESRCH, "its sandbox has ended")
-    signal.pidfd_send_signal(process, 0)
-    libc.setns(process, _NAMESPACES)
+    signal.pidfd_send_signal(handle, 0)
+    libc.setns(handle, _NAMESPACES)
     for _, _, each, _ in found:
         os.close(each)
     return status["Seccomp"].strip() == "2", status["NoNewPrivs"].strip() == "1"
@@ -70,9 +70,3 @@ def _members(cgroup: str) -> list[int]:
 def _status(pid: int) -> dict[str, str]:
     with open(f"/proc/{pid}/status", errors="surrogateescape") as lines:
         return {key: value for key, _, value in (line.partition(":") for line in lines)}
-
-
-def _started(pid: int) -> int:
-    """In ticks since boot: field 22 of proc_pid_stat(5)."""
-    with open(f"/proc/{pid}/stat", errors="surrogateescape") as stat:
-        return int(stat.read().rpartition(")")[2].split()[19])
