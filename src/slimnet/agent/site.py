@@ -20,9 +20,9 @@ from slimnet.abc import Backend, Context
 from slimnet.config import Config
 from slimnet.exceptions import ConfigError
 from slimnet.linux import cgroup
+from slimnet.linux.resolvers import resolv_conf
 from slimnet.local import interface_ranges, local_ranges
 from slimnet.model import Capabilities, Host
-from slimnet.sandbox.mounts import resolvers
 from slimnet.trusted import make_trusted
 from slimnet.wires import ACCELERATED
 
@@ -130,7 +130,7 @@ def taken() -> dict[IPNetwork, str]:
     """What of this host no network may overlap, the widest first: an endpoint would look for
     its own kind there, and the host beyond its interface."""
     found = {cidr: f"interface {name}" for cidr, name in interface_ranges().items()}
-    for line in resolvers().splitlines():
+    for line in resolv_conf().splitlines():
         with contextlib.suppress(ValueError, AddrFormatError):  # another option; IPv6
             option, address, *_ = line.split()
             if option == "nameserver":

@@ -17,8 +17,9 @@ import stat
 
 from slimnet.linux import libc
 from slimnet.linux.mounts import in_sight
+from slimnet.linux.resolvers import resolv_conf
 
-__all__ = ["FORBIDDEN", "arrange", "put_console", "resolvers"]
+__all__ = ["FORBIDDEN", "arrange", "put_console"]
 
 #: File systems that an endpoint must not see at all.
 FORBIDDEN = frozenset(
@@ -93,7 +94,7 @@ def arrange(
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
     for seen, file in files.items():
         _bind(file, os.path.realpath(seen), read_only=True)
-    names = resolvers()
+    names = resolv_conf()
     console = libc.open_tree(terminal) if terminal else None
 
     existing = [path for path in hidden if os.path.lexists(path)]
@@ -214,31 +215,6 @@ def _directories(path: str) -> list[tuple[str, int, int, int]]:
                 mode = stat.S_IMODE(status.st_mode)
                 found.append((entry.name, mode, status.st_uid, status.st_gid))
     return found
-
-
-def resolvers() -> str:
-    """The host's resolv.conf(5) without resolvers on its loopback, which an
-    endpoint does not reach; where that is all (systemd-resolved), the
-    upstream servers that it knows of."""
-    kept = _without_loopback("/etc/resolv.conf")
-    if not any(line.split()[:1] == ["nameserver"] for line in kept):
-        kept = _without_loopback("/run/systemd/resolve/resolv.conf") or kept
-    return "".join(kept)
-
-
-def _without_loopback(path: str) -> list[str]:
-    try:
-        with open(path) as lines:
-            return [line for line in lines if not _is_loopback_resolver(line.split())]
-    except OSError:
-        return []
-
-
-def _is_loopback_resolver(words: list[str]) -> bool:
-    if len(words) < 2 or words[0] != "nameserver":
-        return False
-    address = words[1].partition("%")[0].lower().removeprefix("::ffff:")
-    return address.startswith("127.") or address in ("::1", "0.0.0.0", "::")  # noqa: S104
 
 
 def _text(path: str, text: str) -> None:
