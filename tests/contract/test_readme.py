@@ -81,6 +81,22 @@ def test_commands_are_taken():
         parse([word for word in words if word != "&"])
 
 
+def examples(group=cli):
+    """Command lines of the help's examples, without what is said beside them."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        if isinstance(command, click.Group):
+            yield from examples(command)
+        for line in (command.epilog or "").splitlines():
+            if line.startswith("  slimnet "):
+                yield re.split(r" {3,}| [&|]", line.strip())[0].replace("*.yaml", "README.md")
+
+
+@pytest.mark.parametrize("line", list(examples()))
+def test_the_helps_examples_are_taken(line):
+    parse(shlex.split(line))
+
+
 def test_a_command_that_is_not_there_would_be_noticed():
     for wrong in ("slimnet testbd up", "slimnet testbed up --host 2"):
         with pytest.raises(click.UsageError):

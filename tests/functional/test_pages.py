@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from slimnet.cli import slimnet as cli
 from slimnet.plugins import probe
 from slimnet.testbed import Testbed
 
@@ -295,6 +296,16 @@ def test_page(terminal, path, record_property):
         pytest.skip(f"backend ebpf: {probe('ebpf').reason}")
     wrong = list(faults(terminal, found))
     assert wrong == [], "\n\n".join(wrong)
+
+
+def test_first_steps(terminal):
+    """Those of ``slimnet --help``: what nginx serves comes."""
+    if not probe("ebpf"):
+        pytest.skip(f"backend ebpf: {probe('ebpf').reason}")
+    steps = [re.split(r" {3,}", line[2:])[0] for line in cli.epilog.splitlines() if line[:1] == " "]
+    text = "".join(f"# {step}\n" for step in ["export PATH=$PWD/.venv/bin:$PATH", *steps])
+    block = Block("console", text, "slimnet --help")
+    assert list(faults(terminal, [block])) == []
 
 
 def test_what_is_wrong_would_be_noticed(terminal):

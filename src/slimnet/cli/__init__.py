@@ -48,7 +48,7 @@ First steps, as root, on one machine:
   slimnet testbed up --hosts 2                    two hosts, with an agent each
   slimnet testbed exec h1 -- slimnet network create prod 10.1.0.0/16
   slimnet testbed exec h2 -- slimnet run -n prod --name web -- nginx -g 'daemon off;' &
-  sleep 1                                         until it is attached and listens
+  until slimnet testbed exec h1 -- slimnet ping web:80; do sleep 1; done
   slimnet testbed exec h1 -- slimnet run -n prod --name me -- curl http://web/
   slimnet testbed down
 
