@@ -93,7 +93,7 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
 
 def _version() -> str:
     try:
-        return metadata.version("slimnet")
+        return metadata.version("slimnet-overlay")
     except metadata.PackageNotFoundError:  # a source tree on the path
         return ""
 
