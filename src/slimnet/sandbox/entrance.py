@@ -4,7 +4,7 @@
 Nothing inside can pass for an init: it is the first process of a PID namespace right below
 the caller's, and who could make one of these is outside.
 """
-# pathlib would be start-up time:
+# pathlib would be start-up time of `slimnet run`:
 # ruff: noqa: PTH123
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import errno
 import os
 import signal
 
-from slimnet.linux import libc, process
+from slimnet.linux import libc
 
 __all__ = ["enter"]
 
@@ -38,6 +38,8 @@ def enter(cgroup: str) -> tuple[bool, bool]:
     Raises:
         ProcessLookupError: there is none, or it has just ended.
     """
+    from slimnet.linux import process  # noqa: PLC0415  # pathlib, which `run` does without
+
     found = []
     for pid in _members(cgroup):
         try:
