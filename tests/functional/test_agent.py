@@ -452,7 +452,7 @@ def test_lost_host(hosts, pair):
     assert (one.name, one.lost, one.behind) == ("h1", False, False)
     assert (two.name, two.lost, two.endpoints) == ("h2", True, 1)
     assert 0 < time.time() - two.seen < 60
-    assert one.host.version == two.host.version == metadata.version("slimnet")
+    assert one.host.version == two.host.version == metadata.version("slimnet-overlay")
     assert two.generation > 0
     assert not client.connect(str(db.endpoint.address), 7000, 1)
     assert {each.name for each in hosts[0].node().endpoints()} == {"web", "db"}

@@ -179,8 +179,9 @@ def without(module, directory):
     site = directory / "site"
     site.mkdir()
     (there,) = {Path(each) for each in sys.path if each.endswith("site-packages")}
+    distribution = module.replace("slimnet_", "slimnet_overlay_")
     for each in there.iterdir():
-        if not each.name.startswith(("__", module, f"_{module}")):
+        if not each.name.startswith(("__", distribution, f"_{distribution}")):
             (site / each.name).symlink_to(each)
     path = [site, TOP / "src", TOP / "backends" / "noop" / "src"]
     return [sys.executable, "-S", "-m", "slimnet.cli"], {"PYTHONPATH": ":".join(map(str, path))}

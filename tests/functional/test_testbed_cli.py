@@ -517,7 +517,8 @@ def test_status(bed):
     assert [each["name"] for each in found["hosts"]] == ["h1", "h2"]
     table = slimnet(bed.hosts[0], "status")
     assert ["backend", bed.backend] in [line.split() for line in table.splitlines()]
-    assert ["h2", "198.18.0.2", bed.backend] in [line.split()[:3] for line in table.splitlines()]
+    rows = [line.split()[:4] for line in table.splitlines()]
+    assert ["h2", "now", "198.18.0.2", bed.backend] in rows
 
 
 def test_completion_knows_the_names(bed):
