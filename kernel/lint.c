@@ -128,7 +128,8 @@ __u64 slim_lint_account(__u64 bytes, __u32 state)
 __u64 slim_lint_rate(__u64 next, __u64 now, __u32 own)
 {
 	return slim_rate_holds(next, now, SLIM_RATE_SEGMENT) +
-	       slim_rate_pace(own, next, now, now) + slim_rate_window(own, own, own) + slim_rate_own(own, 0, SLIM_NO_PACE);
+	       slim_rate_pace(own, next, now, now) + slim_rate_window(own, own, own) +
+	       slim_rate_own(own, 0, SLIM_NO_PACE);
 }
 
 int slim_lint_sockopt(int level, int name)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab on every data path that it knows."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -17,6 +18,19 @@ from lab.fixtures import (  # noqa: F401  # fixtures
     labs,
     parametrize,
 )
+
+from slimnet.testing import Resident
+
+
+@pytest.fixture
+def resident():
+    """Starts processes in attached endpoints of hosts with agents."""
+    with contextlib.ExitStack() as stack:
+
+        def start(host, placed):
+            return stack.enter_context(Resident(placed.cgroup, host.where.netns, placed.netns))
+
+        yield start
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -94,17 +94,6 @@ def hosts(cluster):
 
 
 @pytest.fixture
-def resident():
-    """Starts processes in attached endpoints."""
-    with contextlib.ExitStack() as stack:
-
-        def start(host, placed):
-            return stack.enter_context(Resident(placed.cgroup, host.where.netns, placed.netns))
-
-        yield start
-
-
-@pytest.fixture
 def pair(hosts, resident):
     """``web`` on the first host, with a connection to ``db`` on the second."""
     one, two = hosts

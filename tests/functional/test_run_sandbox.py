@@ -775,17 +775,39 @@ def on_terminal(home, argv, talk, *, beside=False):
         os.close(terminal)
 
 
+GREETER = ["sh", "-c", "printf 'who? '; read x; echo hello $x; tty"]
+SHELL = ["env", "PS1=$ ", "bash", "--norc", "--noprofile", "-i"]
+
+
+def greet(terminal, read_until):
+    """Talk to GREETER."""
+    read_until(b"who? ")
+    os.write(terminal, b"me\n")
+    read_until(b"hello me")
+
+
+def suspend(terminal, read_until):
+    """^Z, which nobody could undo, for a command that then reads a line."""
+    read_until(b"ready")
+    os.write(terminal, b"\x1a")
+    time.sleep(0.2)
+    os.write(terminal, b"go\n")
+    read_until(b"went on")
+
+
+def control_jobs(terminal, read_until):
+    """Stop and end a job of SHELL's."""
+    read_until(b"$ ")
+    os.write(terminal, b"sleep 60\n")
+    time.sleep(0.5)
+    os.write(terminal, b"\x1a")
+    read_until(b"Stopped")
+    os.write(terminal, b"kill %1; wait; jobs; exit 9\n")
+
+
 def test_the_terminal_is_the_commands(home):
     """It reads and writes there; a process in the background would be stopped."""
-
-    def talk(terminal, read_until):
-        read_until(b"who? ")
-        os.write(terminal, b"me\n")
-        read_until(b"hello me")
-
-    status, seen = on_terminal(
-        home, ["sh", "-c", "printf 'who? '; read x; echo hello $x; tty"], talk
-    )
+    status, seen = on_terminal(home, GREETER, greet)
     assert status == 0
     assert "back True" in seen
     assert "/dev/console" in seen  # runtimes put the caller's terminal there
@@ -803,29 +825,12 @@ def test_interrupt_ends_the_command_and_not_its_caller(home):
 
 def test_suspend_hangs_nobody(home):
     """^Z on a command that is no shell: nothing could continue it, so it goes on."""
-
-    def talk(terminal, read_until):
-        read_until(b"ready")
-        os.write(terminal, b"\x1a")
-        time.sleep(0.2)
-        os.write(terminal, b"go\n")
-        read_until(b"went on")
-
-    status, _ = on_terminal(home, ["sh", "-c", "echo ready; read x; echo went on"], talk)
+    status, _ = on_terminal(home, ["sh", "-c", "echo ready; read x; echo went on"], suspend)
     assert status == 0
 
 
 def test_a_shell_has_job_control(home):
-    def talk(terminal, read_until):
-        read_until(b"$ ")
-        os.write(terminal, b"sleep 60\n")
-        time.sleep(0.5)
-        os.write(terminal, b"\x1a")
-        read_until(b"Stopped")
-        os.write(terminal, b"kill %1; wait; jobs; exit 9\n")
-
-    argv = ["env", "PS1=$ ", "bash", "--norc", "--noprofile", "-i"]
-    status, seen = on_terminal(home, argv, talk)
+    status, seen = on_terminal(home, SHELL, control_jobs)
     assert status == 9
     assert "no job control" not in seen
     assert "back True" in seen
@@ -937,6 +942,8 @@ def test_beside_exit_status(home, status):
     with first(home):
         argv = ["sh", "-c", f"setsid sleep 62 & exit {status}"]
         assert sandbox.run(home, argv, beside=True) == status
+        # Its shell has ended; what that left may still be on its way to being `sleep`.
+        wait_for(lambda: [name(pid) for pid in members(home)].count("sleep") == 2)
         left = [pid for pid in members(home) if "62" in command_line(pid)]
         assert len(left) == 1
         init = layers(home)["init"]
@@ -1043,16 +1050,9 @@ def test_beside_many_at_once(home):
 
 def test_beside_the_terminal_is_the_commands(home):
     """It is /dev/console for this one alone."""
-
-    def talk(terminal, read_until):
-        read_until(b"who? ")
-        os.write(terminal, b"me\n")
-        read_until(b"hello me")
-
-    argv = ["sh", "-c", "printf 'who? '; read x; echo hello $x; tty"]
     with first(home):
         for _ in range(2):
-            status, seen = on_terminal(home, argv, talk, beside=True)
+            status, seen = on_terminal(home, GREETER, greet, beside=True)
             assert status == 0
             assert "back True" in seen
             assert "/dev/console" in seen
@@ -1065,28 +1065,15 @@ def test_beside_interrupt_and_suspend(home):
     has job control."""
 
     def talk(terminal, read_until):
-        read_until(b"ready")
-        os.write(terminal, b"\x1a")
-        time.sleep(0.2)
-        os.write(terminal, b"go\n")
-        read_until(b"went on")
+        suspend(terminal, read_until)
         os.write(terminal, b"\x03")
-
-    def jobs(terminal, read_until):
-        read_until(b"$ ")
-        os.write(terminal, b"sleep 60\n")
-        time.sleep(0.5)
-        os.write(terminal, b"\x1a")
-        read_until(b"Stopped")
-        os.write(terminal, b"kill %1; wait; jobs; exit 9\n")
 
     with first(home) as command:
         argv = ["sh", "-c", "echo ready; read x; echo went on; exec sleep 60"]
         status, seen = on_terminal(home, argv, talk, beside=True)
         assert status == 128 + signal.SIGINT
         assert "back True" in seen
-        argv = ["env", "PS1=$ ", "bash", "--norc", "--noprofile", "-i"]
-        status, seen = on_terminal(home, argv, jobs, beside=True)
+        status, seen = on_terminal(home, SHELL, control_jobs, beside=True)
         assert status == 9
         assert "no job control" not in seen
         assert command.poll() is None

@@ -26,7 +26,6 @@ from lab.paths import DATA_PATHS, Can, having
 from slimnet import AlreadyExists, CannotEnforce, InvalidValue, NotFound, model
 from slimnet.cluster import Cluster as StoredCluster
 from slimnet.store.sqlite import SqliteStore
-from slimnet.testing import Resident
 
 pytestmark = pytest.mark.root
 
@@ -62,17 +61,6 @@ def hosts(cluster):
         for each in host.node().endpoints():
             if each.host == host.where.name:
                 host.node().detach(each.network, each.name, each.namespace, kill=True)
-
-
-@pytest.fixture
-def resident():
-    """Starts processes in attached endpoints."""
-    with contextlib.ExitStack() as stack:
-
-        def start(host, placed):
-            return stack.enter_context(Resident(placed.cgroup, host.where.netns, placed.netns))
-
-        yield start
 
 
 @pytest.fixture
