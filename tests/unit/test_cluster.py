@@ -12,7 +12,7 @@ import attrs
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from slimnet.cluster import Cluster
+from slimnet.cluster import Cluster, keys
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.contract import SLIM_ADDRESS_SERVICE
 from slimnet.exceptions import (
@@ -169,6 +169,24 @@ def test_labels_from_many_sides(cluster, prod):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda key: cluster.label_endpoint(path, {key: "x"}), "abcdef"))
     assert cluster.endpoint(*path).labels == dict.fromkeys("abcdef", "x")
+
+
+def test_an_endpoint_that_goes_meanwhile_is_not_labelled_back(cluster, prod, store, monkeypatch):
+    """Removed right behind the look at it: it stays removed."""
+    web, _ = cluster.create_endpoint(spec("web"))
+    key, look, looked = keys.ENDPOINT.at("prod", "default", "web"), store.get, []
+
+    def get(wanted):
+        found = look(wanted)
+        if wanted == key and not looked:
+            looked.append(wanted)
+            cluster.remove_endpoint(web)
+        return found
+
+    monkeypatch.setattr(store, "get", get)
+    with pytest.raises(NotFound, match="prod/default/web"):
+        cluster.label_endpoint(("prod", "default", "web"), {"app": "x"})
+    assert cluster.endpoints() == []
 
 
 def test_ids_are_never_used_again_and_identities_always(cluster, prod):

@@ -338,8 +338,7 @@ class Cluster:
 
         def change() -> tuple[Endpoint, Revision]:
             guard = counter(self.store, "endpoint")
-            there = self.endpoint(*path)
-            revision = (self.store.get(key) or (b"", 0))[1]
+            there, revision = self._known_endpoint(*path)
             for name, value in labels.items():
                 held = there.labels.get(name, value)
                 if not overwrite and value is not None and held != value:
@@ -369,9 +368,8 @@ class Cluster:
 
     def find_endpoint(self, network: str, namespace: str, name: str) -> Endpoint | None:
         """The endpoint of that name, if there is one."""
-        key = keys.ENDPOINT.at(network, namespace, name)
-        found = self.store.get(key)
-        return None if found is None else records.load(key, found[0], records.endpoint)
+        found = self._endpoint(network, namespace, name)
+        return None if found is None else found[0]
 
     def endpoint(self, network: str, namespace: str, name: str) -> Endpoint:
         """The endpoint of that name.
@@ -379,20 +377,15 @@ class Cluster:
         Raises:
             NotFound: there is none.
         """
-        found = self.find_endpoint(network, namespace, name)
-        if found is None:
-            self.network(network)
-            names = [each.path for each in self.endpoints(network)]
-            raise missing("endpoint", f"{network}/{namespace}/{name}", names)
-        return found
+        return self._known_endpoint(network, namespace, name)[0]
 
     def remove_endpoint(self, endpoint: Endpoint) -> Revision:
         """Remove this endpoint; not one of another id that has its name by now."""
 
         def change() -> Revision:
-            key = keys.ENDPOINT.at(endpoint.network, endpoint.namespace, endpoint.name)
-            found = self.store.get(key)
-            if found is None or records.load(key, found[0], records.endpoint).id != endpoint.id:
+            path = (endpoint.network, endpoint.namespace, endpoint.name)
+            key, found = keys.ENDPOINT.at(*path), self._endpoint(*path)
+            if found is None or found[0].id != endpoint.id:
                 return 0
             place = keys.ADDRESS.at(endpoint.network, endpoint.address)
             gone = [key, place, keys.ID.at(endpoint.id)]
@@ -401,6 +394,23 @@ class Cluster:
         return retry(change)
 
     # What they share
+
+    def _endpoint(self, *path: str) -> tuple[Endpoint, Revision] | None:
+        """An endpoint and its revision, of one look: what is written for it is to be refused
+        where it has changed since."""
+        key = keys.ENDPOINT.at(*path)
+        found = self.store.get(key)
+        return None if found is None else (records.load(key, found[0], records.endpoint), found[1])
+
+    def _known_endpoint(self, *path: str) -> tuple[Endpoint, Revision]:
+        """Likewise; that there is none is an error."""
+        found = self._endpoint(*path)
+        if found is None:
+            network = path[0]
+            self.network(network)
+            names = [each.path for each in self.endpoints(network)]
+            raise missing("endpoint", "/".join(path), names)
+        return found
 
     def _all(self, prefix: str, decode: Callable[[Mapping[str, Any]], T]) -> list[T]:
         return lookup.everything(self.store, prefix, decode)
