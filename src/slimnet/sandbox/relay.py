@@ -37,6 +37,10 @@ RELAYED: frozenset[int] = frozenset(
 
 _LOOK = os.WNOHANG | os.WUNTRACED
 
+#: Seconds between looks at the child where a signal may not come, and where it must.
+_UNSURE = 0.05
+_SURE = 3600.0
+
 
 def block() -> set[int]:
     """Hold the relayed signals and SIGCHLD back until :func:`wait` takes them;
@@ -65,9 +69,12 @@ def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
         suspend: stop with the child when SIGTSTP is passed on, as a shell's job does.
     """
     watched = RELAYED | {signal.SIGCHLD}
+    # A signal is the process's: the kernel gives it to any thread that does not block it, and
+    # there an ignored one, as SIGCHLD is, is lost (signal(7)).
+    pause = _SURE if len(os.listdir("/proc/self/task")) == 1 else _UNSURE
     while True:
-        received = signal.sigwaitinfo(watched)
-        if received.si_signo == signal.SIGCHLD:
+        received = signal.sigtimedwait(watched, pause)
+        if received is None or received.si_signo == signal.SIGCHLD:
             status = _take(child, reap=reap)
             if status is not None:
                 return status
