@@ -90,10 +90,23 @@ def test_report(tmp_path):
 @pytest.mark.slow
 def test_every_workload_runs(tmp_path):
     """Each server and each client, once, in host mode."""
-    names = ",".join(workload.name for workload in WORKLOADS)
+    names = ",".join(workload.name for workload in WORKLOADS if not workload.group)
     report, _ = demo(tmp_path, "--quick", "--rounds", "1", "--modes", "host", "--only", names)
     assert [row["workload"] for row in report["results"]] == names.split(",")
     assert all(row["values"]["host"]["median"] > 0 for row in report["results"])
+
+
+@pytest.mark.slow
+def test_kafka_runs_when_it_is_named(tmp_path):
+    """Its jars are fetched, its broker tells its clients the endpoint's address."""
+    narrow = ["--rounds", "1", "--modes", "slimnet", "--only", "kafka"]
+    report, _ = demo(tmp_path, "--quick", *narrow)
+    assert {row["workload"]: row["unit"] for row in report["results"]} == {
+        "kafka-produce": "records/s",
+        "kafka-latency": "ms",
+        "kafka-consume": "records/s",
+    }
+    assert all(row["values"]["slimnet"]["median"] > 0 for row in report["results"])
 
 
 @pytest.mark.slow
@@ -185,3 +198,26 @@ def test_missing_program(tmp_path):
     assert process.returncode == 2
     assert process.stderr.strip().startswith("Error: ")
     assert "apt install" in process.stderr
+
+
+@pytest.mark.slow
+def test_what_cannot_be_fetched(tmp_path):
+    """No Maven Central: what mvn says, in one line, status 2, nothing left."""
+    settings = tmp_path / ".m2" / "settings.xml"
+    settings.parent.mkdir()
+    mirror = "<id>none</id><mirrorOf>*</mirrorOf><url>http://127.0.0.1:9/</url>"
+    settings.write_text(f"<settings><mirrors><mirror>{mirror}</mirror></mirrors></settings>")
+    arguments = ["--modes", "host", "--only", "kafka", "--output", str(tmp_path / "out")]
+    with subprocess.Popen(
+        [*DEMO, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MAVEN_OPTS": f"-Duser.home={tmp_path}"},
+    ) as process:
+        said = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == 2
+    assert said[-1].startswith("Error: kafka: mvn: [ERROR] ")
+    assert "http://127.0.0.1:9/" in said[-1]
+    assert not any("Traceback" in line for line in said)
+    assert left_behind(process.pid) == []
+    assert not (tmp_path / "out").exists()

@@ -34,7 +34,13 @@ from slimnet.exceptions import SlimnetError
 
 __all__ = ["main"]
 
-_NAMES = (*(workload.name for workload in WORKLOADS), "soak", "churn")
+_LONG = ("soak", "churn")
+#: What ``--only`` can name.
+_CHOICES = tuple(
+    dict.fromkeys((*(workload.group or workload.name for workload in WORKLOADS), *_LONG))
+)
+#: What runs without it.
+_USUAL = (*(workload.name for workload in WORKLOADS if not workload.group), *_LONG)
 _QUICK: dict[str, Any] = {
     "rounds": 2,
     "seconds": 1,
@@ -65,10 +71,11 @@ def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]
 @click.option("--churn", type=click.IntRange(1), help="Seconds of the churn figure, per line.")
 @click.option(
     "--only",
-    callback=_listed(_NAMES),
-    default=",".join(_NAMES),
+    callback=_listed(_CHOICES),
+    default=",".join(_USUAL),
     metavar="NAME,...",
-    help=f"Only these: {', '.join(_NAMES)}.",
+    help=f"Only these: {', '.join(_USUAL)}; or what is fetched first, and not part of all: "
+    f"{', '.join(name for name in _CHOICES if name not in _USUAL)}.",
 )
 @click.option(
     "--modes",

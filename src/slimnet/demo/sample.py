@@ -18,7 +18,7 @@ from slimnet.demo.workload import USER, Workload
 
 __all__ = ["Sample", "Usage", "measure", "service"]
 
-_READY_SECONDS = 20.0
+_READY_SECONDS = 60.0
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -115,7 +115,9 @@ def _machine() -> dict[str, int]:
 def service(workload: Workload, pair: Pair, setting: Setting) -> Iterator[None]:
     """The workload's server runs and answers while the block lasts."""
     log = setting.directory / f"{workload.name}-{pair.mode}.log"
-    server = pair.server.serve(workload.server(setting), user=USER, log=log, stop=workload.stop)
+    told = [word.format(address=pair.server.address) for word in workload.told]
+    argv = [*workload.server(setting), *told]
+    server = pair.server.serve(argv, user=USER, log=log, stop=workload.stop)
     with server:
         ready = [str(setting.programs / "load"), "wait", pair.server.address, str(workload.port)]
         pair.client.finish(pair.client.start(ready), ready, timeout=_READY_SECONDS)

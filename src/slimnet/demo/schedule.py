@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         setting: how long and how often.
         modes: which modes.
-        names: which workloads, by name, and ``soak`` and ``churn``.
+        names: which workloads, by name or group, and ``soak`` and ``churn``.
         counting: whether :meth:`profile` is wanted too.
     """
 
@@ -55,7 +55,7 @@ class Plan:
     @property
     def workloads(self) -> list[Workload]:
         """The rows of the report."""
-        return [workload for workload in WORKLOADS if workload.name in self.names]
+        return [each for each in WORKLOADS if self.names & {each.name, each.group}]
 
     def steps(self) -> int:
         """How many measurements it makes."""

@@ -41,6 +41,9 @@ class Workload(abc.ABC):
 
     #: What ``--only`` calls it.
     name: str
+    #: What ``--only`` calls all that need the same to be fetched from elsewhere; such ones
+    #: run only when they are named.
+    group: ClassVar[str] = ""
     #: What the report calls it.
     title: str
     #: Of the value.
@@ -56,6 +59,8 @@ class Workload(abc.ABC):
     #: The executables that it needs, each with the Debian package that has it.
     needs: ClassVar[Mapping[str, str]] = {}
     port: int
+    #: Arguments more for a server that has to know what the client dials, ``{address}``.
+    told: ClassVar[Sequence[str]] = ()
     #: How the server is asked to end.
     stop: ClassVar[signal.Signals] = signal.SIGTERM
 

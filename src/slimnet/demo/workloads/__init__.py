@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from slimnet.demo.workload import Workload
 from slimnet.demo.workloads.iperf import Iperf, IperfTen
+from slimnet.demo.workloads.kafka import KafkaConsume, KafkaLatency, KafkaProduce
 from slimnet.demo.workloads.load import (
     Churn,
     Connect,
@@ -31,6 +32,9 @@ WORKLOADS: tuple[Workload, ...] = (
     NginxKeepAlive(),
     NginxClose(),
     PostgreSQL(),
+    KafkaProduce(),
+    KafkaLatency(),
+    KafkaConsume(),
 )
 
 #: Connections to one service at full speed, in both orders of closing.
