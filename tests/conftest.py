@@ -14,6 +14,7 @@ import signal
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 #: Files whose tests take longest together: first, so that no process is alone with one at
 #: the end (a file is one process's).
@@ -29,6 +30,9 @@ LONG = (
     "test_churn.py",
     "test_changes.py",
 )
+
+#: Files whose tests share nothing: each runs wherever a process is free.
+APART = ("test_pages.py", "test_scale.py", "test_testbed.py")
 
 #: Of each failure in SLIMNET_FAILURES; the rest is where the run printed it.
 FAILURE_LINES = 25
@@ -53,6 +57,19 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     places = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
+class Files(LoadFileScheduling):
+    """A file is one process's, but for those of :data:`APART`."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return nodeid if os.path.basename(file) in APART else file  # noqa: PTH119
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def end(_number, _frame):

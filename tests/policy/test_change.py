@@ -119,7 +119,6 @@ RELAXED = settings(
 )
 
 
-@pytest.mark.no_cover
 @RELAXED
 @given(journeys())
 def test_tables_depend_on_the_state_only(states):
@@ -127,7 +126,6 @@ def test_tables_depend_on_the_state_only(states):
     check_journey(states)
 
 
-@pytest.mark.no_cover
 @RELAXED
 @given(journeys())
 def test_twins(states):

@@ -98,7 +98,6 @@ def tried(what, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

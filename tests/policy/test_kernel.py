@@ -93,7 +93,6 @@ def check_flow(kernel, oracle, dialled, seen):
     seen[judged.reason.name] += 1
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_oracle_and_kernel_agree(kernel):
     """Thousands of flows over hundreds of policy sets, and of every kind of answer some."""

@@ -112,7 +112,6 @@ def assert_same(verdict, tables, judged, flow):
     assert (verdict.allowed, verdict.reason, rule) == expected, flow
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_oracle_and_library_agree(library):
     """Thousands of flows over hundreds of policy sets, and of every kind of answer some."""
