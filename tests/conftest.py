@@ -64,7 +64,7 @@ class Files(LoadFileScheduling):
 
     def _split_scope(self, nodeid):
         file = super()._split_scope(nodeid)
-        return nodeid if os.path.basename(file) in APART else file  # noqa: PTH119
+        return nodeid if os.path.basename(file) in APART else file
 
 
 @pytest.hookimpl(optionalhook=True)
