@@ -58,6 +58,33 @@ def demo(tmp_path, *arguments):
     return json.loads(out), errors
 
 
+# What could make one mode's programs dearer than another's: the filter of their system calls,
+# what they may, and how many namespaces they are in.
+CONFINEMENT = r"""
+grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs|Cap.*|Uid):' /proc/self/status
+for kind in cgroup ipc mnt pid uts user; do
+    [ "$(readlink /proc/self/ns/$kind)" = "$1" ] && echo "$kind: the caller's"
+    shift
+done
+:
+"""
+
+
+def test_every_mode_has_the_same_sandbox():
+    """Or what is compared with host mode would be the sandbox, not the data path."""
+    kinds = ("cgroup", "ipc", "mnt", "pid", "uts", "user")
+    ours = [os.readlink(f"/proc/self/ns/{kind}") for kind in kinds]
+    argv = ["sh", "-c", CONFINEMENT, "sh", *ours]
+    seen = {}
+    for mode in MODES:
+        with mode.pair() as pair:
+            for name, side in (("client", pair.client), ("server", pair.server)):
+                seen[mode.name, name] = side.finish(side.start(argv), argv, timeout=30)
+    assert len(seen) == 2 * len(MODES)
+    assert len(set(seen.values())) == 1, seen
+    assert "Seccomp:\t2\nSeccomp_filters:\t1\n" in next(iter(seen.values()))
+
+
 @pytest.mark.slow
 def test_report(tmp_path):
     """Two workloads in every mode, the soak and the churn: everything is in the report."""
