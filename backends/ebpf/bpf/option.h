@@ -104,7 +104,8 @@ static __always_inline __s32 slim_option_pace(struct bpf_sockopt *ctx)
  * The kernel hands a program the first page of a longer value, and takes the
  * caller's own buffer only where the program sets the length to 0 (struct
  * bpf_sockopt); then another thread may have written there since. So what was
- * looked at or changed here has a length of ours.
+ * looked at or changed here has a length of ours. For all else the caller's own
+ * is taken, which saves the kernel a buffer for each call.
  */
 static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 {
@@ -125,7 +126,7 @@ static __always_inline int slim_option_set(struct bpf_sockopt *ctx)
 	}
 	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
 		ours = slim_option_pace(ctx);
-	if (length > SLIM_OPTION_BUFFER)
+	if (!ours || length > SLIM_OPTION_BUFFER)
 		ctx->optlen = ours;
 	return SLIM_HOOK_ALLOW;
 }
@@ -221,8 +222,10 @@ static __always_inline void slim_option_own_pace(struct bpf_sockopt *ctx)
 
 static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
 {
-	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE)
+	if (ctx->level == SOL_SOCKET && ctx->optname == SO_MAX_PACING_RATE) {
 		slim_option_own_pace(ctx);
+		return SLIM_HOOK_ALLOW;
+	}
 	if (slim_option_is_inet(ctx)) {
 		if (ctx->optname == SO_ORIGINAL_DST &&
 		    (ctx->level == SLIM_SOL_IP || ctx->level == SLIM_SOL_IPV6))
@@ -236,8 +239,7 @@ static __always_inline int slim_option_get(struct bpf_sockopt *ctx)
 			return slim_errno(EPERM);
 		}
 	}
-	if (ctx->optlen > SLIM_OPTION_BUFFER)
-		ctx->optlen = 0;
+	ctx->optlen = 0;	/* the kernel's answer stays, and is not copied once more */
 	return SLIM_HOOK_ALLOW;
 }
 
