@@ -410,10 +410,14 @@ slim_account_add(__u32 endpoint, __u32 rule, __u32 direction, const struct slim_
 		if (!account)
 			return;
 	}
-	__sync_fetch_and_add(&account->connections, more->connections);
-	__sync_fetch_and_add(&account->refused, more->refused);
-	__sync_fetch_and_add(&account->sent, more->sent);
-	__sync_fetch_and_add(&account->received, more->received);
+	if (more->connections)
+		__sync_fetch_and_add(&account->connections, more->connections);
+	if (more->refused)
+		__sync_fetch_and_add(&account->refused, more->refused);
+	if (more->sent)
+		__sync_fetch_and_add(&account->sent, more->sent);
+	if (more->received)
+		__sync_fetch_and_add(&account->received, more->received);
 }
 
 /*
