@@ -10,6 +10,7 @@ from netaddr import IPAddress, IPNetwork
 from pinned import pinned
 
 from slimnet import BackendError, contract
+from slimnet.encoding import u32
 from slimnet.layout import Layout
 from slimnet.model import Direction, EventKind, Reason, Wire
 from slimnet.tables import CidrRecord, EndpointRecord, Tables
@@ -46,6 +47,7 @@ sys.stdin.read()
 """
 
 FLOW = Layout(private.slim_flow)
+USAGE = Layout(private.slim_usage)
 TUPLE = Layout(contract.slim_tuple)
 BOUND = Layout(private.slim_bound)
 
@@ -197,6 +199,27 @@ def test_old_records_are_swept_and_young_ones_stay(backend):
     keys = [TUPLE.pack(source_port=port) for port in range(5)]
     assert dict(flows.items()).keys() == set(keys[2:4])
     assert dict(bound.items()).keys() == set(keys[2:])
+
+
+@pytest.mark.parametrize("table", ["flow", "bound"])
+def test_a_table_of_which_nobody_holds_a_record_is_looked_at_seldom(backend, table):
+    """By the counts; one that was lost is put right by the next whole sweep."""
+    records = pinned(backend, f"slim_{table}")
+    usage = pinned(backend, "slim_local")
+    counted = {"flow": "flows", "bound": "bound"}[table]
+    old = {"flow": FLOW.pack(time=1), "bound": BOUND.pack(closed=1)}[table]
+    backend.pace = 10**6
+    for count, left in ((0, 1), (1, 0)):
+        records.set(TUPLE.pack(source_port=1), old)
+        usage.set(u32(0), USAGE.pack(waiting=b"", **{counted: count}))
+        backend._swept = 0
+        backend.tend()
+        assert len(list(records.items())) == left
+    records.set(TUPLE.pack(source_port=1), old)
+    backend.pace = 0
+    backend.tend()
+    assert list(records.items()) == []
+    assert USAGE.unpack(usage.get(u32(0)))[counted] == 0
 
 
 def test_waiting_takes_as_long_as_it_was_told(backend):

@@ -67,6 +67,12 @@ enum slim_patience {
 	SLIM_LINGER_SECONDS = 60,	/* TIME_WAIT: how long a closed source-bound tuple is kept */
 };
 
+/* In the mark of what slim_sweep is run on: how much it looks at. */
+enum slim_sweeping {
+	SLIM_SWEEP_WHOLE = 0,		/* every place of the tables */
+	SLIM_SWEEP_COUNTED = 1,		/* no table of which nobody holds a record, by the counts */
+};
+
 /* What an address is by the routes of this host. */
 enum slim_own {
 	SLIM_OWN_LOCAL = 1,		/* delivered to itself */

@@ -385,7 +385,7 @@ class EbpfBackend(Backend):
         """Close the live connections that the tables forbid, and end the handshakes.
         One that is nowhere to be seen yet is decided again by itself (sockops.h)."""
         self._writer.settle()  # after this no program decides by the generation before
-        self._sweep_records()
+        self._sweep_records(whole=True)
         live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
         flows: Map = self._maps[private.SLIM_MAP_FLOW]
         lost = {
@@ -534,8 +534,9 @@ class EbpfBackend(Backend):
 
     def tend(self) -> None:
         """See :meth:`slimnet.abc.Backend.tend`: destroy what is doomed at once; every two
-        seconds sweep out the records that nobody came back for; every :attr:`pace` detach
-        endpoints whose cgroup is gone, and follow the host."""
+        seconds sweep out the records that nobody came back for; every :attr:`pace` look at
+        every place of those tables, detach endpoints whose cgroup is gone, and follow the
+        host."""
         with self._open():
             self._doomed.destroy()
             now = time.monotonic()
@@ -543,16 +544,17 @@ class EbpfBackend(Backend):
                 return
             self._swept = now
             with self._pins.lock():
-                self._sweep_records()
-                if now - self._kept >= self.pace:
+                due = now - self._kept >= self.pace
+                self._sweep_records(whole=due)
+                if due:
                     self._kept = now
                     self._endpoints.reap()
                     self._follow_host()
 
-    def _sweep_records(self) -> None:
+    def _sweep_records(self, *, whole: bool) -> None:
         control = _CONTROL.unpack(self._maps[private.SLIM_MAP_CONTROL].get(u32(0)) or b"")
         with self._netns.entered():
-            sweep(self._sweep.fd, control["ifindex"])
+            sweep(self._sweep.fd, control["ifindex"], whole=whole)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

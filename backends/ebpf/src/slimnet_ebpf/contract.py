@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x49490A8786C14616
-FINGERPRINT_HEX: Final[str] = "49490a8786c14616"
+FINGERPRINT: Final[int] = 0xFA807406281D4049
+FINGERPRINT_HEX: Final[str] = "fa807406281d4049"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -57,6 +57,10 @@ SLIM_LISTENER_ROOM: Final[int] = 262144
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
 SLIM_ANSWER_SECONDS: Final[int] = 5
 SLIM_LINGER_SECONDS: Final[int] = 60
+
+# enum slim_sweeping
+SLIM_SWEEP_WHOLE: Final[int] = 0
+SLIM_SWEEP_COUNTED: Final[int] = 1
 
 # enum slim_own
 SLIM_OWN_LOCAL: Final[int] = 1
