@@ -11,7 +11,7 @@
  * Each count is kept for the endpoint, by its index, and for all together at
  * index 0, which is nobody's. A count that was lost (an index given to another
  * endpoint, two processors at once) is at worst a smaller count, never one below
- * zero; what all hold together is summed up anew by each sweep.
+ * zero; what all hold together is summed up anew by each whole sweep.
  */
 #ifndef SLIMNET_SHARE_H
 #define SLIMNET_SHARE_H
