@@ -110,6 +110,7 @@ void slim_lint_way(void *env, const struct slim_inner_range *range,
 		   const struct slim_dialled *dialled, struct slim_way *way)
 {
 	slim_way(env, range, 4790, dialled, way);
+	way->peer_rule = slim_way_is_refused_later(way);
 	way->rule = slim_inner_index((slim_force __u32)slim_inner_to_v4(
 		range, slim_inner(1, 2, dialled->aim.port)));
 }

@@ -337,7 +337,7 @@ int slim_test_range(struct slim_test *test, const struct slim_cidr_key *key,
 
 /* What becomes of it, as numbers: those of enum slim_way_kind, reason, errno and so on. */
 struct slim_test_way {
-	__u32 kind, reason, error, direction, rule, peer_rule, endpoint, port;
+	__u32 kind, reason, error, direction, rule, peer_rule, endpoint, port, later;
 };
 
 /* Ports in host order; the inner range and the wire ports are the defaults. */
@@ -375,6 +375,7 @@ void slim_test_way(struct slim_test *test, __u32 vni, __u32 client, const __be32
 		.peer_rule = way.peer_rule,
 		.endpoint = way.target.endpoint,
 		.port = ntohs(way.target.port),
+		.later = way.error && slim_way_is_refused_later(&way),
 	};
 }
 

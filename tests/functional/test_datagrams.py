@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 
 import pytest
 from lab import Can
@@ -105,7 +106,7 @@ def refused_datagrams(host):
 
 
 @pytest.mark.lacks(Can.DATAGRAMS)
-@pytest.mark.parametrize("how", ["sendto", "connect", "sendmsg"])
+@pytest.mark.parametrize("how", ["sendto", "sendmsg"])
 @pytest.mark.parametrize("family", [INET, INET6], ids=["v4", "v6"])
 def test_udp_to_overlay_addresses(lab, how, family):
     """Refused at the call, not lost on the way."""
@@ -114,14 +115,108 @@ def test_udp_to_overlay_addresses(lab, how, family):
         sock = client.socket(family, DATAGRAM)
         target = (address if family == INET else f"::ffff:{address}", 53)
         before = refused_datagrams(client.host)
-        if how == "connect":
-            number = refusal(sock.connect, target)
-        elif how == "sendto":
+        if how == "sendto":
             number = refusal(sock.sendto, b"x", target)
         else:
             number = refusal(sock.sendmsg, [b"x"], [], 0, target)
         assert number in DENIED | {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EOPNOTSUPP}
         assert refused_datagrams(client.host) == before + 1
+
+
+#: Where nothing may be sent, as (family, address as dialled, own name, peer's name); E is the
+#: endpoint's address, P a peer's, H a host's.
+NOWHERE = [
+    (INET, "127.0.0.1", "127.0.0.1", "127.0.0.1"),
+    (INET, "127.1.2.3", "127.0.0.1", "127.1.2.3"),
+    (INET, "0.0.0.0", "127.0.0.1", "127.0.0.1"),
+    (INET6, "::1", "::1", "::1"),
+    (INET6, "::", "::1", "::1"),
+    (INET6, "::ffff:127.0.0.1", "::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+    (INET, "P", "E", "P"),
+    (INET6, "::ffff:P", "::ffff:E", "::ffff:P"),
+    (INET, "10.77.200.200", "E", "10.77.200.200"),  # nobody's
+    (INET, "239.1.2.3", "E", "239.1.2.3"),
+    (INET, "H", "E", "H"),  # a host of the cluster: policy
+]
+
+
+@pytest.mark.lacks(Can.DATAGRAMS)
+def test_a_connect_carries_nothing(lab):
+    """It succeeds, and tells which address is one's own, also where nothing may be sent.
+    What is sent is refused, told with where it was to go, and heard of: at the next call,
+    where the kernel asks nobody about what a connected socket sends."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    receivers = [each.root.socket(INET6, DATAGRAM) for each in (lab.outside, *lab.hosts)]
+    for receiver in receivers:
+        receiver.bind(("::", 5353))
+        receiver.setblocking(False)
+    known = {"P": server.address, "E": client.address, "H": server.host.address}
+    while client.host.events(1, 0.2):
+        pass  # of other tests
+    before = client.host.counters()
+    wanted, got = [], []
+    for family, *names in NOWHERE:
+        target, own, peer = (each[:-1] + known.get(each[-1], each[-1]) for each in names)
+        mapped = target.startswith("::ffff:")
+        sock = client.socket(family, DATAGRAM)
+        sock.settimeout(5)
+        sock.connect((target, 5353))
+        told = client.host.events(1, 0)
+        named = sock.getsockname()[0], sock.getpeername()[:2]
+        with pytest.raises(OSError) as caught:
+            sock.send(b"x")
+            sock.recv(1)
+        told += client.host.events(1, 3)
+        got.append((*named, caught.value.errno, [_told(event) for event in told]))
+        refusal = (
+            client.record.id,
+            target.removeprefix("::ffff:"),
+            5353,
+            Reason.HOST_DENY if target == known["H"] else Reason.DATAGRAM,
+        )
+        if target == "10.77.200.200":
+            refusal = (*refusal[:3], Reason.NO_ENDPOINT)
+        wanted.append(
+            (own, (peer, 5353), errno.ENETUNREACH if mapped else errno.ECONNREFUSED, [refusal])
+        )
+    assert wanted == got
+    after = Counter(client.host.counters()) - Counter(before)
+    assert Counter(refusal[3] for *_, (refusal,) in wanted) == after
+    for receiver in receivers:
+        with pytest.raises(BlockingIOError):
+            receiver.recv(1)
+        receiver.close()
+
+
+def _told(event):
+    address, port = event.destination
+    return event.endpoint, str(address).removeprefix("::ffff:"), port, event.reason
+
+
+@pytest.mark.lacks(Can.DATAGRAMS)
+def test_connects_of_one_socket(lab):
+    """One after the other, as getaddrinfo(3) asks about each address, with connect(2) to
+    AF_UNSPEC between. Without that the source address stays: from loopback EINVAL."""
+    endpoint = lab.endpoint()
+    server = lab.outside.root.socket(INET, DATAGRAM)
+    server.bind(("0.0.0.0", 53))
+    sock = endpoint.socket(INET, DATAGRAM)
+    sock.settimeout(5)
+    for _ in range(2):
+        sock.connect(("127.0.0.1", 53))
+        assert refusal(sock.connect, (lab.outside.address, 53)) == errno.EINVAL
+        endpoint.disconnect(sock)
+        assert sock.getsockname()[0] == "0.0.0.0"
+        sock.connect((lab.outside.address, 53))
+        assert sock.getsockname()[0] == endpoint.address
+        sock.send(b"query")
+        _, peer = server.recvfrom(100)
+        server.sendto(b"answer", peer)
+        assert sock.recv(100) == b"answer"
+        sock.connect(("10.77.200.200", 53))
+        assert sock.getpeername() == ("10.77.200.200", 53)
+        endpoint.disconnect(sock)
+    server.close()
 
 
 @pytest.mark.parametrize("how", ["sendto", "connect"])
@@ -181,5 +276,3 @@ def test_udp_to_the_hosts_of_the_cluster_is_denied_at_the_call(lab):
     for host in lab.hosts:
         sock = endpoint.socket(INET, DATAGRAM)
         assert refusal(sock.sendto, b"x", (host.address, 53)) in DENIED
-        sock = endpoint.socket(INET, DATAGRAM)
-        assert refusal(sock.connect, (host.address, 53)) in DENIED

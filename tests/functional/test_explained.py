@@ -225,9 +225,10 @@ def _cluster(chance, name, blocks):
 
 
 def _do(calls):
-    """The errno of each, 0 where it has none."""
+    """The errno of each, 0 where it has none; below 0 that of what is sent behind a connect."""
     results = []
-    for family, kind, sends, target in calls:
+    for family, kind, sends, target, hears in calls:
+        connected = 1
         with socket.socket(family, kind) as sock:
             sock.settimeout(0.9)
             if kind == socket.SOCK_DGRAM:
@@ -237,15 +238,36 @@ def _do(calls):
                     sock.sendto(b"?", target)
                 else:
                     sock.connect(target)
+                    connected = -1
+                    if hears:
+                        sock.send(b"?")
+                        sock.recv(1)
             except OSError as error:
-                results.append(error.errno or 110)
+                results.append(connected * (error.errno or 110))
             else:
                 results.append(0)
     return results
 
 
+#: A datagram socket's connect is refused for these; for all else it is what is sent.
+AT_CONNECT = {Reason.NO_TABLES, Reason.INNER_ADDRESS, Reason.FAMILY}
+
+
 def expected(town, call, said):
-    """The errno, and the refusal as (host, endpoint, reason) if one is told."""
+    """The errno as :func:`_do` has it, and the refusal as (host, endpoint, reason) if one
+    is told."""
+    error, refusal = _expected(town, call, said)
+    if refusal and call.kind == socket.SOCK_DGRAM and not call.sends:
+        if refusal[2] in AT_CONNECT:
+            return error, refusal
+        # The kernel asks nobody, and tells the socket what became of the datagram.
+        if not call.target[0].startswith("::ffff:"):
+            error = errno.ECONNREFUSED
+        return -error, refusal
+    return error, refusal
+
+
+def _expected(town, call, said):
     source = town.cast[call.source]
     egress, *rest = said.stages
     own = (source.host.name, source.record.id)
@@ -296,13 +318,20 @@ def test_what_explain_says_is_what_comes_of_it(town):
         started = {}
         for name, endpoint in town.cast.items():
             own = [call for call in calls if call.source == name]
-            forms = [(call.family, call.kind, call.sends, call.target) for call in own]
+            forms = [
+                (call.family, call.kind, call.sends, call.target, error < 0)
+                for call, (error, *_) in zip(calls, wanted, strict=True)
+                if call.source == name
+            ]
             started[name] = own, endpoint.start(_do, forms)
         got = {}
         for own, future in started.values():
             got.update(zip(map(id, own), future.result(30), strict=True))
         for call, (error, _, said) in zip(calls, wanted, strict=True):
-            words = [errno.errorcode.get(each, "done") for each in (got[id(call)], error)]
+            words = [
+                (each < 0, errno.errorcode.get(abs(each), "done"))
+                for each in (got[id(call)], error)
+            ]
             assert words[0] == words[1], (number, call, said.summary)
             seen[error] += 1
         told = Counter(refusal for _, refusal, _ in wanted if refusal)

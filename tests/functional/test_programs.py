@@ -337,3 +337,14 @@ def _fetch(url):
     import urllib.request
 
     return urllib.request.urlopen(url, timeout=10).read().decode()
+
+
+def test_ones_own_address_by_a_datagram_socket(lab, ends):
+    """As programs find it that would tell others where they are."""
+    client, server = ends
+    sock = client.socket(kind=socket.SOCK_DGRAM)
+    for target in (server.address, lab.outside.address, server.address):
+        sock.connect((target, 9))
+        assert sock.getsockname()[0] == client.address
+        assert sock.getpeername() == (target, 9)
+        client.disconnect(sock)

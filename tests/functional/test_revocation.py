@@ -202,6 +202,24 @@ def test_to_the_outside(lab, protocol):
             there.recv(100)
 
 
+@pytest.mark.needs(Can.ENDS_AT_ONCE)
+@pytest.mark.lacks(Can.DATAGRAMS)
+def test_what_could_send_nothing_loses_nothing(lab):
+    """A UDP socket that was let connect where policy refuses what it sends: it stays as it
+    is, and nothing is told before it sends."""
+    client = lab.endpoint(0)
+    sock = client.socket(kind=socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.connect(("10.77.200.200", 9000))
+    lab.isolate(client, EGRESS)
+    lab.install()
+    assert not [each for each in client.host.events(1, 0.3) if each.endpoint == client.record.id]
+    sock.send(b"x")
+    with pytest.raises(ConnectionRefusedError):
+        sock.recv(1)
+    assert sock.getpeername() == ("10.77.200.200", 9000)
+
+
 @pytest.mark.needs(Can.OUTLIVES_PEERS)
 def test_a_peer_that_the_tables_lost_is_no_reason(lab, ends):
     """Its host's lease ran out, say: that is no policy."""

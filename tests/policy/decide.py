@@ -21,7 +21,7 @@ from slimnet.policy.explain.decision import AddressRecord, Answerer
 from slimnet.tables import ServiceKey, ServiceRecord, Tables
 
 #: The fields of struct slim_test_way.
-WAY = ("kind", "reason", "error", "direction", "rule", "peer_rule", "endpoint", "port")
+WAY = ("kind", "reason", "error", "direction", "rule", "peer_rule", "endpoint", "port", "later")
 
 KERNEL = Path(__file__).parents[2] / "kernel"
 

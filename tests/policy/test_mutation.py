@@ -172,6 +172,10 @@ WAY_MUTATIONS = {
         ".identity = way->target.identity,",
     ),
     "ingress of the dialled port": (".port = way->target.port,", ".port = dialled->aim.port,"),
+    **{
+        f"a connect before {reason.lower()}": (f"way->reason != SLIM_REASON_{reason}", "1")
+        for reason in ("NO_TABLES", "FAMILY", "INNER_ADDRESS", "FOREIGN_ADDRESS")
+    },
     # target.h
     "a service's own port": ("target->port = backend->port;", ""),
     "a service is an endpoint": ("target->endpoint == SLIM_ADDRESS_SERVICE", "0"),

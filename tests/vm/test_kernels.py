@@ -33,7 +33,7 @@ def test_it_says_what_it_can_do(guest):
     assert {name: each["answer"] for name, each in backends.items()} == {
         "ebpf": "yes",
         "noop": "yes",
-    }
+    }, "\n".join(each["reason"] for each in backends.values())  # what the verifier said
     assert guest.release in backends["ebpf"]["reason"]
     old = guest.release.startswith("6.1.")
     assert ("IP_RETOPTS" in backends["ebpf"]["reason"]) == old

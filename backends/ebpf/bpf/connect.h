@@ -516,6 +516,12 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 	if (error)
 		return error;
 	if (!connects || !dial->dialled.stream) {
+		/*
+		 * Since it was connected to nowhere it has an inner address as its source, which
+		 * stays until connect(2) to AF_UNSPEC, as 127.0.0.1 does on any host: EINVAL there.
+		 */
+		if (connects && slim_in_range_v4(dial->sk->src_ip4))
+			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EINVAL);
 		slim_count(way->reason);
 		return 0;
 	}
@@ -531,6 +537,86 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 		return slim_dial_wire(ctx, dial, way->target.peer);
 	slim_count(way->peer_reason);
 	return slim_dial_same_host(ctx, dial, way->target.peer->index, false);
+}
+
+static __noinline int
+slim_nowhere_keep(const struct slim_local *local, const __be32 *destination,
+		  const struct slim_call *call, __u32 inner, __u16 error)
+{
+	struct slim_nowhere nowhere = {};
+
+	if (!local || !destination || !call)
+		return -1;
+	slim_copy(nowhere.source, local->address);
+	slim_copy(nowhere.destination, destination);
+	nowhere.endpoint = local->endpoint;
+	nowhere.index = local->index;
+	nowhere.peer = call->peer;
+	nowhere.reason = call->reason;
+	nowhere.rule = call->rule;
+	nowhere.port = call->port;
+	nowhere.error = error;
+	return bpf_map_update_elem(&slim_nowhere, &inner, &nowhere, BPF_ANY);
+}
+
+/*
+ * A datagram socket connects where it may send nothing (way.h). No hook sees what
+ * a connected one sends, so the kernel's socket gets an inner address as its peer
+ * that nobody listens at: sk_lookup refuses what is sent, tells it, and the kernel
+ * answers with an ICMP error, ECONNREFUSED. The address has in place of a port
+ * what tells the endpoint's sockets apart.
+ */
+static __always_inline int
+slim_dial_nowhere(struct bpf_sock_addr *ctx, struct slim_dial *dial)
+{
+	const struct slim_control *control = dial->state.control;
+	const __u32 inner = slim_inner(true, dial->local->index,
+				       (__be16)bpf_get_socket_cookie(ctx));
+	const struct slim_call call = {
+		.reason = dial->way.reason,
+		.rule = dial->way.rule,
+		.peer = dial->way.target.endpoint,
+		.port = dial->dialled.aim.port,
+	};
+
+	/* There are tables, or it were not refused later; the verifier of Linux 6.1 does not see it. */
+	if (!control || slim_nowhere_keep(dial->local, dial->dialled.aim.address, &call, inner,
+					  (__u16)dial->way.error))
+		return dial->way.error;
+	if (dial->v6 && !slim_is_mapped(dial->dialled.aim.address)) {
+		dial->to[0] = control->range6[0];
+		dial->to[1] = control->range6[1];
+		dial->to[2] = 0;
+		dial->to[3] = bpf_htonl(inner);
+	} else {
+		slim_map_v4(dial->to, slim_inner_v4(inner));
+	}
+	dial->to_port = bpf_htons(SLIM_INNER_PORT);
+	dial->rewrite = 1;
+	return 0;
+}
+
+/*
+ * Is it what a socket sends that is connected to nowhere? An AF_INET6 one with an IPv4
+ * peer sends by udp_sendmsg() to an address, so that the hook is asked after all.
+ */
+static __always_inline bool slim_dial_goes_nowhere(struct slim_dial *dial)
+{
+	const __u32 inner = slim_inner_of(dial->dialled.aim.address[3]);
+	const struct slim_nowhere *nowhere;
+
+	if (dial->dialled.aim.port != bpf_htons(SLIM_INNER_PORT) ||
+	    !slim_in_range_v4(dial->dialled.aim.address[3]))
+		return false;
+	nowhere = bpf_map_lookup_elem(&slim_nowhere, &inner);
+	if (!nowhere || nowhere->endpoint != dial->local->endpoint)
+		return false;
+	slim_copy(dial->dialled.aim.address, nowhere->destination);
+	dial->dialled.aim.port = nowhere->port;
+	dial->way.target.endpoint = nowhere->peer;
+	dial->way.rule = nowhere->rule;
+	slim_dial_refuse(dial, nowhere->reason, nowhere->error);
+	return true;
 }
 
 /* The kernel's own types, as in bind.h. */
@@ -626,12 +712,16 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 		 */
 		if (!dial.dialled.aim.port)
 			return SLIM_HOOK_ALLOW;
+		if (!v6 && slim_dial_goes_nowhere(&dial))
+			return slim_dial_refused(&dial);
 	}
 	if (connects && dial.dialled.aim.protocol == IPPROTO_TCP) {
 		dial.dialled.stream = 1;
 		dial.socket = bpf_sk_storage_get(&slim_socket, dial.sk, NULL, 0);
 	}
 	error = slim_dial(ctx, &dial, connects);
+	if (error && connects && !dial.dialled.stream && slim_way_is_refused_later(&dial.way))
+		error = slim_dial_nowhere(ctx, &dial);
 	if (error)
 		return slim_dial_refused(&dial);
 	if (!dial.rewrite)

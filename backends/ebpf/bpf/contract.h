@@ -48,6 +48,7 @@ enum slim_map {
 	SLIM_MAP_EVENT,		/* ring buffer: struct slim_event */
 	SLIM_MAP_DOOM,		/* ring buffer: __u32 enum slim_reason, of a socket to destroy */
 	SLIM_MAP_REFUSAL,	/* array: struct slim_refusal by index, direction and reason */
+	SLIM_MAP_NOWHERE,	/* LRU hash: __u32 inner address -> struct slim_nowhere */
 	SLIM_MAP_COUNT,
 };
 
@@ -236,6 +237,22 @@ struct slim_bound {
 	__be16 port;
 	__u16 waiting;			/* closed from here: TIME_WAIT is on this host */
 	__u64 closed;			/* bpf_ktime_get_ns() of the close, 0 while open */
+};
+
+/*
+ * What a UDP socket is connected to to which it may send nothing, by the inner
+ * address that it has as its peer instead; and what is told when it sends.
+ */
+struct slim_nowhere {
+	__be32 source[4];		/* the endpoint's address */
+	__be32 destination[4];		/* as dialled */
+	__u32 endpoint;
+	__u32 index;
+	__u32 peer;			/* endpoint, 0: none */
+	__u32 reason;
+	__u32 rule;
+	__be16 port;			/* as dialled */
+	__u16 error;			/* errno of a sendto(2) there */
 };
 
 struct slim_socket {

@@ -28,17 +28,40 @@ slim_name_write(struct bpf_sock_addr *ctx, bool v6, const __be32 *address)
 	}
 }
 
-static __always_inline bool slim_name_is_any(struct bpf_sock_addr *ctx, bool v6)
+/* As the kernel has it. */
+static __always_inline void
+slim_name_read(struct bpf_sock_addr *ctx, bool v6, __be32 *address)
 {
-	__be32 address[4];
-
-	if (!v6)
-		return !SLIM_CTX(ctx, user_ip4);
+	if (!v6) {
+		slim_map_v4(address, SLIM_CTX(ctx, user_ip4));
+		return;
+	}
 	address[0] = SLIM_CTX(ctx, user_ip6[0]);
 	address[1] = SLIM_CTX(ctx, user_ip6[1]);
 	address[2] = SLIM_CTX(ctx, user_ip6[2]);
 	address[3] = SLIM_CTX(ctx, user_ip6[3]);
-	return slim_is_any(address);
+}
+
+/*
+ * Is a UDP socket connected to nowhere (connect.h) that has `kernel` as its peer?
+ * Then `name` is what was dialled; connect() to the wildcard is a connect to loopback.
+ */
+static __always_inline bool
+slim_name_nowhere(const __be32 *kernel, struct slim_nowhere *name)
+{
+	const __u32 inner = slim_inner_of(kernel[3]);
+	const struct slim_nowhere *nowhere;
+	struct slim_state state;
+
+	if (!slim_state_get(&state) || !slim_in_range(state.control, kernel))
+		return false;
+	nowhere = bpf_map_lookup_elem(&slim_nowhere, &inner);
+	if (nowhere)
+		*name = *nowhere;
+	if (nowhere && slim_is_any(name->destination))
+		name->destination[3] = slim_is_mapped(kernel) ? bpf_htonl(0x7f000001) :
+								bpf_htonl(1);
+	return true;
 }
 
 /* The port of a wire, or of inner addresses: no endpoint's socket is at one. */
@@ -49,13 +72,16 @@ static __always_inline bool slim_is_reserved(__be16 port)
 
 static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 {
-	const bool any = slim_name_is_any(ctx, v6);
 	const bool stream = ctx->protocol == IPPROTO_TCP;
 	__be16 port = (__be16)SLIM_CTX(ctx, user_port);
 	struct slim_socket *socket = NULL;
 	const struct slim_local *local;
-	__be32 address[4] = {};
+	__be32 address[4] = {}, kernel[4];
+	struct slim_nowhere nowhere = {};
+	bool any;
 
+	slim_name_read(ctx, v6, kernel);
+	any = slim_is_any(kernel);
 	if (stream)
 		socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
 	if (socket && socket->local_port && port)
@@ -66,12 +92,17 @@ static __always_inline int slim_name_own(struct bpf_sock_addr *ctx, bool v6)
 		if (any)
 			return SLIM_HOOK_ALLOW;
 		/*
-		 * Nothing is kept of this socket: UDP that is connected to the outside, or a
-		 * connect that failed. With a port it is at the endpoint's own address.
+		 * Nothing is kept of this socket: connected UDP, or a connect that failed. With
+		 * a port it is at the endpoint's own address, or at the loopback that it dialled.
 		 */
 		local = bpf_get_local_storage(&slim_cgroup, 0);
 		if (port)
 			slim_copy(address, local->address);
+		if (!stream && slim_is_loopback(kernel))
+			return SLIM_HOOK_ALLOW;
+		if (!stream && slim_name_nowhere(kernel, &nowhere) &&
+		    slim_is_loopback(nowhere.destination))
+			slim_map_v4(address, bpf_htonl(0x7f000001));
 	} else if (!port && !(socket->flags & SLIM_SOCKET_ANY_PORT)) {
 		/* Unbound: the address that the kernel has is left of an earlier connect. */
 	} else if (!(socket->flags & SLIM_SOCKET_WILDCARD) ||
@@ -88,8 +119,17 @@ static __always_inline int slim_name_peer(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct slim_socket *socket;
 
-	if (ctx->protocol != IPPROTO_TCP)
-		return SLIM_HOOK_ALLOW;		/* connected to the outside: nothing else is carried */
+	if (ctx->protocol != IPPROTO_TCP) {
+		struct slim_nowhere nowhere = {};
+		__be32 kernel[4];
+
+		slim_name_read(ctx, v6, kernel);
+		if (!slim_name_nowhere(kernel, &nowhere))
+			return SLIM_HOOK_ALLOW;		/* connected to the outside */
+		slim_name_write(ctx, v6, nowhere.destination);
+		ctx->user_port = nowhere.port;
+		return SLIM_HOOK_ALLOW;
+	}
 	socket = bpf_sk_storage_get(&slim_socket, ctx->sk, NULL, 0);
 	if (socket && socket->flags & (SLIM_SOCKET_OUTSIDE | SLIM_SOCKET_PUBLISHED))
 		return SLIM_HOOK_ALLOW;

@@ -231,6 +231,17 @@ struct {
 	__type(value, struct slim_refusal);
 } slim_refusal SEC(".maps");
 
+/*
+ * LRU: a socket whose record is evicted is connected to 0.0.0.0 by its name, and
+ * what it sends is refused as before, but told without its destination.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct slim_nowhere);
+} slim_nowhere SEC(".maps");
+
 /* The active generation; the slot is its lowest bit. */
 struct slim_state {
 	struct slim_control *control;
@@ -498,6 +509,12 @@ slim_in_range(const struct slim_control *control, const __be32 *address)
 	const struct slim_inner_range range = slim_inner_range(control);
 
 	return slim_inner_has(&range, address);
+}
+
+/* Of an address in the inner range, either family's: the inner. */
+static __always_inline __u32 slim_inner_of(__be32 last)
+{
+	return bpf_ntohl(last) & (SLIM_INNER_LOOPBACK | (SLIM_INNER_LOOPBACK - 1));
 }
 
 static __always_inline bool slim_is_wire_port(__be16 port)

@@ -490,6 +490,30 @@ static __always_inline int slim_steer_shielded(const struct bpf_sk_lookup *ctx)
 	return SK_DROP;
 }
 
+/* A datagram to an inner address: of a socket that is connected to nowhere (connect.h). */
+static __always_inline int slim_steer_nowhere(const struct bpf_sk_lookup *ctx, __be32 last)
+{
+	__u32 inner = slim_inner_of(last);
+	const struct slim_nowhere *nowhere = bpf_map_lookup_elem(&slim_nowhere, &inner);
+	struct slim_local local = {};
+	struct slim_call call = {
+		.protocol = IPPROTO_UDP,
+		.direction = SLIM_EGRESS,
+	};
+
+	if (!nowhere || ctx->local_port != SLIM_INNER_PORT || !slim_steer_is_packet(ctx))
+		return slim_steer_shielded(ctx);
+	local.endpoint = nowhere->endpoint;
+	local.index = nowhere->index;
+	slim_copy(local.address, nowhere->source);
+	call.reason = nowhere->reason;
+	call.rule = nowhere->rule;
+	call.peer = nowhere->peer;
+	call.port = nowhere->port;
+	slim_refuse(&local, nowhere->destination, &call);
+	return SK_DROP;
+}
+
 /*
  * Gives the SYN to what is in the SOCKHASH, and gives that back. A socket that
  * listened and now connects somewhere would take the SYN for a simultaneous
@@ -588,8 +612,13 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 			ctx->local_ip6[1] == state.control->range6[1];
 		wire = false;
 	}
-	if (ctx->protocol != IPPROTO_TCP)
-		return inner ? slim_steer_shielded(ctx) : SK_PASS;
+	if (ctx->protocol != IPPROTO_TCP) {
+		if (!inner)
+			return SK_PASS;
+		return slim_steer_nowhere(ctx, ctx->family == AF_INET ?
+					       SLIM_CTX(ctx, local_ip4) :
+					       SLIM_CTX(ctx, local_ip6[3]));
+	}
 	if (!inner && !wire) {
 		struct slim_publish *published =
 			ctx->family == AF_INET ?

@@ -159,4 +159,19 @@ slim_way(void *env, const struct slim_inner_range *range, __u16 first_port,
 	return 0;
 }
 
+/*
+ * slim_way() refused a datagram: is it the send that fails, and not the connect(2)
+ * of its socket before that? A connect carries nothing, and programs learn by it
+ * whether there is a way at all (AI_ADDRCONFIG of musl asks 127.0.0.1) and which
+ * address is theirs. What still fails there: whatever is refused before the first
+ * tables, what no destination is or cannot be one from where the socket is, and
+ * IPv6, where the error is the answer to the question.
+ */
+static __always_inline _Bool slim_way_is_refused_later(const struct slim_way *way)
+{
+	return way->reason != SLIM_REASON_NO_TABLES && way->reason != SLIM_REASON_FAMILY &&
+	       way->reason != SLIM_REASON_INNER_ADDRESS &&
+	       way->reason != SLIM_REASON_FOREIGN_ADDRESS;
+}
+
 #endif /* SLIMNET_WAY_H */

@@ -172,6 +172,16 @@ def built() -> Iterator[Callable[[str], list[object]]]:
             run("gcc", "-O2", "-Wall", "-Werror", "-static", PROGRAMS / "plain.c", "-o", target)
         elif name == "dynamic":
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "plain.c", "-o", target)
+        elif name in ("names of musl", "names of glibc"):
+            compiler = ["musl-gcc", "-static"] if name == "names of musl" else ["gcc"]
+            run(*compiler, "-O2", "-Wall", "-Werror", PROGRAMS / "names.c", "-o", target)
+        elif name == "names of go":
+            run("go", "build", "-o", target, PROGRAMS / "names.go", CGO_ENABLED="0")
+        elif name == "names of java":
+            run("javac", "-d", directory, PROGRAMS / "Names.java")
+            return ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", directory, "Names"]
+        elif name == "names of node":
+            return ["node", PROGRAMS / "names.js"]
         elif name == "ring":
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "ring.c", "-o", target, "-luring")
         elif name in ("fuzz", "v6only"):

@@ -401,6 +401,7 @@ class EbpfBackend(Backend):
                 live,
                 tables,
                 functools.cache(self._endpoints.owners),
+                self._is_inner,
                 lambda question: ask(self._ask.fd, question),
             )
         )
@@ -418,6 +419,9 @@ class EbpfBackend(Backend):
         """Whether an endpoint is reached there only with a record of its handshake."""
         if address == self.context.host.address:
             return self.claims(port)
+        return self._is_inner(address)
+
+    def _is_inner(self, address: IPAddress) -> bool:
         return address in (self._options.inner_range if address.version == 4 else INNER_RANGE6)
 
     def status(self) -> Status:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0xFA807406281D4049
-FINGERPRINT_HEX: Final[str] = "fa807406281d4049"
+FINGERPRINT: Final[int] = 0xB8B4654D625A250F
+FINGERPRINT_HEX: Final[str] = "b8b4654d625a250f"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -44,7 +44,8 @@ SLIM_MAP_COUNTER: Final[int] = 23
 SLIM_MAP_EVENT: Final[int] = 24
 SLIM_MAP_DOOM: Final[int] = 25
 SLIM_MAP_REFUSAL: Final[int] = 26
-SLIM_MAP_COUNT: Final[int] = 27
+SLIM_MAP_NOWHERE: Final[int] = 27
+SLIM_MAP_COUNT: Final[int] = 28
 
 # enum slim_room
 SLIM_FLOW_ROOM: Final[int] = 65536
@@ -140,6 +141,7 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_EVENT: "slim_event",
     SLIM_MAP_DOOM: "slim_doom",
     SLIM_MAP_REFUSAL: "slim_refusal",
+    SLIM_MAP_NOWHERE: "slim_nowhere",
 }
 
 # Struct to the fields that hold network order.
@@ -154,6 +156,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
     "slim_shield": frozenset(),
     "slim_port": frozenset(),
     "slim_bound": frozenset({"address", "port"}),
+    "slim_nowhere": frozenset({"source", "destination", "port"}),
     "slim_socket": frozenset(
         {
             "local",
@@ -370,6 +373,32 @@ class slim_bound(ctypes.Structure):
         ("port", ctypes.c_uint16),
         ("waiting", ctypes.c_uint16),
         ("closed", ctypes.c_uint64),
+    )
+
+
+class slim_nowhere(ctypes.Structure):
+    """struct slim_nowhere, 56 bytes."""
+
+    source: ctypes.Array[ctypes.c_uint32]  # __be32
+    destination: ctypes.Array[ctypes.c_uint32]  # __be32
+    endpoint: int
+    index: int
+    peer: int
+    reason: int
+    rule: int
+    port: int  # __be16
+    error: int
+
+    _fields_ = (
+        ("source", ctypes.c_uint32 * 4),
+        ("destination", ctypes.c_uint32 * 4),
+        ("endpoint", ctypes.c_uint32),
+        ("index", ctypes.c_uint32),
+        ("peer", ctypes.c_uint32),
+        ("reason", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("error", ctypes.c_uint16),
     )
 
 

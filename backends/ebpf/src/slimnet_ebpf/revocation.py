@@ -79,6 +79,7 @@ def revoked(
     sockets: Iterable[Socket],
     tables: Tables,
     owners: Callable[[], Mapping[int, int]],
+    inner: Callable[[IPAddress], bool],
     ask: Callable[[FlowQuestion], Decision],
 ) -> Iterator[Revoked]:
     """The connections that policy denies now.
@@ -88,13 +89,15 @@ def revoked(
         tables: the ones in force.
         owners: cgroup id to endpoint id, asked for connected UDP sockets only, which
             keep nothing in storage.
+        inner: whether it is an inner address. A UDP socket that has one as its peer is
+            connected to where it may send nothing, and has nothing to lose.
         ask: puts a question to the data path.
     """
     answers: dict[FlowQuestion, Decision] = {}
     for one in sockets:
         found = None
         if one.protocol == socket.IPPROTO_UDP:
-            found = _udp(one, tables.endpoints, owners)
+            found = _udp(one, tables.endpoints, owners, inner)
         elif one.storage:
             found = _tcp(one, tables.endpoints)
         elif one.state == _SYN_RECV:
@@ -186,14 +189,15 @@ def _udp(
     one: Socket,
     endpoints: Mapping[int, EndpointRecord],
     owners: Callable[[], Mapping[int, int]],
+    inner: Callable[[IPAddress], bool],
 ) -> _Found | None:
     """Connected to the outside: sendto(2) is asked each time, send(2) is not."""
     local, remote = one.ports
     endpoint = owners().get(one.cgroup, 0) if remote else 0
     own = endpoints.get(endpoint)
-    if own is None:
-        return None
     other = _address(one.addresses[1])
+    if own is None or inner(other):
+        return None
     question = FlowQuestion(
         own.vni, Direction.EGRESS, own.address, other, socket.IPPROTO_UDP, remote
     )
