@@ -67,6 +67,103 @@ def test_own_v6_listener(lab, target):
             sock.close()
 
 
+#: Listeners, and clients by the loopback that they dial: (family, IPV6_V6ONLY, bound to).
+LISTENERS = [
+    (INET, 0, "127.0.0.1"),
+    (INET, 0, "0.0.0.0"),
+    (INET6, 0, "::ffff:127.0.0.1"),
+    (INET6, 0, "::1"),
+    (INET6, 1, "::1"),
+    (INET6, 0, "::"),
+    (INET6, 1, "::"),
+]
+CLIENTS = {
+    "127.0.0.1": [
+        *((INET, 0, source) for source in (None, "0.0.0.0", "127.0.0.1")),
+        *((INET6, 0, source) for source in (None, "::", "::ffff:127.0.0.1")),
+        (INET6, 1, None),
+    ],
+    "::1": [(INET6, only, source) for only in (0, 1) for source in (None, "::", "::1")],
+}
+
+
+def sock_of(endpoint, family, only, address, port):
+    """Bound where there is an address."""
+    sock = endpoint.socket(family)
+    if only:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if address is not None:
+        sock.bind((address, port))
+    return sock
+
+
+def meets(target, client, listener):
+    """What a host with IPv6 answers: None where they meet, else the errno."""
+    family, only, _ = listener
+    if target == "127.0.0.1" and client[1]:
+        return errno.ENETUNREACH
+    if target == "127.0.0.1":
+        met = listener[2] != "::1" and not only
+    else:
+        met = family == INET6 and listener[2] in ("::", "::1")
+    return None if met else errno.ECONNREFUSED
+
+
+#: Bound to a port of both families, and listeners that take no IPv4.
+BOTH, SIX_ONLY = (INET6, 0, "::"), [(INET6, 1, "::1"), (INET6, 1, "::")]
+
+
+@pytest.mark.container
+@pytest.mark.parametrize(
+    ("target", "client"),
+    [(target, client) for target, clients in CLIENTS.items() for client in clients],
+    ids=str,
+)
+def test_every_client_and_every_listener(lab, target, client):
+    """Of both families, with IPV6_V6ONLY and without, bound and not: who meets whom, and
+    by which names, is what it is on any host."""
+    endpoint = lab.endpoint()
+    listeners = [each for each in LISTENERS if client != BOTH or each not in SIX_ONLY]
+    wanted, got = {}, {}
+    for number, listener in enumerate(listeners):
+        wanted[listener] = meets(target, client, listener)
+        got[listener] = meeting(endpoint, target, client, listener, 8080 + number)
+    assert wanted == got
+
+
+def meeting(endpoint, target, client, listener, port):
+    """None, or the errno of the connect."""
+    mapped = "::ffff:" if "." in target else ""
+    server = sock_of(endpoint, *listener, port)
+    server.listen()
+    sock = sock_of(endpoint, *client, port + 1000)
+    sock.settimeout(5)
+    dialled = f"{mapped}{target}" if client[0] == INET6 else target
+    number = sock.connect_ex((dialled, port))
+    if number == 0:
+        accepted, peer = server.accept()
+        seen = f"{mapped}{target}" if listener[0] == INET6 else target
+        assert peer[:2] == (seen, sock.getsockname()[1])
+        assert accepted.getsockname()[:2] == (seen, port)
+        assert sock.getsockname()[0] == dialled
+        assert sock.getpeername()[:2] == (dialled, port)
+        assert client[2] is None or peer[1] == port + 1000
+        sock.sendall(b"x")
+        assert accepted.recv(1) == b"x"
+        accepted.close()
+    sock.close()
+    server.close()
+    return number or None
+
+
+@pytest.mark.lacks(Can.OWN_NAMESPACE)
+@pytest.mark.parametrize("listener", SIX_ONLY, ids=str)
+def test_an_ipv4_source_reaches_no_listener_that_takes_none(lab, listener):
+    """A socket that is bound to ``[::]:PORT`` sits at an inner address of IPv4 and leaves by
+    it, and the kernel gives nothing of IPv4 to a socket with IPV6_V6ONLY."""
+    assert meeting(lab.endpoint(), "::1", BOTH, listener, 8080) == errno.ECONNREFUSED
+
+
 @pytest.mark.container
 def test_exact_names(lab):
     endpoint = lab.endpoint()

@@ -319,9 +319,10 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	__u32 own_loopback = inner | SLIM_INNER_LOOPBACK;
 	struct slim_socket *socket;
 	struct slim_found found;
-	__u32 v6only = 0;
+	__u32 v6only = 0;	/* as in struct slim_listener_key */
 	__be32 local[4];
 	bool v6 = loopback && !slim_is_mapped(dial->dialled.aim.address);
+	bool six = false;	/* by the IPv6 form of the inner address */
 
 	/* ::1 reaches AF_INET6 listeners only, as it does on any host. */
 	if (v6) {
@@ -361,12 +362,25 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 		local[3] = bpf_htonl(0x7f000001);
 
 	/*
-	 * Bind the source to an inner address of the endpoint. Not towards a v6-only
-	 * listener: no address of the inner IPv6 range can be bound. There the kernel picks
-	 * ::1, which serves as well, since the names are in the flow record.
+	 * sk_lookup gives the listener either form, unless IPV6_V6ONLY is set on it. So the
+	 * client's socket decides where it can have one form only: that of the inner address
+	 * that it is bound to, or IPv6 with IPV6_V6ONLY. For that one a member of a reuseport
+	 * group that the SOCKHASH has forgotten is out of reach.
 	 */
-	if (!v6only && !(dial->socket && dial->socket->flags &
-			 (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
+	if (v6) {
+		six = v6only ? !(dial->socket && dial->socket->flags & SLIM_SOCKET_BOUND) :
+			       slim_is_v6only(dial->sk);
+		if (six && found.direct)
+			return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
+	}
+
+	/*
+	 * Bind the source to an inner address of the endpoint. Not of the IPv6 form: none of
+	 * that range can be bound. There the kernel picks ::1, which serves as well, since
+	 * the names are in the flow record.
+	 */
+	if (!six && !(dial->socket && dial->socket->flags &
+		      (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
 		__be32 source = slim_inner_v4(slim_inner(false, dial->local->index, 0));
 
 		if (slim_dial_source(ctx, dial, source))
@@ -381,7 +395,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 			     (found.direct ? SLIM_FLOW_DIRECT : 0);
 	socket->flags |= SLIM_SOCKET_SAME_HOST;
 
-	if (v6only) {
+	if (six) {
 		dial->to[0] = control->range6[0];
 		dial->to[1] = control->range6[1];
 		dial->to[2] = 0;
@@ -722,8 +736,12 @@ slim_dial_hook(struct bpf_sock_addr *ctx, const bool v6, const bool connects)
 	error = slim_dial(ctx, &dial, connects);
 	if (error && connects && !dial.dialled.stream && slim_way_is_refused_later(&dial.way))
 		error = slim_dial_nowhere(ctx, &dial);
-	if (error)
+	if (error) {
+		/* Whatever else is in the way, it cannot get there. */
+		if (v6 && slim_is_mapped(address) && slim_is_v6only(dial.sk))
+			slim_dial_refuse(&dial, SLIM_REASON_FAMILY, ENETUNREACH);
 		return slim_dial_refused(&dial);
+	}
 	if (!dial.rewrite)
 		return SLIM_HOOK_ALLOW;
 	if (v6) {
