@@ -553,7 +553,8 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """What is in force on this host, and what stands in its way
-        (``ready`` and ``trouble``).
+        (``ready`` and ``trouble``). ``warnings`` says which services nobody reaches, for want
+        of a host that carries them.
 
         ``installed`` is the store's revision whose tables are in force, and ``revision`` the
         one that the agent knows: it has work to do while they differ. ``generation`` counts

@@ -163,6 +163,26 @@ def test_a_label_moves_a_service(hosts, pair):
     assert not client.connect(str(service.address), 80, 1)
 
 
+def test_a_service_that_nobody_reaches_is_told(hosts, pair):
+    """By ``apply``, by the status of every host, and by ``explain``: no backend carries UDP to
+    a service."""
+    node = hosts[0].node()
+    documents = node.apply_policy(
+        "{apiVersion: v1, kind: Service, metadata: {name: names}, spec: {selector: {app: db},"
+        " ports: [{port: 53, protocol: UDP}]}}"
+    )
+    hosts[1].node().wait()
+    (warning,) = node.check_policy(documents)
+    assert warning.text.endswith("nobody reaches it")
+    for host in hosts:
+        assert host.node().status()["warnings"] == [str(warning)]
+        asked = host.node().explain("prod", "web", "names", 53, "udp")
+        assert not asked["allowed"]
+        assert "refused by host" in asked["summary"]
+    node.remove_policy(*documents)
+    assert node.status()["warnings"] == []
+
+
 def test_labels_are_kept_by_an_agent_that_comes_back(hosts, pair):
     """Adopted as it is by now, and not as it was attached."""
     client, _, db = pair

@@ -13,6 +13,7 @@ from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import (
     Direction,
     Endpoint,
+    Feature,
     Flow,
     Host,
     Network,
@@ -360,6 +361,42 @@ def test_what_the_data_path_refuses_by_itself(state, question, reason, number, w
     denied = explain(state, **question, ask=lambda *asked: ask(*asked, "RULE_DENY"))
     assert denied.refusal is None
     assert "refused by host" not in denied.summary
+
+
+EBPF = {"wires": frozenset({Wire.SYN}), "features": frozenset({Feature.SERVICES})}
+NOOP = {"wires": frozenset({Wire.VXLAN})}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "question", "refusal"),
+    [
+        ((EBPF, EBPF), {"destination": "web", "protocol": "udp"}, "DATAGRAM"),
+        ((EBPF, EBPF), {"destination": "client", "protocol": "udp"}, "DATAGRAM"),
+        ((EBPF, EBPF), {"destination": "127.0.0.1", "protocol": "udp"}, "DATAGRAM"),
+        ((EBPF, EBPF), {"destination": "dns", "port": 53, "protocol": "udp"}, "DATAGRAM"),
+        ((EBPF, EBPF), {"destination": "8.8.8.8", "protocol": "udp"}, None),
+        ((EBPF, EBPF), {"destination": "8.8.8.8", "protocol": "sctp"}, "PROTOCOL"),
+        ((EBPF, EBPF), {"destination": "web"}, None),
+        ((EBPF, NOOP), {"destination": "web"}, "UNREACHABLE"),
+        ((EBPF, NOOP), {"destination": "web", "port": 23}, None),  # policy refuses first
+        ((NOOP, NOOP), {"destination": "web", "protocol": "udp"}, None),
+        ((NOOP, NOOP), {"destination": "dns", "port": 53, "protocol": "udp"}, "NO_ENDPOINT"),
+        (({}, {}), {"destination": "web", "protocol": "udp"}, None),  # nothing is known of them
+    ],
+)
+def test_what_a_host_cannot_carry_is_known_without_asking_it(state, hosts, question, refusal):
+    """A data path that does not answer, or that nobody can ask."""
+    service = shop("dns", selector=of("web"), ports=(ServicePort(Protocol.UDP, 53, 53),))
+    state = evolve(
+        state,
+        policies=[each for each in state.policies if each.name != "web-in"],
+        services=[service],
+        hosts=[evolve(host, **able) for host, able in zip(state.hosts, hosts, strict=True)],
+    )
+    answer = explain(state, source="client", **{"port": 80, **question})
+    assert answer.refusal == (None if refusal is None else Reason[refusal])
+    assert answer.allowed == (refusal is None and question.get("port") != 23)
+    assert not any(stage.doubt for stage in answer.stages)
 
 
 def test_a_service_that_is_reached_by_some(state):

@@ -7,8 +7,8 @@ from attrs import evolve
 from netaddr import IPAddress
 from test_services import endpoint, limit, of, published, service
 
-from slimnet.model import Endpoint, Host, Network, Protocol
-from slimnet.policy import Selector, Source, State, check, load
+from slimnet.model import Endpoint, Feature, Host, Network, Protocol
+from slimnet.policy import Selector, Source, State, check, load, uncarried
 from slimnet.policy.document import ServicePort, Weight
 
 
@@ -200,6 +200,49 @@ def test_services_that_do_not_serve(changes, words):
     (warning,) = said_of(services=[service(**changes)])
     assert warning.startswith("service:")
     assert words in warning
+
+
+EBPF = ({"syn/1"}, {Feature.SERVICES}, "ebpf")
+NOOP = ({"vxlan/1"}, set(), "noop")
+MEMORY = ({"vxlan/1"}, {Feature.SERVICES}, "memory")
+OLD = (set(), set(), "ebpf")  # says nothing of itself
+
+UNCARRIED = (
+    "service:shop/web ports[1]: UDP is carried to it by no host that has services"
+    " (ebpf): nobody reaches it"
+)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "wanted"),
+    [
+        ((EBPF, EBPF), [UNCARRIED]),
+        # Those that have services do not carry it, and those that carry it have none.
+        ((EBPF, NOOP), [UNCARRIED]),
+        (
+            (NOOP, NOOP),
+            ["service:shop/web: no host of the cluster has services (noop): nobody reaches it"],
+        ),
+        ((MEMORY, EBPF), []),
+        ((EBPF, OLD), []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("endpoints", [None, []], ids=["served", "by nobody yet"])
+def test_a_service_that_no_host_carries(hosts, wanted, endpoints):
+    """It is said where a user applies it, and by the status of every host."""
+    ports = (ServicePort(Protocol.TCP, 53, 53), ServicePort(Protocol.UDP, 53, 53))
+    world = evolve(
+        test_services.state(endpoints, services=[service(ports=ports)]),
+        hosts=[
+            Host(f"h{number}", f"192.0.2.{number}", frozenset(wires), backend, features=features)
+            for number, (wires, features, backend) in enumerate(hosts, 1)
+        ],
+    )
+    assert wanted == list(map(str, uncarried(world)))
+    assert set(wanted) <= set(map(str, check(world)))
+    tcp = evolve(world, services=[service(ports=ports[:1])])
+    assert bool(uncarried(tcp)) == (hosts == (NOOP, NOOP))
 
 
 def test_two_services_with_one_port():

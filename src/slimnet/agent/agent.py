@@ -51,7 +51,7 @@ from slimnet.exceptions import (
 )
 from slimnet.model import Host, HostState
 from slimnet.plugins import open_store
-from slimnet.policy import Document, PolicyWarning, State
+from slimnet.policy import Document, PolicyWarning, State, uncarried
 from slimnet.policy import check as policy_check
 from slimnet.trusted import make_trusted
 
@@ -301,6 +301,7 @@ class Agent:
             "detail": records.encode(status.detail),
             "ready": not trouble,
             "trouble": trouble,
+            "warnings": list(map(str, uncarried(self.mirror.state(self.site.host)))),
         }
 
     def wait(

@@ -122,6 +122,7 @@ def _known(agent: Agent, asked: Callable[[], list[T]], *kinds: str) -> list[T]:
 
 def _status(agent: Agent, _: Nothing) -> Reply:
     """What is in force on this host, and what stands in its way: ``ready``, ``trouble``.
+    ``warnings`` are the services that no host carries, or not by the protocol of a port.
     ``installed`` is the store's revision whose tables are in force, ``revision`` the one that
     the agent knows. ``stale`` says why the store does not answer; what is read is then what
     the agent knew before."""

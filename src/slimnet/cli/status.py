@@ -97,6 +97,7 @@ _COLUMNS: Columns = {
     "instance": "instance",
     "ready": "ready",
     "trouble": lambda answer: "\n".join(answer["trouble"]),
+    "warnings": lambda answer: "\n".join(answer.get("warnings", ())),
     "backend": "backend",
     "because": "why",
     "enforcing": "enforcing",

@@ -33,7 +33,7 @@ from slimnet.policy.document import (
 )
 from slimnet.policy.explain.explanation import Explanation, Stage, explain
 from slimnet.policy.explain.oracle import Judgement, Oracle
-from slimnet.policy.explain.warning import PolicyWarning, check
+from slimnet.policy.explain.warning import PolicyWarning, check, uncarried
 from slimnet.policy.language.manifest import is_foreign, load, parse, read
 from slimnet.policy.rule import Action, Block, Peer, Port, Rule, Tier
 from slimnet.policy.selector import Operator, Requirement, Selector
@@ -73,4 +73,5 @@ __all__ = [
     "load",
     "parse",
     "read",
+    "uncarried",
 ]

@@ -11,9 +11,20 @@ from functools import cache
 from attrs import evolve, frozen
 from netaddr import AddrFormatError, IPAddress
 
-from slimnet import contract, names
+from slimnet import contract, names, wires
 from slimnet.exceptions import InvalidValue, NotFound
-from slimnet.model import Decision, Direction, Endpoint, Flow, Protocol, Reason, Way, WayKind
+from slimnet.model import (
+    Decision,
+    Direction,
+    Endpoint,
+    Feature,
+    Flow,
+    Protocol,
+    Reason,
+    Verdict,
+    Way,
+    WayKind,
+)
 from slimnet.policy.compile.compiler import compile as compile_tables
 from slimnet.policy.compile.compiler import rule_text
 from slimnet.policy.document import Service
@@ -49,8 +60,8 @@ class Stage:
             is a defect of slimnet.
         peer: of a flow to a service, ``namespace/name`` of the endpoint that this stage
             takes to serve it; else empty.
-        way: EGRESS: what the data path of ``host`` does with the call; ``None`` where it
-            was not asked, or refuses nothing by itself.
+        way: EGRESS: what the data path of ``host`` does with the call, or where it was not
+            asked, that it refuses what its host says that it cannot carry; else ``None``.
     """
 
     direction: Direction
@@ -306,8 +317,34 @@ class _Judges:
             rule,
             _doubt(said),
             peer,
-            None if asked is None else asked.way,
+            asked.way if asked is not None else self._way(flow, verdict, bool(peer)),
         )
+
+    def _way(self, flow: Flow, verdict: Verdict, behind: bool) -> Way | None:  # noqa: FBT001
+        """What a data path that was not asked refuses by itself, by what its host says that it
+        is able to; ``behind``: the destination is one of a service's endpoints."""
+        if flow.direction is not Direction.EGRESS:
+            return None
+        hosts = {host.name: host for host in self.oracle.state.hosts}
+        source = self.oracle.endpoint(flow.network, flow.source)
+        peer = self.oracle.endpoint(flow.network, flow.destination)
+        here = None if source is None else hosts[source.host]
+        if here is None or not here.wires:
+            return None
+        if behind and Feature.SERVICES not in here.features:
+            return Way(WayKind.REFUSED, Reason["NO_ENDPOINT"], errno.EHOSTUNREACH)
+        there = here if peer is None else hosts[peer.host]
+        if not there.wires or wires.choose(here, there, flow.protocol) is not None:
+            return None
+        if flow.protocol is Protocol.TCP:  # the one that is asked behind the policy
+            way = Way(WayKind.REFUSED, Reason["UNREACHABLE"], errno.EHOSTUNREACH)
+            return way if verdict.allowed else None
+        if flow.protocol is not Protocol.UDP:
+            return Way(WayKind.REFUSED, Reason["PROTOCOL"], errno.EPROTONOSUPPORT)
+        # To the outside datagrams leave as the host's.
+        if peer is None:
+            return None
+        return Way(WayKind.REFUSED, Reason["DATAGRAM"], errno.ENETUNREACH)
 
 
 def _doubt(said: Mapping[str, tuple[bool, Reason, str]]) -> str:

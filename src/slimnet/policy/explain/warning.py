@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import frozen
 
-from slimnet import contract
-from slimnet.model import Direction
+from slimnet import contract, wires
+from slimnet.model import Direction, Feature, Host, Protocol
 from slimnet.policy.compile.applied import AppliedPolicy, RuleIds, question_of
 from slimnet.policy.compile.compiler import Compiler
 from slimnet.policy.compile.roster import DocumentName
@@ -26,7 +26,7 @@ from slimnet.policy.rule import Action, Rule
 from slimnet.policy.state import State
 from slimnet.tables import PolicyKey, PolicyRecord
 
-__all__ = ["PolicyWarning", "check"]
+__all__ = ["PolicyWarning", "check", "uncarried"]
 
 
 @frozen(order=True)
@@ -88,10 +88,52 @@ def check(state: State) -> list[PolicyWarning]:
             _misplaced(state),
             _tied(item[0] for item in placed.values()),
             _services(compiler),
+            uncarried(state),
             _published(compiler),
             _limits(compiler),
         )
     )
+
+
+def uncarried(state: State) -> list[PolicyWarning]:
+    """Services that no host of the cluster has, and ports of services of a protocol that none
+    carries to an endpoint behind them, by what the hosts say that they are able to."""
+    hosts = {host.name: host for host in state.hosts}
+    if not state.services or not all(host.wires for host in hosts.values()):
+        return []
+    able = [host for host in hosts.values() if Feature.SERVICES in host.features]
+    if not able:
+        backends = _backends(hosts.values())
+        text = f"no host of the cluster has services ({backends}): nobody reaches it"
+        return [_warning(service, "", text) for service in state.services]
+    found = []
+    for service in state.services:
+        ports = {
+            index: port.protocol
+            for index, port in enumerate(service.ports)
+            if port.protocol is not Protocol.TCP
+        }
+        if not ports:
+            continue
+        served = {
+            endpoint.host
+            for endpoint in state.endpoints
+            if (endpoint.network, endpoint.namespace) == (service.network, service.namespace)
+            and service.selector.matches(endpoint.labels)
+        }
+        there = [hosts[name] for name in served & hosts.keys()] or list(hosts.values())
+        for index, protocol in ports.items():
+            if not any(wires.choose(one, other, protocol) for one in able for other in there):
+                text = (
+                    f"{protocol.name} is carried to it by no host that has services"
+                    f" ({_backends(able)}): nobody reaches it"
+                )
+                found.append(_warning(service, f"ports[{index}]", text))
+    return found
+
+
+def _backends(hosts: Iterable[Host]) -> str:
+    return ", ".join(sorted({host.backend for host in hosts}))
 
 
 def _deciding(table: Mapping[PolicyKey, PolicyRecord]) -> set[int]:
