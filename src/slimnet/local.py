@@ -31,9 +31,11 @@ _SELECTING = frozenset({_FRA_IIFNAME, _FRA_FWMARK})
 _TYPE_LOCAL, _TYPE_BROADCAST = 2, 3
 
 #: Nobody's own, whatever the routes say: each network namespace has its loopback,
-#: link-local addresses (RFC 3927) are those of one link, and inner ones (design 4.5)
-#: are the endpoints'.
-_NOBODYS = tuple(map(IPNetwork, ("127.0.0.0/8", "169.254.0.0/16", "240.0.0.0/4")))
+#: link-local addresses (RFC 3927, RFC 4291) are those of one link, and inner ones
+#: (design 4.5) are the endpoints'.
+_NOBODYS = tuple(
+    map(IPNetwork, ("127.0.0.0/8", "169.254.0.0/16", "240.0.0.0/4", "::1/128", "fe80::/10"))
+)
 
 
 def local_ranges(without: Iterable[IPNetwork] = ()) -> frozenset[IPNetwork]:
@@ -71,18 +73,19 @@ def broadcast_addresses() -> frozenset[IPNetwork]:
 
 
 def interface_ranges() -> dict[IPNetwork, str]:
-    """The IPv4 ranges that this network namespace has on its interfaces, or at the other
-    end of them, each with the interface's name."""
+    """The ranges, of IPv4 and of IPv6, that this network namespace has on its interfaces, or
+    at the other end of them, each with the interface's name."""
     found: dict[IPNetwork, str] = {}
     with _netlink() as route:
-        request = struct.pack("=4BI", socket.AF_INET, 0, 0, 0, 0)
-        for header, entry in _dump(route, _GET_ADDRESS, request):
-            address = socket.inet_ntop(socket.AF_INET, entry[_IFA_ADDRESS])
-            cidr = IPNetwork(f"{address}/{header[1]}").cidr
-            if not any(cidr in other for other in _NOBODYS):
-                (index,) = struct.unpack_from("=I", header, 4)
-                with contextlib.suppress(OSError):  # gone meanwhile
-                    found[cidr] = socket.if_indextoname(index)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = struct.pack("=4BI", family, 0, 0, 0, 0)
+            for header, entry in _dump(route, _GET_ADDRESS, request):
+                address = socket.inet_ntop(family, entry[_IFA_ADDRESS])
+                cidr = IPNetwork(f"{address}/{header[1]}").cidr
+                if not any(cidr in other for other in _NOBODYS):
+                    (index,) = struct.unpack_from("=I", header, 4)
+                    with contextlib.suppress(OSError):  # gone meanwhile
+                        found[cidr] = socket.if_indextoname(index)
     return found
 
 

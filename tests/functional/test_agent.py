@@ -363,10 +363,15 @@ def test_no_network_where_a_host_has_something_else(hosts):
         ip("link add dk0 type bridge")
         undo.callback(ip, "link del dk0")
         ip("address add 172.30.0.1/16 dev dk0")
+        ip("address add 2001:db8::1/64 dev dk0 nodad")  # in nobody's way, but known
         assert refused(two, "172.30.128.0/17") == f"{said} '172.30.128.0/17'"  # at once
         until(lambda: refused(one, "172.16.0.0/12") == f"{said} '172.16.0.0/12'", LEASE)
         assert refused(two, "172.31.0.0/16") is None
         assert two.status()["ready"]
+        (far,) = (each for each in one.hosts() if each.name == "h2")
+        assert ("2001:db8::/64", "interface dk0") in {
+            (str(each), what) for each, what in far.taken.items()
+        }
     until(lambda: refused(one, "172.30.0.0/16") is None, LEASE)
     one.create_network("docker", "172.30.0.0/16")
     with contextlib.ExitStack() as undo:

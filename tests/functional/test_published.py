@@ -73,6 +73,18 @@ def test_from_the_hosts_themselves(lab):
 
 
 @PUBLISHED
+def test_not_on_the_hosts_ipv6_addresses(lab):
+    """Refused, whatever the server listens on: see docs/howto/services.rst."""
+    server = lab.endpoint(0)
+    server.listen(80, family=socket.AF_INET6)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    server.host.root.connect("127.0.0.1", 8080)
+    with pytest.raises(ConnectionRefusedError):
+        server.host.root.connect("::1", 8080, family=socket.AF_INET6)
+
+
+@PUBLISHED
 def test_only_on_its_address(lab):
     server = lab.endpoint(0)
     server.serve(80)

@@ -285,6 +285,20 @@ def test_published_ports_that_lead_nowhere(documents, words):
     assert said_of(published=documents) == [words]
 
 
+def test_a_port_of_a_host_that_has_ipv6_as_well():
+    """Published on its IPv4 addresses alone; whoever names one of those knows it."""
+    world = test_services.state(published=[published("a"), published("b", endpoint="web-2")])
+    one, two = world.hosts
+    one = evolve(one, taken={"2001:db8::/64": "interface eth0", "192.0.2.0/24": "interface eth0"})
+    world = evolve(world, hosts=[one, two])
+    (warning,) = check(world)
+    assert str(warning) == (
+        "port:shop/a address: on the IPv4 addresses of host h1 only, which has IPv6 as well"
+        " (2001:db8::/64, interface eth0)"
+    )
+    assert not check(evolve(world, published=[published("a", address=one.address)]))
+
+
 def test_limit_of_nobody():
     documents = [limit("a", subject=of(app="none"), rate=1), limit("b", namespace="x", rate=1)]
     assert said_of(limits=documents) == [

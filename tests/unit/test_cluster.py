@@ -104,6 +104,7 @@ def test_networks_get_a_vni_each(cluster):
 def test_wrong_network(cluster, store, prod, name, cidrs, vni, error, said):
     """Refused with the reason, and nothing has changed."""
     taken = {"172.30.0.0/16": "interface dk0", "10.255.255.53/32": "a name server"}
+    taken |= {"::/0": "interface six"}  # in the way of no range of IPv4
     host = Host("h1", "192.0.2.1", ranges=["198.51.100.7/32"], taken=taken)
     cluster.set_host(host, store.lease(60))
     before = everything(store)

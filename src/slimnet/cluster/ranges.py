@@ -70,6 +70,8 @@ def overlapped(cidr: IPNetwork, host: Host) -> str:
     for each, what in (*host.taken.items(), *((own, "an address") for own in host.ranges)):
         there.setdefault(each, what)
     for each, what in there.items():
+        if each.version != cidr.version:
+            continue
         if cidr.first <= each.last and each.first <= cidr.last:
             return f"{each}, {what} of host {host.name}"
     return ""

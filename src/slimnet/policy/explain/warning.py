@@ -89,7 +89,7 @@ def check(state: State) -> list[PolicyWarning]:
             _tied(item[0] for item in placed.values()),
             _services(compiler),
             uncarried(state),
-            _published(compiler),
+            _published(compiler, state),
             _limits(compiler),
         )
     )
@@ -257,9 +257,16 @@ def _ports(compiler: Compiler, name: DocumentName, service: Service) -> Iterator
             yield _warning(service, path, text)
 
 
-def _published(compiler: Compiler) -> Iterator[PolicyWarning]:
-    """Published ports that lead nowhere, or that another document has."""
+def _published(compiler: Compiler, state: State) -> Iterator[PolicyWarning]:
+    """Published ports that lead nowhere, that another document has, or that are not on all
+    addresses of their host."""
     published = compiler.published
+    six = {
+        host.name: (cidr, what)
+        for host in state.hosts
+        for cidr, what in host.taken.items()
+        if cidr.version == 6
+    }
     for name, port in published.documents.items():
         if port.network not in compiler.networks:
             continue
@@ -274,6 +281,13 @@ def _published(compiler: Compiler) -> Iterator[PolicyWarning]:
             first = published.documents[published.beaten[name]].title
             text = f"{first} has port {port.port} of host {endpoint.host} already"
             yield _warning(port, "port", text)
+        if endpoint is not None and port.address is None and endpoint.host in six:
+            cidr, what = six[endpoint.host]
+            text = (
+                f"on the IPv4 addresses of host {endpoint.host} only,"
+                f" which has IPv6 as well ({cidr}, {what})"
+            )
+            yield _warning(port, "address", text)
 
 
 def _limits(compiler: Compiler) -> Iterator[PolicyWarning]:

@@ -20,7 +20,7 @@ SCHEMA = {
         "the endpoint's port, by number or by the name that it declares; ``port`` by default"
     ),
     "protocol": Field("``TCP``, the default; UDP is not carried from outside"),
-    "address": Field("one IPv4 address of the host; all of them by default"),
+    "address": Field("one IPv4 address of the host; all of its IPv4 addresses by default"),
 }
 
 
