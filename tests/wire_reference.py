@@ -58,11 +58,16 @@ def syn_option(
     port: int,
     called: int,
     calling: int,
+    name: int | None = None,
 ) -> bytes:
-    """The 16 bytes of the option in a SYN from ``source`` to ``destination``."""
+    """The option in a SYN from ``source`` to ``destination``: 16 bytes, or 18 where the
+    caller goes by another port, ``name``."""
+    named = b"" if name is None else struct.pack("!H", name)
     covered = (
         socket.inet_aton(destination)
         + socket.inet_aton(source)
         + struct.pack("!HHIII", port, source_port, sequence, calling, called)
+        + named
     )
-    return struct.pack("!BBHII", 253, 16, port, called, calling) + siphash(key, covered)[:4]
+    head = struct.pack("!BBHII", 253, 16 + len(named), port, called, calling)
+    return head + siphash(key, covered)[:4] + named

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x6AA8214255647A40
-FINGERPRINT_HEX: Final[str] = "6aa8214255647a40"
+FINGERPRINT: Final[int] = 0x35903C372A1F03C2
+FINGERPRINT_HEX: Final[str] = "35903c372a1f03c2"
 
 # enum slim_reason
 SLIM_REASON_NONE: Final[int] = 0
@@ -105,9 +105,10 @@ SLIM_EVENT_REFUSED: Final[int] = 2
 SLIM_EVENT_CLOSED: Final[int] = 3
 
 # enum slim_wire
-SLIM_WIRE_VERSION: Final[int] = 1
+SLIM_WIRE_VERSION: Final[int] = 2
 SLIM_OPTION_KIND: Final[int] = 253
 SLIM_OPTION_LENGTH: Final[int] = 16
+SLIM_OPTION_NAMED: Final[int] = 18
 SLIM_WIRE_PORTS: Final[int] = 64
 SLIM_WIRE_TURN: Final[int] = 8192
 SLIM_BOUND_PORTS: Final[int] = 32
@@ -143,7 +144,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
     "slim_account_key": frozenset(),
     "slim_account": frozenset(),
     "slim_tuple": frozenset({"source", "destination", "source_port", "destination_port"}),
-    "slim_option": frozenset({"port", "destination", "source"}),
+    "slim_option": frozenset({"port", "destination", "source", "name"}),
     "slim_inner_range": frozenset({"v4", "v6"}),
 }
 
@@ -515,7 +516,7 @@ class slim_tuple(ctypes.Structure):
 
 
 class slim_option(ctypes.Structure):
-    """struct slim_option, 16 bytes."""
+    """struct slim_option, 20 bytes."""
 
     kind: int
     length: int
@@ -523,6 +524,8 @@ class slim_option(ctypes.Structure):
     destination: int  # __be32
     source: int  # __be32
     tag: int
+    name: int  # __be16
+    pad: int
 
     _fields_ = (
         ("kind", ctypes.c_uint8),
@@ -531,6 +534,8 @@ class slim_option(ctypes.Structure):
         ("destination", ctypes.c_uint32),
         ("source", ctypes.c_uint32),
         ("tag", ctypes.c_uint32),
+        ("name", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
     )
 
 

@@ -58,6 +58,7 @@ def syns(count):
             port=rng.randrange(1 << 16),
             called=rng.randrange(1 << 32),
             calling=rng.randrange(1 << 32),
+            name=rng.choice([None, rng.randrange(1 << 16)]),
         )
         yield (
             key,
@@ -65,15 +66,22 @@ def syns(count):
             destination,
             struct.pack("!H", source_port),
             struct.pack("!I", sequence),
-            rng.choice([option, PADDING + option, option + PADDING, b"\1" * 24 + option]),
+            rng.choice(
+                [option, PADDING + option, option + PADDING, b"\1" * (40 - len(option)) + option]
+            ),
         )
+
+
+def beginning(options):
+    """Where the option begins, with a name or without."""
+    return max(options.find(b"\xfd\x10"), options.find(b"\xfd\x12"))
 
 
 def test_every_machine_makes_the_same_tag(reads):
     """Against an implementation that shares no line with wire.h."""
     for syn, line in zip(sent := list(syns(200)), reads(sent), strict=True):
         options = syn[-1]
-        start = options.index(b"\xfd\x10")
+        start = beginning(options)
         assert line == f"{options[start + 12 : start + 16].hex()} right"
 
 
@@ -84,8 +92,9 @@ def test_every_field_is_covered(reads, field):
     for syn in syns(40):
         value = bytearray(syn[field])
         if field == 5:
-            start = value.index(b"\xfd\x10")
-            value[start + 2 + len(changed) % 10] ^= 1
+            start = beginning(value)
+            covered = [*range(2, 12), *range(16, value[start + 1])]
+            value[start + covered[len(changed) % len(covered)]] ^= 1
         else:
             value[len(changed) % len(value)] ^= 1
         changed.append((*syn[:field], bytes(value), *syn[field + 1 :]))
@@ -99,6 +108,8 @@ LISTS = {
     "of another length": (bytes([253, 15]) + bytes(14), "0"),
     "of another kind": (bytes([254, 16]) + bytes(14), "0"),
     "cut off": (b"\1" * 24 + OPTION[:12], "0"),
+    "cut off before its name": (b"\1" * 24 + bytes([253, 18]) + bytes(14), "0"),
+    "without a name's second byte": (b"\1" * 8 + bytes([253, 18]) + bytes(15), "0"),
     "behind one without a length": (bytes([5, 0]) + OPTION, "0"),
     "behind one of length 1": (bytes([5, 1]) + OPTION, "0"),
     "skipped by a length": (bytes([5, 18]) + OPTION, "0"),
@@ -122,7 +133,7 @@ def test_no_list_is_read_beyond_its_end(reads):
     lists = [
         bytes([1] * before + [kind, size])
         for before, kind, size in itertools.product(
-            (0, 1, 22, 23, 24, 38), (0, 1, 34, 253, 255), (0, 1, 2, 16, 40, 255)
+            (0, 1, 22, 23, 24, 38), (0, 1, 34, 253, 255), (0, 1, 2, 16, 18, 40, 255)
         )
     ]
     assert len(reads([(*fields, options) for options in lists])) == len(lists)

@@ -65,9 +65,10 @@ def syns(chance, tables, host):
             chance.randrange(1 << 32),
         )
         port = chance.choice(PORTS)
-        syn = packets.option(KEY, syn, port, destination, source)
+        name = chance.choice([None, chance.randrange(1024, 65536)])
+        syn = packets.option(KEY, syn, port, destination, source, name=name)
         if not chance.randrange(6):
-            at = chance.randrange(2, 16)
+            at = chance.randrange(2, syn.options[1])
             options = bytearray(syn.options)
             options[at] ^= 1 << chance.randrange(8)
             syn = evolve(syn, options=bytes(options))
@@ -80,7 +81,8 @@ def wanted(oracle, tables, syn):
         int.from_bytes(syn.options[start:end]) for start, end in ((2, 4), (4, 8), (8, 12))
     )
     bare = evolve(syn, options=b"")
-    if packets.option(KEY, bare, port, called, calling) != syn:
+    name = int.from_bytes(syn.options[16:18]) if syn.options[1] == 18 else None
+    if packets.option(KEY, bare, port, called, calling, name=name) != syn:
         return Wanted(FORGED, Reason.SYN_TAG)
     source, destination = tables.endpoints.get(calling), tables.endpoints.get(called)
     if source is None or destination is None or not destination.local:

@@ -19,6 +19,7 @@ struct sock_common {
 	struct proto *skc_prot;
 	unsigned char skc_reuseport : 1;
 	unsigned char skc_ipv6only : 1;
+	unsigned long skc_flags;
 } __attribute__((preserve_access_index));
 struct sock {
 	struct sock_common __sk_common;
@@ -125,6 +126,8 @@ static __always_inline bool slim_is_original(struct bpf_sock *sk)
 	return self->__sk_common.skc_prot == self->sk_prot_creator ||
 	       (unsigned long)self->sk_user_data & SLIM_USER_DATA_PSOCK;
 }
+
+#define SLIM_SOCK_DONE 1	/* of enum sock_flags: the peer's FIN has come */
 
 #define SLIM_SOCKET_SHIELDED (SLIM_SOCKET_SHIELDED_V4 | SLIM_SOCKET_SHIELDED_V6)
 

@@ -12,6 +12,7 @@
 #ifndef SLIMNET_CONNECT_H
 #define SLIMNET_CONNECT_H
 
+#include "alias.h"
 #include "bind.h"
 #include "flow.h"
 
@@ -309,6 +310,33 @@ slim_dial_unbind(struct bpf_sock_addr *ctx, const struct slim_dial *dial)
 		slim_dial_source(ctx, dial, 0);
 }
 
+/*
+ * The way to another host is one of its wire ports, and on this host one of many inner
+ * source addresses. The kernel gives live sockets on one way different source ports; to
+ * be found at once there must be some that neither live nor wait (TIME_WAIT). So an
+ * endpoint takes the next way after a turn of connects, unless they took so long that
+ * those who waited are gone.
+ */
+static __always_inline __u32 slim_dial_turn(const struct slim_dial *dial)
+{
+	struct slim_usage *usage = slim_usage_get(dial->local->index);
+	__u32 turn = dial->state.control->wire_turn ?: SLIM_WIRE_TURN;
+	__u32 now = (__u32)(dial->dialled.aim.now >> 30);
+
+	if (!usage)
+		return 0;
+	if (usage->connects >= turn) {
+		usage->turn++;
+		usage->connects = 0;
+		usage->turned = now;
+	} else if (now - usage->turned > SLIM_LINGER_SECONDS && usage->connects < turn / 2) {
+		usage->connects = 0;
+		usage->turned = now;
+	}
+	usage->connects++;
+	return usage->turn;
+}
+
 /* To a listener on this host: over loopback, inner address to inner address. */
 static __always_inline int
 slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 index,
@@ -381,7 +409,9 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	 */
 	if (!six && !(dial->socket && dial->socket->flags &
 		      (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
-		__be32 source = slim_inner_v4(slim_inner(false, dial->local->index, 0));
+		__u16 turn = slim_dial_turn(dial) & (SLIM_WIRE_PORTS - 1);
+		__be32 source = slim_inner_v4(slim_inner(false, dial->local->index,
+							 bpf_htons(turn)));
 
 		if (slim_dial_source(ctx, dial, source))
 			return slim_dial_refuse(dial, SLIM_REASON_FOREIGN_ADDRESS, EADDRNOTAVAIL);
@@ -393,6 +423,8 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	socket->flow_flags = SLIM_FLOW_SAME_HOST | (loopback ? SLIM_FLOW_LOOPBACK : 0) |
 			     (v6only ? SLIM_FLOW_V6ONLY : 0) |
 			     (found.direct ? SLIM_FLOW_DIRECT : 0);
+	if (slim_alias_clashes(socket, dial->sk->src_port))
+		return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 	socket->flags |= SLIM_SOCKET_SAME_HOST;
 
 	if (six) {
@@ -408,19 +440,11 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	return 0;
 }
 
-/*
- * Which wire port: one for a long while, then the next. To one wire port the
- * kernel never gives two live sockets the same source port, so the listener
- * sees no two clients of one name; and with 64 of them taken in turn TIME_WAIT
- * is over before one is full.
- */
 static __always_inline __u16 slim_dial_wire_port(const struct slim_dial *dial)
 {
-	struct slim_usage *usage = slim_usage_get(dial->local->index);
-	__u32 turn = dial->way.target.endpoint + bpf_ntohs(dial->way.target.port);
+	__u32 turn = dial->way.target.endpoint + bpf_ntohs(dial->way.target.port) +
+		     slim_dial_turn(dial);
 
-	if (usage)
-		turn += usage->connects++ / (dial->state.control->wire_turn ?: SLIM_WIRE_TURN);
 	return slim_fixed.wire_port + (turn & (SLIM_WIRE_PORTS - 1));
 }
 
@@ -435,6 +459,8 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 	socket = slim_dial_socket(dial, dial->local->address);
 	if (!socket)
 		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
+	if (slim_alias_clashes(socket, dial->sk->src_port))
+		return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 	slim_copy(socket->underlay, peer->host);
 	if (socket->flags & SLIM_SOCKET_BOUND) {
 		if (slim_bound_take(control, socket))

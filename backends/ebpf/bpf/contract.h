@@ -49,6 +49,7 @@ enum slim_map {
 	SLIM_MAP_DOOM,		/* ring buffer: __u32 enum slim_reason, of a socket to destroy */
 	SLIM_MAP_REFUSAL,	/* array: struct slim_refusal by index, direction and reason */
 	SLIM_MAP_NOWHERE,	/* LRU hash: __u32 inner address -> struct slim_nowhere */
+	SLIM_MAP_NAME,		/* array[65536]: names that connections have, by source port */
 	SLIM_MAP_COUNT,
 };
 
@@ -59,6 +60,7 @@ enum slim_room {
 	SLIM_BOUND_RECORDS = 3,		/* of each such connection, while it lives */
 	SLIM_HELD_ROOM = 262144,	/* records of bound ports */
 	SLIM_LISTENER_ROOM = 262144,
+	SLIM_NAME_WAYS = 5,		/* names of connections with one source port */
 };
 
 /* How long records are kept. */
@@ -115,6 +117,7 @@ enum slim_counted {
 	SLIM_COUNTED_PORT = 2,		/* on a port of the host */
 	SLIM_COUNTED_JOINED = 4,	/* where another endpoint was first */
 	SLIM_COUNTED_FOLLOWED = 8,	/* STATE_CB will say when it leaves that port */
+	SLIM_COUNTED_NAME = 16,		/* has its name in SLIM_MAP_NAME */
 };
 
 /* Bits of slim_control.observe: what is worth an event. Refusals always are. */
@@ -134,7 +137,7 @@ struct slim_control {
 	__u16 wire_port;		/* the first of SLIM_WIRE_PORTS */
 	__u16 pad;
 	__u32 held_limit;		/* an endpoint's sockets on bind(0), and its UDP sockets */
-	__u32 wire_turn;		/* connects of an endpoint before it takes the next wire port */
+	__u32 wire_turn;		/* connects of an endpoint before it takes the next way to a host */
 	__u32 port_room;		/* ports of the host that all endpoints may have, of either kind */
 	__u64 key[2];			/* the cluster's SipHash key */
 	__u64 netns;			/* cookie of the host's network namespace; 0: not known */
@@ -154,13 +157,15 @@ struct slim_usage {
 	__u64 epoch;			/* the minute that waiting[epoch & 1] counts */
 	__u32 held;			/* live sockets on bind(0) */
 	__u32 waiting[2];		/* such sockets that went into TIME_WAIT, by minute */
-	__u32 connects;			/* over the wire, from the first on */
+	__u32 connects;			/* to endpoints, in this turn */
 	__u32 flows;			/* records of handshakes that are charged to it */
 	__u32 bound;			/* its source-bound connections, live or kept */
 	__u32 places;			/* its records in SLIM_MAP_HELD */
 	__u32 listeners;
 	__u32 datagrams;		/* UDP sockets */
 	__u32 ports;			/* distinct ports of the host that its TCP sockets are on */
+	__u32 turn;			/* which wire port its connections take, or which source */
+	__u32 turned;			/* since when, in about a second of bpf_ktime_get_ns() */
 	__u64 next;			/* bpf_ktime_get_ns() at which the endpoint will be in time with its rate */
 };
 
@@ -260,7 +265,7 @@ struct slim_socket {
 	__u32 peer_endpoint;
 	__be32 local[4];		/* overlay, as bound or as connected from */
 	__be32 peer[4];			/* overlay, as dialled or as accepted */
-	__be16 local_port;		/* 0: the real one */
+	__be16 local_port;		/* as bound, or the alias of the real one (alias.h); 0: that one */
 	__be16 peer_port;
 	__u32 index;
 	__u32 inner;			/* its own inner address, once it is bound */

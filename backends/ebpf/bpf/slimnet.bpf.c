@@ -9,6 +9,7 @@
  *  sockops.h  the SYN's option, the listener's entry, the child's name
  *  steer.h    tc and sk_lookup: from a SYN to its listener; the shield; published ports
  *  target.h   who is at an address: an endpoint, behind a service too, or a range
+ *  alias.h    by which port a connection is known in the overlay
  *  flow.h     the records of handshakes, and each endpoint's share of them
  *  sweep.h    which of them go: abandoned, or denied by new tables
  *  limit.h    what an endpoint may send

@@ -106,6 +106,7 @@ slim_sockops_write(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		   const struct slim_socket *socket)
 {
 	const struct slim_control *control = state->control;
+	__u32 length = SLIM_OPTION_LENGTH;
 	struct slim_option option = {
 		.kind = SLIM_OPTION_KIND,
 		.length = SLIM_OPTION_LENGTH,
@@ -122,11 +123,16 @@ slim_sockops_write(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		return;
 	source_port = socket->flags & SLIM_SOCKET_SOURCE_BOUND ? socket->bound_port :
 								 header->source;
+	if (socket->local_port && socket->local_port != source_port) {
+		option.length = SLIM_OPTION_NAMED;
+		option.name = socket->local_port;
+		length = SLIM_OPTION_NAMED;
+	}
 	option.tag = slim_tag(control->key,
 			      socket->flags & SLIM_SOCKET_SOURCE_BOUND ?
 				      control->underlay[3] : SLIM_CTX(ctx, local_ip4),
 			      SLIM_CTX(ctx, remote_ip4), source_port, header->seq, &option);
-	bpf_store_hdr_opt(ctx, &option, sizeof(option), 0);
+	bpf_store_hdr_opt(ctx, &option, length, 0);
 }
 
 /*
@@ -472,6 +478,15 @@ slim_sockops_account(struct bpf_sock_ops *ctx, const struct slim_socket *socket,
 	slim_account_add(socket->endpoint, socket->rule, direction, &one);
 }
 
+/* Has the other end closed too? Then its socket is no more, or does not outlive this call. */
+static __always_inline bool slim_sockops_is_over(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tcp_sock *tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+
+	return tcp && tcp->inet_conn.icsk_inet.sk.__sk_common.skc_flags & 1UL << SLIM_SOCK_DONE;
+}
+
 static __always_inline void
 slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		   struct slim_socket *socket)
@@ -490,6 +505,7 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_flow_drop(&tuple);
 		socket->flow_flags &= ~SLIM_FLOW_MINE;
 	}
+	slim_alias_leave(socket, old != BPF_TCP_SYN_SENT && !slim_sockops_is_over(ctx));
 	if (old == BPF_TCP_SYN_SENT && socket->flags & SLIM_SOCKET_WILDCARD) {
 		/* A failed connect gives the wildcard back, as tcp_disconnect() does. */
 		slim_sockops_wildcard(ctx, socket);
@@ -534,7 +550,7 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		if (ctx->skb_tcp_flags & TCPHDR_SYN)
-			bpf_reserve_hdr_opt(ctx, SLIM_OPTION_LENGTH, 0);
+			bpf_reserve_hdr_opt(ctx, SLIM_OPTION_NAMED, 0);
 		else if (ctx->skb_tcp_flags & TCPHDR_RST)
 			slim_sockops_reset(ctx);
 		else if (ctx->skb_len)
@@ -578,6 +594,9 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 		return 1;
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (socket->flags & (SLIM_SOCKET_SAME_HOST | SLIM_SOCKET_WIRE) &&
+		    !slim_alias_give(socket, ctx->local_port))
+			slim_sockops_doom(ctx, socket, SLIM_REASON_PORT_LIMIT);
 		slim_sockops_connect(ctx, &state, socket);
 		break;
 	case BPF_SOCK_OPS_WRITE_HDR_OPT_CB:

@@ -242,6 +242,22 @@ struct {
 	__type(value, struct slim_nowhere);
 } slim_nowhere SEC(".maps");
 
+/* The names of live connections with one source port, and those that linger (alias.h). */
+struct slim_names {
+	struct bpf_spin_lock lock;
+	__u32 since[SLIM_NAME_WAYS];	/* closed, in about a second; 0: long ago, or never used */
+	__u64 name[SLIM_NAME_WAYS];
+};
+
+#define SLIM_NAME_LIVES 0xffffffffU
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct slim_names);
+} slim_name SEC(".maps");
+
 /* The active generation; the slot is its lowest bit. */
 struct slim_state {
 	struct slim_control *control;

@@ -200,7 +200,7 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	flow.generation = state->active >> 1;
 	slim_copy(flow.source, admitted.source->address);
 	slim_copy(flow.destination, admitted.destination->address);
-	flow.source_port = syn->tuple.source_port;
+	flow.source_port = slim_option_name(&option, syn->tuple.source_port);
 	flow.destination_port = option.port;
 	flow.source_endpoint = admitted.source_id;
 	flow.destination_endpoint = admitted.destination_id;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * SipHash-2-4 of 24 bytes, which is all that a tag covers.
+ * SipHash-2-4 of 24 to 31 bytes, which is what a tag covers.
  *
  * Source: Aumasson, Bernstein, "SipHash: a fast short-input PRF", INDOCRYPT 2012.
  */
@@ -22,16 +22,16 @@
 
 /*
  * `key` is the key's 16 bytes as two little-endian numbers; `a`, `b` and `c` are
- * the message's 24 bytes as three.
+ * the message's first 24 bytes as three, and `last` the others, below the
+ * message's length in the highest byte.
  */
 static __always_inline __u64
-slim_siphash(const __u64 *key, __u64 a, __u64 b, __u64 c)
+slim_siphash(const __u64 *key, __u64 a, __u64 b, __u64 c, __u64 last)
 {
 	__u64 v0 = key[0] ^ 0x736f6d6570736575ULL;
 	__u64 v1 = key[1] ^ 0x646f72616e646f6dULL;
 	__u64 v2 = key[0] ^ 0x6c7967656e657261ULL;
 	__u64 v3 = key[1] ^ 0x7465646279746573ULL;
-	__u64 last = 24ULL << 56;
 
 	v3 ^= a; SLIM_SIPROUND; SLIM_SIPROUND; v0 ^= a;
 	v3 ^= b; SLIM_SIPROUND; SLIM_SIPROUND; v0 ^= b;

@@ -10,7 +10,11 @@
  *    2  the port that is dialled                network order
  *    4  id of the endpoint that is called       network order
  *    8  id of the endpoint that calls           network order
- *   12  tag: the first four bytes of SipHash-2-4 of
+ *   12  tag: the first four bytes of SipHash-2-4 of what is below
+ *   16  name: the port that the caller has in the overlay  network order
+ *
+ * The name is left out, and the length is 16, where that is the SYN's own source
+ * port. The tag covers
  *
  *          0  underlay destination of the SYN
  *          4  underlay source
@@ -19,6 +23,7 @@
  *         12  sequence number of the SYN
  *         16  the option's calling endpoint
  *         20  the option's called endpoint      all as they are on the wire
+ *         24  the option's name, if it is there
  *
  * The tag covers the sequence number, so that an option that was read off the
  * wire is of no use for another SYN.
@@ -30,9 +35,10 @@
 
 /* Of all that follows and of the tag: hosts of two versions have no wire in common. */
 enum slim_wire {
-	SLIM_WIRE_VERSION = 1,
+	SLIM_WIRE_VERSION = 2,
 	SLIM_OPTION_KIND = 253,		/* RFC 3692 experiment; 254 is read by Linux itself */
 	SLIM_OPTION_LENGTH = 16,
+	SLIM_OPTION_NAMED = 18,		/* its length with a name */
 	SLIM_WIRE_PORTS = 64,		/* a power of two */
 	SLIM_WIRE_TURN = 8192,		/* the most connects of an endpoint before the next wire port */
 	SLIM_BOUND_PORTS = 32,		/* a power of two; right behind, for source-bound sockets */
@@ -58,9 +64,19 @@ struct slim_option {
 	__be32 destination;
 	__be32 source;
 	__le32 tag;
+	__be16 name;			/* SLIM_OPTION_NAMED only */
+	__u16 pad;			/* behind the option */
 } __attribute__((packed));
 
-_Static_assert(sizeof(struct slim_option) == SLIM_OPTION_LENGTH, "the option's length");
+_Static_assert(__builtin_offsetof(struct slim_option, name) == SLIM_OPTION_LENGTH, "without a name");
+_Static_assert(__builtin_offsetof(struct slim_option, pad) == SLIM_OPTION_NAMED, "with a name");
+
+/* The port that the caller of this SYN has in the overlay. */
+static __always_inline __be16
+slim_option_name(const struct slim_option *option, __be16 source_port)
+{
+	return option->length == SLIM_OPTION_NAMED ? option->name : source_port;
+}
 
 /* The tag of an option in a SYN from `source`:`source_port` to `destination`. */
 static __always_inline __le32
@@ -71,8 +87,12 @@ slim_tag(const __u64 *key, __be32 source, __be32 destination, __be16 source_port
 	__u64 b = (__u64)slim_bytes32(sequence) << 32 | (__u32)slim_bytes16(source_port) << 16 |
 		  slim_bytes16(option->port);
 	__u64 c = (__u64)slim_bytes32(option->destination) << 32 | slim_bytes32(option->source);
+	__u64 last = (__u64)option->length + 8;
 
-	return slim_htole32(slim_siphash(key, a, b, c));
+	last <<= 56;
+	if (option->length == SLIM_OPTION_NAMED)
+		last |= slim_bytes16(option->name);
+	return slim_htole32(slim_siphash(key, a, b, c, last));
 }
 
 /*
@@ -105,7 +125,17 @@ slim_option_find(const __u8 *bytes, __u32 length, struct slim_option *option)
 		if (kind == SLIM_OPTION_KIND && size == SLIM_OPTION_LENGTH) {
 			if (at + SLIM_OPTION_LENGTH > length)
 				return missing;
-			__builtin_memcpy(option, bytes + at, sizeof(*option));
+			__builtin_memcpy(option, bytes + at, SLIM_OPTION_LENGTH);
+			return 1;
+		}
+		if (kind == SLIM_OPTION_KIND && size == SLIM_OPTION_NAMED) {
+			if (at + SLIM_OPTION_NAMED > length)
+				return missing;
+			/* Of two bounds clang keeps the one by `length`, BPF's verifier the other. */
+			__asm__ volatile("" : "+r"(at));
+			if (at > SLIM_TCP_OPTIONS_MAX - SLIM_OPTION_NAMED)
+				return missing;
+			__builtin_memcpy(option, bytes + at, SLIM_OPTION_NAMED);
 			return 1;
 		}
 		if (kind == SLIM_TCP_OPTION_FAST_OPEN && size > 2)

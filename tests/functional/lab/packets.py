@@ -198,7 +198,14 @@ def _answered(packet: bytes, destination: str, port: int) -> int | None:
 
 
 def option(
-    key: bytes, syn: Syn, port: int, destination: int, source: int, *, wrong: bool = False
+    key: bytes,
+    syn: Syn,
+    port: int,
+    destination: int,
+    source: int,
+    *,
+    wrong: bool = False,
+    name: int | None = None,
 ) -> Syn:
     """The SYN with slimnet's option (and a wrong tag, if asked for)."""
     data = syn_option(
@@ -210,9 +217,10 @@ def option(
         port=port,
         called=destination,
         calling=source,
+        name=name,
     )
-    data = data[:-1] + bytes([data[-1] ^ wrong])
-    return evolve(syn, options=syn.options + data)
+    data = data[:15] + bytes([data[15] ^ wrong]) + data[16:]
+    return evolve(syn, options=syn.options + data + b"\1" * (-len(data) % 4))
 
 
 def new_port() -> int:

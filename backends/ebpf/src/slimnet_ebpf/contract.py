@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0xB8B4654D625A250F
-FINGERPRINT_HEX: Final[str] = "b8b4654d625a250f"
+FINGERPRINT: Final[int] = 0x91FC438B29E3C304
+FINGERPRINT_HEX: Final[str] = "91fc438b29e3c304"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -45,7 +45,8 @@ SLIM_MAP_EVENT: Final[int] = 24
 SLIM_MAP_DOOM: Final[int] = 25
 SLIM_MAP_REFUSAL: Final[int] = 26
 SLIM_MAP_NOWHERE: Final[int] = 27
-SLIM_MAP_COUNT: Final[int] = 28
+SLIM_MAP_NAME: Final[int] = 28
+SLIM_MAP_COUNT: Final[int] = 29
 
 # enum slim_room
 SLIM_FLOW_ROOM: Final[int] = 65536
@@ -53,6 +54,7 @@ SLIM_BOUND_ROOM: Final[int] = 87380
 SLIM_BOUND_RECORDS: Final[int] = 3
 SLIM_HELD_ROOM: Final[int] = 262144
 SLIM_LISTENER_ROOM: Final[int] = 262144
+SLIM_NAME_WAYS: Final[int] = 5
 
 # enum slim_patience
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
@@ -97,6 +99,7 @@ SLIM_COUNTED_LISTENER: Final[int] = 1
 SLIM_COUNTED_PORT: Final[int] = 2
 SLIM_COUNTED_JOINED: Final[int] = 4
 SLIM_COUNTED_FOLLOWED: Final[int] = 8
+SLIM_COUNTED_NAME: Final[int] = 16
 
 # enum slim_observe
 SLIM_OBSERVE_OPENED: Final[int] = 1
@@ -142,6 +145,7 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_DOOM: "slim_doom",
     SLIM_MAP_REFUSAL: "slim_refusal",
     SLIM_MAP_NOWHERE: "slim_nowhere",
+    SLIM_MAP_NAME: "slim_name",
 }
 
 # Struct to the fields that hold network order.
@@ -225,7 +229,7 @@ class slim_local(ctypes.Structure):
 
 
 class slim_usage(ctypes.Structure):
-    """struct slim_usage, 56 bytes."""
+    """struct slim_usage, 64 bytes."""
 
     epoch: int
     held: int
@@ -237,6 +241,8 @@ class slim_usage(ctypes.Structure):
     listeners: int
     datagrams: int
     ports: int
+    turn: int
+    turned: int
     next: int
 
     _fields_ = (
@@ -250,6 +256,8 @@ class slim_usage(ctypes.Structure):
         ("listeners", ctypes.c_uint32),
         ("datagrams", ctypes.c_uint32),
         ("ports", ctypes.c_uint32),
+        ("turn", ctypes.c_uint32),
+        ("turned", ctypes.c_uint32),
         ("next", ctypes.c_uint64),
     )
 
