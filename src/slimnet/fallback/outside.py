@@ -4,6 +4,9 @@
 It says which generation is in force, lets the routers' connections out under
 the host's address, and lets VXLAN in from the hosts of the cluster alone. With
 no router there is nothing in it that runs.
+
+Of its sets, what is the same before and after is not touched: the kernel does not
+keep what a packet finds in a set to the rules that it met (:mod:`.ruleset`).
 """
 
 from __future__ import annotations
@@ -107,10 +110,24 @@ class Outside:
 
     def admit(self, hosts: Iterable[IPAddress]) -> None:
         """Let VXLAN in from these hosts, and from no others."""
-        table = f"ip {self._name} peers"
-        listed = ", ".join(sorted(map(str, hosts)))
-        added = f"add element {table} {{ {listed} }}" if listed else ""
-        nft.apply(f"flush set {table}\n{added}", self._host)
+        lines = self._changes("peers", map(str, hosts))
+        if lines:
+            nft.apply("\n".join(lines), self._host)
+
+    def _changes(self, name: str, wanted: Iterable[str]) -> list[str]:
+        """The commands after which a set holds this and nothing else."""
+        now, then = set(self._elements(name)), set(wanted)
+        return [
+            f"{verb} element ip {self._name} {name} {{ {_listed(elements)} }}"
+            for verb, elements in (("add", then - now), ("delete", now - then))
+            if elements
+        ]
+
+    def _elements(self, name: str) -> list[str]:
+        for kind, value in nft.listing(f"set ip {self._name} {name}", self._host):
+            if kind == "set":
+                return [str(element) for element in value.get("elem", ())]
+        return []
 
     def open(self, networks: Iterable[int]) -> None:
         """Let the routers of these networks out, and no others.
@@ -120,35 +137,35 @@ class Outside:
         set back, and nothing else is forwarded from them.
         """
         vnis = sorted(networks)
-        changed = set(self._changed())
+        changed = set(self._elements("forwarding"))
         if vnis:
             changed |= {name for name in self._ways_out() if not _forwards(name, self._host)}
-        self._rules(vnis, sorted(changed))  # written first: a crash leaves no change unrecorded
+            # Written first: a crash leaves no change unrecorded, and nothing is forwarded
+            # without these rules.
+            self._rules(vnis, sorted(changed))
         with netns.enter(self._host):
             for name in changed:
                 with contextlib.suppress(FileNotFoundError):  # the interface has gone
                     sysctl.write(_forwarding(name), 1 if vnis else 0)
-        if changed and not vnis:
-            nft.apply(f"delete set ip {self._name} forwarding", self._host)
+        if not vnis:
+            made = self._made()
+            table = f"ip {self._name}"
+            lines = [f"flush chain {table} {name}" for kind, name in made if kind == "chain"]
+            lines += [f"delete {kind} {table} {name}" for kind, name in made]
+            nft.apply("\n".join(lines), self._host)
 
     def _rules(self, vnis: list[int], changed: list[str]) -> None:
         table = f"ip {self._name}"
-        record = f"set forwarding {{ type ifname; elements = {{ {_listed(changed)} }}; }};"
-        if not vnis:
-            made = self._made()
-            lines = [f"flush chain {table} {name}" for kind, name in made if kind == "chain"]
-            lines += [f"delete {kind} {table} {name}" for kind, name in made]
-            if changed:
-                lines.append(f"table {table} {{ {record} }}")
-            nft.apply("\n".join(lines), self._host)
-            return
-        near = ", ".join(str(uplink_address(vni)) for vni in vnis)
-        ours = _listed(uplink_name(vni) for vni in vnis)
         guard = ""
         # Where the host forwards on all devices already, it is a router with rules of its
         # own, and this guard would drop what it forwards.
         if changed and not _forwards("all", self._host):
-            guard = f"iifname {{ {_listed(changed)} }} ip daddr != {{ {near} }} drop"
+            guard = "iifname @forwarding ip daddr != @near drop"
+        elements = [
+            *self._changes("near", (str(uplink_address(vni)) for vni in vnis)),
+            *self._changes("ours", map(uplink_name, vnis)),
+            *self._changes("forwarding", changed),
+        ]
         nft.apply(
             f"""
             table {table} {{
@@ -156,14 +173,15 @@ class Outside:
                 chain sent {{ type filter hook output priority raw; }}
                 chain forward {{ type filter hook forward priority filter; }}
                 chain out {{ type nat hook postrouting priority srcnat; }}
+                set near {{ type ipv4_addr; }}
+                set ours {{ type ifname; }}
                 set forwarding {{ type ifname; }}
             }}
+            {chr(10).join(elements)}
             flush chain {table} early
             flush chain {table} sent
             flush chain {table} forward
             flush chain {table} out
-            flush set {table} forwarding
-            {f"add element {table} forwarding {{ {_listed(changed)} }}" if changed else ""}
             table {table} {{
                 # The tunnels' own packets are no connections. VXLAN proves
                 # nothing, so at least it must come from where an endpoint is.
@@ -174,11 +192,11 @@ class Outside:
                 chain sent {{ udp dport {self._port} notrack; }}
                 chain forward {{
                     ct state established accept
-                    ip daddr {{ {near} }} ct state != related drop
-                    iifname {{ {ours} }} oifname {{ {ours} }} drop
+                    ip daddr @near ct state != related drop
+                    iifname @ours oifname @ours drop
                     {guard}
                 }}
-                chain out {{ ip saddr {{ {near} }} masquerade; }}
+                chain out {{ ip saddr @near masquerade; }}
             }}
             """,
             self._host,
@@ -190,12 +208,6 @@ class Outside:
             for kind, value in nft.listing(f"table ip {self._name}", self._host)
             if kind in ("chain", "set") and value["name"] not in ("about", "peers")
         ]
-
-    def _changed(self) -> list[str]:
-        for kind, value in nft.listing(f"set ip {self._name} forwarding", self._host):
-            if kind == "set":
-                return [str(name) for name in value.get("elem", ())]
-        return []
 
     def _ways_out(self) -> set[str]:
         """The interfaces by which a connection to the outside may leave."""
@@ -215,8 +227,9 @@ class Outside:
             nft.apply(f"delete table ip {self._name}", self._host)
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
+def _listed(elements: Iterable[str]) -> str:
+    """Quoted, since the name of an interface need not look like one word."""
+    return ", ".join(f'"{element}"' for element in sorted(elements))
 
 
 def _forwards(interface: str, host: Path) -> bool:

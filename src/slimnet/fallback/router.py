@@ -23,7 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.exceptions import BackendError
 from slimnet.fallback import nft, ruleset
-from slimnet.linux import netns, sysctl
+from slimnet.linux import libc, netns, sysctl
 from slimnet.tables import Tables
 
 __all__ = ["GATEWAY", "OVERHEAD", "Router", "uplink_address", "uplink_name"]
@@ -137,7 +137,9 @@ class Router:
         try:
             with _told(f"network {self.vni}"):
                 self._make()
-            nft.apply(ruleset.closed(), self.path)  # last: what exists is whole
+            first, _ = ruleset.SIDES
+            script = ruleset.closed(first) + ruleset.switch(first, 0)
+            nft.apply(script, self.path)  # last: what exists is whole
         except BaseException:
             self.down()
             raise
@@ -305,28 +307,45 @@ class Router:
         """
         with _told(f"network {self.vni}"), netns.netlink(self.path) as route:
             stale = self._connect(route, tables)
-            nft.apply(ruleset.render(tables, self.vni, self._made()), self.path)
+            self._replace(tables)
             for undo, arguments in stale:
                 _ignore(errno.ESRCH, undo, "del", **arguments)
 
+    def _replace(self, tables: Tables) -> None:
+        """Write these tables beside those in force, switch, and remove the others."""
+        made, rule = self._made(), self._in_force()
+        free, used = ruleset.SIDES
+        if rule is not None and {"goto": {"target": f"{free}forward"}} in rule["expr"]:
+            free = used
+        left = [item for item in made if item[1].startswith(free)]  # by one that was killed
+        script = ruleset.removal(left) + ruleset.render(tables, self.vni, free)
+        nft.apply(script, self.path)
+        nft.apply(ruleset.switch(free, tables.generation), self.path)
+        libc.membarrier()  # packets that met the old rule first are through
+        nft.apply(ruleset.removal(item for item in made if item not in left), self.path)
+
     def _made(self) -> list[tuple[str, str]]:
-        """The maps, sets and chains of the last script, in the order of their removal."""
+        """The maps, sets and chains that scripts made, of both sides."""
         objects = nft.listing(f"table ip {ruleset.TABLE}", self.path, terse=True)
-        made = [
+        return [
             (kind, str(value["name"]))
             for kind, value in objects
             if kind in ("map", "set", "chain")
             and "hook" not in value
             and value["name"] != "refused"
         ]
-        return sorted(made, key=lambda item: item[0] == "chain")
+
+    def _in_force(self) -> dict[str, Any] | None:
+        """The rule that leads to the generation in force."""
+        for kind, value in nft.listing(f"chain ip {ruleset.TABLE} forward", self.path):
+            if kind == "rule" and "comment" in value:
+                return value
+        return None
 
     def generation(self) -> int | None:
         """Of the rules in force, 0 before the first tables; ``None``: no rules at all."""
-        for kind, value in nft.listing(f"chain ip {ruleset.TABLE} forward", self.path):
-            if kind == "rule" and "comment" in value:
-                return int(value["comment"].removeprefix("generation "))
-        return None
+        rule = self._in_force()
+        return None if rule is None else int(rule["comment"].removeprefix("generation "))
 
     def _connect(
         self, route: IPRoute, tables: Tables

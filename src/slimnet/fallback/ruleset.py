@@ -17,6 +17,15 @@ A connection's first packet costs four look-ups, whatever the number of rules;
 every other packet costs one. A connection that an earlier generation allowed
 has that generation's mark, so its next packet from the opener is decided
 again; refused, both ends get a reset.
+
+A packet sees one generation whole. The kernel promises less: it fixes which
+*rules* a packet meets as it comes to a base chain, but looks into *sets and maps*
+as they are at that moment (nft_do_chain() and nft_genmask_cur() of
+net/netfilter), so where a transaction replaces both, a packet that is on its way
+through the old rules finds nothing in the old maps. Therefore what was made is
+never changed. Tables are written beside those in force, under names that begin
+with the other of two :data:`SIDES`; one rule, the only one of the base chain,
+leads to them; and what it led to before goes when no packet is in it any more.
 """
 
 from __future__ import annotations
@@ -31,10 +40,21 @@ from slimnet.fallback.intervals import flatten
 from slimnet.model import Direction, Protocol, Reason
 from slimnet.tables import PolicyKey, PolicyRecord, Tables
 
-__all__ = ["ENDPOINT", "TABLE", "Refusal", "closed", "render"]
+__all__ = [
+    "ENDPOINT",
+    "SIDES",
+    "TABLE",
+    "Refusal",
+    "closed",
+    "removal",
+    "render",
+    "switch",
+]
 
 #: The router's table.
 TABLE = "slimnet"
+#: What the names of one generation's chains, maps and sets begin with, by turns.
+SIDES = ("a_", "b_")
 #: What the names of the endpoints' devices begin with, and the router's other devices.
 ENDPOINT, VXLAN, UPLINK = "ep", "vxlan0", "uplink0"
 
@@ -79,9 +99,10 @@ def _refuse(direction: Direction, reason: Reason, rule: int) -> str:
 
 
 class _Script:
-    """The rules as they grow; the chains that answer are made when first named."""
+    """The rules of one side as they grow; the chains that answer are made when first named."""
 
-    def __init__(self) -> None:
+    def __init__(self, side: str) -> None:
+        self.side = side
         self.lines: list[str] = []
         self._refusals: set[tuple[Direction, Reason, int]] = set()
         self._allowances: set[Reason] = set()
@@ -89,15 +110,15 @@ class _Script:
     def goto(self, direction: Direction, record: PolicyRecord) -> str:
         if record.allow:
             self._allowances.add(record.reason)
-            return f"goto allow_{record.reason:d}"
+            return f"goto {self.side}allow_{record.reason:d}"
         self._refusals.add((direction, record.reason, record.rule))
-        return f"goto {_refuse(direction, record.reason, record.rule)}"
+        return f"goto {self.side}{_refuse(direction, record.reason, record.rule)}"
 
     def deny(self, direction: Direction, reason: Reason) -> str:
         return self.goto(direction, PolicyRecord(allow=False, reason=reason))
 
     def chain(self, name: str, *rules: str) -> None:
-        self.lines += [f"chain {name} {{", *rules, "}"]
+        self.lines += [f"chain {self.side}{name} {{", *rules, "}"]
 
     def table(
         self, kind: str, name: str, type_: str, elements: Iterable[str], *, ranges: bool = True
@@ -105,11 +126,11 @@ class _Script:
         listed = ", ".join(elements)
         body = f"type {type_};" + (" flags interval;" if ranges else "")
         body += f" elements = {{ {listed} }}" if listed else ""
-        self.lines.append(f"{kind} {name} {{ {body} }}")
+        self.lines.append(f"{kind} {self.side}{name} {{ {body} }}")
 
     def answers(self) -> list[str]:
         """One chain for each reason to allow and each way to refuse."""
-        script = _Script()
+        script = _Script(self.side)
         for reason in sorted(self._allowances):
             script.chain(f"allow_{reason:d}", f"counter name reason_{reason:d}")
         for direction, reason, rule in sorted(self._refusals):
@@ -139,7 +160,7 @@ class _Script:
                 f"meta mark set {Refusal(0, direction, reason, rule).mark}",
                 f"meta mark set meta l4proto map {{ {marks} }}",
                 "update @refused { ip saddr . th sport . ip daddr . th dport . meta mark }",
-                f"ct state established ct mark set {_CLOSED} goto closed",
+                f"ct state established ct mark set {_CLOSED} goto {self.side}closed",
                 *answers,
             )
         return script.lines
@@ -157,15 +178,18 @@ def _dotted(first: int, last: int) -> str:
 
 
 def _ports(
-    records: Mapping[PolicyKey, PolicyRecord],
+    records: Mapping[PolicyKey, PolicyRecord], default: PolicyRecord | None = None
 ) -> dict[Protocol, list[tuple[int, int, PolicyRecord]]]:
-    """What one subject says to one peer: disjoint port ranges of each protocol."""
+    """What one subject says to one peer: disjoint port ranges of each protocol, which with
+    a default are all ports."""
     result = {}
     for protocol in Protocol:
         # Any protocol is the widest range, a protocol's any port the next: when
         # both span everything, the second must win, so the first is left out.
         whole = [r for k, r in records.items() if k.protocol == protocol and k.port_bits == 0]
         whole = whole or [r for k, r in records.items() if k.protocol is None]
+        if not whole and default is not None:
+            whole = [default]
         nested = [(0, _PORTS, record) for record in whole]
         for key, record in records.items():
             if key.protocol == protocol and key.port_bits:
@@ -193,24 +217,29 @@ def _subject(
         for protocol, ranges in _ports(records).items()
         for first, last, record in ranges
     ]
-    anyone = [
-        f"{protocol:d} . {first}-{last} : {script.goto(direction, record)}"
-        for protocol, ranges in _ports(peers.get(contract.SLIM_IDENTITY_ANY, {})).items()
-        for first, last, record in ranges
-    ]
     rules = []
     # The header's field, and not `meta l4proto`, which nft 1.0.6 turns to the network's byte
     # order where ranges are looked up: Linux 6.12.117 refuses that of a single byte.
     if named:
         script.table("map", f"{name}_named", "mark . inet_proto . inet_service : verdict", named)
-        rules.append(f"meta mark . ip protocol . th dport vmap @{name}_named")
+        rules.append(f"meta mark . ip protocol . th dport vmap @{script.side}{name}_named")
     if direction is Direction.EGRESS:
-        rules.append(f"ip daddr @host {script.deny(direction, Reason['HOST_DENY'])}")
-    if anyone:
-        script.table("map", f"{name}_any", "inet_proto . inet_service : verdict", anyone)
-        rules.append(f"ip protocol . th dport vmap @{name}_any")
+        rules.append(f"ip daddr @{script.side}host {script.deny(direction, Reason['HOST_DENY'])}")
     default = PolicyRecord(allow=True, reason=Reason["DEFAULT_ALLOW"])
-    script.chain(name, *rules, script.goto(direction, default))
+    anyone = peers.get(contract.SLIM_IDENTITY_ANY)
+    if anyone:
+        everything = (
+            f"{protocol:d} . {first}-{last} : {script.goto(direction, record)}"
+            for protocol, ranges in _ports(anyone, default).items()
+            for first, last, record in ranges
+        )
+        kind = "inet_proto . inet_service : verdict"
+        script.table("map", f"{name}_any", kind, everything)
+        rules.append(f"ip protocol . th dport vmap @{script.side}{name}_any")
+        # What that does not answer is nothing that was allowed.
+        script.chain(name, *rules, "drop")
+    else:
+        script.chain(name, *rules, script.goto(direction, default))
 
 
 def _decisions(script: _Script, tables: Tables, vni: int) -> None:
@@ -260,7 +289,10 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             "map",
             f"{prefix}_subject",
             "ipv4_addr : verdict",
-            (f"{address} : goto {prefix}_{local[address]}" for address in sorted(local)),
+            (
+                f"{address} : goto {script.side}{prefix}_{local[address]}"
+                for address in sorted(local)
+            ),
             ranges=False,
         )
         nobody = script.deny(direction, Reason["NO_ENDPOINT"])
@@ -269,9 +301,9 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             f"meta l4proto != {{ {', '.join(str(p.value) for p in Protocol)} }} "
             + script.deny(direction, Reason["PROTOCOL"]),
             f"meta mark set {contract.SLIM_IDENTITY_WORLD}",
-            f"meta mark set ip {other} map @peer",
+            f"meta mark set ip {other} map @{script.side}peer",
             f"meta mark {_NOBODY} {nobody}",
-            f"ip {own} vmap @{prefix}_subject",
+            f"ip {own} vmap @{script.side}{prefix}_subject",
             nobody,
         )
 
@@ -291,63 +323,79 @@ chain postrouting {{ type nat hook postrouting priority srcnat; policy accept; }
 """
 
 
-def _replace(script: _Script, forward: list[str], old: Iterable[tuple[str, str]]) -> str:
-    """The transaction that puts these rules in place of all others.
-
-    The base chains, the counters and the set of refusals stay: a base chain
-    that is made anew would drop packets for a moment.
-    """
-    gone = [f"delete {kind} ip {TABLE} {name}" for kind, name in old]
+def _beside(script: _Script, forward: Iterable[str]) -> str:
+    """The transaction that writes a side that no packet meets yet."""
     script.chain("closed", "meta l4proto tcp reject with tcp reset", "drop")
     script.chain("forward", *forward)
+    return _BASE + "\n".join([f"table ip {TABLE} {{", *script.answers(), *script.lines, "}", ""])
+
+
+def switch(side: str, generation: int) -> str:
+    """The transaction that puts a side in force: its generation is the comment."""
+    return f"""
+    flush chain ip {TABLE} forward
+    flush chain ip {TABLE} input
+    flush chain ip {TABLE} postrouting
+    table ip {TABLE} {{
+    chain forward {{ goto {side}forward comment "generation {generation}"; }}
     # Endpoints can reach the router's own addresses, but no service is there: refused.
-    script.chain("input", 'iifname "lo" accept', "meta l4proto tcp reject with tcp reset", "reject")
-    script.chain("postrouting", f'oifname "{UPLINK}" masquerade')
-    lines = [f"flush table ip {TABLE}", *gone, f"table ip {TABLE} {{"]
-    lines += [*script.answers(), *script.lines, "}", ""]
-    return _BASE + "\n".join(lines)
+    chain input {{
+        iifname "lo" accept
+        meta l4proto tcp reject with tcp reset
+        reject
+    }}
+    chain postrouting {{ oifname "{UPLINK}" masquerade; }}
+    }}
+    """
 
 
-def _comment(generation: int) -> str:
-    """How the router states which generation is in force: on the first rule."""
-    return f'comment "generation {generation}"'
+def removal(made: Iterable[tuple[str, str]]) -> str:
+    """The commands that remove what no packet meets.
+
+    Args:
+        made: (``chain`` or ``map`` or ``set``, name).
+    """
+    # Rules name maps, and maps name chains.
+    ordered = sorted(made, key=lambda item: item[0] == "chain")
+    emptied = [f"flush chain ip {TABLE} {name}" for kind, name in ordered if kind == "chain"]
+    return "\n".join([*emptied, *(f"delete {kind} ip {TABLE} {name}" for kind, name in ordered)])
 
 
-def closed(old: Iterable[tuple[str, str]] = ()) -> str:
-    """The script before the first tables: every packet is refused."""
-    script = _Script()
-    refuse = script.deny(Direction.EGRESS, Reason["NO_TABLES"])
-    return _replace(script, [f"{refuse} {_comment(0)}"], old)
+def closed(side: str) -> str:
+    """The script of a side that refuses every packet, for before the first tables."""
+    script = _Script(side)
+    return _beside(script, [script.deny(Direction.EGRESS, Reason["NO_TABLES"])])
 
 
-def render(tables: Tables, vni: int, old: Iterable[tuple[str, str]] = ()) -> str:
-    """The script that puts ``tables`` in force for one network.
+def render(tables: Tables, vni: int, side: str) -> str:
+    """The script of a side that holds ``tables`` for one network.
 
     Args:
         tables: of this host.
         vni: the network's.
-        old: (``chain`` or ``map`` or ``set``, name) of what the last script made.
+        side: of :data:`SIDES`, where nothing is.
     """
-    script = _Script()
+    script = _Script(side)
     _decisions(script, tables, vni)
     mark = tables.generation % (_CLOSED - 1) + 1
-    comment = _comment(tables.generation)
-    stranger = Reason["SYN_UNKNOWN"]
+    stranger = script.deny(Direction.INGRESS, Reason["SYN_UNKNOWN"])
     absent = script.deny(Direction.EGRESS, Reason["NO_ENDPOINT"])
-    forward = [
-        f"ct mark vmap {{ {mark} : accept, {_CLOSED} : goto closed }} {comment}",
-        "ct direction reply accept",
-        "ct state related accept",
-        "ct state invalid drop",
-        f'iifname "{ENDPOINT}*" jump egress',
-        # An endpoint that is this host's and not attached has no device of its own; without
-        # this rule the packet would leave by VXLAN again.
-        f'oifname "{VXLAN}" ip daddr @local {absent}',
-        # Nothing from outside is for an endpoint, and nothing passes through.
-        f'iifname "{UPLINK}" drop',
-        f'iifname "{VXLAN}" ip saddr != @remote {script.deny(Direction.INGRESS, stranger)}',
-        f'oifname "{ENDPOINT}*" jump ingress',
-        f'iifname != "{ENDPOINT}*" oifname != "{ENDPOINT}*" drop',
-        f"ct mark set {mark} accept",
-    ]
-    return _replace(script, forward, old)
+    return _beside(
+        script,
+        [
+            f"ct mark vmap {{ {mark} : accept, {_CLOSED} : goto {side}closed }}",
+            "ct direction reply accept",
+            "ct state related accept",
+            "ct state invalid drop",
+            f'iifname "{ENDPOINT}*" jump {side}egress',
+            # An endpoint that is this host's and not attached has no device of its own; without
+            # this rule the packet would leave by VXLAN again.
+            f'oifname "{VXLAN}" ip daddr @{side}local {absent}',
+            # Nothing from outside is for an endpoint, and nothing passes through.
+            f'iifname "{UPLINK}" drop',
+            f'iifname "{VXLAN}" ip saddr != @{side}remote {stranger}',
+            f'oifname "{ENDPOINT}*" jump {side}ingress',
+            f'iifname != "{ENDPOINT}*" oifname != "{ENDPOINT}*" drop',
+            f"ct mark set {mark} accept",
+        ],
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 
 __all__ = [
     "CLONE_NEWCGROUP",
@@ -29,6 +30,7 @@ __all__ = [
     "MS_REMOUNT",
     "MS_SHARED",
     "capset",
+    "membarrier",
     "mount",
     "move_mount",
     "open_by_handle_at",
@@ -63,6 +65,9 @@ MNT_DETACH = 0x2
 _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
+# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
+_SYS_MEMBARRIER = 324 if os.uname().machine == "x86_64" else 283
+_MEMBARRIER_CMD_GLOBAL = 1  # include/uapi/linux/membarrier.h
 # include/uapi/asm-generic/unistd.h; the same on every machine
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -146,6 +151,16 @@ def capset(header: ctypes.Array[ctypes.c_uint32], data: ctypes.Array[ctypes.c_ui
 def syscall(number: int, *arguments: object) -> int:
     """syscall(2), for what libc has no function for."""
     return _check(_libc.syscall(ctypes.c_long(number), *arguments), f"system call {number}")
+
+
+def membarrier() -> None:
+    """Wait until whatever the kernel is in the midst of doing without a lock is done
+    (membarrier(2): MEMBARRIER_CMD_GLOBAL waits for a grace period of RCU). That is every
+    packet on its way through a filter, among others: some tens of milliseconds."""
+    try:
+        syscall(_SYS_MEMBARRIER, _MEMBARRIER_CMD_GLOBAL, 0, 0)
+    except OSError:  # a kernel with nohz_full: many times what a packet takes
+        time.sleep(0.2)
 
 
 def open_tree(path: str) -> int:
