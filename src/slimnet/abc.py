@@ -241,8 +241,16 @@ class Backend(abc.ABC):
         for as long as it lives, whether anybody reads events or not; how much of it is
         due each time, the backend says. Changes nothing that is in force.
 
+        What the data path needs of the host (interfaces, routes, settings, programs, rules),
+        and somebody has taken away, is put back within two seconds. To look for that must
+        cost next to nothing: it is done for ever.
+
         What must not wait for it is done in the kernel: a data path whose keeper has died
         goes on refusing.
+
+        Raises:
+            BackendError: what the data path lacks and why it cannot be put back now; the
+                next calls try again. Users read the text in ``slimnet status``.
         """
 
     def ask(self, flow: Flow, network: Network) -> Decision | None:

@@ -480,6 +480,29 @@ def test_stopped_process_of_an_agent(hosts, pair):
     connects(client, db)
 
 
+def test_the_underlay_goes_and_comes_back(fresh):
+    """The agent says so until it is back, and needs nobody for it."""
+    host, where = fresh.hosts[0], fresh.underlay.hosts[0]
+    node = host.start()
+    until(lambda: node.status()["ready"])
+
+    def trouble():
+        return "; ".join(node.status()["trouble"])
+
+    def ip(*words):
+        subprocess.run(["ip", "-n", where.netns.name, *words], check=True)
+
+    ip("link", "del", "eth0")
+    until(lambda: "underlay interface eth0 is gone" in trouble(), 3)
+    assert not node.status()["ready"]
+    fresh.underlay.up()
+    until(lambda: node.status()["ready"], 3)
+    ip("address", "flush", "dev", "eth0")
+    until(lambda: f"{where.address} is no address of this host any more" in trouble(), 3)
+    ip("address", "add", f"{where.address}/15", "dev", "eth0")
+    until(lambda: node.status()["ready"], 3)
+
+
 def test_unreadable_records_change_nothing(cluster, hosts, pair):
     """Whatever stands in the store, the agent stays, and so do the last tables."""
     _, db, client, _ = pair

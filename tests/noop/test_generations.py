@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables that are replaced: every packet meets one generation, whole."""
 
 import contextlib

@@ -35,7 +35,7 @@ from slimnet.agent.installer import Installer
 from slimnet.agent.listening import cut_off
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.notify import notify, watchdog_interval
-from slimnet.agent.site import Site, able, ranges, survey, taken
+from slimnet.agent.site import Site, able, moved, ranges, survey, taken
 from slimnet.cluster import Cluster
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.cluster.ranges import overlapped
@@ -122,6 +122,8 @@ class Agent:
         self._untended = ""
         #: Who listens where the data path cuts them off; empty where nobody does.
         self._cut_off = ""
+        #: What of the host's underlay is not as it was at the start; empty when all is.
+        self._moved = ""
         self._register()
         make_trusted(config.run / "state")
         self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
@@ -157,6 +159,7 @@ class Agent:
                 self._tend()
                 self._renew(now)
                 if now - tended >= 1:
+                    self._moved = moved(self.site)
                     self.endpoints.tend()
                     tended = now
                 self.mirror.wait(0.25)
@@ -369,6 +372,10 @@ class Agent:
         """Housekeeping; where it fails, the rest goes on."""
         try:
             self.backend.tend()
+        except BackendError as error:
+            if str(error) != self._untended:
+                _log.warning("%s", error)
+            self._untended = str(error)
         except Exception as error:  # noqa: BLE001  # whatever a plugin does
             text = f"housekeeping: {type(error).__name__}: {error}"
             if text != self._untended:
@@ -460,6 +467,7 @@ class Agent:
             self._trouble,
             self._untended,
             self._cut_off,
+            self._moved,
             self.installer.trouble,
             *self.endpoints.trouble.values(),
             *self.mirror.problems.values(),

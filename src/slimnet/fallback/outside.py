@@ -19,11 +19,15 @@ from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet.fallback import nft
-from slimnet.fallback.router import uplink_address, uplink_name
+from slimnet.fallback.router import forwarding, uplink_address, uplink_name
 from slimnet.linux import netns, sysctl
 from slimnet.model import Reason
+from slimnet.rtnetlink import Rtnetlink
 
 __all__ = ["Outside", "Stamp"]
+
+#: In no network of anybody's (RFC 5737): what leads there is the default route.
+_SOMEWHERE = IPAddress("192.0.2.1")
 
 
 @frozen
@@ -63,6 +67,10 @@ class Outside:
         self._host = host
         self._interface = interface
         self._port = port
+        self._seen: int | None = None  # nft.changes() at the last look
+        self._led: tuple[int, int] | None = None  # the ways out that it was opened for
+        self._ways: set[str] = set()  # the interfaces that have to forward
+        self._forwarding: set[str] = set()  # those of them that did not before
 
     def stamp(self) -> Stamp | None:
         """What the table says, ``None`` where there is none."""
@@ -137,22 +145,73 @@ class Outside:
         set back, and nothing else is forwarded from them.
         """
         vnis = sorted(networks)
-        changed = set(self._elements("forwarding"))
+        # Both: somebody may have removed the table, or it is another process's.
+        changed = set(self._elements("forwarding")) | self._forwarding
+        self._ways = self._ways_out() if vnis else set()
+        changed |= {name for name in self._ways if not _forwards(name, self._host)}
+        self._forwarding = changed if vnis else set()
         if vnis:
-            changed |= {name for name in self._ways_out() if not _forwards(name, self._host)}
             # Written first: a crash leaves no change unrecorded, and nothing is forwarded
             # without these rules.
             self._rules(vnis, sorted(changed))
         with netns.enter(self._host):
             for name in changed:
                 with contextlib.suppress(FileNotFoundError):  # the interface has gone
-                    sysctl.write(_forwarding(name), 1 if vnis else 0)
+                    sysctl.write(forwarding(name), 1 if vnis else 0)
         if not vnis:
             made = self._made()
             table = f"ip {self._name}"
             lines = [f"flush chain {table} {name}" for kind, name in made if kind == "chain"]
             lines += [f"delete {kind} {table} {name}" for kind, name in made]
             nft.apply("\n".join(lines), self._host)
+
+    def mend(self, stamp: Stamp, hosts: Iterable[IPAddress], networks: Iterable[int]) -> list[str]:
+        """Write the table again where somebody has changed it (``nft flush ruleset`` is how
+        firewalls are loaded), and forward where somebody has stopped that. The calling
+        thread is in the host's namespace; a look at what has not changed takes some 0.2 ms.
+
+        Args:
+            stamp: as of :meth:`write`.
+            hosts: as of :meth:`admit`.
+            networks: as of :meth:`open`.
+
+        Returns:
+            What was changed.
+        """
+        found = []
+        vnis, hosts = sorted(networks), set(hosts)
+        seen = nft.changes()
+        if seen != self._seen and not self._is_whole(stamp, hosts, vnis):
+            self.write(stamp)
+            self.admit(hosts)
+            self.open(vnis)
+            found.append(f"nftables table {self._name}")
+        self._seen = seen  # our own changes are looked at once, the next time
+        if vnis:
+            with Rtnetlink() as route:
+                link = route.link(self._interface)
+                led = (link.index if link else 0, route.outgoing(_SOMEWHERE))
+            stopped = [name for name in self._ways if not _forwards(name, self._host)]
+            if led != self._led or stopped:
+                self.open(vnis)
+                self._led = led
+            found += [forwarding(name) for name in stopped]
+        return found
+
+    def _is_whole(self, stamp: Stamp, hosts: set[IPAddress], vnis: list[int]) -> bool:
+        lines, peers, chains = [], set(), set()
+        for kind, value in nft.listing(f"table ip {self._name}", self._host):
+            if kind == "rule":
+                chains.add(value["chain"])
+                if value["chain"] == "about":
+                    lines.append(value["comment"])
+            elif kind == "set" and value["name"] == "peers":
+                peers = {IPAddress(each) for each in value.get("elem", ())}
+        return (
+            lines == stamp.lines()
+            and peers == hosts
+            and (not vnis or chains == {"about", "early", "sent", "forward", "out"})
+        )
 
     def _rules(self, vnis: list[int], changed: list[str]) -> None:
         table = f"ip {self._name}"
@@ -233,10 +292,7 @@ def _listed(elements: Iterable[str]) -> str:
 
 
 def _forwards(interface: str, host: Path) -> bool:
+    """Whether it does; one that is gone is not to be changed."""
     with netns.enter(host):
-        return sysctl.read(_forwarding(interface)) != "0"
-
-
-def _forwarding(interface: str) -> str:
-    """Its sysctl (Documentation/networking/ip-sysctl.rst)."""
-    return f"net/ipv4/conf/{interface}/forwarding"
+        name = forwarding(interface)
+        return not sysctl.exists(name) or sysctl.read(name) != "0"

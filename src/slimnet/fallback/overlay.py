@@ -31,6 +31,7 @@ from slimnet.fallback.record import Record
 from slimnet.fallback.refusals import counters, refusals
 from slimnet.fallback.router import Router
 from slimnet.linux import cgroup, netns
+from slimnet.mending import Mending
 from slimnet.model import (
     Answer,
     Capabilities,
@@ -47,6 +48,7 @@ from slimnet.model import (
     WireFormat,
 )
 from slimnet.place import Life, Part, Place
+from slimnet.rtnetlink import Rtnetlink
 from slimnet.tables import Tables
 
 __all__ = ["CAPABILITIES", "PORT", "Fallback", "find", "probe", "purge"]
@@ -57,6 +59,8 @@ ABI = 1
 PORT = 4789
 #: Seconds between two looks at the refusals.
 _EVERY = 0.5
+#: And at the host.
+_LOOKING = 1.0
 CAPABILITIES = Capabilities(
     enforcing=True,
     wires=frozenset({WireFormat(Wire.VXLAN)}),
@@ -144,6 +148,9 @@ class Fallback:
         self._lock = threading.RLock()
         self._tables: Tables | None = None
         self._late: list[Event] = []  # of routers that are gone
+        self._looked = time.monotonic()
+        self._lack = ""  # what the last look found that could not be put back
+        self._attached: dict[int, list[Record]] | None = None  # for mending, by network
         # Held open: other threads may be in other namespaces when they call.
         self._namespace = os.open(netns.own(), os.O_RDONLY | os.O_CLOEXEC)
         self._closed = False
@@ -158,9 +165,9 @@ class Fallback:
             context.state.mkdir(parents=True, exist_ok=True)
             for torn in context.state.glob("endpoint-*.new"):  # its writer was killed
                 torn.unlink()
-            wanted = Stamp(ABI, stamp.generation if stamp else 0, context.cluster)
-            if stamp != wanted:
-                self._outside.write(wanted)
+            self._stamp = Stamp(ABI, stamp.generation if stamp else 0, context.cluster)
+            if stamp != self._stamp:
+                self._outside.write(self._stamp)
         except BaseException:
             os.close(self._namespace)
             raise
@@ -198,6 +205,7 @@ class Fallback:
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """Make the cgroup and the namespace, and connect it to the network's router."""
         with self._working():
+            self._attached = None
             if endpoint.address.version != 4:
                 raise BackendError(f"endpoint.address: wanted IPv4, got {endpoint.address}")
             records = self._records()
@@ -264,6 +272,7 @@ class Fallback:
         """Remove what :meth:`attach` made. The cgroup goes first: the kernel
         refuses that while it has processes."""
         with self._working():
+            self._attached = None
             record = self._records().get(endpoint)
             if record is not None:
                 self._refuse_if_used(record)
@@ -310,20 +319,57 @@ class Fallback:
                     with contextlib.suppress(BackendError):
                         self._install(self._tables)
                 raise
-            self._outside.write(Stamp(ABI, tables.generation, self.context.cluster))
+            self._stamp = Stamp(ABI, tables.generation, self.context.cluster)
+            self._outside.write(self._stamp)
             self._tables = tables
 
     def _install(self, tables: Tables) -> None:
-        self._outside.admit(
-            {
-                record.host
-                for record in tables.endpoints.values()
-                if not record.local and record.host.version == 4
-            }
-        )
+        self._outside.admit(_peers(tables))
         for router in self._routers():
             if router.generation() != tables.generation:
                 router.install(tables)
+
+    def tend(self) -> None:
+        """Every second look at the host, and put back what somebody has taken away.
+
+        Raises:
+            BackendError: something cannot be, and what follows from that.
+        """
+        with self._working():
+            now = time.monotonic()
+            if now - self._looked >= _LOOKING and self._tables is not None:
+                self._looked = now
+                self._lack = self._mend(self._tables)
+            if self._lack:
+                raise BackendError(self._lack)
+
+    def _mend(self, tables: Tables) -> str:
+        """What is lacking still."""
+        if self._attached is None:
+            self._attached = {}
+            for record in self._records().values():
+                if record.whole:
+                    self._attached.setdefault(record.vni, []).append(record)
+        mending = Mending()
+        with netns.enter(self._host), Rtnetlink() as route:
+            lower = route.link(self.context.interface)
+            mending.attempt(self._outside.mend, self._stamp, _peers(tables), self._attached)
+        if lower is None:
+            mending.lacks_interface(self.context.interface)
+        for vni, records in self._attached.items():
+            router = self._router(vni)
+            mending.attempt(router.mend, lower, tables)
+            if netns.exists(router.path):
+                plugged = router.endpoints()
+                for record in records:
+                    if record.endpoint not in plugged and netns.number(record.netns):
+                        mending.attempt(self._plug, router, record)
+        return mending.end()
+
+    @staticmethod
+    def _plug(router: Router, record: Record) -> list[str]:
+        router.plug(record.endpoint, record.address, record.netns)
+        return [f"device of endpoint {record.endpoint}"]
 
     # What it says
 
@@ -466,6 +512,15 @@ class Fallback:
 
     def _records(self) -> dict[int, Record]:
         return {record.endpoint: record for record in Record.all(self.context.state)}
+
+
+def _peers(tables: Tables) -> set[IPAddress]:
+    """The hosts that VXLAN may come from."""
+    return {
+        record.host
+        for record in tables.endpoints.values()
+        if not record.local and record.host.version == 4
+    }
 
 
 def _used(record: Record) -> InUse:

@@ -12,21 +12,23 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.exceptions import BackendError
 from slimnet.fallback import nft, ruleset
 from slimnet.linux import libc, netns, sysctl
+from slimnet.rtnetlink import Link, Rtnetlink
 from slimnet.tables import Tables
 
-__all__ = ["GATEWAY", "OVERHEAD", "Router", "uplink_address", "uplink_name"]
+__all__ = ["GATEWAY", "OVERHEAD", "Router", "forwarding", "uplink_address", "uplink_name"]
 
 #: What endpoints and routers send to. It is on no interface of the endpoint's own link.
 GATEWAY = "169.254.1.1"
@@ -39,7 +41,10 @@ OVERHEAD = 50
 _ONLINK = 4
 _LINK_SCOPE = 253
 _PERMANENT = 0x80
-_STATIC = 4
+_KERNEL, _STATIC = 2, 4
+_BLACKHOLE = 6
+#: The largest metric: any other route to the same comes first.
+_LAST = 0xFFFFFFFF
 
 _SYSCTLS = {
     "net/ipv4/ip_forward": 1,
@@ -85,6 +90,16 @@ def uplink_address(vni: int) -> IPAddress:
 def _mac(kind: int, number: int) -> str:
     """A locally administered address that says whose it is."""
     return ":".join(f"{octet:02x}" for octet in (0x02, kind, *number.to_bytes(4, "big")))
+
+
+def _device(endpoint: int) -> str:
+    """The router's end of an endpoint's link."""
+    return f"{ruleset.ENDPOINT}{endpoint:08x}"
+
+
+def forwarding(interface: str) -> str:
+    """Its sysctl (Documentation/networking/ip-sysctl.rst)."""
+    return f"net/ipv4/conf/{interface}/forwarding"
 
 
 def _vtep_mac(host: IPAddress) -> str:
@@ -159,54 +174,124 @@ class Router:
             lower = host.link_lookup(ifname=self._interface)
             if not lower:
                 raise BackendError(f"underlay interface {self._interface}: there is none")
-            mtu = host.get_links(lower[0])[0].get_attr("IFLA_MTU")
-            # Made from the host's namespace, so that its UDP socket is there.
-            host.link(
-                "add",
-                ifname=ruleset.VXLAN,
-                kind="vxlan",
-                net_ns_fd=here.fileno(),
-                address=_vtep_mac(self._address),
-                mtu=mtu - OVERHEAD,
-                vxlan_id=self.vni,
-                vxlan_link=lower[0],
-                vxlan_local=str(self._address),
-                vxlan_port=self._port,
-                vxlan_learning=False,
-                vxlan_udp_csum=0,  # RFC 7348, 4.1: it SHOULD be zero
-            )
-            with netns.enter(self.path):
-                _set(_VXLAN_SYSCTLS)
-            self._up(route, ruleset.VXLAN)
-            # The way to the outside.
-            host.link(
-                "add",
-                ifname=uplink_name(self.vni),
-                kind="veth",
-                address=_mac(0x55, self.vni),
-                peer={
-                    "ifname": ruleset.UPLINK,
-                    "net_ns_fd": here.fileno(),
-                    "address": _mac(0x54, self.vni),
-                },
-            )
-            above = self._up(host, uplink_name(self.vni))
-            uplink = self._up(route, ruleset.UPLINK)
-            near = str(uplink_address(self.vni))
-            host.neigh(
-                "replace", ifindex=above, dst=near, lladdr=_mac(0x54, self.vni), state=_PERMANENT
-            )
-            host.route("replace", dst=f"{near}/32", oif=above, scope=_LINK_SCOPE)
-            route.addr("replace", index=uplink, address=near, prefixlen=32)
-            route.neigh(
-                "replace", ifindex=uplink, dst=_HOST, lladdr=_mac(0x55, self.vni), state=_PERMANENT
-            )
-            route.route("replace", dst="default", gateway=_HOST, oif=uplink, flags=_ONLINK)
-            # The source address of the ICMP errors that this router sends.
-            route.addr("replace", index=1, address=GATEWAY, prefixlen=32)
+            self._make_vxlan(host, route, here.fileno(), lower[0])
+            self._make_uplink(host, here.fileno())
+            self._lead_out(host, route)
+
+    def _make_vxlan(self, host: IPRoute, route: IPRoute, here: int, lower: int) -> None:
+        mtu = host.get_links(lower)[0].get_attr("IFLA_MTU")
+        # Made from the host's namespace, so that its UDP socket is there.
+        host.link(
+            "add",
+            ifname=ruleset.VXLAN,
+            kind="vxlan",
+            net_ns_fd=here,
+            address=_vtep_mac(self._address),
+            mtu=mtu - OVERHEAD,
+            vxlan_id=self.vni,
+            vxlan_link=lower,
+            vxlan_local=str(self._address),
+            vxlan_port=self._port,
+            vxlan_learning=False,
+            vxlan_udp_csum=0,  # RFC 7348, 4.1: it SHOULD be zero
+        )
+        with netns.enter(self.path):
+            _set(_VXLAN_SYSCTLS)
+        self._up(route, ruleset.VXLAN)
+
+    def _make_uplink(self, host: IPRoute, here: int) -> None:
+        """The way to the outside."""
+        host.link(
+            "add",
+            ifname=uplink_name(self.vni),
+            kind="veth",
+            address=_mac(0x55, self.vni),
+            peer={
+                "ifname": ruleset.UPLINK,
+                "net_ns_fd": here,
+                "address": _mac(0x54, self.vni),
+            },
+        )
+
+    def _lead_out(self, host: IPRoute, route: IPRoute) -> None:
+        """Both ends of it up, and with all that goes when one is down."""
+        above = self._up(host, uplink_name(self.vni))
+        uplink = self._up(route, ruleset.UPLINK)
+        near = str(uplink_address(self.vni))
+        host.neigh(
+            "replace", ifindex=above, dst=near, lladdr=_mac(0x54, self.vni), state=_PERMANENT
+        )
+        # systemd-networkd removes what is not the kernel's own (networkd.conf(5),
+        # ManageForeignRoutes=), each time that it starts.
+        host.route("replace", dst=f"{near}/32", oif=above, scope=_LINK_SCOPE, proto=_KERNEL)
+        route.addr("replace", index=uplink, address=near, prefixlen=32)
+        route.neigh(
+            "replace", ifindex=uplink, dst=_HOST, lladdr=_mac(0x55, self.vni), state=_PERMANENT
+        )
+        route.route("replace", dst="default", gateway=_HOST, oif=uplink, flags=_ONLINK)
+        # The source address of the ICMP errors that this router sends.
+        route.addr("replace", index=1, address=GATEWAY, prefixlen=32)
         with netns.enter(self._host):
             name = uplink_name(self.vni)
-            _set({f"net/ipv4/conf/{name}/forwarding": 1, f"net/ipv6/conf/{name}/disable_ipv6": 1})
+            _set({forwarding(name): 1, f"net/ipv6/conf/{name}/disable_ipv6": 1})
+
+    def mend(self, lower: Link | None, tables: Tables) -> list[str]:
+        """Make again what somebody has taken away of it; what is there is not touched. A look
+        takes some 0.3 ms.
+
+        Args:
+            lower: the underlay interface; ``None``: it is not there, and VXLAN has to wait.
+            tables: in force.
+
+        Returns:
+            What was made.
+
+        Raises:
+            BackendError: the kernel refused.
+        """
+        if not netns.exists(self.path):
+            self.up()
+            self.install(tables)
+            return [f"network {self.vni}"]
+        with netns.enter(self._host), Rtnetlink() as host:
+            above = host.link(uplink_name(self.vni))
+            led = host.leads(IPNetwork(uplink_address(self.vni)))
+            forwards = above is not None and sysctl.read(forwarding(uplink_name(self.vni))) != "0"
+        with netns.enter(self.path), Rtnetlink() as route:
+            vxlan, uplink = route.link(ruleset.VXLAN), route.link(ruleset.UPLINK)
+        ups = all(link is not None and link.is_up for link in (above, uplink))
+        across = vxlan is not None and lower is not None and vxlan.lower == lower.index
+        found = []
+        with _told(f"network {self.vni}"):
+            if not (ups and led and forwards):
+                self._mend_uplink(above)
+                found.append(f"way out of network {self.vni}")
+            # The kernel removes it with the interface that it is on.
+            if lower is not None and not across:
+                self._mend_vxlan(lower.index, vxlan, tables)
+                found.append(f"VXLAN of network {self.vni}")
+        return found
+
+    def _mend_uplink(self, above: Link | None) -> None:
+        with (
+            netns.netlink(self._host) as host,
+            netns.netlink(self.path) as route,
+            self.path.open() as here,
+        ):
+            if above is None:
+                self._make_uplink(host, here.fileno())
+            self._lead_out(host, route)
+
+    def _mend_vxlan(self, lower: int, old: Link | None, tables: Tables) -> None:
+        with (
+            netns.netlink(self._host) as host,
+            netns.netlink(self.path) as route,
+            self.path.open() as here,
+        ):
+            if old is not None:
+                route.link("del", index=old.index)
+            self._make_vxlan(host, route, here.fileno(), lower)
+            self._connect(route, tables)
 
     @staticmethod
     def _up(route: IPRoute, name: str) -> int:
@@ -235,7 +320,7 @@ class Router:
         Raises:
             BackendError: it has, or the kernel refused.
         """
-        name = f"{ruleset.ENDPOINT}{endpoint:08x}"
+        name = _device(endpoint)
         with (
             _told(f"endpoint {endpoint}"),
             netns.netlink(self.path) as route,
@@ -284,13 +369,13 @@ class Router:
         """Disconnect an endpoint; one that is not connected is no error."""
         if netns.exists(self.path):
             with netns.netlink(self.path) as route:
-                for index in route.link_lookup(ifname=f"{ruleset.ENDPOINT}{endpoint:08x}"):
+                for index in route.link_lookup(ifname=_device(endpoint)):
                     route.link("del", index=index)
 
     def endpoints(self) -> frozenset[int]:
         """The ids of the endpoints that are connected."""
-        with netns.netlink(self.path) as route:
-            names = [link.get_attr("IFLA_IFNAME") for link in route.get_links()]
+        with netns.enter(self.path):
+            names = [name for _, name in socket.if_nameindex()]
         return frozenset(
             int(name.removeprefix(ruleset.ENDPOINT), 16)
             for name in names
@@ -351,7 +436,10 @@ class Router:
         self, route: IPRoute, tables: Tables
     ) -> list[tuple[Callable[..., object], dict[str, object]]]:
         """Bring in what the tables name and is missing; answer what they do not name."""
-        vxlan = route.link_lookup(ifname=ruleset.VXLAN)[0]
+        links = route.link_lookup(ifname=ruleset.VXLAN)
+        if not links:  # the underlay interface is gone, and took it along: see mend()
+            return []
+        vxlan = links[0]
         # The network's whole ranges are routed here, so that a connect to an address that no
         # endpoint has meets the rules, which count and refuse it.
         want: dict[str, str | None] = {
@@ -380,9 +468,12 @@ class Router:
             stale.append((route.fdb, {"ifindex": vxlan, "lladdr": mac, "dst": host}))
 
         have = {}
+        guarded = set()
         for entry in route.get_routes(family=2, table=254):
             target = f"{entry.get_attr('RTA_DST')}/{entry['dst_len']}"
-            if entry.get_attr("RTA_OIF") == vxlan:
+            if entry["type"] == _BLACKHOLE:
+                guarded.add(target)
+            elif entry.get_attr("RTA_OIF") == vxlan:
                 have[target] = entry.get_attr("RTA_GATEWAY")
             elif want.get(target, "") is None:
                 # A policy's range that is one endpoint's address, and the endpoint is here.
@@ -392,7 +483,14 @@ class Router:
                 via = {"gateway": gateway, "flags": _ONLINK} if gateway else {"scope": _LINK_SCOPE}
                 route.route("replace", dst=target, oif=vxlan, proto=_STATIC, **via)
         gone = sorted(have.keys() - want.keys())
-        return stale + [(route.route, {"dst": target, "oif": vxlan}) for target in gone]
+        stale += [(route.route, {"dst": target, "oif": vxlan}) for target in gone]
+        # Without VXLAN the way out would be the route to everybody, for what is meant for other
+        # hosts' endpoints. Not refused: what is sent again finds VXLAN made anew.
+        guard = {"type": "blackhole", "priority": _LAST}
+        ranges = {target for target, gateway in want.items() if gateway is None}
+        for target in ranges - guarded:
+            route.route("add", dst=target, proto=_STATIC, **guard)
+        return stale + [(route.route, {"dst": target, **guard}) for target in guarded - ranges]
 
 
 def _ignore(number: int, function: Callable[..., object], *arguments: str, **options: Any) -> None:

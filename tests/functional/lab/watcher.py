@@ -19,6 +19,7 @@ class Watcher:
         self._backend = backend
         self._events: list[Any] = []
         self._changed = threading.Condition()
+        self._trouble = ""
         threading.Thread(target=self._read, daemon=True).start()
         threading.Thread(target=self._tend, daemon=True).start()
 
@@ -36,9 +37,17 @@ class Watcher:
         while True:
             try:
                 self._backend.tend()
-            except BackendError:  # closed
-                return
+            except BackendError as error:
+                if "closed" in str(error):
+                    return
+                self._trouble = str(error)
+            else:
+                self._trouble = ""
             time.sleep(0.05)
+
+    def trouble(self) -> str:
+        """Why the last housekeeping failed; empty when it did not."""
+        return self._trouble
 
     def take(self, count: int, timeout: float) -> list[Any]:
         """The next ``count`` events; fewer where no more come in time."""

@@ -28,6 +28,7 @@ from slimnet.linux import cgroup, sysctl
 from slimnet.linux.netns import Netns
 from slimnet.linux.sock_diag import LIVE
 from slimnet.local import broadcast_addresses, local_ranges
+from slimnet.mending import Mending
 from slimnet.model import (
     Account,
     Capabilities,
@@ -44,6 +45,7 @@ from slimnet.model import (
     Status,
 )
 from slimnet.place import Life, Place
+from slimnet.rtnetlink import Rtnetlink, Watch
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import contract as private
 from slimnet_ebpf import links, requirements
@@ -77,6 +79,7 @@ _LOOKUP, _LOOKUP_PIN = "slim_lookup", "lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
 _ASK, _SWEEP = "slim_ask", "slim_sweep"
 _SWEEPING = 2.0
+_LOOKING = 1.0
 
 
 class EbpfBackend(Backend):
@@ -93,8 +96,8 @@ class EbpfBackend(Backend):
 
     name: ClassVar[str] = "ebpf"
     preference: ClassVar[int] = 100
-    #: Seconds between two looks at what changes slowly, the host and endpoints whose
-    #: cgroup somebody has removed.
+    #: Seconds between two looks at what nothing tells of: endpoints whose cgroup somebody
+    #: has removed, routes of the host to itself that went with an interface.
     pace: float = 10.0
     #: The compiled data path.
     object_path: ClassVar[Path] = requirements.OBJECT
@@ -152,6 +155,7 @@ class EbpfBackend(Backend):
     def _start(self) -> None:
         self._netns = Netns()
         self._held.callback(self._netns.close)
+        self._watch = self._held.enter_context(contextlib.closing(Watch()))
         ifindex = UnderlayPrograms.ifindex(self.context.interface)
         with self._pins.lock(create=True):
             adopting = self._pins.complete()
@@ -256,6 +260,8 @@ class EbpfBackend(Backend):
             number: self._held.enter_context(contextlib.closing(self._pins.open_map(name)))
             for number, name in private.MAPS.items()
         }
+        self._held.callback(self._pins.release)
+        self._pins.hold()
         programs = self._pins.open_programs()
         for program in programs:
             self._held.callback(os.close, program.fd)
@@ -283,7 +289,8 @@ class EbpfBackend(Backend):
         self._doomed = self._held.enter_context(
             contextlib.closing(Doomed(self._maps[private.SLIM_MAP_DOOM], self._sockets))
         )
-        self._swept = self._kept = time.monotonic()
+        self._swept = self._kept = self._looked = time.monotonic()
+        self._lack = ""  # what the last look found that could not be put back
         return UnderlayPrograms(self._pins, by_name, self._options.inner_range)
 
     def _control(self, ifindex: int) -> dict[str, int | bytes]:
@@ -302,6 +309,10 @@ class EbpfBackend(Backend):
 
     def _follow_host(self) -> None:
         """What others may change on the host at any time."""
+        self._follow_ports()
+        self._follow_addresses()
+
+    def _follow_ports(self) -> None:
         ports = self._source_ports()
         self._write_control(
             # At most a quarter of the source ports goes to one wire port at a time: the kernel
@@ -310,6 +321,8 @@ class EbpfBackend(Backend):
             # Endpoints may hold three quarters of the host's source ports; the last is its own.
             port_room=ports * 3 // 4,
         )
+
+    def _follow_addresses(self) -> None:
         own: Map = self._maps[private.SLIM_MAP_OWN]
         found = dict.fromkeys(
             local_ranges([self._options.inner_range]), private.SLIM_OWN_LOCAL
@@ -333,12 +346,13 @@ class EbpfBackend(Backend):
             low, high = map(int, sysctl.read(_PORT_RANGE).split())
         return high - low + 1
 
-    def _attach_lookup(self) -> None:
+    def _attach_lookup(self) -> list[str]:
+        """Attach sk_lookup where it is not so already; what that changed."""
         pin = self._pins.links / _LOOKUP_PIN
         if pin.exists():
             if links.target_of(pin) == self._netns.inode:
-                return
-            pin.unlink()  # of a namespace that is gone
+                return []
+            pin.unlink()  # of a namespace that is gone, or detached by somebody
         ours = links.program_id(self._lookup.fd)
         for number in links.attached(self._netns.fd, self._lookup.attach_type):
             if number != ours and links.program_name(number) == _LOOKUP:
@@ -346,6 +360,7 @@ class EbpfBackend(Backend):
                     "another instance of slimnet serves this network namespace already"
                 )
         links.attach(self._lookup.fd, self._netns.fd, self._lookup.attach_type, pin)
+        return ["the namespace's lookup program"]
 
     # The interface
 
@@ -537,23 +552,51 @@ class EbpfBackend(Backend):
         self._pins.remove_root()
 
     def tend(self) -> None:
-        """See :meth:`slimnet.abc.Backend.tend`: destroy what is doomed at once; every two
-        seconds sweep out the records that nobody came back for; every :attr:`pace` look at
-        every place of those tables, detach endpoints whose cgroup is gone, and follow the
-        host."""
+        """See :meth:`slimnet.abc.Backend.tend`: destroy what is doomed at once; every second
+        look at the host, and put back what somebody has taken away; every two sweep out the
+        records that nobody came back for; every :attr:`pace` look at every place of those
+        tables, and detach endpoints whose cgroup is gone."""
         with self._open():
             self._doomed.destroy()
             now = time.monotonic()
-            if now - self._swept < min(_SWEEPING, self.pace):
-                return
-            self._swept = now
-            with self._pins.lock():
-                due = now - self._kept >= self.pace
-                self._sweep_records(whole=due)
-                if due:
-                    self._kept = now
-                    self._endpoints.reap()
-                    self._follow_host()
+            if now - self._looked >= min(_LOOKING, self.pace):
+                self._looked = now
+                self._lack = self._mend()
+            if now - self._swept >= min(_SWEEPING, self.pace):
+                self._swept = now
+                with self._pins.lock():
+                    due = now - self._kept >= self.pace
+                    self._sweep_records(whole=due)
+                    if due:
+                        self._kept = now
+                        self._endpoints.reap()
+                        self._follow_host()
+            if self._lack:
+                raise BackendError(self._lack)
+
+    def _mend(self) -> str:
+        """Put back what the data path needs of the host; what is lacking still."""
+        assert self._underlay is not None  # noqa: S101  # for the type checker
+        interface = self.context.interface
+        mending = Mending()
+        mending.attempt(self._pins.mend)
+        if not self._pins.complete():
+            return mending.end()
+        with self._pins.lock(), self._netns.entered():
+            with Rtnetlink() as route:
+                link = route.link(interface)
+            mending.attempt(self._follow_ports)
+            if self._watch.changed():
+                mending.attempt(self._follow_addresses)
+            mending.attempt(self._attach_lookup)
+            mending.attempt(self._endpoints.mend)
+            mending.attempt(self._underlay.keep_host, self._options.ports)
+            if link is None:
+                mending.lacks_interface(interface)
+            else:
+                self._write_control(ifindex=link.index)
+                mending.attempt(self._underlay.keep_interface, interface, link.index)
+        return mending.end()
 
     def _sweep_records(self, *, whole: bool) -> None:
         control = _CONTROL.unpack(self._maps[private.SLIM_MAP_CONTROL].get(u32(0)) or b"")

@@ -69,6 +69,8 @@ _BURIED = 8  # dead, and all of detach is done: sockets destroyed, accounts drop
 _SILENT = 16  # no packet of its sockets passes
 
 _SILENCE = "slim_silence"
+# How many cgroups of endpoints one look is at.
+_AT_ONCE = 32
 _BOTH_WAYS = (links.ATTACH_CGROUP_INGRESS, links.ATTACH_CGROUP_EGRESS)
 
 # An inner index is given to no other endpoint for this long (ns) after its last one: flow
@@ -130,6 +132,8 @@ class EndpointAttachments:
         self._indexes = pins.open_map("index")
         self._mount = cgroups.mount()
         self._sheltered = 0  # id of the cgroup that shelter() has seen
+        self._numbers = {program.fd: links.program_id(program.fd) for program in self._programs}
+        self._round: list[tuple[int, _Entry]] = []  # those that mend() has still to look at
 
     def indexes(self) -> dict[int, int]:
         """The inner index of every attached endpoint."""
@@ -184,6 +188,43 @@ class EndpointAttachments:
             for program in self._programs:
                 links.keep(program.fd, fd, program.attach_type, links.OVERRIDE)
         self._sheltered = cgroups.number(self._below)
+
+    def mend(self) -> list[str]:
+        """Put back the programs that somebody has taken off the directory's cgroup, or off
+        those of endpoints, and detach endpoints whose cgroup somebody has removed (systemd
+        does, and makes another of that name, when a service starts again): of some at a
+        time, for each takes some 50 us.
+
+        Returns:
+            Whose they are.
+        """
+        found = []
+        if not self._below.exists() or self._lacks(self._below):
+            self.shelter()
+            found.append(f"programs of {self._below}")
+        if not self._round:
+            self._round = [each for each in self._entries().items() if each[1].flags & _READY]
+        looked, self._round = self._round[:_AT_ONCE], self._round[_AT_ONCE:]
+        for index, entry in looked:
+            path = self._path(entry)
+            if path is None:
+                if self._entries().get(index) == entry:  # and not detached meanwhile
+                    self._leave(index, entry)
+            # Of one that was detached meanwhile they may be missing.
+            elif self._local(entry)["endpoint"] == entry.endpoint and self._lacks(path):
+                with cgroups.opened(path) as fd:
+                    for program in self._programs:
+                        links.keep(program.fd, fd, program.attach_type)
+                found.append(f"programs of {path}")
+        return found
+
+    def _lacks(self, path: Path) -> bool:
+        """Whether one of the programs is not on a cgroup."""
+        with cgroups.opened(path) as fd:
+            return any(
+                self._numbers[program.fd] not in links.attached(fd, program.attach_type)
+                for program in self._programs
+            )
 
     def unshelter(self) -> None:
         """Take that back."""

@@ -17,7 +17,17 @@ from pathlib import Path
 from slimnet_ebpf import links
 from slimnet_ebpf.libbpf import BpfError, TcHook, TcOptions, check, library
 
-__all__ = ["EGRESS", "INGRESS", "attach", "create_clsact", "destroy_clsact", "detach", "link"]
+__all__ = [
+    "EGRESS",
+    "INGRESS",
+    "attach",
+    "create_clsact",
+    "destroy_clsact",
+    "detach",
+    "is_attached",
+    "is_linked",
+    "link",
+]
 
 INGRESS = 1
 EGRESS = 2
@@ -49,6 +59,11 @@ def destroy_clsact(ifindex: int) -> None:
         check(result, "remove the clsact qdisc from the underlay interface")
 
 
+def is_linked(ifindex: int, pin: Path) -> bool:
+    """Whether a pinned TCX link serves that interface."""
+    return pin.exists() and links.target_of(pin) == ifindex
+
+
 def link(ifindex: int, point: int, program: int, pin: Path) -> bool:
     """Attach a program with a pinned TCX link unless it is so already.
 
@@ -58,10 +73,9 @@ def link(ifindex: int, point: int, program: int, pin: Path) -> bool:
     Raises:
         BpfError: the kernel refused.
     """
-    if pin.exists():
-        if links.target_of(pin) == ifindex:
-            return True
-        pin.unlink()  # of an interface that is gone
+    if is_linked(ifindex, pin):
+        return True
+    pin.unlink(missing_ok=True)  # of an interface that is gone, or detached by somebody
     try:
         links.attach(program, ifindex, _TCX[point], pin, flags=links.FIRST)
     except BpfError as error:
@@ -75,6 +89,11 @@ def _program(ifindex: int, point: int, handle: int) -> int | None:
     options = TcOptions(sz=ctypes.sizeof(TcOptions), handle=handle, priority=_PRIORITY)
     result = library().bpf_tc_query(ctypes.byref(_hook(ifindex, point)), ctypes.byref(options))
     return int(options.prog_id) if result == 0 else None
+
+
+def is_attached(ifindex: int, point: int, number: int) -> bool:
+    """Whether a filter there runs the program with that id."""
+    return any(_program(ifindex, point, handle) == number for handle in _HANDLES)
 
 
 def attach(ifindex: int, point: int, program: int, number: int) -> None:

@@ -90,6 +90,7 @@ class Pins:
         self.maps = self.root / "maps"
         self.programs = self.root / "programs"
         self.links = self.root / "links"
+        self._held: dict[Path, int] = {}
 
     @contextlib.contextmanager
     def lock(self, *, create: bool = False) -> Iterator[None]:
@@ -143,6 +144,47 @@ class Pins:
         text.set(_ZERO, _to_record(record))
         text.pin(self.maps / "record")
 
+    def hold(self) -> None:
+        """Keep what is pinned open, for :meth:`mend`, until :meth:`release`."""
+        for directory in (self.maps, self.programs):
+            for path in directory.iterdir():
+                self._held[path] = check(library().bpf_obj_get(bytes(path)), f"open {path}")
+
+    def release(self) -> None:
+        """The inverse of :meth:`hold`."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    def mend(self) -> list[str]:
+        """Pin again what is held and somebody has removed, or hidden by an unmount.
+
+        Returns:
+            What was pinned.
+
+        Raises:
+            BackendError: the data path was torn down.
+        """
+        if not self._lost():
+            return []
+        mount_bpffs()
+        with self.lock(create=True):
+            if _removed(self._held[self.maps / "record"]):
+                with contextlib.suppress(OSError):
+                    self.remove_root()
+                raise BackendError(f"{self.root} is gone: the data path was torn down")
+            for directory in (self.maps, self.programs, self.links):
+                directory.mkdir(exist_ok=True)
+            for path in self._lost():
+                check(library().bpf_obj_pin(self._held[path], bytes(path)), f"pin {path}")
+        return [f"pins in {self.root}"]
+
+    def _lost(self) -> list[Path]:
+        there: set[Path] = set()
+        for directory in (self.maps, self.programs):
+            with contextlib.suppress(FileNotFoundError):
+                there.update(directory.iterdir())
+        return [path for path in self._held if path not in there]
+
     def open_map(self, name: str) -> Map:
         """A pinned map."""
         return Map.pinned(self.maps / name)
@@ -169,8 +211,12 @@ class Pins:
     def remove(self) -> None:
         """Remove every pin. The record goes first: what is left of an
         interrupted removal is no data path."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.maps / "record").unlink()
+        path = self.maps / "record"
+        if path.exists():
+            record = Map.pinned(path)
+            path.unlink()
+            # For a process that holds it, and would pin it again.
+            record.set(_ZERO, _to_record({"removed": True}))
         for directory, names, files in os.walk(self.root, topdown=False):
             for name in files:
                 (Path(directory) / name).unlink()
@@ -182,6 +228,12 @@ class Pins:
         self.root.rmdir()
         with contextlib.suppress(OSError):
             self.root.parent.rmdir()
+
+
+def _removed(record: int) -> bool:
+    """Whether a data path with that record, a descriptor of it, was removed on purpose."""
+    data = Map(os.dup(record)).get(_ZERO) or b""
+    return "removed" in json.loads(data.rstrip(b"\0") or b"{}")
 
 
 def _to_record(entries: dict[str, Any]) -> bytes:

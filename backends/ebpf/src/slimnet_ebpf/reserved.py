@@ -12,28 +12,28 @@ from collections.abc import Iterable
 
 from slimnet.linux import sysctl
 
-__all__ = ["give_back", "missing", "reserve"]
+__all__ = ["SETTING", "give_back", "missing", "reserve"]
 
-_RESERVED = "net/ipv4/ip_local_reserved_ports"
+SETTING = "net/ipv4/ip_local_reserved_ports"
 
 
 def missing(ports: range) -> str:
     """Those of ``ports`` that are not reserved yet, as the kernel writes them
     (``4790-4885``); empty where all are."""
-    return _text(set(ports) - _parse(sysctl.read(_RESERVED)))
+    return _text(set(ports) - _parse(sysctl.read(SETTING)))
 
 
 def reserve(ports: range) -> None:
     """Reserve them beside what is reserved."""
-    held = _parse(sysctl.read(_RESERVED))
+    held = _parse(sysctl.read(SETTING))
     if not held.issuperset(ports):
-        sysctl.write(_RESERVED, _text(held.union(ports)))
+        sysctl.write(SETTING, _text(held.union(ports)))
 
 
 def give_back(ports: str) -> None:
     """Undo :func:`reserve` for those that were :func:`missing` before; what others have
     reserved stays."""
-    sysctl.write(_RESERVED, _text(_parse(sysctl.read(_RESERVED)) - _parse(ports)))
+    sysctl.write(SETTING, _text(_parse(sysctl.read(SETTING)) - _parse(ports)))
 
 
 def _parse(text: str) -> set[int]:

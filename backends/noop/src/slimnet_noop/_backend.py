@@ -91,6 +91,10 @@ class NoopBackend(Backend):
         del change
         self._overlay.install(tables)
 
+    def tend(self) -> None:
+        """Put back what somebody has taken from the host."""
+        self._overlay.tend()
+
     def status(self) -> Status:
         """Read from the host's table and the routers."""
         return self._overlay.status()
