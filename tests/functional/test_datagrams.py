@@ -49,6 +49,43 @@ def test_broadcast_may_be_allowed(lab, ends):
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST) == 1
 
 
+#: What libraries set on a datagram socket without being asked, and give the error of back:
+#: Go, glibc's and libuv's resolvers, the JVM, QUIC (quic-go, quinn), dig.
+IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTOS, IP_MULTICAST_ALL = 10, 11, 13, 49
+UDP_SEGMENT, UDP_GRO = 103, 104
+BY_THEMSELVES = [
+    (INET, socket.SOL_SOCKET, socket.SO_BROADCAST),
+    (INET, socket.SOL_SOCKET, socket.SO_REUSEADDR),
+    (INET, socket.SOL_SOCKET, socket.SO_REUSEPORT),
+    (INET, socket.IPPROTO_IP, IP_MTU_DISCOVER),
+    (INET, socket.IPPROTO_IP, IP_RECVERR),
+    (INET, socket.IPPROTO_IP, IP_RECVTOS),
+    (INET, socket.IPPROTO_IP, 8),  # IP_PKTINFO
+    (INET, socket.IPPROTO_IP, 12),  # IP_RECVTTL
+    (INET, socket.IPPROTO_IP, IP_MULTICAST_ALL),
+    (INET, socket.IPPROTO_IP, socket.IP_MULTICAST_TTL),
+    (INET, socket.IPPROTO_UDP, UDP_SEGMENT),
+    (INET, socket.IPPROTO_UDP, UDP_GRO),
+    (INET6, socket.SOL_SOCKET, socket.SO_BROADCAST),
+    (INET6, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
+    (INET6, socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS),
+    (INET6, socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
+    (INET6, socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS),
+    (INET6, socket.IPPROTO_IPV6, 23),  # IPV6_MTU_DISCOVER
+    (INET6, socket.IPPROTO_IPV6, 25),  # IPV6_RECVERR
+]
+
+
+@pytest.mark.container
+def test_what_libraries_set_on_datagram_sockets_may_be_set(lab):
+    """Some do nothing here; no call fails that works on any host."""
+    endpoint = lab.endpoint()
+    for family, level, option in BY_THEMSELVES:
+        sock = endpoint.socket(family, DATAGRAM)
+        sock.setsockopt(level, option, 1)
+        sock.close()
+
+
 @pytest.mark.container
 def test_ordinary_options_work(ends):
     client, server = ends
