@@ -27,6 +27,7 @@
 
 #include "slimnet/event.h"
 #include "slimnet/fingerprint.h"
+#include "slimnet/netlink.h"
 #include "slimnet/tables.h"
 
 const struct slim_policy *slim_policy_lookup(void *env, const struct slim_policy_key *key);
@@ -61,6 +62,7 @@ const struct slim_cidr *slim_cidr_lookup(void *env, __u32 vni, const __be32 *add
 #include "slimnet/event.h"
 #include "slimnet/fingerprint.h"
 #include "slimnet/inner.h"
+#include "slimnet/netlink.h"
 #include "slimnet/rate.h"
 #include "slimnet/reason.h"
 #include "slimnet/service.h"
