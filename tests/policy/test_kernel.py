@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from test_oracle import FLOWS_OF_A_WORLD, VNIS, WORLDS, assert_of_every_kind, assert_same
 from worlds import HOSTS, worlds
 
+from slimnet.answers import FlowQuestion
 from slimnet.exceptions import SlimnetError
 from slimnet.model import Direction, Reason
 from slimnet.policy import Oracle
@@ -24,7 +25,7 @@ from slimnet_ebpf import EbpfBackend
 from slimnet_ebpf import contract as private
 from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.objects import Object
-from slimnet_ebpf.question import FlowQuestion, ask
+from slimnet_ebpf.question import ask
 from slimnet_ebpf.writer import Writer
 
 

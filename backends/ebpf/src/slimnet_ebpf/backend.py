@@ -21,6 +21,7 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.abc import Backend, Context
+from slimnet.answers import FlowQuestion
 from slimnet.encoding import cidr_key, u32
 from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
 from slimnet.layout import Layout, to_bytes16
@@ -63,7 +64,7 @@ from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
 from slimnet_ebpf.purge import purge
-from slimnet_ebpf.question import FlowQuestion, ask, sweep
+from slimnet_ebpf.question import ask, sweep
 from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
 from slimnet_ebpf.sockets import SocketDiagnosis
 from slimnet_ebpf.underlay import UnderlayPrograms

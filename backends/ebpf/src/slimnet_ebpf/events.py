@@ -11,24 +11,13 @@ import threading
 import time
 from typing import Any
 
-from netaddr import IPAddress
-
-from slimnet import contract
+from slimnet.answers import events
 from slimnet.exceptions import BackendError
-from slimnet.layout import Layout, from_bytes16
-from slimnet.model import Direction, Event, EventKind, Reason
+from slimnet.model import Event
 from slimnet_ebpf.libbpf import SampleFunction, check, library
 from slimnet_ebpf.maps import Map
 
 __all__ = ["Events"]
-
-_EVENT = Layout(contract.slim_event)
-
-_KINDS = {
-    contract.SLIM_EVENT_OPENED: EventKind.OPENED,
-    contract.SLIM_EVENT_REFUSED: EventKind.REFUSED,
-    contract.SLIM_EVENT_CLOSED: EventKind.CLOSED,
-}
 
 # So many events one read() hands out, so that it comes back also in a flood.
 _AT_ONCE = 4096
@@ -102,29 +91,5 @@ class Events:
         if result != -errno.EAGAIN:
             check(result, "read the ring of events")
         raw, self._raw[:] = list(self._raw), []
-        records = [_EVENT.unpack(data[: _EVENT.size]) for data in raw]
-        epoch = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         told, self._told = self._told, []
-        return told + [_to_event(record, epoch) for record in records if record["kind"] in _KINDS]
-
-
-def _to_event(record: dict[str, Any], epoch: int) -> Event:
-    def end(which: str) -> tuple[IPAddress, int]:
-        return from_bytes16(record[which]), record[f"{which}_port"]
-
-    return Event(
-        kind=_KINDS[record["kind"]],
-        time=(record["time"] + epoch) / 1e9,
-        endpoint=record["endpoint"],
-        peer_endpoint=record["peer_endpoint"],
-        source=end("source"),
-        destination=end("destination"),
-        protocol=record["protocol"],
-        direction=Direction(record["direction"]),
-        reason=Reason(record["reason"]),
-        rule=record["rule"],
-        sent=record["sent"],
-        received=record["received"],
-        duration=record["duration"] / 1e9,
-        omitted=record["omitted"],
-    )
+        return [*told, *events(raw)]

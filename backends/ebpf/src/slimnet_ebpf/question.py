@@ -9,47 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import random
 import struct
 
-from attrs import frozen
-from netaddr import IPAddress
-
-from slimnet import contract
-from slimnet.layout import Layout, from_bytes16, to_bytes16
-from slimnet.model import Decision, Direction, Reason, Verdict, Way, WayKind
+from slimnet.answers import FlowQuestion, decision
+from slimnet.model import Decision
 from slimnet_ebpf import contract as private
 from slimnet_ebpf.libbpf import BpfError, TestRunOptions, check, library
 
-__all__ = ["FlowQuestion", "ask", "sweep"]
+__all__ = ["ask", "sweep"]
 
-_QUESTION = Layout(contract.slim_question)
-_VERDICT = Layout(contract.slim_verdict)
-_NOBODY = bytes(16)
 _SKB = struct.Struct("=8xI28xI")  # mark and ifindex of struct __sk_buff
 # The kernel runs such a program on nothing shorter than an Ethernet frame.
 _PACKET = bytes(64)
-
-
-@frozen
-class FlowQuestion:
-    """A flow, with what a data path knows of it (struct slim_question).
-
-    Attributes:
-        vni: the network that both addresses are seen from.
-        direction: whose policy is asked: EGRESS the source's, INGRESS the destination's.
-        source: overlay or outside address.
-        destination: likewise, or a service's.
-        protocol: IP protocol number.
-        port: destination port.
-    """
-
-    vni: int
-    direction: Direction
-    source: IPAddress
-    destination: IPAddress
-    protocol: int
-    port: int
 
 
 def ask(program: int, question: FlowQuestion) -> Decision:
@@ -59,39 +30,7 @@ def ask(program: int, question: FlowQuestion) -> Decision:
         program: descriptor of the loaded ``slim_ask``.
         question: the flow.
     """
-    data = _QUESTION.pack(
-        vni=question.vni,
-        direction=int(question.direction),
-        source=to_bytes16(question.source),
-        destination=to_bytes16(question.destination),
-        port=question.port,
-        protocol=question.protocol,
-        random=random.getrandbits(32),  # chooses among a service's endpoints, as in connect()
-        verdict=b"",
-    )
-    found = _QUESTION.unpack(_run(program, data, "ask the data path"))
-    verdict = _VERDICT.unpack(found["verdict"])
-    way = None
-    if question.direction is Direction.EGRESS:
-        way = Way(
-            WayKind(found["way"]),
-            Reason(found["way_reason"]),
-            found["way_error"],
-            Direction(found["way_direction"]),
-        )
-    return Decision(
-        verdict=Verdict(
-            verdict["action"] == contract.SLIM_ALLOW, Reason(verdict["reason"]), verdict["rule"]
-        ),
-        generation=found["generation"],
-        subject=found["subject"],
-        peer=found["peer"],
-        endpoint=found["endpoint"],
-        service=found["service"],
-        target=(from_bytes16(found["target"]), found["target_port"]),
-        host=from_bytes16(found["host"]) if found["host"] != _NOBODY else None,
-        way=way,
-    )
+    return decision(_run(program, question.pack(), "ask the data path"))
 
 
 def sweep(program: int, interface: int, *, whole: bool) -> None:

@@ -16,12 +16,12 @@ from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet import contract
+from slimnet.answers import FlowQuestion
 from slimnet.layout import Layout, from_bytes16, to_bytes16
 from slimnet.linux.sock_diag import STATES, Socket
 from slimnet.model import Decision, Direction, Reason
 from slimnet.tables import Change, EndpointRecord, PublishKey, Tables
 from slimnet_ebpf import contract as private
-from slimnet_ebpf.question import FlowQuestion
 
 __all__ = ["Revoked", "handshake", "may_forbid", "revoked"]
 
