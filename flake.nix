@@ -77,11 +77,21 @@
             pythonImportsCheck = [ "slimnet_noop" ];
           };
 
+          slimnet-overlay-kmod = distribution ./backends/kmod {
+            sourceRoot = "source/backends/kmod";
+            dependencies = [
+              pkgs.python3.pkgs.pyroute2
+              slimnet-overlay
+            ];
+            pythonImportsCheck = [ "slimnet_kmod" ];
+          };
+
           default =
             let
               environment = pkgs.python3.withPackages (_: [
                 slimnet-overlay
                 slimnet-overlay-ebpf
+                slimnet-overlay-kmod
                 slimnet-overlay-noop
               ]);
             in
@@ -145,7 +155,7 @@
           ARCH_INCLUDE = "-idirafter ${pkgs.linuxHeaders}/include -isystem ${pkgs.libbpf}/include";
           shellHook = ''
             export LD_LIBRARY_PATH=${pkgs.libbpf}/lib''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/noop/src''${PYTHONPATH:+:$PYTHONPATH}
+            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/kmod/src:$PWD/backends/noop/src''${PYTHONPATH:+:$PYTHONPATH}
           '';
         };
       });

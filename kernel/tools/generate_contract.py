@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write what Python and C must know of the contracts from the BTF of a probe.
 
-A contract is some headers (:data:`CONTRACTS`): what all data paths share, and what
-the eBPF data path keeps for itself. Of each this writes
+A contract is some headers (:data:`CONTRACTS`): what all data paths share, what the
+eBPF data path keeps for itself, and how the kernel module is driven. Of each this writes
 
 - a Python module with every constant, struct and map name,
-- a header with its fingerprint, for the data paths to state;
+- a header with its fingerprint, for the data paths to state (the module states a version of
+  what is its own);
 
 and of the shared one
 
@@ -49,15 +50,15 @@ class Contract:
         name: what it is the contract of, for the module's docstring.
         headers: where it is written.
         module: for Python.
-        fingerprint: the header that is written.
+        fingerprint: the header that is written; ``None``: it has a version instead.
         macro: the fingerprint's name there.
     """
 
     name: str
     headers: tuple[Path, ...]
     module: Path
-    fingerprint: Path
-    macro: str
+    fingerprint: Path | None = None
+    macro: str = ""
 
     @property
     def sources(self) -> str:
@@ -83,7 +84,12 @@ EBPF = Contract(
     Path("backends/ebpf/bpf/fingerprint.h"),
     "SLIM_EBPF_FINGERPRINT",
 )
-CONTRACTS = (SHARED, EBPF)
+KMOD = Contract(
+    "the kernel module alone",
+    (UAPI / "slimnet" / "netlink.h",),
+    Path("backends/kmod/src/slimnet_kmod/contract.py"),
+)
+CONTRACTS = (SHARED, EBPF, KMOD)
 
 # bpftool lives in /usr/sbin, which is not everybody's PATH.
 ENVIRONMENT = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
@@ -411,7 +417,8 @@ def generate(root: Path, *, unreleased: bool = False) -> dict[Path, str]:
     for contract in CONTRACTS:
         layout = read(contract, root)
         files[root / contract.module] = python(contract, layout)
-        files[root / contract.fingerprint] = c(contract, layout)
+        if contract.fingerprint is not None:
+            files[root / contract.fingerprint] = c(contract, layout)
         if contract is SHARED:
             files[root / HISTORY] = history(layout, recorded, unreleased=unreleased)
             files[root / REASONS] = reasons(layout)

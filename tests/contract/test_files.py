@@ -11,6 +11,8 @@ import pytest
 from generate_contract import ROOT
 
 PYTHON, C = "Apache-2.0", "GPL-2.0-only OR BSD-2-Clause"
+# It calls what the kernel gives to modules of its own licence only.
+MODULE = "GPL-2.0-only"
 # Directories that are not ours: made by tools, or by whoever works in the tree.
 SKIPPED = {".build", ".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".tox",
            ".venv", "__pycache__", "_build", "dist", "LICENSES", "node_modules"}  # fmt: skip
@@ -47,7 +49,9 @@ def test_every_source_says_its_licence_in_its_first_lines():
     for path in files():
         if path.is_relative_to("docs/examples"):
             continue
-        if path.suffix in (".c", ".h"):
+        if path.is_relative_to("kernel/module"):
+            licence = MODULE
+        elif path.suffix in (".c", ".h"):
             licence = C
         elif path.suffix in (".py", ".nix", ".toml", ".sh") or path.name in (
             "setup",

@@ -12,7 +12,7 @@ from slimnet import contract
 from slimnet_ebpf import contract as private
 
 GENERATED = [HISTORY, REASONS]
-GENERATED += [path for each in CONTRACTS for path in (each.module, each.fingerprint)]
+GENERATED += [path for each in CONTRACTS for path in (each.module, each.fingerprint) if path]
 WRITTEN = sorted(path.relative_to(ROOT) for path in (ROOT / UAPI / "slimnet").glob("*.h"))
 FILES = {*GENERATED, *WRITTEN, *EBPF.headers}
 TABLES = UAPI / "slimnet" / "tables.h"

@@ -17,6 +17,7 @@ from generate_contract import ROOT
 DISTRIBUTIONS = {
     "slimnet-overlay": ROOT,
     "slimnet-overlay-ebpf": ROOT / "backends/ebpf",
+    "slimnet-overlay-kmod": ROOT / "backends/kmod",
     "slimnet-overlay-noop": ROOT / "backends/noop",
 }
 
@@ -84,11 +85,17 @@ def test_the_ebpf_wheel_carries_its_objects(wheels):
     assert not [name for name in wheel.namelist() if name.endswith((".c", ".d", ".new"))]
 
 
-def test_the_noop_wheel(wheels):
-    """Is pure Python."""
-    wheel = wheels["slimnet-overlay-noop"]
-    assert entry_points(wheel) == {"slimnet.backends": {"noop": "slimnet_noop:NoopBackend"}}
-    assert "slimnet_noop/__init__.py" in wheel.namelist()
+@pytest.mark.parametrize("backend", ["kmod", "noop"])
+def test_a_wheel_of_python_alone(wheels, backend):
+    """The kernel module is built against the kernel that it runs in, and no part of a wheel."""
+    wheel = wheels[f"slimnet-overlay-{backend}"]
+    package = f"slimnet_{backend}"
+    assert entry_points(wheel) == {
+        "slimnet.backends": {backend: f"{package}:{backend.title()}Backend"}
+    }
+    files = [name for name in wheel.namelist() if ".dist-info/" not in name]
+    assert f"{package}/__init__.py" in files
+    assert {name.rpartition(".")[2] for name in files} == {"py", "typed"}
 
 
 def test_each_has_the_name_that_is_ours(wheels):
@@ -103,7 +110,7 @@ def test_each_has_the_name_that_is_ours(wheels):
 def test_a_backend_fits_its_core_and_no_other(wheels):
     """Each is pinned to the other; the core asks for a backend by an extra of its name."""
     core = metadata(wheels["slimnet-overlay"])
-    for backend in ("ebpf", "noop"):
+    for backend in ("ebpf", "kmod", "noop"):
         name = f"slimnet-overlay-{backend}"
         wanted = metadata(wheels[name]).get_all("Requires-Dist")
         assert f"slimnet-overlay=={core['Version']}" in wanted
@@ -165,12 +172,12 @@ def test_a_missing_object_is_an_answer(wheels, tmp_path):
 
 
 def test_the_wheels_are_all_that_a_user_installs(built, tmp_path):
-    """By the core's name and its extras, in a fresh environment: with no compiler in sight both
-    backends answer, and the command says its version."""
+    """By the core's name and its extras, in a fresh environment: with no compiler in sight every
+    backend answers, and the command says its version."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     pip = [tmp_path / "env/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
     found = [f"--find-links={path.parent}" for path in built.values()]
-    subprocess.run([*pip, *found, "slimnet-overlay[ebpf,noop]"], check=True)
+    subprocess.run([*pip, *found, "slimnet-overlay[ebpf,kmod,noop]"], check=True)
 
     def answer(*words):
         done = subprocess.run(
@@ -185,7 +192,7 @@ def test_the_wheels_are_all_that_a_user_installs(built, tmp_path):
         return done.stdout
 
     backends = answer("backends", "-o", "json")
-    assert {row["backend"] for row in json.loads(backends)} == {"ebpf", "noop"}
+    assert {row["backend"] for row in json.loads(backends)} == {"ebpf", "kmod", "noop"}
     assert ".bpf.o" not in backends, "an object is missing"
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert answer("--version").split() == ["slimnet", version[1]]

@@ -306,6 +306,10 @@ class Fallback:
                 router.down()
             del self._late[:-_LATE]
 
+    def attached(self) -> frozenset[int]:
+        """The ids of the endpoints that there is a record of, half made ones included."""
+        return frozenset(self._records())
+
     # Tables
 
     def install(self, tables: Tables) -> None:
