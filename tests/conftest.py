@@ -4,6 +4,9 @@
 A skip says what is missing. Where the machine should have everything (CI), the
 environment variable ``SLIMNET_REQUIRE_ALL=1`` turns every skip into a failure.
 
+What needs the kernel module slimnet (``@pytest.mark.module``) is left out, skips and all, where
+it is not loaded: most machines cannot, and the machines of ``tests/vm`` do.
+
 A run that is ended by SIGTERM removes what its tests made, as after Ctrl-C.
 
 ``SLIMNET_FAILURES`` names a file that gets what failed, for a reader of many runs' last lines.
@@ -11,6 +14,7 @@ A run that is ended by SIGTERM removes what its tests made, as after Ctrl-C.
 
 import os
 import signal
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -34,6 +38,9 @@ LONG = (
 #: Files whose tests share nothing: each runs wherever a process is free.
 APART = ("test_pages.py", "test_scale.py", "test_testbed.py")
 
+#: There while the kernel module is loaded.
+MODULE = Path("/sys/module/slimnet")
+
 #: Of each failure in SLIMNET_FAILURES; the rest is where the run printed it.
 FAILURE_LINES = 25
 
@@ -46,6 +53,7 @@ hypothesis.settings.load_profile("slimnet")
 def pytest_configure(config):
     config.addinivalue_line("markers", "root: needs root; skipped without")
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
+    config.addinivalue_line("markers", "module: needs the kernel module; left out without")
     signal.signal(signal.SIGTERM, end)
     # A background job ignores SIGINT, one under nohup SIGHUP too. Ignoring is inherited, and a
     # shell traps nothing that was ignored when it started; a handler is not inherited.
@@ -54,7 +62,17 @@ def pytest_configure(config):
             signal.signal(number, lambda *_: None)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_report_header():
+    if not MODULE.exists():
+        return f"left out: what needs the kernel module {MODULE.name} (tests/vm loads it)"
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    without = [item for item in items if item.get_closest_marker("module")]
+    if without and not MODULE.exists():
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in without]
     places = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 

@@ -51,6 +51,19 @@ def ebpf_mismatch(context):
         pins.write_record(fingerprint=fingerprint)
 
 
+@contextlib.contextmanager
+def kmod_mismatch(context):
+    """The module is what it is, so its driver is the one that is of another contract."""
+    from slimnet import contract
+
+    fingerprint = contract.FINGERPRINT
+    contract.FINGERPRINT ^= 1
+    try:
+        yield
+    finally:
+        contract.FINGERPRINT = fingerprint
+
+
 @functools.cache  # a probe loads the data path, which takes its time on a slow machine
 def needs(module, name):
     """The backend, or a skip that says what is missing."""
@@ -77,6 +90,12 @@ def test_memory(clause):
 @pytest.mark.parametrize("clause", BACKEND_CLAUSES)
 def test_noop(clause):
     check_backend(needs("slimnet_noop", "NoopBackend"), mismatch=noop_mismatch, clauses=[clause])
+
+
+@pytest.mark.module
+@pytest.mark.parametrize("clause", BACKEND_CLAUSES)
+def test_kmod(clause):
+    check_backend(needs("slimnet_kmod", "KmodBackend"), mismatch=kmod_mismatch, clauses=[clause])
 
 
 @pytest.mark.parametrize("clause", BACKEND_CLAUSES)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from generate_contract import ROOT
@@ -55,6 +56,19 @@ def test_a_skip_fails_where_nothing_may_be_missing(case, tmp_path):
     code, output = outcome(tmp_path, CASES[case], "1")
     assert code in (1, 2), output
     assert "no such thing" in output
+
+
+@pytest.mark.parametrize("required", ["", "1"])
+def test_what_needs_the_kernel_module_is_left_out_without_it(required, tmp_path):
+    """And the run's first lines say so; nothing fails, wherever nothing may be missing."""
+    if Path("/sys/module/slimnet").exists():
+        pytest.skip("needs a machine on which the module slimnet is not loaded")
+    body = "@pytest.mark.module\ndef test_it():\n    assert False\n"
+    body += "def test_other():\n    pass\n"
+    code, output = outcome(tmp_path, body, required)
+    assert code == 0, output
+    assert "1 passed, 1 deselected" in output
+    assert "left out: what needs the kernel module slimnet" in output
 
 
 def test_an_expected_failure_is_not_a_skip(tmp_path):

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from lab import DATA_PATHS, Can
+from lab import Can
+from lab.paths import EVERY
 
 from slimnet.model import Feature
 from slimnet.place import Part
@@ -11,7 +12,7 @@ from slimnet.plugins import backend_names
 
 
 def test_every_backend_is_in_the_laboratory():
-    assert sorted(DATA_PATHS) == backend_names()
+    assert sorted(EVERY) == backend_names()
 
 
 def test_what_the_backend_states(lab):

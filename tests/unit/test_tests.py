@@ -10,7 +10,9 @@ import pytest
 TESTS = Path(__file__).parents[1]
 FILES = {path: path.read_text() for path in sorted(TESTS.rglob("*.py"))}
 #: A data path's name, or what tells one from another, in a condition.
-BACKEND = re.compile(r"\b(if|elif)\b.*\b(mode|backend|path\.backend)\b *[!=]= *[\"'](ebpf|noop)")
+BACKEND = re.compile(
+    r"\b(if|elif)\b.*\b(mode|backend|path\.backend)\b *[!=]= *[\"'](ebpf|kmod|noop)"
+)
 
 
 def marks(tree, name):

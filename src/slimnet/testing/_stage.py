@@ -27,7 +27,7 @@ from typing import Any, Self
 from attrs import evolve
 from netaddr import IPAddress, IPNetwork
 
-from slimnet import contract
+from slimnet import contract, wires
 from slimnet.abc import Backend, Context
 from slimnet.exceptions import SlimnetError
 from slimnet.linux import cgroup, netns
@@ -129,6 +129,8 @@ class Stage:
         self._backend = backend
         self._options = options
         self._capabilities = _capabilities(backend)
+        alike = Host("alike", IPAddress(0), self._capabilities.wires)
+        self._wire = wires.choose(alike, alike)
         self._simulated = reach
         self.name = f"slt-{os.getpid()}-{next(_stages)}"
         self.underlay = None if reach else Underlay(hosts=3, name=self.name.removeprefix("slt-"))
@@ -309,7 +311,7 @@ class Stage:
                     vni=vni,
                     identity=endpoint.identity,
                     local=self._host(name) == host,
-                    wire=next(iter(self._capabilities.wires)).wire,
+                    wire=self._wire,
                 )
                 for name, endpoint in CAST.items()
             },

@@ -11,12 +11,13 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 from attrs import frozen
 
 from slimnet.model import Feature
 
-__all__ = ["DATA_PATHS", "PLAIN", "Can", "DataPath", "can", "having"]
+__all__ = ["DATA_PATHS", "EVERY", "PLAIN", "Can", "DataPath", "can", "having"]
 
 
 class Can(enum.Enum):
@@ -66,6 +67,8 @@ class DataPath:
         at_home: whom the endpoint's own host sees when the endpoint dials it; empty: the
             host's own address, as everywhere outside.
         records: how many records of handshakes an instance holds; 0 where it needs none.
+        module: the kernel module that it drives. The lab runs on it where that is loaded,
+            which is in the machines of ``tests/vm``.
     """
 
     backend: str
@@ -73,6 +76,11 @@ class DataPath:
     denied: int
     at_home: str = ""
     records: Callable[[str], int] = lambda _: 0
+    module: str = ""
+
+    def is_here(self) -> bool:
+        """Whether this machine has its module."""
+        return not self.module or Path("/sys/module", self.module).is_dir()
 
 
 def _handshakes(instance: str) -> int:
@@ -82,7 +90,7 @@ def _handshakes(instance: str) -> int:
 
 
 #: One entry for each backend.
-DATA_PATHS = {
+EVERY = {
     path.backend: path
     for path in (
         DataPath(
@@ -92,6 +100,20 @@ DATA_PATHS = {
             records=_handshakes,
         ),
         DataPath(
+            "kmod",
+            frozenset(Can)
+            - {
+                Can.PUBLISHED_PORTS,
+                Can.EGRESS_LIMITS,
+                Can.KNOWS_ITS_HOST,
+                Can.OWN_NAMESPACE,
+                Can.WRITES_CHANGES,
+            },
+            errno.EACCES,
+            at_home="0.0.0.1",
+            module="slimnet",
+        ),
+        DataPath(
             "noop",
             frozenset({Can.DATAGRAMS, Can.OWN_NAMESPACE}),
             errno.EHOSTUNREACH,
@@ -99,6 +121,10 @@ DATA_PATHS = {
         ),
     )
 }
+
+
+#: Those that this machine can run.
+DATA_PATHS = {name: path for name, path in EVERY.items() if path.is_here()}
 
 
 def can(backend: str, what: Can) -> bool:
