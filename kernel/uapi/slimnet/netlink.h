@@ -197,7 +197,7 @@ enum slim_nl_connection_flag {
 
 struct slim_nl_connection {
 	__u64 opened;			/* ns, CLOCK_MONOTONIC */
-	__u64 cookie;			/* SO_COOKIE */
+	__u64 cookie;			/* SO_COOKIE; 0: nobody has asked for it yet */
 	__u64 generation;		/* of the tables that it was last decided by */
 	__u32 endpoint;			/* the local one */
 	__u32 peer_endpoint;

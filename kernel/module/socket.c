@@ -1,0 +1,933 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Place and translate: a TCP socket of an endpoint's namespace moves into the
+ * underlay's when it connects to an endpoint over a wire, or listens; it moves
+ * back when that is over and it is still open. What a socket does that is not
+ * carried stays in its own namespace, on the fallback overlay.
+ *
+ * Bound sockets are bound in their own namespace until then, so that addresses,
+ * ports and conflicts are what they would be anywhere. A listener then sits on an
+ * inner address (inner.h), where only slim_inet_lookup_listener() finds it.
+ */
+#include <linux/in6.h>
+#include <linux/slab.h>
+#include <net/inet_common.h>
+#include <net/inet_hashtables.h>
+#include <net/ip.h>
+#include <net/ipv6.h>
+#include <net/mptcp.h>
+#include <net/tcp.h>
+
+#include <slimnet/account.h>
+
+#include "slimnet.h"
+
+static struct rhashtable slim_sockets;
+
+static const struct rhashtable_params slim_socket_params = {
+	.head_offset = offsetof(struct slim_socket, node),
+	.key_offset = offsetof(struct slim_socket, sk),
+	.key_len = sizeof(struct sock *),
+	.automatic_shrinking = true,
+};
+
+int slim_sockets_init(void)
+{
+	return rhashtable_init(&slim_sockets, &slim_socket_params);
+}
+
+void slim_sockets_exit(void)
+{
+	rhashtable_destroy(&slim_sockets);
+}
+
+/* What is kept of a socket that has moved. Stays as long as the caller holds `sk` locked. */
+struct slim_socket *slim_socket_find(const struct sock *sk)
+{
+	return rhashtable_lookup_fast(&slim_sockets, &sk, slim_socket_params);
+}
+
+/* The endpoint whose namespace a socket is in, with a reference; or NULL. */
+static struct slim_place *slim_place_of(const struct sock *sk)
+{
+	struct slim_place *place;
+
+	rcu_read_lock();
+	place = rcu_dereference(slim_net(sock_net(sk))->place);
+	if (place && !refcount_inc_not_zero(&place->refs))
+		place = NULL;
+	rcu_read_unlock();
+	return place;
+}
+
+/* A new record, which is not to be found yet. Takes over the reference to `place`. */
+static struct slim_socket *slim_socket_make(struct sock *sk, struct slim_place *place,
+					    struct net *home, gfp_t how)
+{
+	struct slim_socket *socket = kzalloc(sizeof(*socket), how);
+
+	if (!socket)
+		return NULL;
+	socket->sk = sk;
+	socket->place = place;
+	socket->home = get_net_track(home, &socket->tracker, how);
+	return socket;
+}
+
+static void slim_socket_free(struct slim_socket *socket)
+{
+	put_net_track(socket->home, &socket->tracker);
+	slim_place_put(socket->place);
+	kfree_rcu(socket, rcu);
+}
+
+static int slim_socket_add(struct slim_socket *socket)
+{
+	struct slim_host *host = socket->place->host;
+	int error = 0;
+
+	spin_lock_bh(&host->lock);
+	/* Whoever ends an endpoint or a host takes the lock after it said so. */
+	if (socket->place->detached || host->dead)
+		error = -ENETDOWN;
+	else
+		error = rhashtable_insert_fast(&slim_sockets, &socket->node, slim_socket_params);
+	if (!error) {
+		socket->serial = ++host->serial;
+		list_add_tail(&socket->list, &host->sockets);
+		host->socket_count++;
+		atomic_inc(&socket->place->sockets);
+	}
+	spin_unlock_bh(&host->lock);
+	return error;
+}
+
+static void slim_socket_remove(struct slim_socket *socket)
+{
+	struct slim_host *host = socket->place->host;
+
+	spin_lock_bh(&host->lock);
+	rhashtable_remove_fast(&slim_sockets, &socket->node, slim_socket_params);
+	list_del(&socket->list);
+	host->socket_count--;
+	atomic_dec(&socket->place->sockets);
+	spin_unlock_bh(&host->lock);
+	slim_socket_free(socket);
+}
+
+/*
+ * Whether a socket can change its namespace: nothing of the one that it is in must
+ * be left in it.
+ */
+static bool slim_may_move(const struct sock *sk)
+{
+	const struct inet_sock *inet = inet_sk(sk);
+
+	if (sk->sk_state != TCP_CLOSE || !sk_unhashed(sk) || !sk->sk_net_refcnt ||
+	    sk->sk_protocol != IPPROTO_TCP || sk->sk_kern_sock || sk->sk_bound_dev_if ||
+	    sk_is_mptcp(sk) || inet->mc_list || inet_csk(sk)->icsk_ulp_ops ||
+	    rcu_access_pointer(sk->sk_reuseport_cb))
+		return false;
+#ifdef CONFIG_XFRM
+	if (rcu_access_pointer(sk->sk_policy[0]) || rcu_access_pointer(sk->sk_policy[1]))
+		return false;
+#endif
+#ifdef CONFIG_TCP_MD5SIG
+	/* No room for its option beside ours, and it names the peer by its address. */
+	if (rcu_access_pointer(tcp_sk(sk)->md5sig_info))
+		return false;
+#endif
+	if (sk->sk_family == AF_INET6) {
+		const struct ipv6_pinfo *np = inet6_sk(sk);
+
+		if (np->ipv6_mc_list || np->ipv6_ac_list)
+			return false;
+	}
+	return true;
+}
+
+static void slim_move(struct sock *sk, struct net *to)
+{
+	struct net *from = sock_net(sk);
+
+	__sk_dst_reset(sk);
+	sock_inuse_add(from, -1);
+	put_net_track(from, &sk->ns_tracker);
+	get_net_track(to, &sk->ns_tracker, GFP_ATOMIC);
+	sock_net_set(sk, to);
+	sock_inuse_add(to, 1);
+}
+
+static void slim_bound_save(const struct sock *sk, struct slim_bound *bound)
+{
+	const struct inet_sock *inet = inet_sk(sk);
+
+	bound->port = inet->inet_num;
+	bound->source = inet->inet_saddr;
+	bound->receives = inet->inet_rcv_saddr;
+	if (sk->sk_family == AF_INET6) {
+		bound->source6 = inet6_sk(sk)->saddr;
+		bound->receives6 = sk->sk_v6_rcv_saddr;
+	}
+}
+
+static void slim_bound_restore(struct sock *sk, const struct slim_bound *bound)
+{
+	struct inet_sock *inet = inet_sk(sk);
+
+	inet->inet_saddr = bound->source;
+	inet->inet_rcv_saddr = bound->receives;
+	if (sk->sk_family == AF_INET6) {
+		inet6_sk(sk)->saddr = bound->source6;
+		sk->sk_v6_rcv_saddr = bound->receives6;
+	}
+}
+
+/* Sets where an unbound socket is to be bound. */
+static void slim_sit_at(struct sock *sk, __be32 address)
+{
+	struct inet_sock *inet = inet_sk(sk);
+
+	inet->inet_saddr = address;
+	inet->inet_rcv_saddr = address;
+	if (sk->sk_family == AF_INET6) {
+		ipv6_addr_set_v4mapped(address, &inet6_sk(sk)->saddr);
+		ipv6_addr_set_v4mapped(address, &sk->sk_v6_rcv_saddr);
+	}
+}
+
+/* Back into its own namespace, where it is bound as it was. The socket is closed, and locked. */
+static void slim_go_home(struct slim_socket *socket)
+{
+	struct sock *sk = socket->sk;
+	struct inet_sock *inet = inet_sk(sk);
+
+	if (inet_csk(sk)->icsk_bind_hash)
+		inet_put_port(sk);
+	slim_move(sk, socket->home);
+	slim_bound_restore(sk, &socket->bound);
+	inet->inet_sport = 0;
+	if (socket->bound.port) {
+		if (inet_csk_get_port(sk, socket->bound.port)) {
+			/* Taken meanwhile: as after a bind that failed. */
+			sk->sk_userlocks &= ~(SOCK_BINDPORT_LOCK | SOCK_BINDADDR_LOCK);
+			slim_bound_restore(sk, &(struct slim_bound){});
+		} else {
+			inet->inet_sport = htons(inet->inet_num);
+		}
+	}
+	slim_socket_remove(socket);
+}
+
+/* The address that an endpoint's socket is bound to, v4-mapped. */
+static bool slim_bound_address(const struct sock *sk, __be32 *address)
+{
+	if (sk->sk_family == AF_INET6 && !ipv6_addr_any(&sk->sk_v6_rcv_saddr) &&
+	    !ipv6_addr_v4mapped(&sk->sk_v6_rcv_saddr))
+		return false;
+	slim_map_v4(address, inet_sk(sk)->inet_rcv_saddr);
+	return true;
+}
+
+/* connect(2) */
+
+static __be16 slim_wire_port(struct slim_place *place, const struct slim_dial *dial)
+{
+	u32 turn, most;
+	int low, high;
+
+	/* The kernel finds a free source port at once while most are free. */
+	inet_get_local_port_range(place->host->net, &low, &high);
+	most = clamp((high - low + 1) / 4, 1, (int)SLIM_WIRE_TURN);
+	turn = (u32)atomic_inc_return(&place->connects) / most + dial->endpoint + ntohs(dial->port);
+	return htons(place->host->wire_port + (turn & (SLIM_WIRE_PORTS - 1)));
+}
+
+/* The SYN goes out in here: slim_wire_out() finds what it is to say in the record. */
+static int slim_connect_to(struct slim_socket *socket, struct sockaddr_in *to)
+{
+	struct sock *sk = socket->sk;
+
+	if (sk->sk_family == AF_INET6)
+		ipv6_addr_set_v4mapped(to->sin_addr.s_addr, &sk->sk_v6_daddr);
+	return tcp_prot.connect(sk, (struct sockaddr *)to, sizeof(*to));
+}
+
+/*
+ * A socket that is bound to a port connects from that port of the host, to one of
+ * the wire ports for such: other sockets may have it as well, to other ports or
+ * hosts.
+ */
+static int slim_connect_bound(struct slim_socket *socket, struct sockaddr_in *to)
+{
+	struct slim_host *host = socket->place->host;
+	struct sock *sk = socket->sk;
+	u8 reuse = sk->sk_reuse;
+	int error = -EADDRNOTAVAIL;
+	u32 i;
+
+	for (i = 0; i < SLIM_BOUND_PORTS && error == -EADDRNOTAVAIL; i++) {
+		if (inet_csk(sk)->icsk_bind_hash)
+			inet_put_port(sk);
+		slim_sit_at(sk, host->underlay);
+		sk->sk_reuse = SK_FORCE_REUSE;
+		error = inet_csk_get_port(sk, socket->bound.port) ? -EADDRINUSE : 0;
+		sk->sk_reuse = reuse;
+		if (error)
+			break;
+		inet_sk(sk)->inet_sport = htons(inet_sk(sk)->inet_num);
+		to->sin_port = htons(host->wire_port + SLIM_WIRE_PORTS +
+				     ((socket->place->index + i) & (SLIM_BOUND_PORTS - 1)));
+		error = slim_connect_to(socket, to);
+	}
+	return error;
+}
+
+static int slim_connect_wire(struct sock *sk, struct slim_place *place, const __be32 *dialled,
+			     __be16 port, const struct slim_dial *dial, u32 flags)
+{
+	struct sockaddr_in to = { .sin_family = AF_INET, .sin_addr.s_addr = dial->host };
+	struct slim_host *host = place->host;
+	struct slim_socket *socket;
+	int error;
+
+	refcount_inc(&place->refs);
+	socket = slim_socket_make(sk, place, sock_net(sk), GFP_KERNEL);
+	if (!socket) {
+		slim_place_put(place);
+		return -ENOBUFS;
+	}
+	slim_bound_save(sk, &socket->bound);
+	slim_copy(socket->local, place->address);
+	if (flags & SLIM_SOCKET_LOOPBACK)
+		slim_map_v4(socket->local, htonl(INADDR_LOOPBACK));
+	slim_copy(socket->peer, dialled);
+	if (slim_is_any(socket->peer))
+		slim_map_v4(socket->peer, htonl(INADDR_LOOPBACK));
+	socket->peer_port = port;
+	socket->target_port = dial->port;
+	socket->peer_endpoint = dial->endpoint;
+	socket->rule = dial->rule;
+	socket->reason = dial->reason;
+	socket->generation = dial->generation;
+	socket->flags = flags | (dial->service ? SLIM_SOCKET_SERVICE : 0);
+
+	if (inet_csk(sk)->icsk_bind_hash)
+		inet_put_port(sk);
+	error = slim_socket_add(socket);
+	if (error) {
+		if (socket->bound.port && !inet_csk_get_port(sk, socket->bound.port))
+			inet_sk(sk)->inet_sport = htons(inet_sk(sk)->inet_num);
+		slim_socket_free(socket);
+		return error;
+	}
+	slim_move(sk, host->net);
+	rcu_read_lock();
+	/* Tables that came meanwhile may not have seen this one: ask again. */
+	error = slim_host_generation(host) == dial->generation ? 0 : -ESTALE;
+	rcu_read_unlock();
+	if (!error && socket->bound.port) {
+		error = slim_connect_bound(socket, &to);
+	} else if (!error) {
+		to.sin_port = slim_wire_port(place, dial);
+		slim_sit_at(sk, host->underlay);
+		error = slim_connect_to(socket, &to);
+	}
+	if (error && sk->sk_state == TCP_CLOSE)
+		slim_go_home(socket);
+	return error;
+}
+
+static void slim_connect_refused(struct slim_place *place, const __be32 *dialled, __be16 port,
+				 const struct slim_dial *dial)
+{
+	struct slim_event event = {
+		.kind = SLIM_EVENT_REFUSED,
+		.reason = dial->reason,
+		.rule = dial->rule,
+		.direction = dial->direction,
+		.endpoint = place->endpoint,
+		.peer_endpoint = dial->endpoint,
+		.destination_port = port,
+		.protocol = IPPROTO_TCP,
+	};
+
+	slim_copy(event.source, place->address);
+	slim_copy(event.destination, dialled);
+	slim_refused(place->host, place, &event);
+}
+
+/* Whether a listener of an endpoint of this host is where `dial` goes. */
+static bool slim_listens(struct slim_place *place, const struct slim_dial *dial, bool loopback)
+{
+	const struct slim_socket *found;
+	struct slim_place *other;
+	bool listens = false;
+	struct sock *sk;
+
+	rcu_read_lock();
+	other = slim_place_find(place->host, dial->endpoint);
+	sk = other ? slim_listener(place->host, other->index, dial->port) : NULL;
+	if (sk) {
+		found = slim_socket_find(sk);
+		listens = found && (!loopback || found->flags & SLIM_SOCKET_WILDCARD);
+	}
+	rcu_read_unlock();
+	return listens;
+}
+
+static int slim_connect(struct sock *sk, struct sockaddr *name, int length)
+{
+	struct sockaddr_in *to = (struct sockaddr_in *)name;
+	struct slim_socket *socket = slim_socket_find(sk);
+	struct slim_place *place;
+	struct slim_dial dial;
+	__be32 dialled[4], bound[4];
+	u32 flags = 0;
+	bool carried;
+	int error;
+
+	if (socket && sk->sk_state == TCP_CLOSE)
+		slim_go_home(socket);
+	place = slim_place_of(sk);
+	if (!place)
+		return tcp_prot.connect(sk, name, length);
+	if (length < (int)sizeof(*to) || to->sin_family != AF_INET || !slim_may_move(sk) ||
+	    !slim_bound_address(sk, bound)) {
+		slim_place_put(place);
+		return tcp_prot.connect(sk, name, length);
+	}
+	slim_map_v4(dialled, to->sin_addr.s_addr);
+again:
+	rcu_read_lock();
+	error = slim_host_dial(place->host, place->endpoint, place->vni, dialled, to->sin_port,
+			       slim_is_loopback(bound), &dial);
+	rcu_read_unlock();
+	switch (dial.kind) {
+	case SLIM_WAY_WIRE:
+		flags = SLIM_SOCKET_WIRE;
+		carried = true;
+		break;
+	case SLIM_WAY_SELF:
+		flags = SLIM_SOCKET_LOOPBACK;
+		dial.host = place->host->underlay;
+		carried = slim_listens(place, &dial, true);
+		break;
+	case SLIM_WAY_SAME_HOST:
+		dial.host = place->host->underlay;
+		carried = slim_listens(place, &dial, false);
+		break;
+	case SLIM_WAY_OUTSIDE:
+		carried = false;
+		break;
+	default:
+		/* What no wire carries the fallback overlay does, with the same policy. */
+		if (dial.reason == SLIM_REASON_UNREACHABLE) {
+			carried = false;
+			break;
+		}
+		slim_connect_refused(place, dialled, to->sin_port, &dial);
+		slim_place_put(place);
+		return -error;
+	}
+	if (carried) {
+		error = slim_connect_wire(sk, place, dialled, to->sin_port, &dial, flags);
+		if (error == -ESTALE)
+			goto again;
+		if (!error) {
+			slim_count(place->host, dial.reason);
+			if (dial.kind == SLIM_WAY_SAME_HOST)
+				slim_count(place->host, dial.peer_reason);
+		}
+	} else {
+		slim_count(place->host, dial.reason);
+		error = tcp_prot.connect(sk, name, length);
+	}
+	slim_place_put(place);
+	return error;
+}
+
+int slim_tcp_v4_connect(struct sock *sk, struct sockaddr *name, int length)
+{
+	int error;
+
+	slim_hook_enter();
+	error = slim_connect(sk, name, length);
+	slim_hook_leave();
+	return error;
+}
+
+/* bind(2), and the port that listen(2) takes */
+
+/* Whether a listener that has moved has the port, as the kernel would see it (inet_csk_bind_conflict()). */
+static bool slim_port_taken(struct slim_place *place, const struct sock *sk)
+{
+	const struct slim_socket *found;
+	__be32 address[4];
+	bool taken = false;
+	struct sock *other;
+
+	if (!slim_bound_address(sk, address) || ipv6_only_sock(sk))
+		return false;
+	rcu_read_lock();
+	other = slim_listener(place->host, place->index, htons(inet_sk(sk)->inet_num));
+	found = other ? slim_socket_find(other) : NULL;
+	if (found && found->place == place &&
+	    (found->flags & SLIM_SOCKET_WILDCARD || slim_is_any(address) ||
+	     slim_same(address, place->address)))
+		taken = !(sk->sk_reuseport && other->sk_reuseport &&
+			  uid_eq(sock_i_uid((struct sock *)sk), sock_i_uid(other)));
+	rcu_read_unlock();
+	return taken;
+}
+
+int slim_inet_csk_get_port(struct sock *sk, unsigned short port)
+{
+	struct slim_place *place;
+	int error, tries = 0;
+
+	if (inet_csk(sk)->icsk_bind_hash || slim_socket_find(sk))
+		return inet_csk_get_port(sk, port);
+	place = slim_place_of(sk);
+	if (!place)
+		return inet_csk_get_port(sk, port);
+	do {
+		error = inet_csk_get_port(sk, port);
+		if (error || !slim_port_taken(place, sk))
+			break;
+		inet_put_port(sk);
+		error = -EADDRINUSE;
+	} while (!port && ++tries < 64);
+	slim_place_put(place);
+	return error;
+}
+
+/* listen(2) */
+
+static int slim_listen_moved(struct sock *sk, struct slim_place *place, bool wildcard)
+{
+	struct slim_host *host = place->host;
+	struct inet_sock *inet = inet_sk(sk);
+	struct slim_socket *socket;
+	__be16 port;
+	int error;
+
+	refcount_inc(&place->refs);
+	socket = slim_socket_make(sk, place, sock_net(sk), GFP_KERNEL);
+	if (!socket) {
+		slim_place_put(place);
+		return -ENOMEM;
+	}
+	slim_bound_save(sk, &socket->bound);
+	port = htons(socket->bound.port);
+	socket->local_port = port;
+	socket->flags = SLIM_SOCKET_LISTENER | (wildcard ? SLIM_SOCKET_WILDCARD : 0);
+	if (!wildcard)
+		slim_copy(socket->local, place->address);
+	error = slim_socket_add(socket);
+	if (error) {
+		slim_socket_free(socket);
+		return error;
+	}
+	inet_put_port(sk);
+	slim_move(sk, host->net);
+	slim_sit_at(sk, slim_inner_to_v4(&host->range, slim_inner(false, place->index, port)));
+	if (inet_csk_get_port(sk, SLIM_INNER_PORT)) {
+		slim_go_home(socket);
+		return -EADDRINUSE;
+	}
+	inet->inet_sport = htons(inet->inet_num);
+	/* A cookie that a client keeps leaves no room for our option in its next SYN. */
+	inet_csk(sk)->icsk_accept_queue.fastopenq.max_qlen = 0;
+	error = inet_csk_listen_start(sk);
+	if (error)
+		slim_go_home(socket);
+	return error;
+}
+
+static int slim_listen(struct sock *sk)
+{
+	struct slim_socket *socket = slim_socket_find(sk);
+	struct inet_sock *inet = inet_sk(sk);
+	struct slim_place *place;
+	__be32 address[4];
+	bool wildcard;
+	int error;
+
+	if (socket && sk->sk_state == TCP_CLOSE)
+		slim_go_home(socket);
+	place = slim_place_of(sk);
+	if (!place)
+		return inet_csk_listen_start(sk);
+	if (!slim_may_move(sk) || ipv6_only_sock(sk) || !slim_bound_address(sk, address))
+		goto stay;
+	wildcard = slim_is_any(address);
+	if (!wildcard && !slim_same(address, place->address))
+		goto stay;
+	if (!inet->inet_num) {
+		if (slim_inet_csk_get_port(sk, 0))
+			goto stay;
+		inet->inet_sport = htons(inet->inet_num);
+	}
+	error = slim_listen_moved(sk, place, wildcard);
+	slim_place_put(place);
+	return error;
+stay:
+	slim_place_put(place);
+	return inet_csk_listen_start(sk);
+}
+
+int slim_inet_csk_listen_start(struct sock *sk)
+{
+	int error;
+
+	slim_hook_enter();
+	error = slim_listen(sk);
+	slim_hook_leave();
+	return error;
+}
+
+/* The end of a connection or a listener whose socket goes on. */
+
+int slim_tcp_disconnect(struct sock *sk, int flags)
+{
+	struct slim_socket *socket;
+	int error;
+
+	slim_hook_enter();
+	error = tcp_disconnect(sk, flags);
+	socket = slim_socket_find(sk);
+	if (socket && sk->sk_state == TCP_CLOSE)
+		slim_go_home(socket);
+	slim_hook_leave();
+	return error;
+}
+
+void slim_tcp_v4_destroy_sock(struct sock *sk)
+{
+	struct slim_socket *socket = slim_socket_find(sk);
+
+	tcp_prot.destroy(sk);
+	if (socket)
+		slim_socket_remove(socket);
+}
+
+/* accept(2): a connection that is complete, for a listener of ours. */
+
+/* Whether a connection may be; if so, what is kept of it is there. The child is locked. */
+static bool slim_child(struct slim_socket *listener, const struct request_sock *req,
+		       struct sock *child)
+{
+	const struct slim_flow_key key = {
+		.source = inet_rsk(req)->ir_rmt_addr,
+		.destination = inet_rsk(req)->ir_loc_addr,
+		.source_port = inet_rsk(req)->ir_rmt_port,
+		.destination_port = htons(inet_rsk(req)->ir_num),
+	};
+	struct slim_place *place = listener->place;
+	struct slim_host *host = place->host;
+	struct slim_socket *socket = NULL;
+	struct slim_flow *flow = slim_flow_take(host, &key);
+	u32 reason = SLIM_REASON_NO_FLOW;
+
+	if (!flow || flow->place != place)
+		goto no;
+	reason = SLIM_REASON_FLOW_FULL;
+	refcount_inc(&place->refs);
+	socket = slim_socket_make(child, place, listener->home, GFP_ATOMIC);
+	if (!socket) {
+		slim_place_put(place);
+		goto no;
+	}
+	socket->flags = flow->flags | SLIM_SOCKET_ACCEPTED;
+	socket->peer_endpoint = flow->source_endpoint;
+	socket->rule = flow->rule;
+	socket->reason = flow->reason;
+	socket->generation = flow->generation;
+	slim_copy(socket->local, flow->destination);
+	slim_copy(socket->peer, flow->source);
+	socket->local_port = flow->port;
+	socket->target_port = flow->port;
+	socket->peer_port = key.source_port;
+	if (slim_socket_add(socket)) {
+		slim_socket_free(socket);
+		goto no;
+	}
+	slim_flow_free(host, flow);
+	flow = NULL;
+	/* Decided at the SYN; tables that came since may say otherwise. */
+	reason = SLIM_REASON_GENERATION;
+	if (!(socket->flags & SLIM_SOCKET_LOOPBACK) &&
+	    !slim_host_still(host, place->endpoint, socket->peer_endpoint, socket->target_port,
+			     SLIM_INGRESS, &socket->generation, &socket->rule))
+		goto no;
+	return true;
+no:
+	if (flow)
+		slim_flow_free(host, flow);
+	slim_count(host, reason);
+	return false;
+}
+
+/* As inet_child_forget() does, of a connection that found its listener closed. */
+static void slim_child_forget(struct sock *child)
+{
+	child->sk_prot->disconnect(child, O_NONBLOCK);
+	sock_orphan(child);
+	this_cpu_inc(*child->sk_prot->orphan_count);
+	inet_csk_destroy_sock(child);
+}
+
+/* Whether a complete connection is for a listener of ours, and may not be. */
+static bool slim_child_refused(struct sock *sk, const struct request_sock *req, struct sock *child)
+{
+	struct slim_socket *listener;
+	bool refused;
+
+	rcu_read_lock();
+	listener = slim_socket_find(sk);
+	refused = listener && listener->flags & SLIM_SOCKET_LISTENER && !slim_socket_find(child) &&
+		  !slim_child(listener, req, child);
+	rcu_read_unlock();
+	return refused;
+}
+
+/* Of a handshake with a request socket. */
+struct sock *slim_inet_csk_complete_hashdance(struct sock *sk, struct sock *child,
+					      struct request_sock *req, bool own_req)
+{
+	if (!own_req || !slim_child_refused(sk, req, child))
+		return inet_csk_complete_hashdance(sk, child, req, own_req);
+	inet_csk_reqsk_queue_drop(req->rsk_listener, req);
+	reqsk_queue_removed(&inet_csk(req->rsk_listener)->icsk_accept_queue, req);
+	slim_child_forget(child);
+	bh_unlock_sock(child);
+	sock_put(child);
+	return NULL;
+}
+
+/* Of one with a SYN cookie, or of Fast Open. The caller undoes it for NULL. */
+struct sock *slim_inet_csk_reqsk_queue_add(struct sock *sk, struct request_sock *req,
+					   struct sock *child)
+{
+	if (!slim_child_refused(sk, req, child))
+		return inet_csk_reqsk_queue_add(sk, req, child);
+	slim_child_forget(child);
+	return NULL;
+}
+
+/* getsockname(2), getpeername(2), and the name that accept(2) gives */
+
+int slim_inet_getname(struct socket *sock, struct sockaddr *name, int peer)
+{
+	struct sockaddr_in *sin = (struct sockaddr_in *)name;
+	struct sock *sk = sock->sk;
+	struct slim_socket *socket;
+	int length;
+
+	slim_hook_enter();
+	length = inet_getname(sock, name, peer);
+	if (length > 0) {
+		lock_sock(sk);
+		socket = slim_socket_find(sk);
+		if (socket && peer) {
+			sin->sin_addr.s_addr = socket->peer[3];
+			sin->sin_port = socket->peer_port;
+		} else if (socket) {
+			sin->sin_addr.s_addr = socket->local[3];
+			if (socket->local_port)
+				sin->sin_port = socket->local_port;
+		}
+		release_sock(sk);
+	}
+	slim_hook_leave();
+	return length;
+}
+
+int slim_inet6_getname(struct socket *sock, struct sockaddr *name, int peer)
+{
+	struct sockaddr_in6 *sin = (struct sockaddr_in6 *)name;
+	struct sock *sk = sock->sk;
+	struct slim_socket *socket;
+	int length;
+
+	slim_hook_enter();
+	length = inet6_getname(sock, name, peer);
+	if (length > 0) {
+		lock_sock(sk);
+		socket = slim_socket_find(sk);
+		if (socket && peer) {
+			memcpy(&sin->sin6_addr, socket->peer, sizeof(sin->sin6_addr));
+			sin->sin6_port = socket->peer_port;
+		} else if (socket) {
+			memcpy(&sin->sin6_addr, socket->local, sizeof(sin->sin6_addr));
+			if (socket->local_port)
+				sin->sin6_port = socket->local_port;
+		}
+		release_sock(sk);
+	}
+	slim_hook_leave();
+	return length;
+}
+
+/* Opened and closed */
+
+static void slim_connection_tell(struct slim_socket *socket, u32 kind, const struct slim_account *more)
+{
+	const struct sock *sk = socket->sk;
+	struct slim_host *host = socket->place->host;
+	const u64 now = ktime_get_ns();
+	struct slim_event event = {
+		.time = now,
+		.kind = kind,
+		.reason = socket->reason,
+		.rule = socket->rule,
+		.endpoint = socket->place->endpoint,
+		.peer_endpoint = socket->peer_endpoint,
+		.protocol = IPPROTO_TCP,
+	};
+	__be16 own = socket->local_port ?: inet_sk(sk)->inet_sport;
+
+	if (socket->flags & SLIM_SOCKET_ACCEPTED) {
+		event.direction = SLIM_INGRESS;
+		slim_copy(event.source, socket->peer);
+		slim_copy(event.destination, socket->local);
+		event.source_port = socket->peer_port;
+		event.destination_port = own;
+	} else {
+		event.direction = SLIM_EGRESS;
+		slim_copy(event.source, socket->local);
+		slim_copy(event.destination, socket->peer);
+		event.source_port = own;
+		event.destination_port = socket->peer_port;
+	}
+	if (more) {
+		event.sent = more->sent;
+		event.received = more->received;
+		event.duration = now - socket->opened;
+	}
+	slim_tell(host, &event);
+}
+
+/* Every TCP socket of the machine comes through here when its state is about to change. */
+void slim_tcp_state(struct sock *sk, int state)
+{
+	struct slim_socket *socket;
+
+	if (state != TCP_ESTABLISHED && state != TCP_CLOSE)
+		return;
+	rcu_read_lock();
+	socket = slim_socket_find(sk);
+	if (!socket || socket->flags & SLIM_SOCKET_LISTENER)
+		goto out;
+	if (state == TCP_ESTABLISHED && !(socket->flags & SLIM_SOCKET_OPENED)) {
+		socket->flags |= SLIM_SOCKET_OPENED;
+		socket->opened = ktime_get_ns();
+		if (socket->place->host->observe & SLIM_NL_OBSERVE_OPENED)
+			slim_connection_tell(socket, SLIM_EVENT_OPENED, NULL);
+	} else if (state == TCP_CLOSE && (socket->flags & SLIM_SOCKET_OPENED) &&
+		   !(socket->flags & SLIM_SOCKET_CLOSED)) {
+		const bool opener = !(socket->flags & SLIM_SOCKET_ACCEPTED);
+		const struct slim_account more = {
+			.connections = 1,
+			.sent = slim_account_sent(tcp_sk(sk)->bytes_acked, sk->sk_state, opener),
+			.received = slim_account_received(tcp_sk(sk)->bytes_received, sk->sk_state),
+		};
+
+		socket->flags |= SLIM_SOCKET_CLOSED;
+		slim_account(socket->place, socket->rule, opener ? SLIM_EGRESS : SLIM_INGRESS, &more);
+		if (socket->place->host->observe & SLIM_NL_OBSERVE_CLOSED)
+			slim_connection_tell(socket, SLIM_EVENT_CLOSED, &more);
+	}
+out:
+	rcu_read_unlock();
+}
+
+/* Sockets of a host, one after the other, by who must not go on. */
+
+#define SLIM_BATCH 64
+
+static u32 slim_sockets_batch(struct slim_host *host, const struct slim_place *place,
+			      struct sock **batch)
+{
+	struct slim_socket *socket;
+	u32 count = 0;
+
+	spin_lock_bh(&host->lock);
+	list_for_each_entry(socket, &host->sockets, list) {
+		if (count == SLIM_BATCH)
+			break;
+		if (socket->visit == host->visit || (place && socket->place != place))
+			continue;
+		socket->visit = host->visit;
+		if (refcount_inc_not_zero(&socket->sk->sk_refcnt))
+			batch[count++] = socket->sk;
+	}
+	spin_unlock_bh(&host->lock);
+	return count;
+}
+
+static bool slim_socket_still(struct sock *sk)
+{
+	struct slim_socket *socket;
+	bool still = true;
+
+	lock_sock(sk);
+	rcu_read_lock();
+	socket = slim_socket_find(sk);
+	if (socket && !(socket->flags & (SLIM_SOCKET_LISTENER | SLIM_SOCKET_LOOPBACK)) &&
+	    sk->sk_state != TCP_CLOSE)
+		still = slim_host_still(socket->place->host, socket->place->endpoint,
+					socket->peer_endpoint, socket->target_port,
+					socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS :
+									       SLIM_EGRESS,
+					&socket->generation, &socket->rule);
+	rcu_read_unlock();
+	release_sock(sk);
+	return still;
+}
+
+/*
+ * Closes connections and listeners of a host, or of one endpoint of it; or of these
+ * only the connections that the tables in force forbid. Under slim_mutex.
+ */
+void slim_sockets_close(struct slim_host *host, struct slim_place *place, bool forbidden)
+{
+	struct sock *batch[SLIM_BATCH];
+	u32 count, i;
+
+	host->visit++;
+	while ((count = slim_sockets_batch(host, place, batch))) {
+		for (i = 0; i < count; i++) {
+			if (!forbidden) {
+				tcp_abort(batch[i], ECONNRESET);
+			} else if (!slim_socket_still(batch[i])) {
+				slim_count(host, SLIM_REASON_REVOKED);
+				tcp_abort(batch[i], ECONNRESET);
+			}
+			sock_put(batch[i]);
+		}
+		cond_resched();
+	}
+}
+
+/* Sends home what is still open of closed sockets. Under slim_mutex. */
+void slim_sockets_home(struct slim_host *host, const struct slim_place *place)
+{
+	struct sock *batch[SLIM_BATCH];
+	struct slim_socket *socket;
+	u32 count, i;
+
+	host->visit++;
+	while ((count = slim_sockets_batch(host, place, batch))) {
+		for (i = 0; i < count; i++) {
+			lock_sock(batch[i]);
+			socket = slim_socket_find(batch[i]);
+			if (socket && batch[i]->sk_state == TCP_CLOSE)
+				slim_go_home(socket);
+			release_sock(batch[i]);
+			sock_put(batch[i]);
+		}
+		cond_resched();
+	}
+}
