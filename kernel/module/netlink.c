@@ -30,8 +30,12 @@ static struct genl_family slim_family;
 
 #define SLIM_ATTR_MAX (SLIM_ATTR_COUNT - 1)
 
-/* Requests: the attributes that each has; any other is refused. */
-static const struct nla_policy slim_none[] = {
+/*
+ * Requests: the attributes that each has; any other is refused. As long as the family's whole
+ * list, each: where one is shorter, or a request says that it has none (maxattr 0), generic
+ * netlink reads beyond its end for an attribute that is the family's.
+ */
+static const struct nla_policy slim_none[SLIM_ATTR_COUNT] = {
 	[SLIM_ATTR_UNSPEC] = { .type = NLA_REJECT },
 };
 
@@ -803,7 +807,7 @@ out:
 	.cmd = command,					\
 	.dumpit = function,				\
 	.policy = slim_none,				\
-	.maxattr = 0,					\
+	.maxattr = SLIM_ATTR_MAX,			\
 	.flags = GENL_ADMIN_PERM,			\
 }
 
