@@ -107,7 +107,13 @@ static struct slim_hook slim_hooks[] = {
 	SLIM_HOOK(tcp_disconnect, slim_tcp_disconnect),
 	SLIM_HOOK(inet_getname, slim_inet_getname),
 	SLIM_HOOK(inet6_getname, slim_inet6_getname),
-	SLIM_HOOK(inet_csk_get_port, slim_inet_csk_get_port),
+	SLIM_HOOK(sock_setsockopt, slim_sock_setsockopt),
+	SLIM_HOOK(tcp_setsockopt, slim_tcp_setsockopt),
+	SLIM_HOOK(tcp_getsockopt, slim_tcp_getsockopt),
+	SLIM_HOOK(sock_ioctl, slim_sock_ioctl),
+#ifdef CONFIG_COMPAT
+	SLIM_HOOK(compat_sock_ioctl, slim_compat_sock_ioctl),
+#endif
 	SLIM_HOOK(inet_csk_complete_hashdance, slim_inet_csk_complete_hashdance),
 	SLIM_HOOK(inet_csk_reqsk_queue_add, slim_inet_csk_reqsk_queue_add),
 	SLIM_HOOK(__inet_lookup_listener, slim_inet_lookup_listener),

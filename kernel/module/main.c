@@ -15,7 +15,7 @@ DEFINE_MUTEX(slim_mutex);
 
 unsigned int slim_net_id;
 
-static struct workqueue_struct *slim_work;
+struct workqueue_struct *slim_work;
 
 struct slim_net *slim_net(const struct net *net)
 {
@@ -258,7 +258,8 @@ static void __exit slim_exit(void)
 	slim_netlink_exit();
 	slim_hooks_unregister();
 	unregister_pernet_subsys(&slim_net_ops);
-	/* What was put last is queued after a grace period, and then done. */
+	/* Shadows first; what was put last is queued after a grace period, and then done. */
+	flush_workqueue(slim_work);
 	rcu_barrier();
 	destroy_workqueue(slim_work);
 	slim_sockets_exit();

@@ -13,6 +13,7 @@
 #include <linux/percpu.h>
 #include <linux/rhashtable.h>
 #include <linux/skbuff.h>
+#include <linux/sockptr.h>
 #include <linux/spinlock.h>
 #include <linux/tcp.h>
 #include <linux/workqueue.h>
@@ -122,8 +123,6 @@ enum slim_socket_flag {
 	SLIM_SOCKET_ACCEPTED = 2,
 	SLIM_SOCKET_WIRE = 4,		/* to another host */
 	SLIM_SOCKET_SERVICE = 8,
-	SLIM_SOCKET_LOOPBACK = 16,	/* within the endpoint, by its loopback */
-	SLIM_SOCKET_WILDCARD = 32,	/* a listener at 0.0.0.0 or :: */
 	SLIM_SOCKET_OPENED = 64,	/* established once */
 	SLIM_SOCKET_CLOSED = 128,	/* and over: told and on its account */
 };
@@ -147,6 +146,8 @@ struct slim_socket {
 	struct net *home;		/* a reference */
 	netns_tracker tracker;
 	struct slim_bound bound;
+	struct socket *shadow;		/* of a listener, in `home` */
+	struct work_struct release;
 	u64 serial;
 	u64 visit;
 	u64 generation;
@@ -194,6 +195,7 @@ struct slim_net {
 /* main.c */
 extern struct mutex slim_mutex;
 extern unsigned int slim_net_id;
+extern struct workqueue_struct *slim_work;
 struct slim_net *slim_net(const struct net *net);
 struct slim_host *slim_host_make(struct net *net);
 int slim_host_start(struct slim_host *host);
@@ -263,7 +265,6 @@ void slim_hook_leave(void);
 /* socket.c: what stands in for functions of the kernel. */
 int slim_tcp_v4_connect(struct sock *sk, struct sockaddr *name, int length);
 int slim_inet_csk_listen_start(struct sock *sk);
-int slim_inet_csk_get_port(struct sock *sk, unsigned short port);
 int slim_tcp_disconnect(struct sock *sk, int flags);
 int slim_inet_getname(struct socket *sock, struct sockaddr *name, int peer);
 int slim_inet6_getname(struct socket *sock, struct sockaddr *name, int peer);
@@ -273,11 +274,21 @@ struct sock *slim_inet_csk_reqsk_queue_add(struct sock *sk, struct request_sock 
 struct sock *slim_inet_csk_complete_hashdance(struct sock *sk, struct sock *child,
 					      struct request_sock *req, bool own_req);
 void slim_tcp_state(struct sock *sk, int state);
+void slim_shadow_follow(struct sock *sk);
 int slim_sockets_init(void);
 void slim_sockets_exit(void);
 struct slim_socket *slim_socket_find(const struct sock *sk);
 void slim_sockets_close(struct slim_host *host, struct slim_place *place, bool forbidden);
 void slim_sockets_home(struct slim_host *host, const struct slim_place *place);
+
+/* option.c: likewise. */
+int slim_sock_setsockopt(struct socket *sock, int level, int name, sockptr_t value,
+			 unsigned int length);
+int slim_tcp_setsockopt(struct sock *sk, int level, int name, sockptr_t value, unsigned int length);
+int slim_tcp_getsockopt(struct sock *sk, int level, int name, char __user *value,
+			int __user *length);
+long slim_sock_ioctl(struct file *file, unsigned int command, unsigned long argument);
+long slim_compat_sock_ioctl(struct file *file, unsigned int command, unsigned long argument);
 
 /* wire.c */
 extern const struct rhashtable_params slim_flow_params;

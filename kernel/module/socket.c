@@ -7,10 +7,13 @@
  *
  * Bound sockets are bound in their own namespace until then, so that addresses,
  * ports and conflicts are what they would be anywhere. A listener then sits on an
- * inner address (inner.h), where only slim_inet_lookup_listener() finds it.
+ * inner address (inner.h), where only slim_inet_lookup_listener() finds it; in its
+ * own namespace it leaves a shadow, which listens as it did and hands on what comes
+ * there: over loopback, the fallback overlay, and from wherever else that is reached.
  */
 #include <linux/in6.h>
 #include <linux/slab.h>
+#include <linux/version.h>
 #include <net/inet_common.h>
 #include <net/inet_hashtables.h>
 #include <net/ip.h>
@@ -74,11 +77,30 @@ static struct slim_socket *slim_socket_make(struct sock *sk, struct slim_place *
 	return socket;
 }
 
+static void slim_shadow_cut(struct slim_socket *socket);
+static void slim_socket_release(struct work_struct *work);
+
 static void slim_socket_free(struct slim_socket *socket)
 {
+	if (socket->shadow) {
+		/* close(2) of a listener comes here with its lock held. */
+		slim_shadow_cut(socket);
+		INIT_WORK(&socket->release, slim_socket_release);
+		queue_work(slim_work, &socket->release);
+		return;
+	}
 	put_net_track(socket->home, &socket->tracker);
 	slim_place_put(socket->place);
 	kfree_rcu(socket, rcu);
+}
+
+static void slim_socket_release(struct work_struct *work)
+{
+	struct slim_socket *socket = container_of(work, struct slim_socket, release);
+
+	sock_release(socket->shadow);
+	socket->shadow = NULL;
+	slim_socket_free(socket);
 }
 
 static int slim_socket_add(struct slim_socket *socket)
@@ -115,6 +137,15 @@ static void slim_socket_remove(struct slim_socket *socket)
 	slim_socket_free(socket);
 }
 
+static bool slim_is_transparent(const struct inet_sock *inet)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 6, 0)
+	return inet->transparent;
+#else
+	return inet_test_bit(TRANSPARENT, (const struct sock *)inet);
+#endif
+}
+
 /*
  * Whether a socket can change its namespace: nothing of the one that it is in must
  * be left in it.
@@ -128,6 +159,11 @@ static bool slim_may_move(const struct sock *sk)
 	    sk_is_mptcp(sk) || inet->mc_list || inet_csk(sk)->icsk_ulp_ops ||
 	    rcu_access_pointer(sk->sk_reuseport_cb))
 		return false;
+	/* What it could not ask for afterwards (option.c). */
+	if (sk->sk_mark || rcu_access_pointer(sk->sk_filter) || sock_flag(sk, SOCK_TXTIME) ||
+	    rcu_access_pointer(inet->inet_opt) || inet->uc_index || slim_is_transparent(inet) ||
+	    tcp_sk(sk)->repair || tcp_sk(sk)->save_syn)
+		return false;
 #ifdef CONFIG_XFRM
 	if (rcu_access_pointer(sk->sk_policy[0]) || rcu_access_pointer(sk->sk_policy[1]))
 		return false;
@@ -140,7 +176,8 @@ static bool slim_may_move(const struct sock *sk)
 	if (sk->sk_family == AF_INET6) {
 		const struct ipv6_pinfo *np = inet6_sk(sk);
 
-		if (np->ipv6_mc_list || np->ipv6_ac_list)
+		if (np->ipv6_mc_list || np->ipv6_ac_list || rcu_access_pointer(np->opt) ||
+		    np->ucast_oif)
 			return false;
 	}
 	return true;
@@ -196,6 +233,8 @@ static void slim_sit_at(struct sock *sk, __be32 address)
 	}
 }
 
+static void slim_shadow_release(struct slim_socket *socket);
+
 /* Back into its own namespace, where it is bound as it was. The socket is closed, and locked. */
 static void slim_go_home(struct slim_socket *socket)
 {
@@ -204,6 +243,7 @@ static void slim_go_home(struct slim_socket *socket)
 
 	if (inet_csk(sk)->icsk_bind_hash)
 		inet_put_port(sk);
+	slim_shadow_release(socket);
 	slim_move(sk, socket->home);
 	slim_bound_restore(sk, &socket->bound);
 	inet->inet_sport = 0;
@@ -299,11 +339,7 @@ static int slim_connect_wire(struct sock *sk, struct slim_place *place, const __
 	}
 	slim_bound_save(sk, &socket->bound);
 	slim_copy(socket->local, place->address);
-	if (flags & SLIM_SOCKET_LOOPBACK)
-		slim_map_v4(socket->local, htonl(INADDR_LOOPBACK));
 	slim_copy(socket->peer, dialled);
-	if (slim_is_any(socket->peer))
-		slim_map_v4(socket->peer, htonl(INADDR_LOOPBACK));
 	socket->peer_port = port;
 	socket->target_port = dial->port;
 	socket->peer_endpoint = dial->endpoint;
@@ -358,20 +394,14 @@ static void slim_connect_refused(struct slim_place *place, const __be32 *dialled
 }
 
 /* Whether a listener of an endpoint of this host is where `dial` goes. */
-static bool slim_listens(struct slim_place *place, const struct slim_dial *dial, bool loopback)
+static bool slim_listens(struct slim_place *place, const struct slim_dial *dial)
 {
-	const struct slim_socket *found;
 	struct slim_place *other;
-	bool listens = false;
-	struct sock *sk;
+	bool listens;
 
 	rcu_read_lock();
 	other = slim_place_find(place->host, dial->endpoint);
-	sk = other ? slim_listener(place->host, other->index, dial->port) : NULL;
-	if (sk) {
-		found = slim_socket_find(sk);
-		listens = found && (!loopback || found->flags & SLIM_SOCKET_WILDCARD);
-	}
+	listens = other && slim_listener(place->host, other->index, dial->port);
 	rcu_read_unlock();
 	return listens;
 }
@@ -408,15 +438,11 @@ again:
 		flags = SLIM_SOCKET_WIRE;
 		carried = true;
 		break;
-	case SLIM_WAY_SELF:
-		flags = SLIM_SOCKET_LOOPBACK;
-		dial.host = place->host->underlay;
-		carried = slim_listens(place, &dial, true);
-		break;
 	case SLIM_WAY_SAME_HOST:
 		dial.host = place->host->underlay;
-		carried = slim_listens(place, &dial, false);
+		carried = slim_listens(place, &dial);
 		break;
+	case SLIM_WAY_SELF:
 	case SLIM_WAY_OUTSIDE:
 		carried = false;
 		break;
@@ -457,52 +483,158 @@ int slim_tcp_v4_connect(struct sock *sk, struct sockaddr *name, int length)
 	return error;
 }
 
-/* bind(2), and the port that listen(2) takes */
+/* listen(2) */
 
-/* Whether a listener that has moved has the port, as the kernel would see it (inet_csk_bind_conflict()). */
-static bool slim_port_taken(struct slim_place *place, const struct sock *sk)
+/* What a socket's sk_data_ready is that nobody has set: sock_def_readable(). */
+static void (*slim_default_ready)(struct sock *sk);
+
+/* What of a listener its connections inherit that an application may set. */
+static void slim_shadow_copy(const struct sock *sk, struct sock *shadow)
 {
-	const struct slim_socket *found;
-	__be32 address[4];
-	bool taken = false;
-	struct sock *other;
+	const u8 buffers = SOCK_SNDBUF_LOCK | SOCK_RCVBUF_LOCK;
 
-	if (!slim_bound_address(sk, address) || ipv6_only_sock(sk))
-		return false;
-	rcu_read_lock();
-	other = slim_listener(place->host, place->index, htons(inet_sk(sk)->inet_num));
-	found = other ? slim_socket_find(other) : NULL;
-	if (found && found->place == place &&
-	    (found->flags & SLIM_SOCKET_WILDCARD || slim_is_any(address) ||
-	     slim_same(address, place->address)))
-		taken = !(sk->sk_reuseport && other->sk_reuseport &&
-			  uid_eq(sock_i_uid((struct sock *)sk), sock_i_uid(other)));
-	rcu_read_unlock();
-	return taken;
+	shadow->sk_userlocks = (shadow->sk_userlocks & ~buffers) | (sk->sk_userlocks & buffers);
+	shadow->sk_sndbuf = READ_ONCE(sk->sk_sndbuf);
+	shadow->sk_rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+	shadow->sk_rcvlowat = READ_ONCE(sk->sk_rcvlowat);
+	shadow->sk_rcvtimeo = READ_ONCE(sk->sk_rcvtimeo);
+	shadow->sk_sndtimeo = READ_ONCE(sk->sk_sndtimeo);
+	shadow->sk_lingertime = READ_ONCE(sk->sk_lingertime);
+	shadow->sk_priority = READ_ONCE(sk->sk_priority);
+	sock_valbool_flag(shadow, SOCK_LINGER, sock_flag(sk, SOCK_LINGER));
+	sock_valbool_flag(shadow, SOCK_KEEPOPEN, sock_flag(sk, SOCK_KEEPOPEN));
+	sock_valbool_flag(shadow, SOCK_URGINLINE, sock_flag(sk, SOCK_URGINLINE));
+	tcp_sk(shadow)->nonagle = tcp_sk(sk)->nonagle;
+	tcp_sk(shadow)->keepalive_time = tcp_sk(sk)->keepalive_time;
+	tcp_sk(shadow)->keepalive_intvl = tcp_sk(sk)->keepalive_intvl;
+	tcp_sk(shadow)->keepalive_probes = tcp_sk(sk)->keepalive_probes;
+	tcp_sk(shadow)->linger2 = tcp_sk(sk)->linger2;
+	inet_csk(shadow)->icsk_user_timeout = inet_csk(sk)->icsk_user_timeout;
 }
 
-int slim_inet_csk_get_port(struct sock *sk, unsigned short port)
+/* An option of a listener that has moved was set. */
+void slim_shadow_follow(struct sock *sk)
 {
-	struct slim_place *place;
-	int error, tries = 0;
+	struct slim_socket *socket;
+	struct sock *shadow;
 
-	if (inet_csk(sk)->icsk_bind_hash || slim_socket_find(sk))
-		return inet_csk_get_port(sk, port);
-	place = slim_place_of(sk);
-	if (!place)
-		return inet_csk_get_port(sk, port);
-	do {
-		error = inet_csk_get_port(sk, port);
-		if (error || !slim_port_taken(place, sk))
-			break;
-		inet_put_port(sk);
-		error = -EADDRINUSE;
-	} while (!port && ++tries < 64);
-	slim_place_put(place);
+	lock_sock(sk);
+	socket = slim_socket_find(sk);
+	if (socket && socket->shadow) {
+		shadow = socket->shadow->sk;
+		lock_sock(shadow);
+		slim_shadow_copy(sk, shadow);
+		release_sock(shadow);
+	}
+	release_sock(sk);
+}
+
+/* Something came to a shadow: whoever waits for the listener's connections is to know. */
+static void slim_shadow_ready(struct sock *shadow)
+{
+	struct slim_socket *socket;
+
+	rcu_read_lock();
+	socket = rcu_dereference_sk_user_data(shadow);
+	if (socket)
+		socket->sk->sk_data_ready(socket->sk);
+	rcu_read_unlock();
+}
+
+static bool slim_is_shadow(const struct sock *sk)
+{
+	return sk->sk_data_ready == slim_shadow_ready;
+}
+
+/*
+ * The listener that a connection of its shadow goes to, if it has room. The child
+ * is locked; rcu_read_lock() is held, which keeps the listener there.
+ */
+static struct sock *slim_shadow_of(struct sock *shadow, struct sock *child)
+{
+	struct slim_socket *socket = rcu_dereference_sk_user_data(shadow);
+
+	child->sk_data_ready = slim_default_ready;
+	if (!socket || sk_acceptq_is_full(socket->sk))
+		return NULL;
+	return socket->sk;
+}
+
+/* Of the locks of shadows, which are taken while those of listeners are held. */
+static struct lock_class_key slim_shadow_key[2];
+
+/*
+ * Makes the shadow of a listener that is about to move: bound as it is, beside it,
+ * so that nobody can take the port in between.
+ */
+static int slim_shadow_make(struct slim_socket *socket)
+{
+	struct sock *sk = socket->sk, *shadow;
+	struct socket *sock;
+	u8 reuse = sk->sk_reuse;
+	int error;
+
+	error = __sock_create(socket->home, sk->sk_family, SOCK_STREAM, IPPROTO_TCP, &sock, 0);
+	if (error)
+		return error;
+	shadow = sock->sk;
+	sock_lock_init_class_and_name(shadow, "slock-slimnet-shadow", &slim_shadow_key[0],
+				      "sk_lock-slimnet-shadow", &slim_shadow_key[1]);
+	SOCK_INODE(sock)->i_uid = SOCK_INODE(sk->sk_socket)->i_uid;
+	lock_sock(shadow);
+	shadow->sk_uid = sk->sk_uid;
+	shadow->sk_reuseport = sk->sk_reuseport;
+	shadow->sk_ipv6only = sk->sk_ipv6only;
+	shadow->sk_max_ack_backlog = sk->sk_max_ack_backlog;
+	slim_shadow_copy(sk, shadow);
+	slim_bound_restore(shadow, &socket->bound);
+	shadow->sk_reuse = SK_FORCE_REUSE;
+	error = inet_csk_get_port(shadow, socket->bound.port);
+	shadow->sk_reuse = reuse;
+	if (!error)
+		inet_sk(shadow)->inet_sport = htons(inet_sk(shadow)->inet_num);
+	write_lock_bh(&shadow->sk_callback_lock);
+	__rcu_assign_sk_user_data_with_flags(shadow, socket, SK_USER_DATA_NOCOPY);
+	slim_default_ready = shadow->sk_data_ready;
+	shadow->sk_data_ready = slim_shadow_ready;
+	write_unlock_bh(&shadow->sk_callback_lock);
+	release_sock(shadow);
+	if (error)
+		sock_release(sock);
+	else
+		socket->shadow = sock;
 	return error;
 }
 
-/* listen(2) */
+/* Nothing that comes to the shadow is handed on after this. */
+static void slim_shadow_cut(struct slim_socket *socket)
+{
+	struct sock *shadow = socket->shadow->sk;
+
+	write_lock_bh(&shadow->sk_callback_lock);
+	rcu_assign_sk_user_data(shadow, NULL);
+	write_unlock_bh(&shadow->sk_callback_lock);
+}
+
+static void slim_shadow_release(struct slim_socket *socket)
+{
+	if (!socket->shadow)
+		return;
+	slim_shadow_cut(socket);
+	sock_release(socket->shadow);
+	socket->shadow = NULL;
+}
+
+static int slim_shadow_listen(struct slim_socket *socket)
+{
+	struct sock *shadow = socket->shadow->sk;
+	int error;
+
+	lock_sock(shadow);
+	error = inet_csk_listen_start(shadow);
+	release_sock(shadow);
+	return error;
+}
 
 static int slim_listen_moved(struct sock *sk, struct slim_place *place, bool wildcard)
 {
@@ -521,25 +653,32 @@ static int slim_listen_moved(struct sock *sk, struct slim_place *place, bool wil
 	slim_bound_save(sk, &socket->bound);
 	port = htons(socket->bound.port);
 	socket->local_port = port;
-	socket->flags = SLIM_SOCKET_LISTENER | (wildcard ? SLIM_SOCKET_WILDCARD : 0);
+	socket->flags = SLIM_SOCKET_LISTENER;
 	if (!wildcard)
 		slim_copy(socket->local, place->address);
-	error = slim_socket_add(socket);
+	error = slim_shadow_make(socket);
+	if (!error) {
+		error = slim_socket_add(socket);
+		if (error)
+			slim_shadow_release(socket);
+	}
 	if (error) {
 		slim_socket_free(socket);
 		return error;
 	}
 	inet_put_port(sk);
+	/* Here it shows whether somebody else listens there (inet_csk_bind_conflict()). */
+	error = slim_shadow_listen(socket);
 	slim_move(sk, host->net);
 	slim_sit_at(sk, slim_inner_to_v4(&host->range, slim_inner(false, place->index, port)));
-	if (inet_csk_get_port(sk, SLIM_INNER_PORT)) {
-		slim_go_home(socket);
-		return -EADDRINUSE;
+	if (!error)
+		error = inet_csk_get_port(sk, SLIM_INNER_PORT);
+	if (!error) {
+		inet->inet_sport = htons(inet->inet_num);
+		/* A cookie that a client keeps leaves no room for our option in its next SYN. */
+		inet_csk(sk)->icsk_accept_queue.fastopenq.max_qlen = 0;
+		error = inet_csk_listen_start(sk);
 	}
-	inet->inet_sport = htons(inet->inet_num);
-	/* A cookie that a client keeps leaves no room for our option in its next SYN. */
-	inet_csk(sk)->icsk_accept_queue.fastopenq.max_qlen = 0;
-	error = inet_csk_listen_start(sk);
 	if (error)
 		slim_go_home(socket);
 	return error;
@@ -565,7 +704,7 @@ static int slim_listen(struct sock *sk)
 	if (!wildcard && !slim_same(address, place->address))
 		goto stay;
 	if (!inet->inet_num) {
-		if (slim_inet_csk_get_port(sk, 0))
+		if (inet_csk_get_port(sk, 0))
 			goto stay;
 		inet->inet_sport = htons(inet->inet_num);
 	}
@@ -657,8 +796,7 @@ static bool slim_child(struct slim_socket *listener, const struct request_sock *
 	flow = NULL;
 	/* Decided at the SYN; tables that came since may say otherwise. */
 	reason = SLIM_REASON_GENERATION;
-	if (!(socket->flags & SLIM_SOCKET_LOOPBACK) &&
-	    !slim_host_still(host, place->endpoint, socket->peer_endpoint, socket->target_port,
+	if (!slim_host_still(host, place->endpoint, socket->peer_endpoint, socket->target_port,
 			     SLIM_INGRESS, &socket->generation, &socket->rule))
 		goto no;
 	return true;
@@ -692,16 +830,39 @@ static bool slim_child_refused(struct sock *sk, const struct request_sock *req, 
 	return refused;
 }
 
+/* Hands a shadow's connection to its listener; of any other listener's, forgets it: NULL. */
+static struct sock *slim_child_queue(struct sock *sk, struct request_sock *req, struct sock *child)
+{
+	struct sock *listener = NULL;
+
+	rcu_read_lock();
+	if (slim_is_shadow(sk))
+		listener = slim_shadow_of(sk, child);
+	if (listener) {
+		child = inet_csk_reqsk_queue_add(listener, req, child);
+	} else {
+		slim_child_forget(child);
+		child = NULL;
+	}
+	rcu_read_unlock();
+	return child;
+}
+
 /* Of a handshake with a request socket. */
 struct sock *slim_inet_csk_complete_hashdance(struct sock *sk, struct sock *child,
 					      struct request_sock *req, bool own_req)
 {
-	if (!own_req || !slim_child_refused(sk, req, child))
+	struct sock *done;
+
+	if (!own_req || (!slim_is_shadow(sk) && !slim_child_refused(sk, req, child)))
 		return inet_csk_complete_hashdance(sk, child, req, own_req);
 	inet_csk_reqsk_queue_drop(req->rsk_listener, req);
 	reqsk_queue_removed(&inet_csk(req->rsk_listener)->icsk_accept_queue, req);
-	slim_child_forget(child);
+	done = slim_child_queue(sk, req, child);
+	if (done)
+		return done;
 	bh_unlock_sock(child);
+	__acquire(child);	/* locked by the caller, as sparse cannot know */
 	sock_put(child);
 	return NULL;
 }
@@ -710,10 +871,9 @@ struct sock *slim_inet_csk_complete_hashdance(struct sock *sk, struct sock *chil
 struct sock *slim_inet_csk_reqsk_queue_add(struct sock *sk, struct request_sock *req,
 					   struct sock *child)
 {
-	if (!slim_child_refused(sk, req, child))
+	if (!slim_is_shadow(sk) && !slim_child_refused(sk, req, child))
 		return inet_csk_reqsk_queue_add(sk, req, child);
-	slim_child_forget(child);
-	return NULL;
+	return slim_child_queue(sk, req, child);
 }
 
 /* getsockname(2), getpeername(2), and the name that accept(2) gives */
@@ -875,8 +1035,7 @@ static bool slim_socket_still(struct sock *sk)
 	lock_sock(sk);
 	rcu_read_lock();
 	socket = slim_socket_find(sk);
-	if (socket && !(socket->flags & (SLIM_SOCKET_LISTENER | SLIM_SOCKET_LOOPBACK)) &&
-	    sk->sk_state != TCP_CLOSE)
+	if (socket && !(socket->flags & SLIM_SOCKET_LISTENER) && sk->sk_state != TCP_CLOSE)
 		still = slim_host_still(socket->place->host, socket->place->endpoint,
 					socket->peer_endpoint, socket->target_port,
 					socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS :

@@ -179,25 +179,6 @@ struct sock *slim_listener(struct slim_host *host, u32 index, __be16 port)
 				      SLIM_INNER_PORT, 0, 0);
 }
 
-/* Whether the SYN is of a socket of this host that dialled its own loopback. */
-static bool slim_is_from_loopback(struct slim_host *host, const struct slim_flow_key *key)
-{
-	const struct slim_socket *opener;
-	bool loopback = false;
-	struct sock *sk;
-
-	sk = __inet_lookup_established(host->net, host->net->ipv4.tcp_death_row.hashinfo,
-				       key->destination, key->destination_port, key->source,
-				       ntohs(key->source_port), 0, 0);
-	if (!sk)
-		return false;
-	opener = sk_fullsock(sk) ? slim_socket_find(sk) : NULL;
-	if (opener)
-		loopback = opener->flags & SLIM_SOCKET_LOOPBACK;
-	sock_gen_put(sk);
-	return loopback;
-}
-
 static void slim_syn_refused(struct slim_host *host, struct slim_place *place,
 			     const struct slim_flow_key *key, const struct slim_option *option,
 			     const struct slim_syn *syn, u32 reason)
@@ -225,7 +206,7 @@ static void slim_syn_refused(struct slim_host *host, struct slim_place *place,
 /* Writes the record. A second SYN of the same tuple replaces that of the first. */
 static bool slim_flow_write(struct slim_host *host, struct slim_place *place,
 			    const struct slim_flow_key *key, const struct slim_option *option,
-			    const struct slim_syn *syn, bool loopback)
+			    const struct slim_syn *syn)
 {
 	struct slim_flow *flow;
 
@@ -250,11 +231,6 @@ static bool slim_flow_write(struct slim_host *host, struct slim_place *place,
 	slim_copy(flow->destination, place->address);
 	if (key->source != host->underlay)
 		flow->flags |= SLIM_SOCKET_WIRE;
-	if (loopback) {
-		flow->flags |= SLIM_SOCKET_LOOPBACK;
-		slim_map_v4(flow->source, htonl(INADDR_LOOPBACK));
-		slim_map_v4(flow->destination, htonl(INADDR_LOOPBACK));
-	}
 	atomic_inc(&host->flow_count);
 	atomic_inc(&place->flows);
 	if (rhashtable_insert_fast(&host->flows, &flow->node, slim_flow_params)) {
@@ -274,12 +250,9 @@ static unsigned int slim_wire_syn(struct slim_host *host, const struct iphdr *ip
 		.destination_port = tcp->dest,
 	};
 	struct slim_tuple tuple = { .source_port = tcp->source, .destination_port = tcp->dest };
-	const struct slim_socket *listener;
 	struct slim_place *place;
 	struct slim_option option;
 	struct slim_syn syn;
-	struct sock *sk;
-	bool loopback;
 	int error;
 
 	if (slim_option_find(options, length, &option) != 1) {
@@ -308,15 +281,12 @@ static unsigned int slim_wire_syn(struct slim_host *host, const struct iphdr *ip
 		slim_count(host, SLIM_REASON_SYN_UNKNOWN);
 		return NF_DROP;
 	}
-	loopback = syn.source_endpoint == place->endpoint && slim_is_from_loopback(host, &key);
-	sk = slim_listener(host, place->index, option.port);
-	listener = sk ? slim_socket_find(sk) : NULL;
-	if (!listener || (loopback && !(listener->flags & SLIM_SOCKET_WILDCARD))) {
+	if (!slim_listener(host, place->index, option.port)) {
 		slim_flow_drop(host, &key);
 		slim_syn_refused(host, place, &key, &option, &syn, SLIM_REASON_SYN_NO_LISTENER);
 		return NF_ACCEPT;
 	}
-	if (!slim_flow_write(host, place, &key, &option, &syn, loopback)) {
+	if (!slim_flow_write(host, place, &key, &option, &syn)) {
 		slim_count(host, SLIM_REASON_FLOW_FULL);
 		return NF_DROP;
 	}
@@ -411,8 +381,7 @@ static bool slim_flow_goes(struct slim_host *host, struct slim_flow *flow,
 		return time_after(jiffies, flow->time + SLIM_HANDSHAKE);
 	if (why == SLIM_FLOW_ALL)
 		return !place || flow->place == place;
-	return !(flow->flags & SLIM_SOCKET_LOOPBACK) &&
-	       !slim_host_still(host, flow->place->endpoint, flow->source_endpoint, flow->port,
+	return !slim_host_still(host, flow->place->endpoint, flow->source_endpoint, flow->port,
 				SLIM_INGRESS, &flow->generation, &flow->rule);
 }
 
