@@ -49,10 +49,8 @@ def test_every_source_says_its_licence_in_its_first_lines():
     for path in files():
         if path.is_relative_to("docs/examples"):
             continue
-        if path.is_relative_to("kernel/module"):
-            licence = MODULE
-        elif path.suffix in (".c", ".h"):
-            licence = C
+        if path.suffix in (".c", ".h"):
+            licence = MODULE if path.is_relative_to("kernel/module") else C
         elif path.suffix in (".py", ".nix", ".toml", ".sh") or path.name in (
             "setup",
             "test",

@@ -8,7 +8,7 @@ import pytest
 from generate_contract import ROOT
 
 NAMED = runpy.run_path(str(ROOT / "tests/vm/suites.py"))
-SUITES, KERNELS = NAMED["SUITES"], NAMED["KERNELS"]
+SUITES, KERNELS = NAMED["SUITES"] | NAMED["MODULE_SUITES"], NAMED["KERNELS"]
 
 
 def rows():

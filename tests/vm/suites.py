@@ -54,3 +54,24 @@ SUITES = {
         "SYNs that come again, and the names that sockets say",
     ),
 }
+
+#: Of the kernel module, in machines where it is loaded (test_module.py).
+CLAUSES = (
+    "what_a_probe_promises_is_there or tables_decide or live_connections_follow_the_tables"
+    " or what_happened_is_told or teardown_leaves_nothing or purge_leaves_nothing"
+)
+MODULE_SUITES = {
+    "netlink": Suite(
+        ["tests/kmod"],
+        "every request that is wrong is refused by name, and changes nothing",
+        ("SLIMNET_NOISE=3000",),
+    ),
+    "clauses": Suite(
+        ["tests/conformance/test_backends.py", "-k", f"kmod and ({CLAUSES})"],
+        "the contract's clauses that sockets are needed for",
+    ),
+    "mixed": Suite(
+        ["tests/conformance/test_mixed.py", "-k", "tables_decide or live_connections"],
+        "a host of ebpf and one of kmod are one cluster, either way round",
+    ),
+}

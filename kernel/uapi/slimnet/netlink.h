@@ -101,8 +101,9 @@ enum slim_nl_command {
 	 * H. ENDPOINT, NETNS_FD, VNI, ADDRESS -> INDEX. The endpoint is the namespace. Before the
 	 * first tables it can connect to nothing but what is in its own namespace. The same
 	 * again answers the same. EEXIST: ENDPOINT is attached with another namespace, VNI or
-	 * address, or the namespace is another endpoint's. EINVAL: NETNS_FD is no network
-	 * namespace, or the host's own. ENOSPC: SLIM_INDEX_MAX are attached.
+	 * address, or the namespace is another endpoint's. EBADF: no descriptor of a namespace.
+	 * EINVAL: of no network namespace, or the host's own. ENOSPC: SLIM_INDEX_MAX are
+	 * attached.
 	 */
 	SLIM_CMD_ATTACH = 8,
 

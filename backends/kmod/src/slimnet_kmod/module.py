@@ -64,6 +64,7 @@ class RequestRefused(BackendError):
     def __init__(self, number: int, said: str, attribute: str) -> None:
         self.errno = number
         self.attribute = attribute
+        said = said.removeprefix(f"SLIM_ATTR_{attribute.upper()}: ")  # for who has only the text
         where = f"{attribute}: " if attribute else ""
         super().__init__(f"module slimnet: {where}{said or os.strerror(number)}")
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel module on Debian's kernels: built, loaded, held to the suites of suites.py, and
+unloaded; whatever the kernel says of trouble meanwhile is a failure.
+
+``SLIMNET_MODULE_SUITES=whole`` runs every clause and every test of the laboratory instead,
+which takes hours.
+"""
+
+import json
+import os
+import re
+import sys
+
+import module
+import pytest
+from guest import kernels
+from suites import MODULE_SUITES
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+PYTEST = ["pytest", "--color=no", "-v", "--tb=short", "-p", "no:cacheprovider"]
+LOAD = """
+file={built}/$(uname -r)/slimnet.ko
+for needed in $(modinfo -F depends $file | tr , ' '); do modprobe $needed || exit; done
+insmod $file && cat /proc/modules
+"""
+UNLOAD = "rmmod slimnet && ! grep '^slimnet ' /proc/modules"
+#: What the kernel writes when something is wrong with it (tests/functional/lab/fixtures.py).
+TROUBLE = r"dmesg | grep -E 'WARNING:|BUG|Oops|KASAN|refcount|\\bleak|hung task|lockup|Call Trace'"
+WHOLE = {
+    "clauses": ["tests/conformance", "-k", "kmod or one_cluster"],
+    "functional": ["tests/functional", "-k", "kmod"],
+    "netlink": ["tests/kmod"],
+}
+
+
+def suites():
+    if os.environ.get("SLIMNET_MODULE_SUITES") == "whole":
+        return {name: ([], arguments) for name, arguments in WHOLE.items()}
+    return {name: (each.environment, each.arguments) for name, each in MODULE_SUITES.items()}
+
+
+COMMANDS = {
+    "load": ["sh", "-c", LOAD.format(built=module.BUILT)],
+    "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
+    **{
+        name: ["env", *environment, sys.executable, "-m", *PYTEST, *arguments]
+        for name, (environment, arguments) in suites().items()
+    },
+    "unload": ["sh", "-c", UNLOAD],
+    "trouble": ["sh", "-c", TROUBLE],
+}
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Before the machines start: they see it."""
+    for directory in kernels():
+        module.build(directory)
+
+
+@pytest.fixture
+def loaded(built, guest):
+    output, status, _ = guest.wait("load")
+    assert status == 0, output
+    assert re.search(r"^slimnet \d+ 0 ", output, re.MULTILINE)
+    return guest
+
+
+def test_it_says_what_it_can_do(loaded):
+    output, status, _ = loaded.wait("check")
+    assert status == 0, output
+    (found,) = json.loads(output)
+    (kmod,) = [each for each in found["backends"] if each["backend"] == "kmod"]
+    assert kmod["answer"] == "yes"
+    assert kmod["reason"].startswith(f"Linux {loaded.release}, module slimnet ")
+
+
+@pytest.mark.parametrize("name", suites())
+def test_suite(loaded, name):
+    """It passes, and nothing of it is skipped or left out for the lack of the module."""
+    output, status, seconds = loaded.wait(name)
+    assert status == 0, output[-20000:]
+    assert "left out" not in output
+    passed = int(re.search(r"(\d+) passed", output)[1])
+    print(f"Linux {loaded.release}: {name}: {passed} passed in {seconds} s")
+    assert passed
+
+
+def test_it_can_be_unloaded(loaded):
+    output, status, _ = loaded.wait("unload")
+    assert status == 0, output
+
+
+def test_the_kernel_is_well(loaded):
+    output, status, _ = loaded.wait("trouble")
+    assert (output.strip(), status) == ("", 1)
