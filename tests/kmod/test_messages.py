@@ -15,8 +15,9 @@ from slimnet.exceptions import ConfigError
 from slimnet.tables import ServiceKey, ServiceRecord, Tables
 from slimnet_kmod import contract as private
 from slimnet_kmod import messages, module, requirements
-from slimnet_kmod.backend import _parts, _records
 from slimnet_kmod.options import KmodOptions
+from slimnet_kmod.tables import parts as parts_of
+from slimnet_kmod.tables import records as records_of
 
 HEADER = (Path(__file__).parents[2] / "kernel/uapi/slimnet/netlink.h").read_text()
 SAID = dict(re.findall(r"SLIM_ATTR_(\w+) = \d+,\s*/\* ([\w\[]+)", HEADER))
@@ -84,13 +85,13 @@ def test_tables_are_sent_in_whole_records():
     """As many as an attribute has room for, in their order."""
     tables = Tables(1, services=dict(service(number) for number in range(1, 20)))
     (kind,) = [each for each in encodings({}) if each.table == "services"]
-    records = _records(kind, tables)
-    parts = list(_parts(records))
+    records = records_of(kind, tables)
+    parts = list(parts_of(records))
     assert b"".join(parts) == b"".join(records)
     assert [len(part) / len(records[0]) for part in parts] == [7, 7, 5]
     (data,) = {len(messages.encode(33, 6, 5, 7, {"RECORDS": parts[0]}))}
     assert data == 16 + 4 + 4 + len(parts[0])
-    assert not list(_parts([]))
+    assert not list(parts_of([]))
 
 
 def acknowledgement(number, **said):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The BPF program in the kernel answers every flow as the oracle does.
+"""What decides in the kernel answers every flow as the oracle does: the BPF program, and where
+it is loaded the kernel module.
 
-``slim_ask`` runs the data path's own code over the tables that the backend writes;
-here they are the compiler's, of one generated world after the other.
+``slim_ask``, and SLIM_CMD_ASK, run the data path's own code over the tables that the backend
+writes; here they are the compiler's, of one generated world after the other.
 ``SLIMNET_POLICY_FLOWS=1000000`` makes the long run.
 """
 
+import contextlib
 import itertools
 import os
 from collections import Counter
@@ -16,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from test_oracle import FLOWS_OF_A_WORLD, VNIS, WORLDS, assert_of_every_kind, assert_same
 from worlds import HOSTS, worlds
 
-from slimnet.answers import FlowQuestion
+from slimnet import contract
+from slimnet.answers import FlowQuestion, decision
 from slimnet.exceptions import SlimnetError
+from slimnet.linux import netns
 from slimnet.model import Direction, Reason
 from slimnet.policy import Oracle
 from slimnet.policy import compile as compile_tables
@@ -27,49 +31,112 @@ from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.objects import Object
 from slimnet_ebpf.question import ask
 from slimnet_ebpf.writer import Writer
+from slimnet_kmod import contract as driven
+from slimnet_kmod.module import Module
+from slimnet_kmod.tables import commit, prepare
 
 
 class Kernel:
-    """The object, loaded and attached to nothing."""
+    """One that has been given tables, and is asked."""
 
-    def __init__(self, loaded):
-        maps = loaded.maps()
-        self.maps = {number: maps[name] for number, name in private.MAPS.items()}
-        self._writer = Writer(self.maps)
-        self._programs = {each.name: each.fd for each in loaded.programs()}
+    def __init__(self):
         self._generations = itertools.count(1)
         self.tables = None
 
     def install(self, tables):
         self.tables = evolve(tables, generation=next(self._generations))
-        self._writer.install(self.tables, None, {})
+        self.write(self.tables)
+
+    def ask(self, flow):
+        return self.answer(
+            FlowQuestion(
+                VNIS[flow.network],
+                flow.direction,
+                flow.source,
+                flow.destination,
+                flow.protocol,
+                flow.port,
+            )
+        )
+
+
+class Programs(Kernel):
+    """The object, loaded and attached to nothing."""
+
+    def __init__(self, loaded):
+        super().__init__()
+        maps = loaded.maps()
+        self.maps = {number: maps[name] for number, name in private.MAPS.items()}
+        self._writer = Writer(self.maps)
+        self._programs = {each.name: each.fd for each in loaded.programs()}
+
+    def write(self, tables):
+        self._writer.install(tables, None, {})
 
     def program(self, name):
         """Its descriptor."""
         return self._programs[name]
 
-    def ask(self, flow):
-        question = FlowQuestion(
-            VNIS[flow.network],
-            flow.direction,
-            flow.source,
-            flow.destination,
-            flow.protocol,
-            flow.port,
-        )
+    def answer(self, question):
         return ask(self.program("slim_ask"), question)
 
 
-@pytest.fixture(scope="module")
-def kernel():
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to load BPF programs")
+class Family(Kernel):
+    """The kernel module, in a network namespace that has no endpoint."""
+
+    def __init__(self, opened):
+        super().__init__()
+        self._module = opened
+        opened.request(
+            driven.SLIM_CMD_START,
+            ABI_VERSION=contract.SLIM_ABI_VERSION,
+            FINGERPRINT=contract.FINGERPRINT,
+            INSTANCE="policy",
+            UNDERLAY=bytes(10) + bytes([255, 255, 198, 18, 0, 1]),
+            WIRE_PORT=4790,
+            RANGE=bytes([240, 0, 0, 0]),
+            KEY=bytes(16),
+        )
+
+    def write(self, tables):
+        prepare(self._module, tables)
+        commit(self._module, tables)
+
+    def answer(self, question):
+        asked = self._module.request(driven.SLIM_CMD_ASK, QUESTION=question.pack())
+        return decision(asked["QUESTION"])
+
+
+@contextlib.contextmanager
+def family():
+    path = netns.DIRECTORY / f"slt-{os.getpid()}-policy"
+    netns.create(path)
+    try:
+        with netns.enter(path):
+            opened = Module()
+        with contextlib.closing(opened):
+            yield Family(opened)
+            opened.request(driven.SLIM_CMD_TEARDOWN, FORCE=True)
+    finally:
+        netns.remove(path)
+
+
+@contextlib.contextmanager
+def programs():
     try:
         with Object(EbpfBackend.object_path) as loaded:
             loaded.load()
-            yield Kernel(loaded)
+            yield Programs(loaded)
     except (BpfError, SlimnetError) as error:
         pytest.skip(f"needs a kernel that loads the data path: {error}")
+
+
+@pytest.fixture(scope="module", params=["ebpf", pytest.param("kmod", marks=pytest.mark.module)])
+def kernel(request):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to drive a data path")
+    with {"ebpf": programs, "kmod": family}[request.param]() as kernel:
+        yield kernel
 
 
 def check_flow(kernel, oracle, dialled, seen):

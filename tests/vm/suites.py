@@ -70,6 +70,11 @@ MODULE_SUITES = {
         ["tests/conformance/test_backends.py", "-k", f"kmod and ({CLAUSES})"],
         "the contract's clauses that sockets are needed for",
     ),
+    "oracle": Suite(
+        ["tests/policy/test_kernel.py", "-k", "kmod"],
+        "what the module decides is what the oracle does (20,000 flows)",
+        ("SLIMNET_POLICY_FLOWS=20000",),
+    ),
     "mixed": Suite(
         ["tests/conformance/test_mixed.py", "-k", "tables_decide or live_connections"],
         "a host of ebpf and one of kmod are one cluster, either way round",

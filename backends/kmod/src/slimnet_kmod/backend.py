@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,6 @@ from attrs import evolve
 from slimnet import answers, contract, fallback
 from slimnet.abc import Backend, Context
 from slimnet.answers import FlowQuestion
-from slimnet.encoding import Encoding, encodings
 from slimnet.exceptions import (
     AbiMismatch,
     BackendError,
@@ -50,20 +49,14 @@ from slimnet.place import Life, Place
 from slimnet.tables import Change, Tables
 from slimnet_kmod import contract as private
 from slimnet_kmod import requirements
-from slimnet_kmod.messages import FAMILY, ROOM
+from slimnet_kmod.messages import FAMILY
 from slimnet_kmod.module import Module, ModuleEvents, RequestRefused
 from slimnet_kmod.options import KmodOptions
 from slimnet_kmod.requirements import CAPABILITIES, ModuleStamp
+from slimnet_kmod.tables import commit, prepare
 
 __all__ = ["KmodBackend"]
 
-_TABLES = {
-    "addresses": private.SLIM_NL_ADDRESSES,
-    "endpoints": private.SLIM_NL_ENDPOINTS,
-    "cidrs": private.SLIM_NL_CIDRS,
-    "policy": private.SLIM_NL_POLICY,
-    "services": private.SLIM_NL_SERVICES,
-}
 _CONNECTION = Layout(private.slim_nl_connection)
 _ACCOUNT_KEY = Layout(contract.slim_account_key)
 _ACCOUNT = Layout(contract.slim_account)
@@ -259,40 +252,17 @@ class KmodBackend(Backend):
         with self._open():
             held = self._module.request(private.SLIM_CMD_INFO).get("GENERATION", 0)
             if held != tables.generation:
-                self._prepare(tables, change if change and change.base == held else None)
+                prepare(self._module, tables, change if change and change.base == held else None)
             self._fallback.install(tables)
             if held != tables.generation:
                 try:
-                    self._module.request(
-                        private.SLIM_CMD_TABLES_COMMIT, GENERATION=tables.generation
-                    )
+                    commit(self._module, tables)
                 except BaseException:
                     if self._tables is not None:
                         with contextlib.suppress(BackendError):
                             self._fallback.install(self._tables)
                     raise
             self._tables = tables
-
-    def _prepare(self, tables: Tables, change: Change | None) -> None:
-        self._module.request(
-            private.SLIM_CMD_TABLES_BEGIN,
-            GENERATION=tables.generation,
-            BASE=None if change is None else change.base,
-        )
-        for kind in encodings({}):
-            if kind.table not in _TABLES:
-                continue
-            gone = [] if change is None else [kind.key(key) for key in kind.gone(change)]
-            for attribute, items in (
-                ("GONE", gone),
-                ("RECORDS", _records(kind, tables if change is None else change.set)),
-            ):
-                for part in _parts(items):
-                    self._module.request(
-                        private.SLIM_CMD_TABLES_PUT,
-                        TABLE=_TABLES[kind.table],
-                        **{attribute: part},
-                    )
 
     def status(self) -> Status:
         """See :meth:`slimnet.abc.Backend.status`. An endpoint is attached where both halves
@@ -465,18 +435,6 @@ def _running(instance: str) -> dict[str, Any] | None:
             return None
         raise
     return info if info.get("INSTANCE") == instance else None
-
-
-def _records(kind: Encoding, tables: Tables) -> list[bytes]:
-    return [kind.key(key) + kind.value(key, value) for key, value in kind.of(tables).items()]
-
-
-def _parts(items: Sequence[bytes]) -> Iterator[bytes]:
-    """As few messages as there need be; a table's records, or keys, are all of one length."""
-    if items:
-        many = ROOM // len(items[0])
-        for start in range(0, len(items), many):
-            yield b"".join(items[start : start + many])
 
 
 def _connection(record: dict[str, Any], epoch: float) -> Connection:
