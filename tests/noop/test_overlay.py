@@ -2,6 +2,7 @@
 """What the fallback overlay makes of the kernel, as the noop backend sets it up: devices,
 rules, entries. What users see of it is asked in the laboratory (tests/functional)."""
 
+import errno
 import os
 import signal
 import socket
@@ -15,9 +16,9 @@ from attrs import evolve
 
 from slimnet.exceptions import BackendError, InvalidValue
 from slimnet.linux import netns
-from slimnet.model import Answer, Direction, Endpoint, Network, Reason
+from slimnet.model import Answer, Direction, Endpoint, Network, Reason, Wire, WireFormat
 from slimnet.place import Part, Place
-from slimnet.tables import CidrRecord, PolicyKey, PolicyRecord
+from slimnet.tables import CidrRecord, HostRecord, PolicyKey, PolicyRecord
 from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, Stage
 
 noop = pytest.importorskip("slimnet_noop")
@@ -150,6 +151,26 @@ def test_a_frame_from_an_address_that_is_not_remote_is_dropped(stage):
                 frame = vxlan(source, _CLIENT, 5000, source.encode())
                 sender.sendto(frame, (str(stage.address(0)), 4789))
         assert client.recv(100) == _SERVER.encode()
+
+
+def test_a_host_that_hears_no_vxlan_is_unreachable_at_once(stage):
+    """As one whose backend is another, in a cluster of several: nothing is sent into the void."""
+    here = stage.tables(0, 2)
+    hosts = dict(here.hosts)
+    hosts[stage.address(1)] = HostRecord("h2", frozenset({WireFormat(Wire.SYN)}))
+    stage.backends[0].install(evolve(here, hosts=hosts))
+    before = stage.backends[0].status().counters.get(Reason["UNREACHABLE"], 0)
+    with inside(stage, "client"), udp() as client:
+        client.connect((_SERVER, 5000))
+        client.send(b"is anybody there?")
+        with pytest.raises(OSError, match="No route to host"):
+            client.recv(100)
+    reached = stage.reach("client", "server", ALLOWED)
+    assert (reached.error, reached.seconds < 1) == (errno.EHOSTUNREACH, True)
+    assert stage.backends[0].status().counters[Reason["UNREACHABLE"]] > before
+    assert not stage.reach("client", "neighbour", ALLOWED), "nobody listens there"
+    stage.serve("neighbour", ALLOWED)
+    assert stage.reach("client", "neighbour", ALLOWED)
 
 
 def test_root_in_an_endpoint_finds_no_rules(stage):

@@ -37,7 +37,7 @@ from netaddr import IPNetwork
 
 from slimnet import contract
 from slimnet.fallback.intervals import flatten
-from slimnet.model import Direction, Protocol, Reason
+from slimnet.model import Direction, Protocol, Reason, Wire
 from slimnet.tables import PolicyKey, PolicyRecord, Tables
 
 __all__ = [
@@ -244,7 +244,7 @@ def _subject(
 
 def _decisions(script: _Script, tables: Tables, vni: int) -> None:
     local = {}
-    remote = []
+    remote, apart = [], []
     known: list[tuple[int, int, int]] = []
     hosts: list[tuple[int, int, None]] = []
     for (number, network), cidr in tables.cidrs.items():
@@ -261,6 +261,9 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
                 local[address] = record.identity
             else:
                 remote.append(str(address))
+                host = tables.hosts.get(record.host)
+                if host is not None and all(each.wire is not Wire.VXLAN for each in host.wires):
+                    apart.append(str(address))
     script.table(
         "map",
         "peer",
@@ -270,6 +273,8 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
     script.table("set", "host", "ipv4_addr", (_dotted(a, b) for a, b, _ in flatten(hosts)))
     script.table("set", "local", "ipv4_addr", map(str, sorted(local)), ranges=False)
     script.table("set", "remote", "ipv4_addr", remote, ranges=False)
+    # On hosts that hear no VXLAN: what is sent there would be lost without a word.
+    script.table("set", "apart", "ipv4_addr", apart, ranges=False)
 
     subjects = set(local.values())
     policy: dict[tuple[int, Direction], dict[int, dict[PolicyKey, PolicyRecord]]] = {}
@@ -296,6 +301,7 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             ranges=False,
         )
         nobody = script.deny(direction, Reason["NO_ENDPOINT"])
+        unreachable = script.deny(Direction.EGRESS, Reason["UNREACHABLE"])
         script.chain(
             "egress" if direction is Direction.EGRESS else "ingress",
             f"meta l4proto != {{ {', '.join(str(p.value) for p in Protocol)} }} "
@@ -303,6 +309,11 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             f"meta mark set {contract.SLIM_IDENTITY_WORLD}",
             f"meta mark set ip {other} map @{script.side}peer",
             f"meta mark {_NOBODY} {nobody}",
+            *(
+                [f"ip daddr @{script.side}apart {unreachable}"]
+                if direction is Direction.EGRESS
+                else ()
+            ),
             f"ip {own} vmap @{script.side}{prefix}_subject",
             nobody,
         )
