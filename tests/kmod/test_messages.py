@@ -7,14 +7,17 @@ import struct
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.encoding import encodings
 from slimnet.exceptions import ConfigError
-from slimnet.tables import ServiceKey, ServiceRecord, Tables
+from slimnet.model import Decision, Reason, Verdict, Way, WayKind, Wire, WireFormat
+from slimnet.tables import EndpointRecord, HostRecord, ServiceKey, ServiceRecord, Tables
 from slimnet_kmod import contract as private
 from slimnet_kmod import messages, module, requirements
+from slimnet_kmod.backend import carried
 from slimnet_kmod.options import KmodOptions
 from slimnet_kmod.tables import parts as parts_of
 from slimnet_kmod.tables import records as records_of
@@ -121,6 +124,45 @@ def test_a_refusal_says_which_attribute():
     error = refused(request, errno.EINVAL, missing=private.SLIM_ATTR_ADDRESS)
     assert str(error) == "module slimnet: address: Invalid argument"
     assert refused(request, 0) is None
+
+
+VXLAN, SYN = (frozenset({WireFormat(wire)}) for wire in (Wire.VXLAN, Wire.SYN))
+
+
+@pytest.mark.parametrize(
+    ("reason", "wires", "local", "refused"),
+    [
+        ("UNREACHABLE", VXLAN, False, False),
+        ("UNREACHABLE", SYN, False, True),
+        ("DATAGRAM", VXLAN, False, False),
+        ("DATAGRAM", SYN, False, True),
+        ("DATAGRAM", SYN, True, False),
+        ("RULE_DENY", VXLAN, False, True),
+        ("FAMILY", VXLAN, False, True),
+    ],
+)
+def test_what_the_fallback_overlay_carries_is_not_refused(reason, wires, local, refused):
+    """What explain says of a connect is what becomes of it, whichever of the two carries it."""
+    there, host = IPAddress("10.0.0.2"), IPAddress("192.0.2.2")
+    tables = Tables(
+        1,
+        endpoints={5: EndpointRecord(there, host, 7, 300, local=local, wire=None)},
+        hosts={host: HostRecord("h2", wires)},
+    )
+    answer = Decision(
+        verdict=Verdict(True, Reason["DEFAULT_ALLOW"]),
+        generation=1,
+        subject=300,
+        peer=300,
+        endpoint=5,
+        service=0,
+        target=(there, 80),
+        host=host,
+        way=Way(WayKind.REFUSED, Reason[reason], errno.EHOSTUNREACH),
+    )
+    assert (carried(answer, tables).way is not None) is refused
+    assert carried(answer, None) == answer
+    assert carried(evolve(answer, endpoint=0), tables) == evolve(answer, endpoint=0)
 
 
 def test_a_kernel_without_the_module_says_so():
