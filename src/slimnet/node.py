@@ -177,7 +177,7 @@ class Node:
             netns: path of an existing network namespace, of a container say, which has
                 no ``eth0`` and no default route: it gets the endpoint's, and loses them
                 when the endpoint is detached. Any process in it is the endpoint then.
-                Only of a backend that works by namespaces (``noop``).
+                Only of a backend that works by namespaces (``kmod``, ``noop``).
             ephemeral: it goes by itself when this process has ended and its
                 cgroup is empty.
 
