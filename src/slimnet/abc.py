@@ -104,6 +104,9 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     #: For ``backend = "auto"``: the highest whose probe says yes is taken.
     preference: ClassVar[int] = 0
+    #: Whether an ordinary user can run it. One that only root can run is not asked for what
+    #: it has of a user's instance: what has that name is root's.
+    unprivileged: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -23,6 +23,9 @@
     [backend.ebpf]                # a plugin's own options
     wire_ports = 4790
 
+An ordinary user's store and key are in that user's own directories
+(:mod:`slimnet.directories`).
+
 TOML lets no key be text and table at once: in a file with a ``[backend.<name>]``
 the backend is named by ``backend.name = "ebpf"``, or left at ``auto``.
 """
@@ -41,16 +44,14 @@ from typing import Any
 from attrs import field, frozen
 from netaddr import AddrFormatError, IPAddress
 
+from slimnet import directories
 from slimnet.exceptions import ConfigError
 from slimnet.names import NAME, is_label
 from slimnet.plugins import backend_names, store_names, suggest
 
-__all__ = ["DEFAULT_PATH", "Config", "UnderlayConfig", "load_config"]
-
-DEFAULT_PATH = Path("/etc/slimnet/slimnet.toml")
+__all__ = ["Config", "UnderlayConfig", "load_config"]
 
 _LEVELS = ("debug", "info", "warning", "error")
-_RUN = Path("/run/slimnet")
 
 
 def _host_name() -> str:
@@ -73,7 +74,8 @@ class UnderlayConfig:
 
 @frozen
 class Config:
-    """What the agent of one host is told.
+    """What the agent of one host is told. Where its files are by default:
+    :mod:`slimnet.directories`.
 
     Attributes:
         path: the file that it came from; ``None`` for the defaults.
@@ -94,8 +96,8 @@ class Config:
     instance: str = "default"
     host: str = field(factory=_host_name)
     backend: str = "auto"
-    store: str = "sqlite:////var/lib/slimnet/store.db"
-    key_file: Path = Path("/etc/slimnet/key")
+    store: str = field(factory=lambda: f"sqlite:///{directories.state() / 'store.db'}")
+    key_file: Path = field(factory=lambda: directories.configuration() / "key")
     lease: float = 10.0
     underlay: UnderlayConfig = UnderlayConfig()
     level: str = "info"
@@ -115,7 +117,7 @@ class Config:
     @property
     def run(self) -> Path:
         """The directory of what is gone after a reboot."""
-        return _RUN / self.instance
+        return directories.run() / self.instance
 
     @property
     def socket(self) -> Path:
@@ -128,21 +130,33 @@ def load_config(path: str | os.PathLike[str] | None = None) -> Config:
 
     Args:
         path: the file; ``SLIMNET_CONFIG`` or ``/etc/slimnet/slimnet.toml`` by
-            default. Files ``conf.d/*.toml`` beside it are merged over it, in
-            the order of their names. Only the default file may be absent.
+            default, of an ordinary user ``~/.config/slimnet/slimnet.toml``. Files
+            ``conf.d/*.toml`` beside it are merged over it, in the order of their names.
+            Only the default file may be absent.
 
     Raises:
         ConfigError: a file cannot be read, or a key or value in it is wrong;
             says which, and what would do.
     """
     given = path if path is not None else os.environ.get("SLIMNET_CONFIG")
-    main = Path(given) if given else DEFAULT_PATH
+    main = Path(given) if given else directories.configuration() / "slimnet.toml"
     merged: dict[str, tuple[Any, Path]] = {}
-    found = given is not None or main.exists()
+    found = given is not None or _is_there(main)
     for part in [main] * found + sorted((main.parent / "conf.d").glob("*.toml")):
         for key, value in _flatten(_read(part)):
             merged["backend" if key == "backend.name" else key] = (value, part)
     return _Check(merged).config(main if found else None)
+
+
+def _is_there(path: Path) -> bool:
+    """Also where that cannot be told: then reading it says why."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _is_absolute(text: str) -> bool:

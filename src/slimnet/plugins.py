@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -96,7 +97,8 @@ def probe(name: str) -> Probe:
 
 def running(instance: str, state: Path) -> dict[str, Running]:
     """What each installed backend has of an instance on this machine, by its name;
-    nothing of those that cannot be imported.
+    nothing of those that cannot be imported, nor, for an ordinary user, of those that need
+    root.
 
     Args:
         instance: whose.
@@ -108,6 +110,8 @@ def running(instance: str, state: Path) -> dict[str, Running]:
             kind = backend_class(name)
         except BackendUnavailable as error:
             _log.debug("%s", error)
+            continue
+        if os.geteuid() != 0 and not kind.unprivileged:
             continue
         there = kind.find(instance, state)
         if there is not None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pytest
 from click.testing import CliRunner
 
-from slimnet import config as configuration
+from slimnet import directories
 from slimnet.agent import agent as agents
 from slimnet.agent import fields as kinds
 from slimnet.agent.client import Client
@@ -62,7 +62,7 @@ def agent(tmp_path, monkeypatch):
     """An agent with a network; it follows its store before each answer only."""
     host = Host("h1", "192.0.2.1", {"vxlan"}, "memory")
     site = Site(host, "eth0", tmp_path / "cgroups", bytes(16))
-    monkeypatch.setattr(configuration, "_RUN", tmp_path / "run")
+    monkeypatch.setattr(directories, "run", lambda: tmp_path / "run")
     monkeypatch.setattr(agents.instance, "running", lambda _: {})
     monkeypatch.setattr(
         agents.instance,

@@ -106,7 +106,7 @@ class Client:
                 f"no agent on {self.path}: start one with 'slimnet agent', or name its socket"
             )
         if isinstance(error, PermissionError):
-            return AgentUnreachable(f"agent on {self.path}: only root may talk to it")
+            return AgentUnreachable(f"agent on {self.path}: only root, or its user, may talk to it")
         if isinstance(error, TimeoutError):
             return AgentUnreachable(f"agent on {self.path}: no answer in {self.timeout:g} s")
         if isinstance(error, ConnectionRefusedError):

@@ -14,10 +14,12 @@ who its agent is        the lock on ``<run>``: the kernel's, gone with the proce
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from slimnet import lock, plugins
+from slimnet.agent.site import directory
 from slimnet.config import Config
 from slimnet.exceptions import (
     BackendUnavailable,
@@ -25,7 +27,6 @@ from slimnet.exceptions import (
     ForeignDataPath,
     InUse,
 )
-from slimnet.linux import cgroup
 from slimnet.model import Answer, Running
 
 __all__ = ["check_store", "choose", "hold", "names", "note", "running"]
@@ -53,7 +54,8 @@ def hold(config: Config) -> Iterator[None]:
                 f"an agent{process} runs instance {config.instance}: stop it first"
             ) from None
         except PermissionError as error:
-            raise CapabilityMissing(f"{config.run}: {error.strerror}: run it as root") from error
+            remedy = "run it as root" if os.geteuid() == 0 else "let XDG_RUNTIME_DIR be yours"
+            raise CapabilityMissing(f"{config.run}: {error.strerror}: {remedy}") from error
         yield
 
 
@@ -144,7 +146,7 @@ def note(config: Config, backend: str) -> None:
 def names(config: Config, endpoints: Iterable[Path]) -> str:
     """What users know endpoints by: those that the agent made a cgroup for by its
     name, others by their whole path."""
-    own = cgroup.mount() / "slimnet" / config.instance
+    own = directory(config)
     every = sorted(path.name if path.parent == own else str(path) for path in endpoints)
     more = f" and {len(every) - _NAMED} more" if every[_NAMED:] else ""
     return ", ".join(every[:_NAMED]) + more

@@ -14,7 +14,7 @@ from slimnet.agent.agent import Agent
 from slimnet.agent.notify import notify
 from slimnet.agent.routes import Routes
 from slimnet.agent.server import Server
-from slimnet.agent.site import survey
+from slimnet.agent.site import directory, survey
 from slimnet.config import Config
 from slimnet.exceptions import AbiMismatch, BackendError, InUse
 from slimnet.linux import cgroup
@@ -42,7 +42,7 @@ def serve(config: Config) -> None:
             Routes(agent),
             # Those of other instances on this machine are below slimnet/ too.
             lambda: [
-                Place(cgroup.mount() / "slimnet"),
+                *([Place(cgroup.mount() / "slimnet")] if cgroup.mounted() else []),
                 *list(agent.endpoints.attached.values()),
             ],
         )
@@ -69,7 +69,7 @@ def teardown(config: Config) -> None:
         busy: list[Path] = []
         for found in there.values():
             busy += found.busy
-        own = cgroup.mount() / "slimnet" / config.instance
+        own = directory(config)
         if there and not busy and cgroup.populated(own):  # of one that cannot say so itself
             busy.append(own)
         if busy:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's API: HTTP/1.1 and JSON over a Unix socket, for root outside of endpoints."""
+"""The agent's API: HTTP/1.1 and JSON over a Unix socket, for the agent's user and root outside
+of endpoints."""
 
 from __future__ import annotations
 
@@ -53,13 +54,16 @@ class Caller:
         self._pidfd = _pidfd(connection)
 
     def check(self, endpoints: Iterable[Place]) -> None:
-        """Let nobody in but root, and no process of an endpoint.
+        """Let nobody in but root and the agent's own user, and no process of an endpoint.
 
         Raises:
             CapabilityMissing: says who may.
         """
+        closed = list(endpoints)
         try:
-            place = cgroup.of_process(self.pid)
+            # Where no endpoint has a cgroup the machine may have none (cgroup version 1).
+            grouped = any(each.cgroup is not None for each in closed)
+            place = cgroup.of_process(self.pid) if grouped else Path("/")
             namespace = _inode(Path(f"/proc/{self.pid}/ns/net"))
             # They are those of this process only while it has not ended.
             if self._pidfd is not None and select.select([self._pidfd], [], [], 0)[0]:
@@ -68,11 +72,12 @@ class Caller:
             if self._pidfd is not None:
                 os.close(self._pidfd)
                 self._pidfd = None
-        if self.uid != 0:
-            raise CapabilityMissing(f"the agent answers to root only, not to user {self.uid}")
+        if self.uid not in (0, os.geteuid()):
+            owner = "root only" if os.geteuid() == 0 else f"user {os.geteuid()} and root only"
+            raise CapabilityMissing(f"the agent answers to {owner}, not to user {self.uid}")
         if place is None or not namespace:
             raise CapabilityMissing("the agent cannot tell who asks: that process has ended")
-        for endpoint in endpoints:
+        for endpoint in closed:
             inside = endpoint.cgroup is not None and place.is_relative_to(endpoint.cgroup)
             if inside or (endpoint.netns is not None and _inode(endpoint.netns) == namespace):
                 raise CapabilityMissing("the agent answers to no process of an endpoint")
@@ -94,7 +99,7 @@ def _pidfd(connection: socket.socket) -> int | None:
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves ``route`` on a Unix socket that only root may open.
+    """Serves ``route`` on a Unix socket that only the agent's user, and root, may open.
 
     Args:
         path: of the socket; what an earlier agent left there is replaced.

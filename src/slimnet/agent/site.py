@@ -23,11 +23,12 @@ from slimnet.linux import cgroup
 from slimnet.linux.resolvers import resolv_conf
 from slimnet.local import interface_ranges, local_ranges
 from slimnet.model import Capabilities, Host
+from slimnet.place import Part
 from slimnet.rtnetlink import Rtnetlink
 from slimnet.trusted import make_trusted
 from slimnet.wires import ACCELERATED
 
-__all__ = ["Site", "able", "fingerprint", "moved", "ranges", "survey", "taken"]
+__all__ = ["Site", "able", "directory", "fingerprint", "moved", "ranges", "survey", "taken"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +69,10 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
 
     Raises:
         ConfigError: an address, an interface or the key file is not as said.
-        CapabilityMissing: no cgroup v2.
+        CapabilityMissing: no cgroup v2, and the backend needs one.
     """
+    if Part.CGROUP in capabilities.needs:
+        cgroup.mount()
     interface, address = _underlay(config)
     key = _key(config.key_file)
     return Site(
@@ -87,9 +90,17 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
             key,
         ),
         interface=interface,
-        cgroups=cgroup.mount() / "slimnet" / config.instance,
+        cgroups=directory(config),
         key=key,
     )
+
+
+def directory(config: Config) -> Path:
+    """The cgroup below which an instance's endpoints are made; where cgroup v2 is not
+    mounted, nothing is. An ordinary user's instance is another than root's of that name."""
+    top = cgroup.mount() if cgroup.mounted() else Path("/sys/fs/cgroup")
+    whose = "" if os.geteuid() == 0 else f"user.{os.geteuid()}"  # no instance has a dot
+    return top / "slimnet" / whose / config.instance
 
 
 def _version() -> str:
@@ -203,7 +214,8 @@ def _key(path: Path) -> bytes:
         got = f"{path} of mode {found.st_mode & 0o777:04o}"
         raise ConfigError("key_file", "mode 0600: a secret", got)
     if found.st_uid not in (0, os.geteuid()):
-        raise ConfigError("key_file", "root's own file", f"{path} of user {found.st_uid}")
+        owner = "root's own file" if os.geteuid() == 0 else f"user {os.geteuid()}'s own file"
+        raise ConfigError("key_file", owner, f"{path} of user {found.st_uid}")
     try:
         key = bytes.fromhex(text)
     except ValueError:

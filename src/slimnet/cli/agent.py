@@ -15,7 +15,9 @@ __all__ = ["agent"]
 
 @click.command(
     epilog="""\b
-A configuration that needs nothing else (/etc/slimnet/slimnet.toml):
+A configuration that needs nothing else (/etc/slimnet/slimnet.toml; of an
+ordinary user, who needs a backend that needs no privilege,
+~/.config/slimnet/slimnet.toml):
   [underlay]
   interface = "eth0"
 
@@ -33,7 +35,7 @@ policy. --teardown removes it, and refuses while an endpoint has processes.""",
     "--config",
     metavar="FILE",
     envvar="SLIMNET_CONFIG",
-    help="[env: SLIMNET_CONFIG; default: /etc/slimnet/slimnet.toml]",
+    help="[env: SLIMNET_CONFIG; default: /etc/slimnet/slimnet.toml, or an ordinary user's own]",
 )
 @click.option("--teardown", is_flag=True, help="Remove this host's data path, and end.")
 def agent(config: str | None, teardown: bool) -> None:  # noqa: FBT001

@@ -28,7 +28,7 @@ class Finding:
     Attributes:
         subject: what it is about.
         answer: ``yes`` where all is well, ``warning`` where something is left
-            open, ``no`` where slimnet cannot work.
+            open, or keeps some backends from working.
         reason: one line: what was found.
         remedy: one line: what to do; empty where nothing can or need be done.
     """
@@ -62,7 +62,8 @@ def _read(name: str) -> str:
 def _root() -> Finding:
     if os.geteuid() == 0:
         return Finding("root", "yes", "running as root")
-    return Finding("root", "no", f"running as user {os.geteuid()}", "use sudo")
+    reason = f"running as user {os.geteuid()}: only backends that need no privilege work"
+    return Finding("root", "warning", reason, "use sudo for the others")
 
 
 def _cgroup() -> Finding:
@@ -70,7 +71,7 @@ def _cgroup() -> Finding:
         return Finding("cgroup v2", "yes", f"mounted on {cgroup.mount()}")
     except CapabilityMissing as error:
         reason, _, remedy = str(error).partition(": ")
-        return Finding("cgroup v2", "no", reason, remedy)
+        return Finding("cgroup v2", "warning", f"{reason}: only backends without", remedy)
 
 
 def _low_ports() -> Finding:

@@ -15,6 +15,7 @@ from typing import IO, Any, TypeVar
 
 import click
 
+from slimnet import directories
 from slimnet.cli.node import (
     agent_option,
     complete_endpoint,
@@ -31,7 +32,6 @@ from slimnet.cli.node import (
 
 __all__ = ["exec_", "run"]
 
-_LOGS = Path("/var/log/slimnet")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -46,7 +46,7 @@ def _command_options(function: _F) -> _F:
         ),
         click.option("--directory", metavar="DIR", help="Start it there. [default: here]"),
         click.option(
-            "--user", metavar="USER", help="Run the command as this user. [default: root]"
+            "--user", metavar="USER", help="Run the command as this user. [default: yourself]"
         ),
     ):
         function = option(function)
@@ -95,7 +95,7 @@ standard input or output is replaced by /dev/null; put a pipe in between.""",
     metavar="FILE",
     type=click.Path(dir_okay=False),
     help="With -d: where CMD's output is appended."
-    f" [default: {_LOGS}/INSTANCE/NETWORK.NAMESPACE.NAME.log]",
+    " [default: /var/log/slimnet/INSTANCE/NETWORK.NAMESPACE.NAME.log]",
 )
 @agent_option
 def run(
@@ -119,6 +119,9 @@ def run(
     UTS and cgroup namespaces of its own and a container's default
     capabilities without CAP_NET_RAW; its host name is NAME, and every
     endpoint's name resolves.
+
+    An ordinary user's command has none of these: it has the endpoint's
+    environment, and is otherwise as it would be without slimnet.
     """
     from slimnet import sandbox  # noqa: PLC0415  # what only these commands need
 
@@ -150,8 +153,8 @@ def run(
         if not detach:
             return _status(lambda: sandbox.run(attached, command, **options))
         endpoint = attached.endpoint
-        file = Path(log or _LOGS / node.status()["instance"] / f"{endpoint.full_name}.log")
-        file = file.absolute()
+        default = directories.logs() / node.status()["instance"] / f"{endpoint.full_name}.log"
+        file = Path(log or default).absolute()
 
         def start() -> int:
             with _open_log(file) as output:

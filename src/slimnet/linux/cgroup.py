@@ -25,6 +25,7 @@ __all__ = [
     "is_cgroup",
     "kill",
     "mount",
+    "mounted",
     "number",
     "of_process",
     "opened",
@@ -50,6 +51,11 @@ def mount() -> Path:
         CapabilityMissing: nowhere.
     """
     return Path(_hierarchy().point)
+
+
+def mounted() -> bool:
+    """Whether there is one: not on every machine."""
+    return bool(mounts.in_sight(_KIND))
 
 
 def _hierarchy() -> mounts.Mount:

@@ -10,6 +10,10 @@ but 0, 1 and 2, and a small system call filter (:mod:`slimnet.sandbox.seccomp`).
 Its host name is the endpoint's, ``/etc/hosts`` knows every endpoint, and
 ``/etc/resolv.conf`` names no resolver on the host's loopback.
 
+Of an ordinary user, and an endpoint that is known by its environment alone, the command
+has that environment and nothing else of this: no namespaces, no filter, the user's own host
+name and files.
+
 What it does *not* confine are the host's other files: the command sees them,
 and writes to them where its user may. Run what must not in a container.
 
@@ -39,9 +43,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from slimnet import directories
 from slimnet.exceptions import CapabilityMissing, InvalidValue, NotFound
 from slimnet.place import Place
-from slimnet.sandbox import relay
+from slimnet.sandbox import preloaded, relay
 from slimnet.sandbox.inside import REACHED
 
 __all__ = ["HIDDEN", "Attached", "CommandNotFound", "NotExecutable", "run", "secrets", "spawn"]
@@ -49,7 +54,7 @@ __all__ = ["HIDDEN", "Attached", "CommandNotFound", "NotExecutable", "run", "sec
 _log = logging.getLogger(__name__)
 
 #: What no endpoint's process shall see, wherever the caller's own files are.
-HIDDEN = ("/etc/slimnet", "/run/slimnet", "/var/lib/slimnet")
+HIDDEN = tuple(map(str, directories.MACHINE))
 
 # The child imports this package and not slimnet's own index, with all that it
 # imports: 10 ms instead of 60.
@@ -125,6 +130,9 @@ def run(attached: Attached, argv: Sequence[str], **options: Any) -> int:
     before = relay.block()
     try:
         process = spawn(attached, argv, terminal=terminal, **options)
+        if _is_bare(attached.place):
+            process.returncode = relay.wait(process.pid, suspend=True, ours=False)
+            return process.returncode
         # A command that leads the terminal cannot be stopped: nothing would continue it.
         status = relay.wait(process.pid, suspend=not terminal)
         process.returncode = status  # the relay has taken it in
@@ -163,7 +171,7 @@ def spawn(
         argv: the command; ``argv[0]`` is looked up in its PATH.
         environment: of the command; by default the caller's without SLIMNET_*.
         directory: to start in; by default the caller's, or ``/``.
-        user: to run as, by name; by default root.
+        user: to run as, by name; by default the caller.
         hidden: more files and directories that shall not be in sight,
             besides :data:`HIDDEN`.
         stdin: as for :class:`subprocess.Popen`.
@@ -187,18 +195,24 @@ def spawn(
     """
     if not argv:
         raise InvalidValue("argv", "a command", list(argv))
-    if os.geteuid() != 0:
-        raise CapabilityMissing("running as an endpoint needs root: use sudo")
+    place = attached.place
+    bare = _is_bare(place)
+    if bare and user is not None:
+        raise CapabilityMissing(f"running as user {user} needs root: use sudo")
     if environment is None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLIMNET_")}
-        if "HOSTNAME" in environment:
+        if "HOSTNAME" in environment and not bare:
             environment["HOSTNAME"] = attached.endpoint.name
-    place = attached.place
+    environment = preloaded.joined(environment, place.environment)
+    who = None if user is None else _user(user)
+    if preloaded.VARIABLE in place.environment:
+        number = None if who is None else who[0]
+        preloaded.check(os.fspath(argv[0]), environment, directory=directory, user=number)
     order = {
         "argv": [os.fspath(word) for word in argv],
-        "environment": {**environment, **place.environment},
+        "environment": environment,
         "directory": None if directory is None else os.fspath(directory),
-        "user": None if user is None else _user(user),
+        "user": who,
         "hidden": [*HIDDEN, *(str(Path(path).absolute()) for path in hidden)],
         "cgroup": str(place.cgroup or ""),
         "netns": str(place.netns or ""),
@@ -206,9 +220,10 @@ def spawn(
         "hostname": attached.endpoint.name,
         "no_new_privileges": no_new_privileges,
         "seccomp": seccomp,
-        "terminal": terminal,
+        "terminal": terminal and not bare,
         "parent": 0 if outlive else os.getpid(),
         "beside": beside,
+        "bare": bare,
     }
     process, report = _start(order, _file(stdin, 0), _file(stdout, 1), _file(stderr, 2))
     if report == REACHED:
@@ -298,6 +313,29 @@ def _failure(order: dict[str, Any], stage: str, number: int | None, text: str) -
         error = CapabilityMissing(f"cannot run {command} as an endpoint: {text}")
     error.__cause__ = cause
     return error
+
+
+def _is_bare(place: Place) -> bool:
+    """Whether the caller is an ordinary user, who can give a command an environment, but no
+    cgroup, namespaces nor mounts.
+
+    Raises:
+        CapabilityMissing: the endpoint needs what only root can give.
+    """
+    if os.geteuid() == 0:
+        return False
+    elsewhere = place.netns is not None and not _is_here(place.netns)
+    if place.cgroup is not None or elsewhere or not place.environment:
+        raise CapabilityMissing("running as an endpoint needs root: use sudo")
+    return True
+
+
+def _is_here(namespace: Path) -> bool:
+    """Whether this process is in a network namespace."""
+    try:
+        return namespace.samefile("/proc/self/ns/net")
+    except OSError:
+        return False
 
 
 def _user(name: str) -> tuple[int, int, list[int]]:

@@ -13,6 +13,9 @@
         between       drops, relays
           command     ends with it, and with the init as all that it started
 
+    caller            slimnet run or exec of an ordinary user
+      command         has the endpoint's environment, and nothing else
+
 Started by :mod:`slimnet.sandbox` as a fresh interpreter that imports nothing
 but the standard library and this package; what to do arrives marshalled on a
 pipe. An error goes back on another pipe, which the command's execve closes.
@@ -58,6 +61,8 @@ def main(order: int, report: int) -> None:
     try:
         if spec["parent"] and not _die_with(spec["parent"]):
             os._exit(128 + signal.SIGKILL)
+        if spec["bare"]:
+            _start(spec, report)
         if spec["cgroup"]:
             _join(spec["cgroup"])
         if spec["netns"] and not _same_file(spec["netns"], "/proc/self/ns/net"):
@@ -74,6 +79,17 @@ def main(order: int, report: int) -> None:
         os._exit(relay.wait(child))
     except BaseException as error:  # noqa: BLE001  # reported to the caller
         _fail(report, error)
+
+
+def _start(spec: dict[str, Any], report: int) -> None:
+    """Become the command, where the endpoint is known by nothing but its environment."""
+    try:
+        _change_directory(_current_directory(), spec["directory"])
+    except OSError as error:
+        _fail(report, error, "directory")
+    if spec["no_new_privileges"]:
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _command(spec, report, os.getppid())
 
 
 def _enter(spec: dict[str, Any], report: int) -> None:
@@ -165,7 +181,7 @@ def _command(spec: dict[str, Any], report: int, parent: int) -> None:
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
         # After the user is another one, which would undo it.
-        if spec["beside"] and not _die_with(parent):
+        if spec["beside"] and not spec["bare"] and not _die_with(parent):
             os._exit(128 + signal.SIGKILL)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; exec keeps that
             signal.signal(number, signal.SIG_DFL)

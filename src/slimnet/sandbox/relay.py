@@ -55,7 +55,7 @@ def status_of(waited: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
+def wait(child: int, *, reap: bool = False, suspend: bool = False, ours: bool = True) -> int:
     """Wait for ``child``, passing on every signal that comes, and return its
     exit status. Call :func:`block` before the child is started.
 
@@ -67,6 +67,8 @@ def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
         child: its process id.
         reap: also take in every other child that dies, as an init does.
         suspend: stop with the child when SIGTSTP is passed on, as a shell's job does.
+        ours: the child is a process of this package, which passes no signal on while it is
+            stopped; False: it is the command itself.
     """
     watched = RELAYED | {signal.SIGCHLD}
     # A signal is the process's: the kernel gives it to any thread that does not block it, and
@@ -76,7 +78,7 @@ def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
     while True:
         received = signal.sigtimedwait(watched, pause)
         if received is None or received.si_signo == signal.SIGCHLD:
-            status = _take(child, reap=reap)
+            status = _take(child, reap=reap, look=_LOOK if ours else os.WNOHANG)
             if status is not None:
                 return status
         elif received.si_code <= 0:  # SI_USER, SI_QUEUE, SI_TKILL: not the kernel
@@ -90,14 +92,13 @@ def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
             os.kill(os.getpid(), signal.SIGSTOP)  # the terminal's stop, held back above
 
 
-def _take(child: int, *, reap: bool) -> int | None:
+def _take(child: int, *, reap: bool, look: int) -> int | None:
     found = None
     while True:
         try:
             # As init (reap) no stopped process is looked at: job control is the command's own.
-            # Otherwise the child is a process of ours, which passes no signal on while it is
-            # stopped, so it is continued at once.
-            pid, waited = os.waitpid(*((-1, os.WNOHANG) if reap else (child, _LOOK)))
+            # One that is a process of ours is continued at once.
+            pid, waited = os.waitpid(*((-1, os.WNOHANG) if reap else (child, look)))
         except ChildProcessError:
             return found
         if pid == child and os.WIFSTOPPED(waited):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from slimnet import lock
+from slimnet import directories, lock
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
 from slimnet.linux import cgroup
 from slimnet.names import NAME
@@ -26,7 +26,7 @@ __all__ = ["Testbed"]
 
 _log = logging.getLogger(__name__)
 
-_RUN = Path("/run/slimnet")
+_RUN = directories.run()
 _ALL = _RUN / "testbed"
 _HOSTS_MAX = 250
 #: Characters; a host's instance is called ``<name>-<host>``, which 63 must hold.

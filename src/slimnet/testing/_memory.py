@@ -87,6 +87,7 @@ class MemoryBackend(Backend):
 
     name: ClassVar[str] = "memory"
     preference: ClassVar[int] = -1
+    unprivileged: ClassVar[bool] = True
 
     #: The data paths that run, by instance.
     running: ClassVar[dict[str, _DataPath]] = {}
