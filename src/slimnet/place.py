@@ -52,7 +52,8 @@ class Place:
         cgroup: the cgroup v2 directory to start it in; ``None``: none in particular.
         netns: path of the network namespace to start it in; ``None``: the host's own.
         environment: what is set in its environment besides.
-        mounts: absolute path, as the process sees it, to the file that is to be there.
+        mounts: absolute path, as the process sees it, to the file or directory that is to be
+            there.
     """
 
     cgroup: Path | None = field(default=None, converter=_to_path)

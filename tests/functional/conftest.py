@@ -28,7 +28,9 @@ def resident():
     with contextlib.ExitStack() as stack:
 
         def start(host, placed):
-            return stack.enter_context(Resident(placed.cgroup, host.where.netns, placed.netns))
+            return stack.enter_context(
+                Resident(placed.cgroup, host.where.netns, placed.netns, placed.place.environment)
+            )
 
         yield start
 

@@ -25,9 +25,9 @@ import attrs
 import pytest
 
 from slimnet import sandbox
-from slimnet.exceptions import InvalidValue, NotFound
+from slimnet.exceptions import CapabilityMissing, InvalidValue, NotFound
 from slimnet.linux import cgroup as cgroups
-from slimnet.linux import netns
+from slimnet.linux import netns, process
 from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.place import HOSTS, Place
 from slimnet.sandbox import capabilities, landlock, mounts, seccomp
@@ -1077,3 +1077,152 @@ def test_beside_interrupt_and_suspend(home):
         assert status == 9
         assert "no job control" not in seen
         assert command.poll() is None
+
+
+def test_what_a_place_has_below_run_is_there(home):
+    """And nothing else of what was there; its directory may not be written to."""
+    directory = Path(f"/run/slimnet/{home.cgroup.name}")
+    (directory / "socket").mkdir(parents=True)
+    (directory / "secret").touch()
+    there = socket.socket(socket.AF_UNIX)
+    try:
+        there.bind(str(directory / "socket" / "s"))
+        there.listen()
+        home.place = attrs.evolve(
+            home.place,
+            mounts={**home.place.mounts, str(directory / "socket"): directory / "socket"},
+        )
+        code = f"""
+            import json, os, socket
+            found = [os.listdir({str(directory)!r}), os.listdir({str(directory / "socket")!r})]
+            with socket.socket(socket.AF_UNIX) as one:
+                one.connect({str(directory / "socket" / "s")!r})
+            try:
+                open({str(directory / "socket" / "new")!r}, "w")
+            except OSError as error:
+                found.append(error.strerror)
+            print(json.dumps(found))
+        """
+        assert python(home, code) == [["socket"], ["s"], "Read-only file system"]
+    finally:
+        there.close()
+        subprocess.run(["rm", "-r", directory], check=True)
+
+
+def preloading(place, tmp_path):
+    """A place that is known by a library, and what its constructor prints."""
+    source, library = tmp_path / "said.c", tmp_path / "said.so"
+    source.write_text(
+        "#include <unistd.h>\n__attribute__((constructor)) static void said(void)\n"
+        '{ if (write(1, "preloaded ", 10) < 0) _exit(1); }\n'
+    )
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
+    return attrs.evolve(place, environment={"LD_PRELOAD": str(library), "SLIMNET_SOCKET": "/s"})
+
+
+def test_a_library_of_the_place_is_preloaded(home, tmp_path):
+    home.place = preloading(home.place, tmp_path)
+    assert output(home, "echo", "hello").endswith("preloaded hello\n")
+
+
+def test_no_command_starts_without_a_library_that_it_may_not_read(home, tmp_path):
+    home.place = preloading(home.place, tmp_path)
+    os.chmod(tmp_path / "said.so", 0o600)
+    with pytest.raises(CapabilityMissing) as raised:
+        sandbox.spawn(home, ["echo", "hello"], user="nobody")
+    assert "cannot run echo as an endpoint" in str(raised.value)
+    assert "said.so: Permission denied" in str(raised.value)
+
+
+ORDINARY = 64321
+
+
+@pytest.fixture
+def ordinary(tmp_path):
+    """Runs a Python program as an ordinary user, with a place that is known by its library."""
+    place = preloading(Place(), tmp_path)
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.owner() == "root" and directory != Path("/"):
+            os.chmod(directory, directory.stat().st_mode | 0o055)
+
+    def run(code, **options):
+        program = textwrap.dedent(
+            f"""
+            from types import SimpleNamespace
+            from slimnet import sandbox
+            from slimnet.exceptions import SlimnetError
+            from slimnet.place import Place
+            home = SimpleNamespace(
+                endpoint=SimpleNamespace(name="web"),
+                place=Place(environment={dict(place.environment)!r}),
+            )
+            """
+        ) + textwrap.dedent(code)
+        # One capability, to read: Python itself may be in a home directory.
+        argv = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups"]
+        argv += [f"--{each}-caps=-all,+dac_read_search" for each in ("inh", "ambient")]
+        return subprocess.run(
+            [*argv, sys.executable, "-c", program], capture_output=True, text=True, **options
+        )
+
+    return run
+
+
+def test_an_ordinary_user_gives_a_command_the_environment(ordinary):
+    """Its exit status comes back, and so does the command that is not there."""
+    done = ordinary(
+        """
+        argv = ["sh", "-c", "echo $SLIMNET_SOCKET $(id -u) $LEFT$SLIMNET_AGENT; exit 7"]
+        print(sandbox.run(home, argv))
+        """,
+        env={**os.environ, "LEFT": "left", "SLIMNET_AGENT": "out of sight"},
+    )
+    assert done.stdout.replace("preloaded ", "") == f"/s {ORDINARY} left\n7\n", done.stderr
+    assert "preloaded" in done.stdout
+    done = ordinary("sandbox.run(home, ['no-such-command'])")
+    assert "CommandNotFound: command not found: no-such-command" in done.stderr
+
+
+def test_signals_reach_an_ordinary_users_command(ordinary):
+    done = ordinary(
+        """
+        import os, signal, threading
+        def later():
+            import time
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGTERM)
+        threading.Thread(target=later).start()
+        print(sandbox.run(home, ["sleep", "60"]))
+        """,
+        timeout=20,
+    )
+    assert done.stdout.replace("preloaded ", "") == "143\n", done.stderr
+
+
+def test_an_ordinary_users_command_ends_with_the_caller(ordinary):
+    done = ordinary(
+        """
+        import subprocess
+        process = sandbox.spawn(home, ["sleep", "60"], stdout=subprocess.DEVNULL)
+        print(process.pid)
+        """
+    )
+    wait_for(lambda: process.started(int(done.stdout)) == 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("sandbox.spawn(home, ['true'], user='root')", "running as user root needs root: use sudo"),
+        (
+            "home.place = Place(cgroup='/sys/fs/cgroup/x'); sandbox.spawn(home, ['true'])",
+            "running as an endpoint needs root: use sudo",
+        ),
+        (
+            "sandbox.spawn(home, ['true'], directory='/nowhere')",
+            "directory: wanted one that can be entered, got '/nowhere'",
+        ),
+    ],
+)
+def test_what_an_ordinary_user_cannot_have_is_refused(ordinary, code, said):
+    assert said in ordinary(code).stderr

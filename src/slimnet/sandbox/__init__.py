@@ -220,6 +220,7 @@ def spawn(
         "hostname": attached.endpoint.name,
         "no_new_privileges": no_new_privileges,
         "seccomp": seccomp,
+        "preloaded": preloaded.libraries(place.environment),
         "terminal": terminal and not bare,
         "parent": 0 if outlive else os.getpid(),
         "beside": beside,

@@ -183,6 +183,9 @@ def _command(spec: dict[str, Any], report: int, parent: int) -> None:
         # After the user is another one, which would undo it.
         if spec["beside"] and not spec["bare"] and not _die_with(parent):
             os._exit(128 + signal.SIGKILL)
+        # The linker starts a program also without a library that this user may not read.
+        for library in spec["preloaded"]:
+            os.close(os.open(library, os.O_RDONLY | os.O_CLOEXEC))
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; exec keeps that
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
@@ -199,6 +202,7 @@ def _fail(report: int, error: BaseException, stage: str = "") -> None:
     number, text = None, f"{type(error).__name__}: {error}"
     if isinstance(error, OSError):
         number, text = error.errno, error.strerror or str(error)
+        text = f"{error.filename}: {text}" if error.filename and not stage else text
     os.write(report, marshal.dumps((stage, number, text)))
     os._exit(127)
 

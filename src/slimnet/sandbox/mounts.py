@@ -83,7 +83,8 @@ def arrange(
     endpoint's. The process must be the first of its PID namespace.
 
     Args:
-        files: path to the file that is to be seen there, as /etc/hosts the live hosts file.
+        files: path to the file or directory that is to be seen there, as /etc/hosts the live
+            hosts file.
         hostname: to be seen in /etc/hostname.
         hidden: directories and files that shall not be in sight.
         terminal: the caller's terminal, to be seen as /dev/console.
@@ -92,8 +93,12 @@ def arrange(
         OSError: a mount failed; nothing of the caller's namespace changed.
     """
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    covered = {}  # what is seen below /run, which is to be another
     for seen, file in files.items():
-        _bind(file, os.path.realpath(seen), read_only=True)
+        if _is_below(seen, "/run"):
+            covered[seen] = os.open(file, os.O_PATH | os.O_CLOEXEC)
+        else:
+            _bind(file, os.path.realpath(seen), read_only=True)
     names = resolv_conf()
     console = libc.open_tree(terminal) if terminal else None
 
@@ -112,6 +117,8 @@ def arrange(
         os.chmod(path, mode)
     for path in existing:
         _hide(path)
+    for seen, descriptor in covered.items():
+        _uncover(descriptor, seen)
     _text("/etc/resolv.conf", names)
     _text("/etc/hostname", f"{hostname}\n")
     if left := [each.point for each in in_sight(*FORBIDDEN)]:
@@ -139,6 +146,17 @@ def _bind(source: str, target: str, *, read_only: bool = False) -> None:
     libc.mount(source, target, flags=libc.MS_BIND)
     if read_only:
         libc.mount("none", target, flags=libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY)
+
+
+def _uncover(descriptor: int, seen: str) -> None:
+    """Show what was opened before /run was another one."""
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.makedirs(seen, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(seen), exist_ok=True)
+        open(seen, "a").close()
+    _bind(f"/proc/self/fd/{descriptor}", seen, read_only=True)
+    os.close(descriptor)
 
 
 def _tmpfs(target: str, options: str, flags: int = libc.MS_NOSUID | libc.MS_NODEV) -> None:

@@ -19,7 +19,7 @@ from attrs import frozen
 
 from slimnet.exceptions import CapabilityMissing
 
-__all__ = ["VARIABLE", "check", "joined"]
+__all__ = ["VARIABLE", "check", "joined", "libraries"]
 
 #: Of the environment (ld.so(8)); its libraries are divided by colons or spaces.
 VARIABLE = "LD_PRELOAD"
@@ -57,6 +57,11 @@ def joined(environment: Mapping[str, str], place: Mapping[str, str]) -> dict[str
     return both
 
 
+def libraries(environment: Mapping[str, str]) -> list[str]:
+    """Those that are preloaded in an environment."""
+    return environment.get(VARIABLE, "").replace(":", " ").split()
+
+
 def check(
     command: str,
     environment: Mapping[str, str],
@@ -78,11 +83,11 @@ def check(
     """
     user = os.geteuid() if user is None else user
     file = _find(command, environment, directory)
-    libraries = [_read(Path(each)) for each in environment[VARIABLE].replace(" ", ":").split(":")]
+    every = [_read(Path(each)) for each in libraries(environment)]
     for _ in range(_INTERPRETERS_MAX):
         if file is None:
             return
-        why = _privileged(file, user) or _foreign(file, libraries)
+        why = _privileged(file, user) or _foreign(file, every)
         if why:
             raise CapabilityMissing(f"cannot run {file} as an endpoint: {why}: {_REMEDY}")
         file = _interpreter(file)
@@ -114,7 +119,7 @@ def _privileged(file: Path, user: int) -> str:
     return ""
 
 
-def _foreign(file: Path, libraries: list[_Elf | None]) -> str:
+def _foreign(file: Path, preloaded: list[_Elf | None]) -> str:
     program = _read(file)
     if program is None:
         return ""
@@ -122,7 +127,7 @@ def _foreign(file: Path, libraries: list[_Elf | None]) -> str:
         return "it is a Go program, which makes system calls past every library"
     if not program.dynamic:
         return "it is linked statically, and takes in no library that is preloaded"
-    if any(each is not None and each.machine != program.machine for each in libraries):
+    if any(each is not None and each.machine != program.machine for each in preloaded):
         return "it is for another machine than the library that is to be preloaded"
     return ""
 

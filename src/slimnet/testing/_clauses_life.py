@@ -42,10 +42,10 @@ def probe_changes_nothing(stage: Stage) -> None:
 
 @clause
 def what_a_probe_promises_is_there(stage: Stage) -> None:
-    """The instance's capabilities are those of the probe; without a wire, or without a part
-    of a place, it would be no use."""
+    """The instance's capabilities are those of the probe, which cannot say where one hears what
+    others announce; without a wire, or without a part of a place, it would be no use."""
     probed, backend = stage.probe(), stage.open(0)
-    said = backend.capabilities
+    said = evolve(backend.capabilities, control=probed.capabilities.control)
     expect(said == probed.capabilities, f"the probe: {probed.capabilities}; the instance: {said}")
     expect(said.wires, "it speaks no wire")
     expect(said.needs, "it knows endpoints by nothing")

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,15 +52,23 @@ class Resident:
         cgroup: a cgroup v2 directory, ``None`` to stay.
         host: the network namespace of its host.
         netns: its own, ``None`` for the host's.
+        environment: what is set in its environment besides.
     """
 
-    def __init__(self, cgroup: Path | None, host: Path, netns_: Path | None = None) -> None:
+    def __init__(
+        self,
+        cgroup: Path | None,
+        host: Path,
+        netns_: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         with netns.enter(netns_ or host):
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_PROGRAM), str(cgroup or "")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                env={**os.environ, **(environment or {})},
             )
         self._read()  # the first line says that it is in its cgroup and namespaces
 

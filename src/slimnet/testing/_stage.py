@@ -351,7 +351,7 @@ class Stage:
                     getattr(place, part) if part in within else None
                     for part in (Part.CGROUP, Part.NETNS)
                 )
-                self._residents[name] = Resident(cgroup, host, there)
+                self._residents[name] = Resident(cgroup, host, there, place.environment)
             else:
                 own = self._cgroup / f"user-{name}"
                 own.mkdir(exist_ok=True)
