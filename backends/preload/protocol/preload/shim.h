@@ -59,11 +59,10 @@ enum slim_shim_call {
 };
 
 enum slim_shim_flag {
-	SLIM_SHIM_DATAGRAM = 1,		/* CONNECT: no stream; nothing is attached */
+	SLIM_SHIM_DATAGRAM = 1,		/* BIND, CONNECT: no stream; nothing is attached */
 	SLIM_SHIM_RETRY = 2,		/* BIND: the port is another's */
 	SLIM_SHIM_FRESH = 4,		/* answer of BIND: nobody had the port so far */
 	SLIM_SHIM_PLAIN = 8,		/* answer: no connection of the overlay; names are as they are */
-	SLIM_SHIM_V6 = 16,		/* CONNECT: an AF_INET6 socket */
 };
 
 struct slim_shim_name {

@@ -1,0 +1,878 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Links to other hosts' routers: preload/announce.h. On the one that this router
+ * opened it asks and announces (struct link with `opener`), on those that were opened
+ * to it it answers.
+ */
+#include "router.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <preload/announce.h>
+#include <slimnet/address.h>
+
+#include "link.h"
+#include "loop.h"
+#include "mac.h"
+
+#define STRANGERS 64		/* links that have not shown that they know the key */
+#define LINKS 4096
+#define OUT_MAX (4u << 20)	/* bytes that wait for a host that does not read */
+#define KNOWN 8192		/* answers of one host, a power of two */
+#define LATER 256		/* questions about endpoints that are not known yet */
+#define LATER_MS 600
+#define AGAIN_MS 100		/* the first pause before a host that failed is tried again */
+#define AGAIN_MAX_MS 2000
+
+struct known {
+	uint32_t client, server;
+	__be16 port, underlay_port;
+};
+
+struct later {
+	uint64_t since;
+	struct slim_frame frame;	/* kind 0: free */
+};
+
+struct link {
+	struct watch watch;
+	struct timer timer;		/* until it is ready; then silence */
+	struct link *next;
+	uint8_t opener;			/* this end opened it */
+	uint8_t connecting, greeted, ready, dead;
+	__be32 host[4];			/* the other end's */
+	struct slim_hello mine, theirs;
+	uint64_t in_key[2], out_key[2];
+	uint64_t in_number, out_number;
+	uint64_t heard;
+	uint8_t in[LINK_IN];
+	size_t in_size;
+	uint8_t *out;
+	size_t out_size, out_room;
+	struct known *known;		/* opener: what was resolved */
+	struct later *later;		/* acceptor */
+};
+
+/* A host that there is no link to, and when one is tried again. */
+struct pause {
+	struct pause *next;
+	__be32 host[4];
+	uint64_t until, length;
+};
+
+static struct watch listener;
+static struct timer dialling;
+static struct link *links;
+static struct pause *pauses;
+static size_t link_number, strangers;
+static uint64_t cluster_key[2];
+static uint64_t tokens;
+
+static void on_ready(struct watch *watch, uint32_t events);
+static void opener_frame(struct link *link, const struct slim_frame *frame);
+static void acceptor_frame(struct link *link, const struct slim_frame *frame);
+
+uint64_t link_token(void)
+{
+	return ++tokens;
+}
+
+uint32_t link_count(void)
+{
+	const struct link *link;
+	uint32_t ready = 0;
+
+	for (link = links; link; link = link->next)
+		ready += link->opener && link->ready && !link->dead;
+	return ready;
+}
+
+static struct pause *pause_of(const __be32 *host)
+{
+	struct pause *pause;
+
+	for (pause = pauses; pause && !slim_same(pause->host, host); pause = pause->next)
+		;
+	return pause;
+}
+
+/* It did not work: not at once again. */
+static void rest(const __be32 *host)
+{
+	struct pause *pause = pause_of(host);
+
+	if (!pause) {
+		pause = calloc(1, sizeof(*pause));
+		if (!pause)
+			return;
+		slim_copy(pause->host, host);
+		pause->next = pauses;
+		pauses = pause;
+	}
+	pause->length = pause->length ? 2 * pause->length : AGAIN_MS;
+	if (pause->length > AGAIN_MAX_MS)
+		pause->length = AGAIN_MAX_MS;
+	pause->until = loop_now() + pause->length;
+}
+
+/* Its memory stays until the events at hand are through. */
+static void link_end(struct link *link)
+{
+	struct link **at;
+
+	if (link->dead)
+		return;
+	link->dead = 1;
+	for (at = &links; *at && *at != link; at = &(*at)->next)
+		;
+	if (*at)
+		*at = link->next;
+	link_number--;
+	strangers -= !link->opener && !link->ready;
+	loop_clear(&link->timer);
+	loop_forget(&link->watch);
+	if (link->opener)
+		rest(link->host);
+	free(link->out);
+	free(link->known);
+	free(link->later);
+	link->out = NULL;
+	link->known = NULL;
+	link->later = NULL;
+	loop_free(link);
+	/* Lost, it may be there again at once; one that never was is not waited for. */
+	if (link->opener && !link->ready)
+		endpoint_unreachable(link->host);
+}
+
+static void timed_out(struct timer *timer)
+{
+	link_end(CONTAINER(timer, struct link, timer));
+}
+
+static void flush(struct link *link)
+{
+	while (link->out_size) {
+		ssize_t sent = send(link->watch.fd, link->out, link->out_size,
+				    MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (sent < 0) {
+			if (errno == EINTR)
+				continue;
+			if (errno != EAGAIN) {
+				link_end(link);
+				return;
+			}
+			break;
+		}
+		link->out_size -= (size_t)sent;
+		memmove(link->out, link->out + sent, link->out_size);
+	}
+	loop_want(&link->watch, link->out_size ? EPOLLIN | EPOLLOUT : EPOLLIN);
+}
+
+static void put(struct link *link, const void *bytes, size_t size)
+{
+	if (link->dead)
+		return;
+	if (link->out_size + size > link->out_room) {
+		size_t room = link->out_room ? 2 * link->out_room : 4096;
+		uint8_t *more = room > OUT_MAX ? NULL : realloc(link->out, room);
+
+		if (!more) {
+			link_end(link);
+			return;
+		}
+		link->out = more;
+		link->out_room = room;
+	}
+	memcpy(link->out + link->out_size, bytes, size);
+	link->out_size += size;
+	if (!link->connecting)
+		flush(link);
+}
+
+static void put_frame(struct link *link, struct slim_frame frame)
+{
+	frame.tag = mac_frame(link->out_key, link->out_number++, &frame);
+	put(link, &frame, sizeof(frame));
+}
+
+static void greet(struct link *link)
+{
+	link->mine = (struct slim_hello){
+		.magic = htonl(SLIM_ANNOUNCE_MAGIC),
+		.version = htons(SLIM_ANNOUNCE_VERSION),
+	};
+	slim_copy(link->mine.host, state->host);
+	if (getrandom(link->mine.nonce, sizeof(link->mine.nonce), 0) !=
+	    sizeof(link->mine.nonce)) {
+		link_end(link);
+		return;
+	}
+	put(link, &link->mine, sizeof(link->mine));
+}
+
+static struct link *link_new(int fd, int opener, const __be32 *host)
+{
+	static const int on = 1;
+	struct link *link = calloc(1, sizeof(*link));
+
+	if (link && opener)
+		link->known = calloc(KNOWN, sizeof(*link->known));
+	if (link && !opener)
+		link->later = calloc(LATER, sizeof(*link->later));
+	if (!link || (opener ? !link->known : !link->later) ||
+	    loop_watch(&link->watch, fd, opener ? EPOLLIN | EPOLLOUT : EPOLLIN, on_ready)) {
+		if (link) {
+			free(link->known);
+			free(link->later);
+		}
+		free(link);
+		close(fd);
+		return NULL;
+	}
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	link->opener = (uint8_t)opener;
+	link->connecting = (uint8_t)opener;
+	slim_copy(link->host, host);
+	link->next = links;
+	links = link;
+	link_number++;
+	strangers += !opener;
+	loop_set(&link->timer, SLIM_ANNOUNCE_LINK_MS, timed_out);
+	return link;
+}
+
+static void silence(struct timer *timer)
+{
+	struct link *link = CONTAINER(timer, struct link, timer);
+	const uint64_t age = loop_now() - link->heard;
+
+	if (age >= SLIM_ANNOUNCE_DEAD_MS) {
+		link_end(link);
+		return;
+	}
+	if (age >= SLIM_ANNOUNCE_IDLE_MS)
+		put_frame(link, (struct slim_frame){ .kind = htons(SLIM_FRAME_PING) });
+	if (!link->dead)
+		loop_set(&link->timer, SLIM_ANNOUNCE_IDLE_MS, silence);
+}
+
+/* What may not have reached the other end of a link that is new: it knows what it has. */
+static void announce_again(struct flow *flow, void *data)
+{
+	struct link *link = data;
+
+	if (flow->kind == SLIM_WAY_WIRE && flow->client_here && !link->dead &&
+	    slim_same(flow->tuple.destination, link->host) &&
+	    loop_now() - flow->since < SLIM_ANNOUNCE_ANNOUNCED_MS) {
+		/* Not one whose socket is gone: its port may be another's. */
+		const struct slim_tuple tuple = flow->tuple;
+
+		flows_check(flow);
+		flow = flow_find(&tuple);
+		if (flow)
+			link_announce(flow);
+	}
+}
+
+static void become_ready(struct link *link)
+{
+	struct pause *pause = pause_of(link->host);
+
+	link->ready = 1;
+	if (!link->opener)
+		strangers--;
+	loop_set(&link->timer, SLIM_ANNOUNCE_IDLE_MS, silence);
+	if (!link->opener) {
+		put_frame(link, (struct slim_frame){ .kind = htons(SLIM_FRAME_READY) });
+		return;
+	}
+	if (pause)
+		pause->length = 0;
+	flow_each(announce_again, link);
+	endpoint_reachable(link->host);
+}
+
+static void hello(struct link *link, const struct slim_hello *theirs)
+{
+	link->theirs = *theirs;
+	if (theirs->magic != htonl(SLIM_ANNOUNCE_MAGIC) ||
+	    theirs->version != htons(SLIM_ANNOUNCE_VERSION) ||
+	    /* An echo of our own greeting would have our own keys. */
+	    !memcmp(theirs->nonce, link->mine.nonce, sizeof(theirs->nonce)) ||
+	    !slim_same(theirs->host, link->host)) {
+		link_end(link);
+		return;
+	}
+	if (!link->opener) {
+		greet(link);
+		if (link->dead)
+			return;
+	}
+	link->greeted = 1;
+	mac_link_key(cluster_key, link->opener ? &link->mine : &link->theirs,
+		     link->opener ? &link->theirs : &link->mine, link->opener, link->out_key);
+	mac_link_key(cluster_key, link->opener ? &link->mine : &link->theirs,
+		     link->opener ? &link->theirs : &link->mine, !link->opener, link->in_key);
+	if (link->opener)
+		put_frame(link, (struct slim_frame){ .kind = htons(SLIM_FRAME_READY) });
+}
+
+static void on_frame(struct link *link, const struct slim_frame *frame)
+{
+	const uint16_t kind = ntohs(frame->kind);
+
+	if (frame->tag != mac_frame(link->in_key, link->in_number++, frame)) {
+		link_end(link);
+		return;
+	}
+	link->heard = loop_now();
+	if (!link->ready) {
+		if (kind == SLIM_FRAME_READY)
+			become_ready(link);
+		else
+			link_end(link);
+	} else if (kind == SLIM_FRAME_PING) {
+		if (!frame->answer)
+			put_frame(link, (struct slim_frame){
+				.kind = htons(SLIM_FRAME_PING),
+				.answer = htons(1),
+			});
+	} else if (link->opener) {
+		opener_frame(link, frame);
+	} else {
+		acceptor_frame(link, frame);
+	}
+}
+
+void link_bytes(struct link *link, const uint8_t *bytes, size_t size)
+{
+	while (size && !link->dead) {
+		const size_t whole = link->greeted ? sizeof(struct slim_frame) :
+						     sizeof(struct slim_hello);
+		size_t part = whole - link->in_size;
+
+		if (part > size)
+			part = size;
+		memcpy(link->in + link->in_size, bytes, part);
+		link->in_size += part;
+		bytes += part;
+		size -= part;
+		if (link->in_size < whole)
+			return;
+		link->in_size = 0;
+		if (link->greeted) {
+			struct slim_frame frame;
+
+			memcpy(&frame, link->in, sizeof(frame));
+			on_frame(link, &frame);
+		} else {
+			struct slim_hello greeting;
+
+			memcpy(&greeting, link->in, sizeof(greeting));
+			hello(link, &greeting);
+		}
+	}
+}
+
+static void on_ready(struct watch *watch, uint32_t events)
+{
+	struct link *link = CONTAINER(watch, struct link, watch);
+	uint8_t bytes[16384];
+	ssize_t size;
+
+	if (link->connecting) {
+		int error = 0;
+		socklen_t room = sizeof(error);
+
+		if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
+			return;
+		if (getsockopt(watch->fd, SOL_SOCKET, SO_ERROR, &error, &room) || error) {
+			link_end(link);
+			return;
+		}
+		link->connecting = 0;
+		greet(link);
+		return;
+	}
+	if (events & EPOLLOUT)
+		flush(link);
+	if (link->dead || !(events & ~(uint32_t)EPOLLOUT))
+		return;
+	size = recv(watch->fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+	if (size < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (size <= 0) {
+		link_end(link);
+		return;
+	}
+	link_bytes(link, bytes, (size_t)size);
+}
+
+/* The end that connects things. */
+
+static struct known *known_place(struct link *link, uint32_t client, uint32_t server, __be16 port)
+{
+	uint32_t mixed = client * 2654435761u ^ server * 2246822519u ^ port * 3266489917u;
+
+	return &link->known[(mixed ^ mixed >> 15) & (KNOWN - 1)];
+}
+
+static struct link *link_to(const __be32 *host)
+{
+	struct link *link;
+
+	for (link = links; link; link = link->next)
+		if (link->opener && !link->dead && slim_same(link->host, host))
+			return link;
+	return NULL;
+}
+
+static void dial(const __be32 *host, const struct slim_file_host *where)
+{
+	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_port = where->port };
+	struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_port = where->port };
+	const _Bool is4 = slim_is_mapped(where->control);
+	struct sockaddr_in own = { .sin_family = AF_INET, .sin_addr.s_addr = state->host[3] };
+	int fd;
+
+	if (link_number >= LINKS)
+		return;
+	fd = socket(is4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return;
+	v4.sin_addr.s_addr = where->control[3];
+	memcpy(&v6.sin6_addr, where->control, sizeof(v6.sin6_addr));
+	/* The other end knows a host by the address that its link comes from. */
+	if (is4) {
+		static const int on = 1;
+
+		setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on));
+	}
+	if ((is4 && bind(fd, (struct sockaddr *)&own, sizeof(own))) ||
+	    (connect(fd, is4 ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6,
+		     is4 ? sizeof(v4) : sizeof(v6)) && errno != EINPROGRESS)) {
+		close(fd);
+		rest(host);
+		return;
+	}
+	link_new(fd, 1, host);
+}
+
+/* Keeps a link to each host that there is. */
+static void dial_all(struct timer *timer)
+{
+	size_t index;
+
+	for (index = 0; index < tables_hosts(tables); index++) {
+		const __be32 *host = tables_host_at(tables, index);
+		const struct pause *pause = pause_of(host);
+
+		if (slim_same(host, state->host) || link_to(host) ||
+		    (pause && pause->until > loop_now()))
+			continue;
+		dial(host, tables_host(tables, host));
+	}
+	loop_set(timer, AGAIN_MS, dial_all);
+}
+
+int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 port,
+		 uint64_t question, __be16 *underlay_port, uint32_t *reason)
+{
+	const struct slim_file_host *where = tables_host(tables, host);
+	struct link *link = link_to(host);
+	struct pause *pause;
+	const struct known *known;
+
+	*reason = SLIM_REASON_UNREACHABLE;
+	if (!where)
+		return EHOSTUNREACH;
+	if (!link) {
+		/* Just lost, as when its router was started again: one more try, then wait. */
+		pause = pause_of(host);
+		if (pause && pause->until > loop_now() && pause->length > AGAIN_MS)
+			return EHOSTUNREACH;
+		dial(host, where);
+		link = link_to(host);
+		if (!link)
+			return EHOSTUNREACH;
+	}
+	known = known_place(link, client, server, port);
+	if (link->ready && known->underlay_port && known->client == client &&
+	    known->server == server && known->port == port) {
+		*underlay_port = known->underlay_port;
+		return 0;
+	}
+	/* Before it is ready it is asked by endpoint_reachable(). */
+	if (link->ready)
+		put_frame(link, (struct slim_frame){
+			.kind = htons(SLIM_FRAME_RESOLVE),
+			.token = htobe64(question),
+			.client = htonl(client),
+			.server = htonl(server),
+			.port = port,
+		});
+	return 1;
+}
+
+static void send_flow(struct link *link, const struct flow *flow, enum slim_announce_kind kind)
+{
+	struct slim_frame frame = {
+		.kind = htons(kind),
+		.token = htobe64(flow->token),
+		.client = htonl(flow->client),
+		.server = htonl(flow->server),
+		.source_port = flow->tuple.source_port,
+		.client_port = flow->client_name.port,
+		.underlay_port = flow->tuple.destination_port,
+		.port = flow->port,
+	};
+
+	slim_copy(frame.source, flow->tuple.source);
+	put_frame(link, frame);
+}
+
+void link_announce(const struct flow *flow)
+{
+	struct link *link = link_to(flow->tuple.destination);
+
+	if (link && link->ready)
+		send_flow(link, flow, SLIM_FRAME_ANNOUNCE);
+}
+
+void link_withdraw(const struct flow *flow)
+{
+	struct link *link = link_to(flow->tuple.destination);
+
+	if (link && link->ready)
+		send_flow(link, flow, SLIM_FRAME_WITHDRAW);
+}
+
+static void opener_frame(struct link *link, const struct slim_frame *frame)
+{
+	const uint32_t server = ntohl(frame->server);
+	struct known *known;
+	uint32_t index;
+
+	switch (ntohs(frame->kind)) {
+	case SLIM_FRAME_RESOLVED:
+		known = known_place(link, ntohl(frame->client), server, frame->port);
+		if (!frame->error && frame->underlay_port)
+			*known = (struct known){ ntohl(frame->client), server, frame->port,
+						 frame->underlay_port };
+		/* A question of ours has the number that we gave it; others find nobody. */
+		endpoint_resolved(be64toh(frame->token),
+				  frame->underlay_port || frame->error ?
+					  (int)ntohl(frame->error) : EHOSTUNREACH,
+				  ntohl(frame->reason), ntohl(frame->rule), frame->underlay_port);
+		return;
+	case SLIM_FRAME_FORGET:
+		for (index = 0; index < KNOWN; index++)
+			if (!server || link->known[index].server == server)
+				link->known[index] = (struct known){};
+		return;
+	case SLIM_FRAME_PROBE:
+		put_frame(link, (struct slim_frame){
+			.kind = htons(SLIM_FRAME_PROBED),
+			.source = { frame->source[0], frame->source[1], frame->source[2],
+				    frame->source[3] },
+			.source_port = frame->source_port,
+			.underlay_port = frame->underlay_port,
+		});
+		return;
+	default:
+		link_end(link);
+	}
+}
+
+/* The end that is connected to. */
+
+static void answer_resolve(struct link *link, const struct slim_frame *frame,
+			   const struct answer *why, __be16 underlay_port)
+{
+	struct slim_frame answer = *frame;
+
+	answer.kind = htons(SLIM_FRAME_RESOLVED);
+	answer.error = htonl(why->error);
+	answer.reason = htonl(why->reason);
+	answer.rule = htonl(why->rule);
+	answer.underlay_port = why->error ? 0 : underlay_port;
+	put_frame(link, answer);
+}
+
+/* 1: it is answered; 0: who it is about is not known here yet. */
+static int resolve(struct link *link, const struct slim_frame *frame, int last)
+{
+	const uint32_t client = ntohl(frame->client), server = ntohl(frame->server);
+	const struct slim_endpoint *opener = tables_endpoint(tables, client);
+	const struct slim_endpoint *called = tables_endpoint(tables, server);
+	struct answer why = { .error = EHOSTUNREACH, .reason = SLIM_REASON_SYN_UNKNOWN };
+	__be16 underlay_port = 0;
+
+	if (!opener || !called || !endpoint_record(server)) {
+		if (!last)
+			return 0;
+	} else if (!slim_same(opener->host, link->host)) {
+		why = (struct answer){ .error = ECONNREFUSED, .reason = SLIM_REASON_SYN_SOURCE };
+	} else if (!tables_admit(tables, client, server, frame->port, &why)) {
+		underlay_port = endpoint_listener(server, frame->port);
+		if (!underlay_port)
+			why = (struct answer){ .error = ECONNREFUSED,
+					       .reason = SLIM_REASON_SYN_NO_LISTENER };
+	}
+	if (why.error && why.reason != SLIM_REASON_SYN_UNKNOWN)
+		count(0, SLIM_INGRESS, why.reason);
+	answer_resolve(link, frame, &why, underlay_port);
+	return 1;
+}
+
+static void resolve_later(struct link *link, const struct slim_frame *frame)
+{
+	uint32_t index;
+
+	for (index = 0; index < LATER; index++)
+		if (!link->later[index].frame.kind) {
+			link->later[index] = (struct later){ loop_now(), *frame };
+			return;
+		}
+	resolve(link, frame, 1);
+}
+
+/* Questions that tables answer now, or that waited long enough. */
+static void resolve_again(struct link *link)
+{
+	uint32_t index;
+
+	for (index = 0; index < LATER && !link->dead; index++) {
+		struct later *later = &link->later[index];
+
+		if (!later->frame.kind)
+			continue;
+		if (resolve(link, &later->frame, loop_now() - later->since > LATER_MS) &&
+		    !link->dead)
+			later->frame.kind = 0;
+	}
+}
+
+static void announced(struct link *link, const struct slim_frame *frame)
+{
+	const uint32_t client = ntohl(frame->client), server = ntohl(frame->server);
+	const struct slim_endpoint *opener = tables_endpoint(tables, client);
+	const struct slim_endpoint *called = tables_endpoint(tables, server);
+	const struct state_port *port = port_of(frame->underlay_port);
+	struct slim_tuple tuple = {
+		.source_port = frame->source_port,
+		.destination_port = frame->underlay_port,
+	};
+	struct flow *flow;
+
+	slim_copy(tuple.source, link->host);
+	slim_copy(tuple.destination, state->host);
+	/* Only for its own: endpoints of that host, from its address, to a port of the called. */
+	if (!opener || !called || !slim_same(opener->host, link->host) ||
+	    opener->vni != called->vni || !slim_same(frame->source, link->host) || !port ||
+	    port->endpoint != server || port->port != frame->port) {
+		count(0, SLIM_INGRESS, SLIM_REASON_SYN_SOURCE);
+		return;
+	}
+	flow = flow_find(&tuple);
+	if (flow && flow->token == be64toh(frame->token))
+		return;		/* twice: it is known, and perhaps used */
+	if (flow)
+		flow_drop(flow);
+	flow = flow_new(&tuple);
+	if (!flow) {
+		count(0, SLIM_INGRESS, SLIM_REASON_FLOW_FULL);
+		return;
+	}
+	flow->kind = SLIM_WAY_WIRE;
+	flow->client = client;
+	flow->server = server;
+	flow->server_here = 1;
+	flow->port = frame->port;
+	slim_copy(flow->client_name.address, opener->address);
+	flow->client_name.port = frame->client_port;
+	slim_copy(flow->server_name.address, called->address);
+	flow->server_name.port = frame->port;
+	flow->dialled = flow->server_name;
+	flow->token = be64toh(frame->token);
+	flow->since = loop_now();
+	flow->opened = now_ns();
+	flow_commit(flow, FLOW_ANNOUNCED);
+	endpoint_announced(&tuple);
+}
+
+static void withdrawn(const struct link *link, const struct slim_frame *frame)
+{
+	struct slim_tuple tuple = {
+		.source_port = frame->source_port,
+		.destination_port = frame->underlay_port,
+	};
+	struct flow *flow;
+
+	slim_copy(tuple.source, link->host);
+	slim_copy(tuple.destination, state->host);
+	flow = flow_find(&tuple);
+	if (flow && flow->server_here && !flow->client_here && flow->used == FLOW_ANNOUNCED &&
+	    flow->token == be64toh(frame->token))
+		flow_drop(flow);
+}
+
+static void acceptor_frame(struct link *link, const struct slim_frame *frame)
+{
+	struct slim_tuple tuple = {
+		.source_port = frame->source_port,
+		.destination_port = frame->underlay_port,
+	};
+
+	switch (ntohs(frame->kind)) {
+	case SLIM_FRAME_RESOLVE:
+		if (!resolve(link, frame, 0))
+			resolve_later(link, frame);
+		return;
+	case SLIM_FRAME_ANNOUNCE:
+		announced(link, frame);
+		return;
+	case SLIM_FRAME_WITHDRAW:
+		withdrawn(link, frame);
+		return;
+	case SLIM_FRAME_PROBED:
+		slim_copy(tuple.source, link->host);
+		slim_copy(tuple.destination, state->host);
+		endpoint_announced(&tuple);
+		return;
+	default:
+		link_end(link);
+	}
+}
+
+int link_probe(const struct slim_tuple *tuple)
+{
+	struct slim_frame frame = {
+		.kind = htons(SLIM_FRAME_PROBE),
+		.source_port = tuple->source_port,
+		.underlay_port = tuple->destination_port,
+	};
+	struct link *link;
+
+	slim_copy(frame.source, tuple->source);
+	for (link = links; link; link = link->next)
+		if (!link->opener && link->ready && slim_same(link->host, tuple->source)) {
+			put_frame(link, frame);
+			return 1;
+		}
+	return 0;
+}
+
+void link_forget(uint32_t server)
+{
+	struct link *link, *next;
+
+	for (link = links; link; link = next) {
+		next = link->next;
+		if (!link->opener && link->ready)
+			put_frame(link, (struct slim_frame){
+				.kind = htons(SLIM_FRAME_FORGET),
+				.server = htonl(server),
+			});
+	}
+}
+
+void link_tables(void)
+{
+	struct link *link, *next;
+
+	for (link = links; link; link = next) {
+		next = link->next;
+		if (!tables_host(tables, link->host)) {
+			link_end(link);		/* no host of the cluster any more */
+			continue;
+		}
+		if (link->opener)
+			memset(link->known, 0, KNOWN * sizeof(*link->known));
+		else if (link->ready)
+			resolve_again(link);
+	}
+	link_forget(0);
+	loop_set(&dialling, 0, dial_all);
+}
+
+static void tick(struct timer *timer)
+{
+	struct link *link, *next;
+
+	for (link = links; link; link = next) {
+		next = link->next;
+		if (!link->opener && link->ready)
+			resolve_again(link);
+	}
+	loop_set(timer, LATER_MS / 3, tick);
+}
+
+static void on_stranger(struct watch *watch, uint32_t events)
+{
+	struct sockaddr_in6 name = {};
+	socklen_t size = sizeof(name);
+	__be32 host[4];
+	int fd = accept4(watch->fd, (struct sockaddr *)&name, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	(void)events;
+	if (fd < 0)
+		return;
+	if (name.sin6_family == AF_INET)
+		slim_map_v4(host, ((struct sockaddr_in *)(void *)&name)->sin_addr.s_addr);
+	else
+		memcpy(host, &name.sin6_addr, sizeof(host));
+	/* Who is no host of the cluster need not be heard at all. */
+	if (strangers >= STRANGERS || link_number >= LINKS || !tables_host(tables, host)) {
+		close(fd);
+		return;
+	}
+	link_new(fd, 0, host);
+}
+
+int link_start(const struct slim_shim_name *listen_at, const uint8_t *key)
+{
+	static struct timer ticking;
+	static const int on = 1;
+	struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_port = listen_at->port };
+	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_port = listen_at->port };
+	const _Bool is4 = slim_is_mapped(listen_at->address);
+	uint64_t half[2];
+	int fd;
+
+	memcpy(half, key, sizeof(half));
+	cluster_key[0] = le64toh(half[0]);
+	cluster_key[1] = le64toh(half[1]);
+	if (getrandom(&tokens, sizeof(tokens), 0) != sizeof(tokens))
+		return -1;
+	fd = socket(is4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -1;
+	v4.sin_addr.s_addr = listen_at->address[3];
+	memcpy(&v6.sin6_addr, listen_at->address, sizeof(v6.sin6_addr));
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	if (bind(fd, is4 ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6,
+		 is4 ? sizeof(v4) : sizeof(v6)) ||
+	    listen(fd, 128) || loop_watch(&listener, fd, EPOLLIN, on_stranger)) {
+		int error = errno;
+
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	loop_set(&dialling, 0, dial_all);
+	loop_set(&ticking, LATER_MS / 3, tick);
+	return 0;
+}

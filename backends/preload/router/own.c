@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+#include "own.h"
+
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <stddef.h>
+#include <time.h>
+
+#include <slimnet/address.h>
+
+static __be32 host[4];
+static struct ifaddrs *devices;
+static time_t read_at = -1;
+
+void own_set(const __be32 *address)
+{
+	slim_copy(host, address);
+}
+
+const __be32 *own_host(void)
+{
+	return host;
+}
+
+static _Bool is(const struct sockaddr *name, const __be32 *address)
+{
+	__be32 mapped[4];
+
+	if (!name)
+		return 0;
+	if (name->sa_family == AF_INET)
+		slim_map_v4(mapped, ((const struct sockaddr_in *)(const void *)name)->sin_addr.s_addr);
+	else if (name->sa_family == AF_INET6)
+		__builtin_memcpy(mapped, &((const struct sockaddr_in6 *)(const void *)name)->sin6_addr,
+				 sizeof(mapped));
+	else
+		return 0;
+	return slim_same(mapped, address);
+}
+
+enum own own_find(const __be32 *address)
+{
+	const struct ifaddrs *device;
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (read_at != now.tv_sec) {
+		struct ifaddrs *fresh;
+
+		if (!getifaddrs(&fresh)) {
+			if (devices)
+				freeifaddrs(devices);
+			devices = fresh;
+			read_at = now.tv_sec;
+		}
+	}
+	if (slim_same(address, host))
+		return OWN_ADDRESS;
+	for (device = devices; device; device = device->ifa_next) {
+		if (is(device->ifa_addr, address))
+			return OWN_ADDRESS;
+		if (device->ifa_flags & IFF_BROADCAST && is(device->ifa_broadaddr, address))
+			return OWN_BROADCAST;
+	}
+	return OWN_NOT;
+}

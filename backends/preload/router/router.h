@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the parts of the router have in common: one of each a process. */
+#ifndef SLIMNET_ROUTER_ROUTER_H
+#define SLIMNET_ROUTER_ROUTER_H
+
+#include <stdint.h>
+
+#include "state.h"
+#include "tables.h"
+
+/* The tables in force; NULL before the first. */
+extern struct tables *tables;
+
+/* One line to stderr. */
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+uint64_t now_ns(void);	/* of CLOCK_REALTIME */
+
+/* endpoint.c: the sockets of endpoints, and their processes' questions */
+int endpoint_open(const struct state_endpoint *record);	/* 0, or -1 with errno */
+int endpoint_start(void);	/* those of the state file */
+void endpoint_close(uint32_t id);
+const struct state_endpoint *endpoint_record(uint32_t id);
+/* A RESOLVE that a link was asked is answered; `error` 0 or a positive errno. */
+void endpoint_resolved(uint64_t question, int error, uint32_t reason, uint32_t rule,
+		       __be16 underlay_port);
+/* There is a link to a host now: what waits for it asks; or there is none any more. */
+void endpoint_reachable(const __be32 *host);
+void endpoint_unreachable(const __be32 *host);
+/* A connection that is waited for was announced, or will not be. */
+void endpoint_announced(const struct slim_tuple *tuple);
+/* The underlay port of a listener of `endpoint`; 0: there is none now. */
+__be16 endpoint_listener(uint32_t endpoint, __be16 port);
+/* Ends of processes, dead listeners. */
+void endpoint_sweep(void);
+
+/* flows.c: what becomes of connections */
+struct diag;
+/* All states of a socket but LISTEN, CLOSE, and TIME_WAIT, in which there is none any more. */
+#define FLOWS_LIVE (0x1ffeu & ~(1u << 6 | 1u << 7 | 1u << 10))
+/* Whose socket it is, and whether it opened the connection; NULL: nobody's. */
+struct flow *flows_of(const struct diag *socket, int *egress);
+void flows_start(void);
+/* New tables are in force: closes what they forbid. Answers how many it could not close. */
+int flows_revoke(void);
+/* Forgets what is gone. Called by itself every second. */
+void flows_sweep(void);
+/* The socket of the client is gone before anybody accepted it. */
+void flows_check(struct flow *flow);
+
+/* link.c: other hosts */
+int link_start(const struct slim_shim_name *listen, const uint8_t *key);
+/* The tables changed. */
+void link_tables(void);
+/*
+ * 0: `underlay_port` is known, *port; 1: asked, endpoint_resolved(question) comes; else
+ * a positive errno, and `reason`.
+ */
+int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 port,
+		 uint64_t question, __be16 *underlay_port, uint32_t *reason);
+void link_announce(const struct flow *flow);
+void link_withdraw(const struct flow *flow);
+/* Asks the host that `tuple` comes from. 1: endpoint_announced() comes; 0: no such link. */
+int link_probe(const struct slim_tuple *tuple);
+/* Tells all who resolved `server` (0: anything) here to ask again. */
+void link_forget(uint32_t server);
+uint32_t link_count(void);
+uint64_t link_token(void);
+
+/* control.c: the agent */
+int control_start(const char *path);
+void count(int allowed, int direction, uint32_t reason);
+/* `event->time` is filled in. OPENED and CLOSED are told only if somebody asked for them. */
+void tell(struct slim_event *event);
+
+#endif

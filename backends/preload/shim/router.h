@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Questions to the router: preload/shim.h. */
+#ifndef SLIMNET_SHIM_ROUTER_H
+#define SLIMNET_SHIM_ROUTER_H
+
+#include <preload/shim.h>
+
+/* Is this process one of an endpoint, and the shim not switched off? */
+int router_is(void);
+
+/*
+ * Asks, and waits for the answer, whatever signals come. `fd`: a socket to go with the
+ * question, or -1. `patience`: how long, in ms, to try where no router listens, since one
+ * may be started again. 0: `answer` is there, and may be an error; else an errno: no answer.
+ */
+int router_ask(struct slim_shim_request *request, int fd, int patience,
+	       struct slim_shim_answer *answer);
+
+#endif
