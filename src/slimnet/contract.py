@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x35903C372A1F03C2
-FINGERPRINT_HEX: Final[str] = "35903c372a1f03c2"
+FINGERPRINT: Final[int] = 0x2C48AC0E791F71D1
+FINGERPRINT_HEX: Final[str] = "2c48ac0e791f71d1"
 
 # enum slim_reason
 SLIM_REASON_NONE: Final[int] = 0
@@ -81,6 +81,7 @@ SLIM_IDENTITY_FIRST: Final[int] = 256
 # enum slim_endpoint_flag
 SLIM_ENDPOINT_LOCAL: Final[int] = 1
 SLIM_ENDPOINT_WIRE_SYN: Final[int] = 2
+SLIM_ENDPOINT_WIRE_ANNOUNCE: Final[int] = 4
 
 # enum slim_cidr_flag
 SLIM_CIDR_OVERLAY: Final[int] = 1

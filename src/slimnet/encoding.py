@@ -41,6 +41,13 @@ _BACKEND = Layout(contract.slim_backend)
 _PUBLISH_KEY = Layout(contract.slim_publish_key)
 _PUBLISH = Layout(contract.slim_publish)
 _EVERY_ADDRESS = bytes(16)
+#: The flag of the wire by which an endpoint is reached. VXLAN carries packets.
+_WIRES = {
+    None: 0,
+    Wire.SYN: contract.SLIM_ENDPOINT_WIRE_SYN,
+    Wire.ANNOUNCE: contract.SLIM_ENDPOINT_WIRE_ANNOUNCE,
+    Wire.VXLAN: 0,
+}
 
 
 def u32(number: int) -> bytes:
@@ -147,7 +154,7 @@ def encodings(indexes: Mapping[int, int]) -> tuple[Encoding, ...]:
 
     def endpoint(number: int, record: EndpointRecord) -> bytes:
         flags = contract.SLIM_ENDPOINT_LOCAL if record.local else 0
-        flags |= contract.SLIM_ENDPOINT_WIRE_SYN if record.wire is Wire.SYN else 0
+        flags |= _WIRES[record.wire]
         return ENDPOINT.pack(
             address=to_bytes16(record.address),
             host=to_bytes16(record.host),

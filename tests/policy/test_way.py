@@ -54,12 +54,13 @@ spec:
 """
 NETWORK = Network("n", 5, ["10.1.0.0/16"])
 HOSTS = (
-    Host("h1", "192.0.2.1", wires={Wire.SYN}),
+    Host("h1", "192.0.2.1", wires={Wire.SYN, Wire.ANNOUNCE}),
     Host("h2", "192.0.2.2", wires={Wire.SYN}),
     Host("h3", "192.0.2.3"),
+    Host("h4", "192.0.2.4", wires={Wire.ANNOUNCE}),
 )
-OWN, NEAR, FAR, MUTE = 1, 2, 3, 4
-NAMES = {"own": "h1", "near": "h1", "far": "h2", "mute": "h3"}
+OWN, NEAR, FAR, MUTE, HEARD = 1, 2, 3, 4, 5
+NAMES = {"own": "h1", "near": "h1", "far": "h2", "mute": "h3", "heard": "h4"}
 PORT, LOOPBACK = 1, 2  # enum slim_way_source
 
 
@@ -175,6 +176,7 @@ CASES = (
     (to("10.1.0.3"), goes(WIRE, FAR)),
     (to("10.1.0.3", 4790), goes(WIRE, FAR, 4790)),
     (to("10.1.0.3", 23), refused("RULE_DENY", errno.EACCES, ruled=(True, False))),
+    (to("10.1.0.5"), goes(WIRE, HEARD)),  # by announce: any wire in common does
     (to("10.1.0.4"), refused("UNREACHABLE", errno.EHOSTUNREACH)),
     (to("10.1.0.4", 23), refused("RULE_DENY", errno.EACCES)),
     # Outside, and hosts.

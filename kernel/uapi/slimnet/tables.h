@@ -59,7 +59,8 @@ enum slim_identity {
 
 enum slim_endpoint_flag {
 	SLIM_ENDPOINT_LOCAL = 1,	/* lives on this host */
-	SLIM_ENDPOINT_WIRE_SYN = 2,	/* its host speaks wire syn */
+	SLIM_ENDPOINT_WIRE_SYN = 2,	/* a connection to it travels by wire syn */
+	SLIM_ENDPOINT_WIRE_ANNOUNCE = 4,	/* or by wire announce, if this data path speaks it */
 };
 
 enum slim_cidr_flag {

@@ -153,7 +153,7 @@ slim_way(void *env, const struct slim_inner_range *range, __u16 first_port,
 	}
 	if (way->target.peer->flags & SLIM_ENDPOINT_LOCAL)
 		return slim_way_ingress(env, dialled, way);
-	if (!(way->target.peer->flags & SLIM_ENDPOINT_WIRE_SYN))
+	if (!(way->target.peer->flags & (SLIM_ENDPOINT_WIRE_SYN | SLIM_ENDPOINT_WIRE_ANNOUNCE)))
 		return slim_way_refuse(way, SLIM_REASON_UNREACHABLE, EHOSTUNREACH);
 	way->kind = SLIM_WAY_WIRE;
 	return 0;
