@@ -86,6 +86,14 @@
             pythonImportsCheck = [ "slimnet_kmod" ];
           };
 
+          slimnet-overlay-preload = distribution ./backends/preload {
+            # As for ebpf: the programs include kernel/uapi.
+            sourceRoot = "source/backends/preload";
+            dependencies = [ slimnet-overlay ];
+            nativeBuildInputs = [ pkgs.gnumake ];
+            pythonImportsCheck = [ "slimnet_preload" ];
+          };
+
           default =
             let
               environment = pkgs.python3.withPackages (_: [
@@ -93,6 +101,7 @@
                 slimnet-overlay-ebpf
                 slimnet-overlay-kmod
                 slimnet-overlay-noop
+                slimnet-overlay-preload
               ]);
             in
             # ctypes looks for libbpf by name; in a Nix store it has to be told where.
@@ -155,7 +164,7 @@
           ARCH_INCLUDE = "-idirafter ${pkgs.linuxHeaders}/include -isystem ${pkgs.libbpf}/include";
           shellHook = ''
             export LD_LIBRARY_PATH=${pkgs.libbpf}/lib''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/kmod/src:$PWD/backends/noop/src''${PYTHONPATH:+:$PYTHONPATH}
+            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/kmod/src:$PWD/backends/noop/src:$PWD/backends/preload/src''${PYTHONPATH:+:$PYTHONPATH}
           '';
         };
       });

@@ -3,7 +3,8 @@
 """Write what Python and C must know of the contracts from the BTF of a probe.
 
 A contract is some headers (:data:`CONTRACTS`): what all data paths share, what the
-eBPF data path keeps for itself, and how the kernel module is driven. Of each this writes
+eBPF and the preload data path keep for themselves, and how the kernel module is
+driven. Of each this writes
 
 - a Python module with every constant, struct and map name,
 - a header with its fingerprint, for the data paths to state (the module states a version of
@@ -89,7 +90,17 @@ KMOD = Contract(
     (UAPI / "slimnet" / "netlink.h",),
     Path("backends/kmod/src/slimnet_kmod/contract.py"),
 )
-CONTRACTS = (SHARED, EBPF, KMOD)
+PRELOAD = Contract(
+    "the preload data path alone",
+    tuple(
+        Path(f"backends/preload/protocol/preload/{name}.h")
+        for name in ("control", "shim", "announce")
+    ),
+    Path("backends/preload/src/slimnet_preload/contract.py"),
+    Path("backends/preload/protocol/preload/fingerprint.h"),
+    "SLIM_PRELOAD_FINGERPRINT",
+)
+CONTRACTS = (SHARED, EBPF, KMOD, PRELOAD)
 
 # bpftool lives in /usr/sbin, which is not everybody's PATH.
 ENVIRONMENT = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
@@ -264,16 +275,16 @@ def read_struct(types: dict[int, dict[str, Any]], kind: dict[str, Any]) -> Struc
 def read_member(types: dict[int, dict[str, Any]], struct: str, entry: dict[str, Any]) -> Member:
     """One field: a fixed-width integer, a struct, or an array of one."""
     kind, count = types[entry["type_id"]], 0
-    if kind["kind"] == "ARRAY":
-        count, kind = int(kind["nr_elems"]), types[kind["type_id"]]
+    while kind["kind"] == "ARRAY":  # one of several dimensions is one array to Python
+        count, kind = int(kind["nr_elems"]) * (count or 1), types[kind["type_id"]]
     name = f"struct {kind['name']}" if kind["kind"] == "STRUCT" else kind["name"]
     while kind["kind"] == "TYPEDEF":
         kind = types[kind["type_id"]]
-    fixed = kind["kind"] == "INT" and name.startswith("__")
+    fixed = kind["kind"] == "INT" and (name.startswith("__") or name == "char")
     if not (fixed or kind["kind"] == "STRUCT") or entry.get("bitfield_size"):
         raise ContractError(
-            f"struct {struct}: {entry['name']} must be a fixed-width integer, a struct of this "
-            "header, or an array of one"
+            f"struct {struct}: {entry['name']} must be a fixed-width integer, a struct of a "
+            "contract, or an array of one"
         )
     return Member(
         name=entry["name"],
@@ -302,6 +313,7 @@ def python(contract: Contract, layout: Layout) -> str:
         "from collections.abc import Mapping",
         "from typing import Final",
         "",
+        *imports(layout),
         "# The first 64 bits of the SHA-256 of its layouts.",
         f"FINGERPRINT: Final[int] = 0x{layout.fingerprint:016X}",
         f'FINGERPRINT_HEX: Final[str] = "{layout.fingerprint:016x}"',
@@ -329,6 +341,18 @@ def python(contract: Contract, layout: Layout) -> str:
     for struct in layout.structs.values():
         lines += python_struct(struct)
     return "\n".join(lines) + "\n"
+
+
+def imports(layout: Layout) -> list[str]:
+    """What the structs of a contract hold of the shared one's."""
+    held = {
+        member.type.removeprefix("struct ")
+        for struct in layout.structs.values()
+        for member in struct.members
+        if member.type.startswith("struct ")
+    }
+    foreign = sorted(held - layout.structs.keys())
+    return [f"from slimnet.contract import {', '.join(foreign)}", ""] if foreign else []
 
 
 LINE = 100  # of the project's formatter

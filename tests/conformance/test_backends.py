@@ -7,6 +7,7 @@ import importlib
 import os
 
 import pytest
+from attrs import evolve
 
 from slimnet.model import Answer
 from slimnet.testing import BACKEND_CLAUSES, MemoryBackend, check_backend
@@ -64,6 +65,19 @@ def kmod_mismatch(context):
         contract.FINGERPRINT = fingerprint
 
 
+@contextlib.contextmanager
+def preload_mismatch(context):
+    """The instance's record says another ABI."""
+    from slimnet_preload.record import InstanceRecord
+
+    record = InstanceRecord.read(context.state)
+    evolve(record, abi="0").write(context.state)
+    try:
+        yield
+    finally:
+        record.write(context.state)
+
+
 @functools.cache  # a probe loads the data path, which takes its time on a slow machine
 def needs(module, name):
     """The backend, or a skip that says what is missing."""
@@ -101,3 +115,10 @@ def test_kmod(clause):
 @pytest.mark.parametrize("clause", BACKEND_CLAUSES)
 def test_ebpf(clause):
     check_backend(needs("slimnet_ebpf", "EbpfBackend"), mismatch=ebpf_mismatch, clauses=[clause])
+
+
+@pytest.mark.parametrize("clause", BACKEND_CLAUSES)
+def test_preload(clause):
+    check_backend(
+        needs("slimnet_preload", "PreloadBackend"), mismatch=preload_mismatch, clauses=[clause]
+    )

@@ -8,18 +8,21 @@ from pathlib import Path
 
 import generate_contract
 import pytest
-from generate_contract import EBPF, KMOD, ROOT, SHARED, UAPI
+from generate_contract import CONTRACTS, EBPF, KMOD, PRELOAD, ROOT, SHARED, UAPI
 
 from slimnet import contract
 from slimnet.model import Reason
 from slimnet_ebpf import contract as private
 from slimnet_kmod import contract as driven
+from slimnet_preload import contract as preload
+
+MODULES = {SHARED: contract, EBPF: private, KMOD: driven, PRELOAD: preload}
 
 
-@pytest.fixture(scope="module", params=[SHARED, EBPF, KMOD], ids=["shared", "ebpf", "kmod"])
+@pytest.fixture(scope="module", params=MODULES, ids=["shared", "ebpf", "kmod", "preload"])
 def of(request):
     """A contract, the Python module of it, and its layout."""
-    module = {SHARED: contract, EBPF: private, KMOD: driven}[request.param]
+    module = MODULES[request.param]
     return request.param, module, generate_contract.read(request.param)
 
 
@@ -202,12 +205,8 @@ def test_flags_are_single_bits(layout):
 
 def test_a_layout_belongs_to_one_contract():
     """What all share knows nothing of the eBPF data path, and nothing stands twice."""
-    for kind in ("enums", "structs"):
-        names = [
-            name
-            for each in (SHARED, EBPF, KMOD)
-            for name in getattr(generate_contract.read(each), kind)
-        ]
-        assert sorted(names) == sorted(set(names))
+    layouts = [generate_contract.read(each) for each in CONTRACTS]
+    names = [name for each in layouts for name in (*each.enums, *each.structs)]
+    assert len(names) == len(set(names))
     for header in (ROOT / UAPI / "slimnet").iterdir():
         assert "SLIM_MAP_" not in header.read_text(), header

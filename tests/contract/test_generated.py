@@ -6,7 +6,7 @@ import shutil
 
 import generate_contract
 import pytest
-from generate_contract import CONTRACTS, EBPF, HISTORY, REASONS, ROOT, SHARED, UAPI
+from generate_contract import CONTRACTS, EBPF, HISTORY, PRELOAD, REASONS, ROOT, SHARED, UAPI
 
 from slimnet import contract
 from slimnet_ebpf import contract as private
@@ -14,7 +14,7 @@ from slimnet_ebpf import contract as private
 GENERATED = [HISTORY, REASONS]
 GENERATED += [path for each in CONTRACTS for path in (each.module, each.fingerprint) if path]
 WRITTEN = sorted(path.relative_to(ROOT) for path in (ROOT / UAPI / "slimnet").glob("*.h"))
-FILES = {*GENERATED, *WRITTEN, *EBPF.headers}
+FILES = {*GENERATED, *WRITTEN, *EBPF.headers, *PRELOAD.headers}
 TABLES = UAPI / "slimnet" / "tables.h"
 
 

@@ -19,6 +19,7 @@ DISTRIBUTIONS = {
     "slimnet-overlay-ebpf": ROOT / "backends/ebpf",
     "slimnet-overlay-kmod": ROOT / "backends/kmod",
     "slimnet-overlay-noop": ROOT / "backends/noop",
+    "slimnet-overlay-preload": ROOT / "backends/preload",
 }
 
 
@@ -98,6 +99,19 @@ def test_a_wheel_of_python_alone(wheels, backend):
     assert {name.rpartition(".")[2] for name in files} == {"py", "typed"}
 
 
+def test_the_preload_wheel_carries_its_programs(wheels, built):
+    """For this machine, and any Python; without the source."""
+    wheel = wheels["slimnet-overlay-preload"]
+    assert entry_points(wheel) == {
+        "slimnet.backends": {"preload": "slimnet_preload:PreloadBackend"}
+    }
+    for name in ("slimnet-router", "libslimnet-shim.so"):
+        assert wheel.read(f"slimnet_preload/{name}").startswith(b"\x7fELF")
+    assert wheel.getinfo("slimnet_preload/slimnet-router").external_attr >> 16 & 0o111
+    assert not [name for name in wheel.namelist() if name.endswith((".c", ".h", ".o", ".d"))]
+    assert re.search(r"-py3-none-linux_\w+\.whl$", built["slimnet-overlay-preload"].name)
+
+
 def test_each_has_the_name_that_is_ours(wheels):
     """And one version; ``slimnet`` on the index is another project's, and nothing asks for it."""
     found = {name: metadata(wheel) for name, wheel in wheels.items()}
@@ -110,7 +124,7 @@ def test_each_has_the_name_that_is_ours(wheels):
 def test_a_backend_fits_its_core_and_no_other(wheels):
     """Each is pinned to the other; the core asks for a backend by an extra of its name."""
     core = metadata(wheels["slimnet-overlay"])
-    for backend in ("ebpf", "kmod", "noop"):
+    for backend in ("ebpf", "kmod", "noop", "preload"):
         name = f"slimnet-overlay-{backend}"
         wanted = metadata(wheels[name]).get_all("Requires-Dist")
         assert f"slimnet-overlay=={core['Version']}" in wanted

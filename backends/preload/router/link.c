@@ -611,6 +611,27 @@ static void answer_resolve(struct link *link, const struct slim_frame *frame,
 	put_frame(link, answer);
 }
 
+/* The port that the client will have is not chosen yet. */
+static void tell_refused(const struct slim_frame *frame, const struct slim_endpoint *opener,
+			 const struct slim_endpoint *called, const struct answer *why)
+{
+	struct slim_event event = {
+		.kind = SLIM_EVENT_REFUSED,
+		.reason = why->reason,
+		.rule = why->rule,
+		.direction = SLIM_INGRESS,
+		.endpoint = ntohl(frame->server),
+		.peer_endpoint = ntohl(frame->client),
+		.destination_port = frame->port,
+		.protocol = IPPROTO_TCP,
+	};
+
+	slim_copy(event.source, opener->address);
+	slim_copy(event.destination, called->address);
+	count(0, SLIM_INGRESS, why->reason);
+	tell(&event);
+}
+
 /* 1: it is answered; 0: who it is about is not known here yet. */
 static int resolve(struct link *link, const struct slim_frame *frame, int last)
 {
@@ -632,7 +653,7 @@ static int resolve(struct link *link, const struct slim_frame *frame, int last)
 					       .reason = SLIM_REASON_SYN_NO_LISTENER };
 	}
 	if (why.error && why.reason != SLIM_REASON_SYN_UNKNOWN)
-		count(0, SLIM_INGRESS, why.reason);
+		tell_refused(frame, opener, called, &why);
 	answer_resolve(link, frame, &why, underlay_port);
 	return 1;
 }

@@ -61,10 +61,12 @@ class Caller:
         """
         closed = list(endpoints)
         try:
-            # Where no endpoint has a cgroup the machine may have none (cgroup version 1).
+            # Where no endpoint has a cgroup the machine may have none (cgroup version 1), and an
+            # ordinary user's agent may not look at the namespaces of others' processes.
             grouped = any(each.cgroup is not None for each in closed)
+            apart = any(each.netns is not None for each in closed)
             place = cgroup.of_process(self.pid) if grouped else Path("/")
-            namespace = _inode(Path(f"/proc/{self.pid}/ns/net"))
+            namespace = _inode(Path(f"/proc/{self.pid}/ns/net")) if apart else None
             # They are those of this process only while it has not ended.
             if self._pidfd is not None and select.select([self._pidfd], [], [], 0)[0]:
                 place = None
@@ -75,7 +77,7 @@ class Caller:
         if self.uid not in (0, os.geteuid()):
             owner = "root only" if os.geteuid() == 0 else f"user {os.geteuid()} and root only"
             raise CapabilityMissing(f"the agent answers to {owner}, not to user {self.uid}")
-        if place is None or not namespace:
+        if place is None or namespace == 0:
             raise CapabilityMissing("the agent cannot tell who asks: that process has ended")
         for endpoint in closed:
             inside = endpoint.cgroup is not None and place.is_relative_to(endpoint.cgroup)

@@ -32,6 +32,7 @@ from slimnet.linux.cgroup import remove as remove_cgroup
 from slimnet.tables import (
     CidrRecord,
     EndpointRecord,
+    HostRecord,
     LimitRecord,
     PolicyKey,
     PolicyRecord,
@@ -193,8 +194,21 @@ class Host:
 class Endpoint(Hands):
     """An endpoint, and the hands in it."""
 
-    def __init__(self, host: Host, record: model.Endpoint, netns: Namespace, cgroup: Path) -> None:
-        super().__init__(record.name, netns=netns.path, cgroup=cgroup, directory=host.lab.directory)
+    def __init__(
+        self,
+        host: Host,
+        record: model.Endpoint,
+        netns: Namespace,
+        cgroup: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            record.name,
+            netns=netns.path,
+            cgroup=cgroup,
+            directory=host.lab.directory,
+            variables=variables,
+        )
         self.host = host
         self.record = record
         self.netns = netns
@@ -276,7 +290,7 @@ class Lab:
     @property
     def wire(self) -> model.Wire:
         """What its hosts talk to one another with."""
-        return model.Wire.SYN if self.can(Can.DIRECT) else model.Wire.VXLAN
+        return model.Wire.VXLAN if self.path is None else self.path.wire
 
     @property
     def denied(self) -> int:
@@ -318,7 +332,7 @@ class Lab:
         if self.mode != PLAIN:
             attachment = where.backend.attach(record, network)
             netns = where.netns if attachment.netns is None else Namespace(attachment.netns)
-            endpoint = Endpoint(where, record, netns, attachment.cgroup)
+            endpoint = Endpoint(where, record, netns, attachment.cgroup, attachment.environment)
         else:
             cgroup = where.cgroup / record.name
             cgroup.mkdir()
@@ -481,6 +495,12 @@ class Lab:
                 number: record
                 for number, record in self.limits.items()
                 if self.endpoints[number].host is host
+            },
+            hosts={
+                addresses[each.name]: HostRecord(
+                    each.name, frozenset({model.WireFormat(self.wire)})
+                )
+                for each in self.hosts
             },
         )
 

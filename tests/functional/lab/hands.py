@@ -22,7 +22,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Hands:
         cgroup: the cgroup v2 directory to join, or ``None``.
         uid: user to become, or ``None`` for root.
         directory: for the output of programs.
+        variables: what is set in its environment besides.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Hands:
         cgroup: Path | None = None,
         uid: int | None = None,
         directory: Path | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.cgroup = cgroup
@@ -88,7 +90,8 @@ class Hands:
         self._waiting: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = {**os.environ, "PYTHONPATH": path, **(variables or {})}
         if directory is not None:
             environment["TMPDIR"] = str(directory)
         with contextlib.nullcontext() if netns is None else enter(Path(netns)):

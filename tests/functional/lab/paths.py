@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from slimnet.model import Feature
+from slimnet.model import Feature, Wire
 
 __all__ = ["DATA_PATHS", "EVERY", "PLAIN", "Can", "DataPath", "can", "having"]
 
@@ -63,6 +63,7 @@ class DataPath:
     Attributes:
         backend: its entry point's name.
         can: what it can.
+        wire: by which its hosts carry connections.
         denied: errno of a connect(2) that the endpoint's own egress policy denies.
         at_home: whom the endpoint's own host sees when the endpoint dials it; empty: the
             host's own address, as everywhere outside.
@@ -73,6 +74,7 @@ class DataPath:
 
     backend: str
     can: frozenset[Can]
+    wire: Wire
     denied: int
     at_home: str = ""
     records: Callable[[str], int] = lambda _: 0
@@ -96,6 +98,7 @@ EVERY = {
         DataPath(
             "ebpf",
             frozenset(Can) - {Can.DATAGRAMS, Can.OWN_NAMESPACE},
+            Wire.SYN,
             errno.EACCES,
             records=_handshakes,
         ),
@@ -116,6 +119,7 @@ EVERY = {
         DataPath(
             "noop",
             frozenset({Can.DATAGRAMS, Can.OWN_NAMESPACE}),
+            Wire.VXLAN,
             errno.EHOSTUNREACH,
             at_home="0.0.0.1",
         ),
