@@ -14,12 +14,12 @@ from pathlib import Path
 
 from attrs import evolve
 from netaddr import IPAddress, IPNetwork
-from slimnet_preload import tables as file
-from slimnet_preload.control import Control, RouterGone
 
 from slimnet.layout import to_bytes16
 from slimnet.model import Direction, Reason, Wire, WireFormat
 from slimnet.tables import CidrRecord, EndpointRecord, HostRecord, PolicyKey, PolicyRecord, Tables
+from slimnet_preload import tables as file
+from slimnet_preload.control import Control, RouterGone
 
 SOURCES = Path(__file__).parents[2] / "backends" / "preload"
 VNI = 7
@@ -30,7 +30,10 @@ _numbers = itertools.count(1)
 class Host:
     """A network namespace with an underlay address, and a router in it."""
 
-    def __init__(self, directory: Path, programs: Path, number: int, netns: str | None) -> None:
+    def __init__(
+        self, directory: Path, programs: Path, number: int, netns: str, user: int | None
+    ) -> None:
+        self.user = user
         self.directory = directory
         self.netns = netns
         self.address = IPAddress(f"10.99.0.{number}")
@@ -38,9 +41,15 @@ class Host:
         self.programs = programs
         self.router: subprocess.Popen[bytes] | None = None
         (directory / "key").write_bytes(b"0123456789abcdef")
+        if user is not None:
+            os.chown(directory, user, user)
+            for each in (directory, *directory.parents[:-2], *programs.parents[:-2], programs):
+                each.chmod(each.stat().st_mode | 0o55)
 
     def command(self, *words: str | Path) -> list[str]:
-        inside = ["ip", "netns", "exec", self.netns] if self.netns else []
+        inside = ["ip", "netns", "exec", self.netns]
+        if self.user is not None:
+            inside += ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups"]
         return [*inside, *map(str, words)]
 
     def start(self, *options: str) -> None:
@@ -76,7 +85,7 @@ class Bench:
     """Hosts, and endpoints on them: endpoint ``n`` has the address 10.1.0.n and identity
     256 + n."""
 
-    def __init__(self, directory: Path, programs: Path, hosts: int) -> None:
+    def __init__(self, directory: Path, programs: Path, hosts: int, user: int | None) -> None:
         self.programs = programs
         self.directory = directory
         self.hosts: list[Host] = []
@@ -93,7 +102,7 @@ class Bench:
             self._ip("-n", name, "link", "set", "lo", "up")
             own = directory / f"h{number}"
             own.mkdir()
-            self.hosts.append(Host(own, programs, number, name))
+            self.hosts.append(Host(own, programs, number, name, user))
         self._wire()
 
     def _wire(self) -> None:
@@ -118,7 +127,7 @@ class Bench:
     def attach(self, number: int, host: Host) -> None:
         self.endpoints[number] = host
         address = to_bytes16(IPAddress(f"10.1.0.{number}"))
-        host.control.attach(number, VNI, address, self.socket(number), None)
+        host.control.attach(number, VNI, address, self.socket(number), host.user)
 
     def socket(self, number: int) -> Path:
         return self.endpoints[number].directory / f"e{number}"
@@ -157,6 +166,8 @@ class Bench:
         for host in self.hosts:
             path = host.directory / f"tables.{self.generation % 2}"
             file.write(self.tables(host), path)
+            if host.user is not None:
+                os.chown(path, host.user, host.user)
             host.control.install(path)
 
     def deny(self, subject: int, peer: int, direction: Direction) -> None:
@@ -171,7 +182,11 @@ class Bench:
         return found
 
     def popen(
-        self, number: int | None, words: Sequence[str | Path], host: Host | None = None
+        self,
+        number: int | None,
+        words: Sequence[str | Path],
+        host: Host | None = None,
+        stdin: int | None = None,
     ) -> subprocess.Popen[bytes]:
         """A process of an endpoint, or of a host itself."""
         place = host or self.endpoints[number or 0]
@@ -181,7 +196,9 @@ class Bench:
             "env", f"LD_PRELOAD={extra.get('LD_PRELOAD', '')}",
             f"SLIMNET_SOCKET={extra.get('SLIMNET_SOCKET', '')}", *words,
         )  # fmt: skip
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         self.processes.append(process)
         return process
 
@@ -213,9 +230,11 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(directory: Path, programs: Path, hosts: int, endpoints: int) -> Iterator[Bench]:
-    """Endpoint ``n`` is on host ``n % hosts``."""
-    made = Bench(directory, programs, hosts)
+def bench(
+    directory: Path, programs: Path, hosts: int, endpoints: int, user: int | None = None
+) -> Iterator[Bench]:
+    """Endpoint ``n`` is on host ``n % hosts``; routers and processes are ``user``'s."""
+    made = Bench(directory, programs, hosts, user)
     try:
         for host in made.hosts:
             host.start()

@@ -461,7 +461,7 @@ static void go(struct process *process, __be16 underlay_port)
 	const struct answer *way = &process->answer;
 	const struct slim_shim_name *dialled = &process->request.peer;
 	struct slim_shim_answer answer = blank(process);
-	struct slim_shim_name name;
+	struct slim_shim_name name, any;
 	struct slim_tuple tuple = {};
 	struct flow *flow;
 	uint64_t cookie = 0;
@@ -487,18 +487,21 @@ static void go(struct process *process, __be16 underlay_port)
 		goto failed;
 	}
 	slim_copy(tuple.source, way->kind == SLIM_WAY_SELF ? tuple.destination : state->host);
-	if (!name.port) {
-		slim_copy(name.address, tuple.source);
-		error = bind_source(process->socket, family, &name);
-		if (error)
-			goto failed;
-		if (read_name(process->socket, 0, &name, &family)) {
-			error = errno;
-			goto failed;
-		}
-	} else if (!slim_is_any(name.address)) {
-		slim_copy(tuple.source, name.address);
+	/*
+	 * What getsockname(2) says may be left of an earlier connection, whose port the kernel
+	 * took back: only bind(2) tells, which fails with EINVAL where there is one.
+	 */
+	any = (struct slim_shim_name){};
+	slim_copy(any.address, tuple.source);
+	error = bind_source(process->socket, family, &any);
+	if (error && error != EINVAL)
+		goto failed;
+	if (!error && read_name(process->socket, 0, &name, &family)) {
+		error = errno;
+		goto failed;
 	}
+	if (!slim_is_any(name.address))
+		slim_copy(tuple.source, name.address);
 	tuple.source_port = name.port;
 	getsockopt(process->socket, SOL_SOCKET, SO_COOKIE, &cookie, &size);
 	drop_socket(process);

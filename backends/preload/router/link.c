@@ -31,7 +31,7 @@
 #define LATER 256		/* questions about endpoints that are not known yet */
 #define LATER_MS 600
 #define AGAIN_MS 100		/* the first pause before a host that failed is tried again */
-#define AGAIN_MAX_MS 2000
+#define AGAIN_MAX_MS 1600	/* and then it counts as down: nobody waits for it */
 
 struct known {
 	uint32_t client, server;
@@ -124,6 +124,14 @@ static void rest(const __be32 *host)
 	pause->until = loop_now() + pause->length;
 }
 
+/* It failed for some time, not just now, as while its router is started again. */
+static int is_down(const __be32 *host)
+{
+	const struct pause *pause = pause_of(host);
+
+	return pause && pause->length >= AGAIN_MAX_MS;
+}
+
 /* Its memory stays until the events at hand are through. */
 static void link_end(struct link *link)
 {
@@ -149,8 +157,7 @@ static void link_end(struct link *link)
 	link->known = NULL;
 	link->later = NULL;
 	loop_free(link);
-	/* Lost, it may be there again at once; one that never was is not waited for. */
-	if (link->opener && !link->ready)
+	if (link->opener && is_down(link->host))
 		endpoint_unreachable(link->host);
 }
 
@@ -492,22 +499,14 @@ int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 po
 {
 	const struct slim_file_host *where = tables_host(tables, host);
 	struct link *link = link_to(host);
-	struct pause *pause;
 	const struct known *known;
 
 	*reason = SLIM_REASON_UNREACHABLE;
 	if (!where)
 		return EHOSTUNREACH;
-	if (!link) {
-		/* Just lost, as when its router was started again: one more try, then wait. */
-		pause = pause_of(host);
-		if (pause && pause->until > loop_now() && pause->length > AGAIN_MS)
-			return EHOSTUNREACH;
-		dial(host, where);
-		link = link_to(host);
-		if (!link)
-			return EHOSTUNREACH;
-	}
+	if (!link)
+		/* dial_all() goes on trying, and the question has a deadline. */
+		return is_down(host) ? EHOSTUNREACH : 1;
 	known = known_place(link, client, server, port);
 	if (link->ready && known->underlay_port && known->client == client &&
 	    known->server == server && known->port == port) {

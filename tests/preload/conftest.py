@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs as this machine compiles them, and hosts to run them on."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("slimnet_preload")
+
+from bench import SOURCES, bench  # noqa: E402
+
+
+def make(out: Path, *variables: str) -> Path:
+    """Router and shim, in a directory."""
+    out.mkdir(exist_ok=True)
+    subprocess.run(
+        ["make", "--silent", "-C", SOURCES, f"OUT={out}", *variables],
+        check=True,
+    )
+    return out
+
+
+def compile_test(name: str, out: Path, *options: str, compiler: str = "gcc") -> Path:
+    """A program of backends/preload/test."""
+    program = out / name
+    subprocess.run(
+        [
+            *(compiler, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g"),
+            *("-Wall", "-Wextra", "-Werror", "-pthread"),
+            *options,
+            *("-o", program, SOURCES / "test" / f"{name}.c"),
+        ],
+        check=True,
+    )
+    return program
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("preload") / "gcc")
+
+
+@pytest.fixture(scope="session")
+def identity(programs):
+    return compile_test("identity", programs)
+
+
+@pytest.fixture
+def one(programs, tmp_path):
+    """A host with the endpoints 1 to 4."""
+    with bench(tmp_path, programs, 1, 4) as made:
+        yield made
+
+
+@pytest.fixture
+def two(programs, tmp_path):
+    """Two hosts: the odd endpoints of 1 to 4 on the second, the even ones on the first."""
+    with bench(tmp_path, programs, 2, 4) as made:
+        yield made
