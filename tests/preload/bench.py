@@ -93,6 +93,7 @@ class Bench:
         self.policy: dict[PolicyKey, PolicyRecord] = {}
         self.extra = Tables(generation=1)
         self.generation = 0
+        self.before: list[str] = []  # libraries that are preloaded before the shim
         self.processes: list[subprocess.Popen[bytes]] = []
         self._names: list[str] = []
         for number in range(1, hosts + 1):
@@ -177,7 +178,8 @@ class Bench:
     def environment(self, number: int | None) -> dict[str, str]:
         found = dict(os.environ)
         if number is not None:
-            found["LD_PRELOAD"] = str(self.programs / "libslimnet-shim.so")
+            shim = self.programs / "libslimnet-shim.so"
+            found["LD_PRELOAD"] = ":".join([*self.before, str(shim)])
             found["SLIMNET_SOCKET"] = str(self.socket(number))
         return found
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("slimnet_preload")
 
-from bench import SOURCES, bench  # noqa: E402
+from bench import SOURCES, bench
 
 
 def make(out: Path, *variables: str) -> Path:

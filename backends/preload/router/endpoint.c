@@ -23,6 +23,7 @@
 #include <slimnet/address.h>
 
 #include "diag.h"
+#include "fuzzing.h"
 #include "loop.h"
 #include "own.h"
 #include "ports.h"
@@ -996,11 +997,31 @@ static void process_ready(struct watch *watch, uint32_t events)
 	}
 }
 
+static int process_new(struct endpoint *endpoint, int fd)
+{
+	struct process *process = calloc(1, sizeof(*process));
+
+	if (!process || loop_watch(&process->watch, fd, EPOLLIN, process_ready)) {
+		free(process);
+		close(fd);
+		return -1;
+	}
+	process->socket = -1;
+	process->number = ++numbers ? numbers : ++numbers;
+	process->endpoint = endpoint;
+	process->next = processes;
+	if (processes)
+		processes->before = process;
+	processes = process;
+	endpoint->processes++;
+	process_count++;
+	return 0;
+}
+
 /* An endpoint's socket has a new process. */
 static void endpoint_ready(struct watch *watch, uint32_t events)
 {
 	struct endpoint *endpoint = CONTAINER(watch, struct endpoint, watch);
-	struct process *process;
 	struct ucred who;
 	socklen_t size = sizeof(who);
 	int fd = accept4(watch->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -1014,21 +1035,7 @@ static void endpoint_ready(struct watch *watch, uint32_t events)
 		close(fd);
 		return;
 	}
-	process = calloc(1, sizeof(*process));
-	if (!process || loop_watch(&process->watch, fd, EPOLLIN, process_ready)) {
-		free(process);
-		close(fd);
-		return;
-	}
-	process->socket = -1;
-	process->number = ++numbers ? numbers : ++numbers;
-	process->endpoint = endpoint;
-	process->next = processes;
-	if (processes)
-		processes->before = process;
-	processes = process;
-	endpoint->processes++;
-	process_count++;
+	process_new(endpoint, fd);
 }
 
 static int listen_at(const char *path)
@@ -1146,3 +1153,24 @@ int endpoint_start(void)
 	}
 	return 0;
 }
+
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+void fuzz_process(int fd)
+{
+	process_new(endpoints, fd);
+}
+
+int fuzz_turn(void)
+{
+	if (processes)
+		process_ready(&processes->watch, EPOLLIN);
+	return processes != NULL;
+}
+
+void fuzz_end(void)
+{
+	while (processes)
+		process_end(processes);
+	fuzz_bury();
+}
+#endif

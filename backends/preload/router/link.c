@@ -20,6 +20,7 @@
 #include <preload/announce.h>
 #include <slimnet/address.h>
 
+#include "fuzzing.h"
 #include "link.h"
 #include "loop.h"
 #include "mac.h"
@@ -896,3 +897,53 @@ int link_start(const struct slim_shim_name *listen_at, const uint8_t *key)
 	loop_set(&ticking, LATER_MS / 3, tick);
 	return 0;
 }
+
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+void fuzz_link(int fd, int opener, int tagged, const __be32 *host, const uint8_t *bytes,
+	       size_t size)
+{
+	struct link *link = link_new(fd, opener, host);
+	struct slim_hello greeting = {
+		.magic = htonl(SLIM_ANNOUNCE_MAGIC),
+		.version = htons(SLIM_ANNOUNCE_VERSION),
+	};
+	struct slim_frame frame = { .kind = htons(SLIM_FRAME_READY) };
+
+	if (!link)
+		return;
+	link->connecting = 0;
+	if (!tagged) {
+		link_bytes(link, bytes, size);
+	} else {
+		slim_copy(greeting.host, host);
+		if (opener)
+			greet(link);
+		link_bytes(link, (const uint8_t *)&greeting, sizeof(greeting));
+		for (;;) {
+			frame.tag = link->dead ? 0 : mac_frame(link->in_key, link->in_number, &frame);
+			link_bytes(link, (const uint8_t *)&frame, sizeof(frame));
+			if (!size || link->dead)
+				break;
+			memset(&frame, 0, sizeof(frame));
+			memcpy(&frame, bytes, size < sizeof(frame) ? size : sizeof(frame));
+			bytes += size < sizeof(frame) ? size : sizeof(frame);
+			size -= size < sizeof(frame) ? size : sizeof(frame);
+			/* Mostly of what there is. */
+			if (frame.kind & 128)
+				frame.kind = htons(frame.kind % 11);
+			if (frame.id & 1)
+				slim_copy(frame.source, host);
+			if (frame.id & 2)
+				frame.client = htonl(ntohl(frame.client) % 4);
+			if (frame.id & 4)
+				frame.server = htonl(ntohl(frame.server) % 4);
+			if (frame.id & 8)
+				frame.underlay_port = htons(20000);
+			if (frame.id & 16)
+				frame.port = htons(80);
+		}
+	}
+	link_end(link);
+	fuzz_bury();
+}
+#endif

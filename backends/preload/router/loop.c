@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 #include "loop.h"
 
+#include "fuzzing.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -189,3 +191,10 @@ void loop_run(void)
 	close(epoll);
 	free(heap);
 }
+
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+void fuzz_bury(void)
+{
+	bury();
+}
+#endif
