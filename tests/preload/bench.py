@@ -212,9 +212,11 @@ class Bench:
         assert process.returncode == 0, err.decode()
         return out.decode()
 
-    def serve(self, number: int, *words: str | Path) -> subprocess.Popen[bytes]:
+    def serve(
+        self, number: int, *words: str | Path, stdin: int | None = None
+    ) -> subprocess.Popen[bytes]:
         """A server, when it has printed a line."""
-        process = self.popen(number, words)
+        process = self.popen(number, words, stdin=stdin)
         assert process.stdout
         line = process.stdout.readline()
         assert line, process.communicate()[1].decode()

@@ -577,3 +577,93 @@ def test_a_state_file_has_one_router(one):
     )
     assert done.returncode == 2
     assert b"another router has it" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["execve", "execvpe", "posix_spawn", "clear"])
+def test_a_program_with_an_environment_of_its_own_stays_in_the_endpoint(one, how):
+    """Unless it is told that it shall not."""
+    said = one.run(
+        1,
+        *python(f"""
+        import os, sys
+        code = "import os, socket; s = socket.create_server(('', 80)); print(s.getsockname()[1])"
+        def child(environment):
+            argv = [sys.executable, "-c", code]
+            if {how!r} == "posix_spawn":
+                return os.posix_spawn(sys.executable, argv, environment)
+            pid = os.fork()
+            if pid:
+                return pid
+            if {how!r} == "clear":
+                os.environ.clear()
+                os.environ.update(environment)
+                os.execv(sys.executable, argv)
+            getattr(os, {how!r})(sys.executable, argv, environment)
+        for environment in ({{}}, {{"LD_PRELOAD": ""}}, {{"A": "B"}}):
+            assert os.waitpid(child(environment), 0)[1] == 0
+        code = "import os; print('SLIMNET_SOCKET' in os.environ)"
+        assert os.waitpid(child({{"SLIMNET_DISABLE": "1"}}), 0)[1] == 0
+        """),
+    )
+    assert said.split() == ["80", "80", "80", "False"]
+
+
+def test_nobody_turns_up_in_the_place_of_a_connection_that_was_given_up(one):
+    """What was announced and closed before it came about is taken back: another process of
+    the host that binds its port is nobody."""
+    one.serve(
+        1,
+        *python("""
+        import socket, sys
+        plug = socket.create_server(("", 80), backlog=0)
+        kept = [socket.create_connection(("10.1.0.1", 80)) for _ in range(1)]
+        print("ready", flush=True)
+        sys.stdin.read()
+        """),
+        stdin=subprocess.PIPE,
+    )
+    said = one.run(
+        2,
+        *python("""
+        import errno, socket
+        sock = socket.socket()
+        sock.setblocking(False)
+        assert sock.connect_ex(("10.1.0.1", 80)) == errno.EINPROGRESS
+        print(sock.getsockname()[1])
+        """),
+    )
+    assert int(said)
+    flows = one.hosts[0].control.status().connections
+    assert flows == 1  # that of the server to itself
+
+
+def test_a_connection_that_is_closed_before_it_came_about_is_taken_back_at_once(one):
+    one.serve(
+        1,
+        *python("""
+        import socket, time
+        plug = socket.socket()
+        plug.bind(("", 80)); plug.listen(0)
+        kept = [socket.create_connection(("10.1.0.1", 80)) for _ in range(1)]
+        print("ready", flush=True)
+        time.sleep(60)
+        """),
+    )
+    client = one.serve(
+        2,
+        *python("""
+        import errno, socket, time
+        def dial():
+            sock = socket.socket()
+            sock.setblocking(False)
+            assert sock.connect_ex(("10.1.0.1", 80)) == errno.EINPROGRESS
+            return sock
+        for _ in range(20):
+            dial().close()
+        print("closed", flush=True)
+        time.sleep(60)
+        """),
+    )
+    assert client.poll() is None
+    # The server's to itself; the kernel's queue may have taken one more.
+    assert one.hosts[0].control.status().connections <= 2

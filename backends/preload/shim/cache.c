@@ -17,6 +17,8 @@ struct entry {
 };
 
 _Static_assert(sizeof(struct cached) % sizeof(uint32_t) == 0, "whole words");
+_Static_assert(offsetof(struct cached, pending) == offsetof(struct cached, is) + 2 &&
+	       offsetof(struct cached, is) % 4 == 0, "one word");
 _Static_assert(sizeof(struct entry) == 128, "two cache lines");
 
 static struct entry *entries;
@@ -76,6 +78,21 @@ int cache_get(int fd, uint64_t cookie, struct cached *cached)
 	if (__atomic_load_n(&from->turn, __ATOMIC_RELAXED) != turn)
 		return 0;
 	return cached->is && cached->cookie == cookie;
+}
+
+int cache_pending(int fd)
+{
+	const struct entry *from = entry(fd, 0);
+	union {
+		uint32_t word;
+		uint16_t half[2];	/* is, pending */
+	} state = {};
+
+	if (from)
+		state.word = __atomic_load_n(
+			&from->words[offsetof(struct cached, is) / sizeof(uint32_t)],
+			__ATOMIC_RELAXED);
+	return state.half[1];
 }
 
 void cache_put(int fd, const struct cached *cached)

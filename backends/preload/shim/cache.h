@@ -24,12 +24,15 @@ enum cached_is {
 struct cached {
 	uint64_t cookie;
 	uint64_t until;		/* ns of CLOCK_MONOTONIC */
-	uint32_t is;		/* enum cached_is */
+	uint16_t is;		/* enum cached_is */
+	uint16_t pending;	/* its connect(2) did not wait for the end */
 	struct slim_shim_name local, peer, underlay;
 };
 
 /* 1: found. */
 int cache_get(int fd, uint64_t cookie, struct cached *cached);
+/* Is there an entry of a connection that was not waited for? Of whichever socket. */
+int cache_pending(int fd);
 void cache_put(int fd, const struct cached *cached);
 void cache_drop(int fd);
 

@@ -49,16 +49,28 @@ static const char *variable(const char *name)
 }
 
 static struct sockaddr_un where;
+static char preload[4096];
+
+const char *router_socket(void)
+{
+	return where.sun_path;
+}
+
+const char *router_preload(void)
+{
+	return preload;
+}
 
 /* Read once: what the program does to its environment later is for its children. */
 static void __attribute__((constructor)) look(void)
 {
-	const char *path, *off;
+	const char *path, *off, *loaded;
 
 	if (__atomic_load_n(&looked, __ATOMIC_ACQUIRE))
 		return;
 	path = variable(SLIM_SHIM_SOCKET);
 	off = variable(SLIM_SHIM_DISABLE);
+	loaded = variable("LD_PRELOAD");
 	if (!path || !*path || strlen(path) >= sizeof(where.sun_path) ||
 	    (off && !strcmp(off, "1"))) {
 		__atomic_store_n(&looked, 1, __ATOMIC_RELEASE);
@@ -67,6 +79,8 @@ static void __attribute__((constructor)) look(void)
 	where.sun_family = AF_UNIX;
 	strcpy(where.sun_path, path);
 	socket_path = where.sun_path;
+	if (loaded && strlen(loaded) < sizeof(preload))
+		strcpy(preload, loaded);
 	__atomic_store_n(&looked, 2, __ATOMIC_RELEASE);
 }
 

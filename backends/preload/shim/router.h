@@ -8,6 +8,10 @@
 /* Is this process one of an endpoint, and the shim not switched off? */
 int router_is(void);
 
+/* If it is: what it was started with. */
+const char *router_socket(void);
+const char *router_preload(void);
+
 /*
  * Asks, and waits for the answer, whatever signals come. `fd`: a socket to go with the
  * question, or -1. `patience`: how long, in ms, to try where no router listens, since one

@@ -244,9 +244,44 @@ static int connect_again(int fd, const struct cached *cached, const struct socka
 		else
 			cache_drop(fd);
 		errno = error;
+	} else if (result && cached->is == CACHED_CONNECTED && errno != EISCONN) {
+		struct cached waits = *cached;
+
+		waits.pending = 1;
+		cache_put(fd, &waits);
 	} else if (!result) {
 		errno = before;
 	}
+	return result;
+}
+
+/*
+ * One that was not waited for and did not come about: nobody may turn up in its place,
+ * from the port that is free now. All other descriptors are closed and nothing else.
+ */
+EXPORT int close(int fd)
+{
+	struct slim_shim_request request = { .call = SLIM_SHIM_FAILED };
+	struct slim_shim_answer answer;
+	struct slim_shim_name peer;
+	struct tcp_info info = {};
+	struct cached cached;
+	int result, error;
+
+	if (!cache_pending(fd) || !cache_get(fd, cookie_of(fd), &cached))
+		return real_close(fd);
+	raw_option(fd, IPPROTO_TCP, TCP_INFO, &info, sizeof(info));
+	cache_drop(fd);
+	if ((info.tcpi_state != TCP_SYN_SENT && info.tcpi_state != TCP_CLOSE) ||
+	    kernel_names(fd, &request.local, &peer))
+		return real_close(fd);
+	result = real_close(fd);
+	error = errno;
+	if (slim_is_any(request.local.address))
+		slim_copy(request.local.address, cached.underlay.address);
+	request.peer = cached.underlay;
+	router_ask(&request, -1, 0, &answer);
+	errno = error;
 	return result;
 }
 
