@@ -165,6 +165,8 @@ class Bench:
     def install(self) -> None:
         self.generation += 1
         for host in self.hosts:
+            if not host.router or host.router.poll() is not None:
+                continue
             path = host.directory / f"tables.{self.generation % 2}"
             file.write(self.tables(host), path)
             if host.user is not None:

@@ -742,29 +742,6 @@ static void do_failed(struct process *process)
 
 /* ACCEPT */
 
-/* From outside of every overlay, to a port of this host that is published. */
-static int accept_outside(struct process *process, const struct state_port *port)
-{
-	const struct state_endpoint *me = process->endpoint->record;
-	struct slim_shim_answer answer = blank(process);
-	struct answer why;
-
-	if (tables_published(tables, me->id, port->port, state->host) != port->underlay)
-		return 0;
-	answer.local = process->request.local;
-	own_name(me, &process->request.local, &answer.local);
-	answer.peer = process->request.peer;
-	if (tables_admit_outside(tables, process->request.peer.address, me->id, port->port, &why)) {
-		answer.error = why.error;
-		answer.reason = why.reason;
-		count(0, SLIM_INGRESS, why.reason);
-	} else {
-		count(1, SLIM_INGRESS, why.reason);
-	}
-	reply(process, &answer);
-	return 1;
-}
-
 static void stranger(struct process *process, uint32_t reason)
 {
 	struct slim_event event = {
@@ -873,7 +850,7 @@ static void do_accept(struct process *process)
 	};
 	slim_copy(process->tuple.source, request->peer.address);
 	slim_copy(process->tuple.destination, request->local.address);
-	if (accept_known(process) || accept_outside(process, port))
+	if (accept_known(process))
 		return;
 	/* On this host what is announced is announced before it connects. */
 	if (own_find(request->peer.address) || slim_is_loopback(request->peer.address) ||

@@ -84,9 +84,7 @@ int ports_take(uint32_t endpoint, __be16 *port, __be16 *underlay, __be16 taken, 
 		port_each(collect, &endpoint);
 	if (port_count(endpoint) >= SHARE)
 		return EADDRINUSE;
-	new = any ? 0 : tables_published(tables, endpoint, *port, state->host);
-	if (!new || taken || port_of(new))
-		new = pick();
+	new = pick();
 	while (any && new && port_find(endpoint, new))
 		new = pick();
 	if (!new)

@@ -426,27 +426,6 @@ const __be32 *tables_host_at(const struct tables *tables, size_t index)
 	return (const __be32 *)row(&tables->table[SLIM_FILE_HOSTS], index);
 }
 
-__be16 tables_published(const struct tables *tables, uint32_t endpoint, __be16 port,
-			const __be32 *address)
-{
-	const struct table *table;
-	size_t index;
-
-	if (!tables)
-		return 0;
-	table = &tables->table[SLIM_FILE_PUBLISHED];
-	for (index = 0; index < table->count; index++) {
-		const struct slim_publish_key *key = (const void *)row(table, index);
-		const struct slim_publish *value = (const void *)(key + 1);
-
-		if (value->endpoint == endpoint && value->port == port &&
-		    key->protocol == IPPROTO_TCP &&
-		    (slim_is_any(key->address) || slim_same(key->address, address)))
-			return key->port;
-	}
-	return 0;
-}
-
 static void from_way(const struct slim_way *way, struct answer *answer)
 {
 	*answer = (struct answer){
@@ -540,19 +519,6 @@ int tables_leave(const struct tables *tables, uint32_t client, uint32_t server, 
 		 struct answer *answer)
 {
 	return both(tables, client, server, port, SLIM_EGRESS, answer);
-}
-
-int tables_admit_outside(const struct tables *tables, const __be32 *client, uint32_t server,
-			 __be16 port, struct answer *answer)
-{
-	const struct slim_endpoint *called = tables_endpoint(tables, server);
-	struct slim_target peer = { .port = port };
-
-	*answer = (struct answer){ .reason = SLIM_REASON_NO_TABLES, .error = ECONNREFUSED };
-	if (!called)
-		return ECONNREFUSED;
-	slim_target_range((void *)(uintptr_t)tables, called->vni, client, &peer);
-	return judge(tables, server, called->identity, &peer, SLIM_INGRESS, ECONNREFUSED, answer);
 }
 
 void tables_ask(const struct tables *tables, struct slim_question *question)

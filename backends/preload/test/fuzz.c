@@ -158,7 +158,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 		question.protocol = 6;
 		tables_ask(found, &question);
 		tables_admit(found, 1, 2, 80, &answer);
-		tables_published(found, 1, 80, question.source);
 	}
 	tables_close(found);
 	found = tables_read(bytes, size, 0, text, sizeof(text));
