@@ -34,6 +34,7 @@ def test_it_says_what_it_can_do(guest):
         "ebpf": "yes",
         "kmod": "no",  # its module is not loaded: test_module.py
         "noop": "yes",
+        "preload": "yes",
     }, "\n".join(each["reason"] for each in backends.values())  # what the verifier said
     assert guest.release in backends["ebpf"]["reason"]
     old = guest.release.startswith("6.1.")
