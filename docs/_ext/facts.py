@@ -88,12 +88,14 @@ def _keys() -> dict[str, object]:
         from slimnet.fallback import PORT  # noqa: PLC0415
         from slimnet_ebpf.options import Options  # noqa: PLC0415  # may be absent
         from slimnet_kmod.options import KmodOptions  # noqa: PLC0415
+        from slimnet_preload.options import Options as PreloadOptions  # noqa: PLC0415
     except ImportError:
         _LOG.warning("a backend of ours is not installed: their options are not checked")
         return keys
     keys |= {f"backend.ebpf.{key}": value for key, value in _options(Options())}
     keys |= {f"backend.kmod.{key}": value for key, value in _options(KmodOptions())}
     keys["backend.noop.port"] = PORT
+    keys |= {f"backend.preload.{key}": value for key, value in _options(PreloadOptions())}
     return keys
 
 

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 
 from attrs import field, frozen
 
-from slimnet.linux import cgroup
 from slimnet.model import (
     Account,
     Capabilities,
@@ -176,20 +175,16 @@ class Backend(abc.ABC):
             place: as its record says, perhaps of another backend that was here before.
         """
 
-    def kill(self, name: str, place: Place) -> None:
-        """End every process of an endpoint, attached or not: those in its cgroup, by default.
-        One that is gone has none.
+    def kill(self, name: str) -> None:
+        """End every process of an endpoint that has no cgroup, attached or not. Of one that has,
+        its caller ends those in it. One that is gone has none.
 
         Args:
             name: the endpoint's :attr:`~slimnet.model.Endpoint.full_name`.
-            place: as its record says.
 
         Raises:
             InUse: some do not end.
         """
-        del name
-        if place.cgroup is not None:
-            cgroup.kill(place.cgroup)
 
     @abc.abstractmethod
     def attach(self, endpoint: Endpoint, network: Network) -> Place:

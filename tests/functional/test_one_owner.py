@@ -38,7 +38,9 @@ class Stopped:
         node.create_network("prod", "10.77.0.0/24")
         self.web, self.db = (node.attach("prod", name) for name in ("web", "db"))
         self.client, self.server = (
-            stack.enter_context(Resident(each.cgroup, self.host.where.netns, each.netns))
+            stack.enter_context(
+                Resident(each.cgroup, self.host.where.netns, each.netns, each.place.environment)
+            )
             for each in (self.web, self.db)
         )
         self.server.serve(7000)

@@ -55,7 +55,7 @@ def db(hosts):
     two = hosts[1]
     with (
         two.node().attach("prod", "db") as db,
-        Resident(db.cgroup, two.where.netns, db.netns) as server,
+        Resident(db.cgroup, two.where.netns, db.netns, db.place.environment) as server,
     ):
         server.serve(7000)
         yield db

@@ -200,8 +200,10 @@ class Endpoints:
                 raise InvalidValue("endpoint.host", f"an endpoint of {here}", endpoint.host)
             self._cluster.remove_endpoint(endpoint)
         else:
-            if kill:
-                self._backend.kill(endpoint.full_name, endpoint.place)
+            if kill and endpoint.cgroup:
+                cgroup.kill(Path(endpoint.cgroup))
+            elif kill:
+                self._backend.kill(endpoint.full_name)
             with self._changing:
                 self._let_go(endpoint)
         self._sync()

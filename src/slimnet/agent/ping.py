@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "ping"]
 
-# Runs inside the source endpoint: started in its network namespace, it enters its
-# cgroup before it makes a socket, so that the connection is the endpoint's own.
+# Runs inside the source endpoint: started in its network namespace and with its environment,
+# it enters its cgroup before it makes a socket, so that the connection is the endpoint's own.
 # Isolated (-I): nothing of the caller's environment is imported.
 _CONNECT = """
 import errno, json, socket, sys, time
@@ -221,6 +222,7 @@ def _connect(agent: Agent, source: Endpoint, destination: Endpoint, asked: Ping)
             text=True,
             timeout=asked.timeout * asked.count + 10,
             check=False,
+            env={**os.environ, **place.environment},
         )
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]

@@ -15,9 +15,8 @@ __all__ = ["agent"]
 
 @click.command(
     epilog="""\b
-A configuration that needs nothing else (/etc/slimnet/slimnet.toml; of an
-ordinary user, who needs a backend that needs no privilege,
-~/.config/slimnet/slimnet.toml):
+A configuration that needs nothing else (/etc/slimnet/slimnet.toml, or an
+ordinary user's ~/.config/slimnet/slimnet.toml):
   [underlay]
   interface = "eth0"
 

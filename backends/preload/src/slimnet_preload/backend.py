@@ -132,7 +132,7 @@ class PreloadBackend(Backend):
     def place(self, name: str, given: Place) -> Place:
         """An environment; of root also a cgroup, which may be the caller's."""
         if given.netns is not None:
-            wanted = "none (the preload backend's sockets are of the host's network namespace)"
+            wanted = "none (the preload backend has endpoints' sockets in the host's)"
             raise InvalidValue("endpoint.netns", wanted, str(given.netns))
         grouped = Part.CGROUP in self._capabilities.needs
         if given.cgroup is not None and not grouped:
@@ -158,12 +158,9 @@ class PreloadBackend(Backend):
         pid = _pid(self._router.control)
         return Life.BUSY if _is_used(record, self._state, pid) else Life.IDLE
 
-    def kill(self, name: str, place: Place) -> None:
-        """By the cgroup, or by the environment of processes."""
-        if place.cgroup is not None:
-            super().kill(name, place)
-        else:
-            processes.kill(_socket(self._state, name))
+    def kill(self, name: str) -> None:
+        """By the environment of processes."""
+        processes.kill(_socket(self._state, name))
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """Have the router listen at a socket of the endpoint's own."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the next process must know of an instance, and of its endpoints: files of its state
-directory."""
+directory, where those of other backends may be too."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ class AttachedRecord:
         self._path(state).unlink(missing_ok=True)
 
     def _path(self, state: Path) -> Path:
-        return state / f"endpoint-{self.endpoint}.json"
+        return state / f"preload-{self.endpoint}.json"
 
     @classmethod
     def all(cls, state: Path) -> Iterator[Self]:
         """Every one of the directory."""
-        for path in sorted(state.glob("endpoint-*.json")):
+        for path in sorted(state.glob("preload-*.json")):
             value: Mapping[str, Any] = json.loads(path.read_text())
             yield cls(**value)

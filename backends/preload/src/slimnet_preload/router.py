@@ -29,7 +29,7 @@ SHIM = Path(__file__).with_name("libslimnet-shim.so")
 _START = 10.0
 #: Seconds between one that died at once and the next.
 _PAUSE = 1.0
-_FILES = ("control", "key", "router", "router.log")
+_FILES = ("arguments", "control", "key", "router", "router.log")
 
 
 class Router:
@@ -70,8 +70,8 @@ class Router:
         return self._watched is not None
 
     def start(self) -> bool:
-        """Start it, or adopt the one that runs; whether there is a new one to be told of
-        endpoints and tables.
+        """Start it, or adopt the one that runs with the same key and arguments; whether it is
+        another one than before, to be told of endpoints and tables.
 
         Raises:
             BackendError: it does not run; says why.
@@ -79,12 +79,17 @@ class Router:
         if self.runs():
             return False
         with contextlib.suppress(RouterGone):
-            self._watched = self.control.watch()
-            return True
+            watched = self.control.watch()
+            if self._is_as_wanted():
+                self._watched = watched
+                return True
+            watched.close()
+            self.control.stop()  # what it knows, and live connections, stay
         if time.monotonic() - self._started < _PAUSE:
             raise RouterGone(f"the router has ended: {self._said()}")
         self._started = time.monotonic()
         replace(self._state / "key", self._key)
+        replace(self._state / "arguments", self._arguments)
         with (self._state / "router.log").open("wb") as log, self._inside():
             try:
                 # Not this process's group or session: it is not to end with it.
@@ -101,6 +106,18 @@ class Router:
                 raise BackendError(f"{PROGRAM}: {error.strerror}") from error
         self._watched = self._answering(self._process)
         return True
+
+    @property
+    def _arguments(self) -> bytes:
+        return "\0".join(self._argv).encode()
+
+    def _is_as_wanted(self) -> bool:
+        """Whether the one that runs was started as this one would be."""
+        wanted = {"key": self._key, "arguments": self._arguments}
+        try:
+            return all((self._state / name).read_bytes() == text for name, text in wanted.items())
+        except FileNotFoundError:
+            return False
 
     def _answering(self, process: subprocess.Popen[bytes]) -> socket.socket:
         deadline = time.monotonic() + _START
