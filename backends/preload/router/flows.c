@@ -188,10 +188,16 @@ struct doomed {
 	int failed;	/* no memory, or no list of sockets */
 };
 
-static int allowed(const struct flow *flow, uint32_t *reason)
+/* Only policy ends what lives: that tables lost its other end (a lease ran out) is none. */
+static int denies(const struct answer *why)
 {
-	struct answer why = {};
+	return why->reason == SLIM_REASON_RULE_DENY || why->reason == SLIM_REASON_DEFAULT_DENY ||
+	       why->reason == SLIM_REASON_HOST_DENY;
+}
 
+static int allowed(const struct flow *flow, struct answer *why)
+{
+	*why = (struct answer){ .direction = SLIM_EGRESS };
 	if (flow->kind == SLIM_WAY_SELF)
 		return tables_endpoint(tables, flow->client) != NULL;
 	if (flow->kind == SLIM_WAY_OUTSIDE) {
@@ -200,31 +206,24 @@ static int allowed(const struct flow *flow, uint32_t *reason)
 
 		if (!me)
 			return 0;
-		tables_way(tables, me->vni, flow->client, &name, 1, SOURCE_ANY, &why);
-		*reason = why.reason;
-		return why.kind == SLIM_WAY_OUTSIDE;
+		tables_way(tables, me->vni, flow->client, &name, 1, SOURCE_ANY, why);
+		return why->kind == SLIM_WAY_OUTSIDE;
 	}
 	if (flow->client_here &&
-	    tables_leave(tables, flow->client, flow->server, flow->port, &why)) {
-		*reason = why.reason;
+	    tables_leave(tables, flow->client, flow->server, flow->port, why) && denies(why))
 		return 0;
-	}
-	if (flow->server_here &&
-	    tables_admit(tables, flow->client, flow->server, flow->port, &why)) {
-		*reason = why.reason;
-		return 0;
-	}
-	return 1;
+	return !flow->server_here ||
+	       !tables_admit(tables, flow->client, flow->server, flow->port, why) || !denies(why);
 }
 
 static void condemn(const struct diag *socket, void *data)
 {
 	struct doomed *doomed = data;
-	uint32_t reason = 0;
+	struct answer why;
 	int egress;
 	const struct flow *flow = flows_of(socket, &egress);
 
-	if (!flow || allowed(flow, &reason))
+	if (!flow || allowed(flow, &why))
 		return;
 	if (doomed->count == doomed->room) {
 		size_t room = doomed->room ? 2 * doomed->room : 64;
@@ -303,14 +302,37 @@ static void search_all(const struct doomed *doomed, uint8_t *done)
 	closedir(directory);
 }
 
+static void tell_revoked(const struct flow *flow, const struct answer *why)
+{
+	const int egress = why->direction == SLIM_EGRESS;
+	const struct slim_shim_name *to = egress && flow->kind == SLIM_WAY_OUTSIDE ?
+					  &flow->dialled : &flow->server_name;
+	struct slim_event event = {
+		.kind = SLIM_EVENT_REFUSED,
+		.reason = SLIM_REASON_REVOKED,
+		.rule = why->rule,
+		.direction = why->direction,
+		.endpoint = egress ? flow->client : flow->server,
+		.peer_endpoint = egress ? flow->server : flow->client,
+		.source_port = flow->client_name.port,
+		.destination_port = to->port,
+		.protocol = IPPROTO_TCP,
+	};
+
+	slim_copy(event.source, flow->client_name.address);
+	slim_copy(event.destination, to->address);
+	count(0, (int)why->direction, SLIM_REASON_REVOKED);
+	tell(&event);
+}
+
 static void forbid(struct flow *flow, void *data)
 {
-	uint32_t reason = SLIM_REASON_REVOKED;
+	struct answer why;
 
 	(void)data;
-	if (allowed(flow, &reason))
+	if (allowed(flow, &why))
 		return;
-	count(0, flow->client_here ? SLIM_EGRESS : SLIM_INGRESS, SLIM_REASON_REVOKED);
+	tell_revoked(flow, &why);
 	withdraw(flow);
 	closed(flow, SLIM_REASON_REVOKED);
 	flow_drop(flow);
