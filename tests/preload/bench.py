@@ -43,8 +43,6 @@ class Host:
         (directory / "key").write_bytes(b"0123456789abcdef")
         if user is not None:
             os.chown(directory, user, user)
-            for each in (directory, *directory.parents[:-2], *programs.parents[:-2], programs):
-                each.chmod(each.stat().st_mode | 0o55)
 
     def command(self, *words: str | Path) -> list[str]:
         inside = ["ip", "netns", "exec", self.netns]
@@ -74,11 +72,12 @@ class Host:
         assert self.router
         self.router.kill()
         self.router.wait()
+        self.router = None
 
     def stop(self) -> None:
-        if self.router and self.router.poll() is None:
+        if self.router:
             self.router.terminate()
-            assert self.router.wait(10) == 0
+            assert self.router.wait(10) == 0, "the router had an end of its own"
 
 
 class Bench:
@@ -102,7 +101,7 @@ class Bench:
             self._names.append(name)
             self._ip("-n", name, "link", "set", "lo", "up")
             own = directory / f"h{number}"
-            own.mkdir()
+            own.mkdir(exist_ok=True)
             self.hosts.append(Host(own, programs, number, name, user))
         self._wire()
 

@@ -239,7 +239,7 @@ static void condemn(const struct diag *socket, void *data)
 	doomed->sockets[doomed->count++] = *socket;
 }
 
-/* Ends a connection that somebody else has, with the error that a reset gives. */
+/* Ends a connection that somebody else has, as a reset would. */
 static int hang_up(int pid, int number, unsigned int inode)
 {
 	const struct sockaddr none = { .sa_family = AF_UNSPEC };
@@ -254,7 +254,7 @@ static int hang_up(int pid, int number, unsigned int inode)
 		return -1;
 	/* The number may be another file's by now. */
 	if (!fstat(copy, &about) && S_ISSOCK(about.st_mode) && about.st_ino == inode)
-		/* tcp_disconnect(): RST to the peer, ECONNRESET to whoever reads here. */
+		/* tcp_disconnect(): RST to the peer; ECONNRESET here, EPIPE to who waits. */
 		done = connect(copy, &none, sizeof(none));
 	close(copy);
 	return done;

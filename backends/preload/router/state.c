@@ -15,6 +15,7 @@
 #define MAGIC 0x736c6d73	/* "slms" */
 #define VERSION 1
 #define CHAINS 131072		/* a power of two */
+#define CHUNK 1024		/* flows that the file grows by */
 
 struct state *state;
 
@@ -22,6 +23,8 @@ static uint32_t *chains;		/* first flow of each; index + 1 */
 static uint32_t free_flow;		/* the first free one that was used before; index + 1 */
 static uint32_t top_flow;		/* all from here on are free */
 static uint32_t flows;
+static uint32_t room;			/* so many are in blocks that the file has */
+static int file = -1;
 static uint32_t by_underlay[65536];	/* index of a port + 1 */
 static uint32_t port_chains[65536];	/* by endpoint and port */
 static uint32_t port_next[STATE_PORTS];
@@ -84,7 +87,7 @@ static void index_all(void)
 			link_port(index);
 			top_port = index + 1;
 		}
-	for (index = 0; index < STATE_FLOWS; index++)
+	for (index = 0; index < room; index++)
 		if (state->flows[index].used)
 			top_flow = index + 1;
 	for (index = 0; index < top_flow; index++) {
@@ -100,36 +103,54 @@ static void index_all(void)
 	}
 }
 
+/*
+ * The file has as many flows as were needed so far, and blocks for all of them: a hole that
+ * is touched on a full disk is a SIGBUS, and so is what is mapped behind its end.
+ */
+static int reserve(uint32_t count)
+{
+	const off_t size = (off_t)(offsetof(struct state, flows) +
+				   count * sizeof(state->flows[0]));
+	int error = posix_fallocate(file, 0, size);
+
+	if (error) {
+		errno = error;
+		return -1;
+	}
+	room = count;
+	return 0;
+}
+
 int state_open(const char *path, const __be32 *host)
 {
 	char boot[sizeof(state->boot)] = "";
 	struct stat about;
-	int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
+	file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (file < 0)
 		return -1;
 	if (flock(file, LOCK_EX | LOCK_NB) || fstat(file, &about))
 		goto failed;
 	boot_id(boot, sizeof(boot));
-	if (about.st_size != sizeof(*state) &&
-	    (ftruncate(file, 0) || ftruncate(file, sizeof(*state))))
-		goto failed;
 	state = mmap(NULL, sizeof(*state), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
 	if (state == MAP_FAILED)
 		goto failed;
-	if (state->magic != MAGIC || state->version != VERSION || strcmp(state->boot, boot) ||
+	if (about.st_size < (off_t)offsetof(struct state, flows) || state->magic != MAGIC ||
+	    state->version != VERSION || strcmp(state->boot, boot) ||
 	    !slim_same(state->host, host)) {
-		/* Truncated, not cleared: 30 MB of holes. */
-		munmap(state, sizeof(*state));
-		if (ftruncate(file, 0) || ftruncate(file, sizeof(*state)))
-			goto failed;
-		state = mmap(NULL, sizeof(*state), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-		if (state == MAP_FAILED)
+		if (ftruncate(file, 0) || reserve(0))
 			goto failed;
 		memcpy(state->boot, boot, sizeof(boot));
 		slim_copy(state->host, host);
 		state->version = VERSION;
 		state->magic = MAGIC;
+	} else {
+		room = (uint32_t)(((size_t)about.st_size - offsetof(struct state, flows)) /
+				  sizeof(state->flows[0]));
+		if (room > STATE_FLOWS)
+			room = STATE_FLOWS;
+		if (reserve(room))
+			goto failed;
 	}
 	chains = calloc(CHAINS, sizeof(*chains));
 	if (!chains)
@@ -142,6 +163,7 @@ failed:
 		int error = errno;
 
 		close(file);
+		file = -1;
 		errno = error;
 	}
 	return -1;
@@ -167,7 +189,8 @@ struct flow *flow_new(const struct slim_tuple *tuple)
 	if (free_flow) {
 		flow = &state->flows[free_flow - 1];
 		free_flow = flow->next;
-	} else if (top_flow < STATE_FLOWS) {
+	} else if (top_flow < STATE_FLOWS &&
+		   (top_flow < room || !reserve(top_flow - top_flow % CHUNK + CHUNK))) {
 		flow = &state->flows[top_flow++];
 	} else {
 		return NULL;

@@ -5,6 +5,7 @@
  * No call that carries data is here, but those that may name an address.
  */
 #include <limits.h>
+#include <stdarg.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
@@ -639,4 +640,27 @@ EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int fl
 		messages[index].msg_len = (unsigned int)sent;
 	}
 	return (int)index;
+}
+
+/*
+ * A ring is a way around all of this: io_uring_setup(2) is refused, as where the kernel
+ * has none, and programs that can do without do. What makes system calls by itself does not
+ * come through here.
+ */
+EXPORT long syscall(long number, ...)
+{
+	va_list arguments;
+	long each[6], result;
+	int index;
+
+	va_start(arguments, number);
+	for (index = 0; index < 6; index++)
+		each[index] = va_arg(arguments, long);
+	va_end(arguments);
+	if (number == SYS_io_uring_setup && router_is())
+		return no(ENOSYS);
+	result = raw(number, each[0], each[1], each[2], each[3], each[4], each[5]);
+	if (result < 0 && result > -4096)
+		return no((int)-result);
+	return result;
 }
