@@ -60,6 +60,7 @@ CLAUSES = (
     "what_a_probe_promises_is_there or tables_decide or live_connections_follow_the_tables"
     " or what_happened_is_told or teardown_leaves_nothing or purge_leaves_nothing"
 )
+NAMES = "connected_both_ends or accept4_names_the_client or v4_mapped_connect"
 MODULE_SUITES = {
     "netlink": Suite(
         ["tests/kmod"],
@@ -74,6 +75,10 @@ MODULE_SUITES = {
         ["tests/policy/test_kernel.py", "-k", "kmod"],
         "what the module decides is what the oracle does (20,000 flows)",
         ("SLIMNET_POLICY_FLOWS=20000",),
+    ),
+    "laboratory": Suite(
+        ["tests/functional/test_names.py", "-k", f"kmod and ({NAMES})"],
+        "the names that sockets say",
     ),
     "mixed": Suite(
         ["tests/conformance/test_mixed.py", "-k", "tables_decide or live_connections"],

@@ -298,6 +298,12 @@ class Lab:
         assert self.path is not None
         return self.path.denied
 
+    @property
+    def denied_datagram(self) -> int:
+        """errno of a datagram that the endpoint's own egress policy denies."""
+        assert self.path is not None
+        return self.path.denied_datagram or self.denied
+
     def _host(self, name: str, *, clustered: bool = True) -> Host:
         host = Host(self, name, clustered=clustered)
         self._undo.callback(host.close)

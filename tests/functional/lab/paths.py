@@ -65,6 +65,7 @@ class DataPath:
         can: what it can.
         wire: by which its hosts carry connections.
         denied: errno of a connect(2) that the endpoint's own egress policy denies.
+        denied_datagram: errno of a datagram that it denies, where that is another.
         at_home: whom the endpoint's own host sees when the endpoint dials it; empty: the
             host's own address, as everywhere outside.
         records: how many records of handshakes an instance holds; 0 where it needs none.
@@ -76,6 +77,7 @@ class DataPath:
     can: frozenset[Can]
     wire: Wire
     denied: int
+    denied_datagram: int = 0
     at_home: str = ""
     records: Callable[[str], int] = lambda _: 0
     module: str = ""
@@ -113,6 +115,7 @@ EVERY = {
                 Can.WRITES_CHANGES,
             },
             errno.EACCES,
+            denied_datagram=errno.EHOSTUNREACH,
             at_home="0.0.0.1",
             module="slimnet",
         ),
