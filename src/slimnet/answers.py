@@ -93,13 +93,14 @@ def decision(answered: bytes) -> Decision:
     )
 
 
-def events(told: Iterable[bytes]) -> Iterator[Event]:
+def events(told: Iterable[bytes], *, monotonic: bool = True) -> Iterator[Event]:
     """What a data path told, without what is only for its own Python.
 
     Args:
         told: each a struct slim_event, and perhaps more behind it.
+        monotonic: its times are CLOCK_MONOTONIC's, as the kernel's are; else CLOCK_REALTIME's.
     """
-    epoch = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    epoch = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC) if monotonic else 0
     for data in told:
         record = _EVENT.unpack(data[: _EVENT.size])
         if record["kind"] in _KINDS:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import attrs
 
 from slimnet.abc import Backend, Context
-from slimnet.decoding import FlowQuestion, decision
+from slimnet.answers import FlowQuestion, decision
 from slimnet.exceptions import AbiMismatch, BackendError, InUse, InvalidValue
 from slimnet.layout import to_bytes16
 from slimnet.linux import cgroup
@@ -284,7 +284,7 @@ class PreloadBackend(Backend):
                 flow.protocol,
                 flow.port,
             )
-            return decision(question, self._router.control.ask(question))
+            return decision(self._router.control.ask(question))
 
     def connections(self) -> Iterable[Connection]:
         """As the router knows them."""

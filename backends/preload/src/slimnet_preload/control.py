@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import frozen
 
-from slimnet.decoding import FlowQuestion
+from slimnet.answers import FlowQuestion
 from slimnet.exceptions import BackendError
 from slimnet.layout import Layout, from_bytes16
 from slimnet.linux.sock_diag import STATES

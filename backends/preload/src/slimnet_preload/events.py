@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 
-from slimnet.decoding import event
+from slimnet.answers import events
 from slimnet.exceptions import BackendError
 from slimnet.layout import Layout
 from slimnet.model import Event
@@ -73,7 +73,7 @@ class Events:
             self._from = self._control.events()
 
     def _drain(self) -> list[Event]:
-        found = []
+        found: list[Event] = []
         while self._from is not None:
             try:
                 data = self._from.recv(_TOLD.size)
@@ -85,7 +85,5 @@ class Events:
                 self._from.close()
                 self._from = None
                 break
-            told = event(_TOLD.unpack(data)["event"], epoch=0)
-            if told is not None:
-                found.append(told)
+            found.extend(events([_TOLD.unpack(data)["event"]], monotonic=False))
         return found
