@@ -98,9 +98,9 @@ enum slim_nl_command {
 	SLIM_CMD_TABLES_COMMIT = 7,
 
 	/*
-	 * H. ENDPOINT, NETNS_FD, VNI, ADDRESS -> INDEX. The endpoint is the namespace. Before the
-	 * first tables it can connect to nothing but what is in its own namespace. The same
-	 * again answers the same. EEXIST: ENDPOINT is attached with another namespace, VNI or
+	 * H. ENDPOINT, NETNS_FD, VNI, ADDRESS -> INDEX. The endpoint is the namespace. Until tables
+	 * that know the endpoint are in force every connect by IPv4 in it is EACCES, loopback
+	 * included. The same again answers the same. EEXIST: ENDPOINT is attached with another namespace, VNI or
 	 * address, or the namespace is another endpoint's. EBADF: no descriptor of a namespace.
 	 * EINVAL: of no network namespace, or the host's own. ENOSPC: SLIM_INDEX_MAX are
 	 * attached.
