@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -200,7 +201,11 @@ class Bench:
             f"SLIMNET_SOCKET={extra.get('SLIMNET_SOCKET', '')}", *words,
         )  # fmt: skip
         process = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         self.processes.append(process)
         return process
@@ -225,8 +230,9 @@ class Bench:
 
     def close(self) -> None:
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
+            # With what it forked, which has its pipes.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         for host in self.hosts:
             host.stop()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs as Debian ships them, between two hosts: each sees overlay addresses."""
+
+import shutil
+import sys
+import textwrap
+import time
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+
+def needs(*names: str) -> None:
+    for name in names:
+        if not shutil.which(name):
+            pytest.skip(f"no {name}")
+
+
+def until(two, *words: str) -> str:
+    """What a client says once the server is there."""
+    deadline = time.monotonic() + 20
+    while True:
+        client = two.popen(2, list(words))
+        out, err = client.communicate(timeout=20)
+        if not client.returncode:
+            return out.decode()
+        assert time.monotonic() < deadline, err.decode()
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("listen", ["80", "80 reuseport", "[::]:80 ipv6only=off"])
+def test_nginx_and_curl(two, tmp_path, listen):
+    """Four workers, with one queue and with one each. A dual-stack socket has mapped names."""
+    needs("nginx", "curl")
+    (tmp_path / "conf").write_text(
+        textwrap.dedent(f"""
+        worker_processes 4; pid {tmp_path}/pid; daemon off; user root;
+        events {{ }}
+        http {{
+            access_log off;
+            server {{ listen {listen}; location / {{ return 200 "$remote_addr $server_addr "; }} }}
+        }}
+        """)
+    )
+    two.popen(1, ["nginx", "-c", str(tmp_path / "conf"), "-e", "stderr"])
+    until(two, "curl", "-sS", "http://10.1.0.1/")
+    urls = ["http://10.1.0.1/"] * 20
+    said = two.run(2, "curl", "-sS", "-H", "Connection: close", *urls)
+    said = said.replace("::ffff:", "").split()
+    assert said == ["10.1.0.2", "10.1.0.1"] * 20
+
+
+def test_redis(two):
+    needs("redis-server", "redis-cli", "redis-benchmark")
+    options = ["--save", "", "--protected-mode", "no", "--io-threads", "2", "--bind", "0.0.0.0"]
+    two.popen(1, ["redis-server", *options])
+    said = until(two, "redis-cli", "-h", "10.1.0.1", "client", "list")
+    assert "addr=10.1.0.2:" in said
+    assert "laddr=10.1.0.1:6379" in said
+    two.run(2, "redis-benchmark", "-h", "10.1.0.1", "-n", "2000", "-c", "20", "-t", "get", "-q")
+
+
+def test_node(two):
+    needs("node")
+    two.popen(
+        1,
+        [
+            *("node", "-e"),
+            "require('http').createServer((q, s) => s.end(q.socket.remoteAddress)).listen(80)",
+        ],
+    )
+    client = """
+    const call = require('http').get('http://10.1.0.1/', answer => answer.on('data', data => {
+        const sock = answer.socket;
+        console.log(`${data} ${sock.localAddress} ${sock.remoteAddress}`);
+    }));
+    call.on('error', () => process.exit(1));
+    """
+    said = until(two, "node", "-e", client)
+    assert said.split() == ["::ffff:10.1.0.2", "10.1.0.2", "10.1.0.1"]
+
+
+def test_java(two, tmp_path):
+    needs("java")
+    (tmp_path / "Echo.java").write_text("""
+    import java.net.*;
+    class Echo {
+        public static void main(String[] arguments) throws Exception {
+            if (arguments.length == 0) {
+                ServerSocket plug = new ServerSocket(80);
+                System.out.println("ready");
+                Socket one = plug.accept();
+                one.getOutputStream().write(one.getRemoteSocketAddress().toString().getBytes());
+                one.close();
+            } else {
+                Socket one = new Socket("10.1.0.1", 80);
+                String said = new String(one.getInputStream().readAllBytes());
+                System.out.println(said.equals(one.getLocalSocketAddress().toString()));
+            }
+        }
+    }
+    """)
+    two.serve(1, "java", tmp_path / "Echo.java")
+    assert two.run(2, "java", tmp_path / "Echo.java", "client", timeout=60) == "true\n"
+
+
+def test_asyncio(two):
+    """Two hundred connections at once."""
+    server = """
+    import asyncio
+    async def serve(_, writer):
+        writer.write(str(writer.get_extra_info("peername")).encode())
+        await writer.drain()
+        writer.close()
+    async def main():
+        plug = await asyncio.start_server(serve, None, 80, backlog=300)
+        print("ready", flush=True)
+        await plug.serve_forever()
+    asyncio.run(main())
+    """
+    client = """
+    import asyncio
+    async def one():
+        reader, writer = await asyncio.open_connection("10.1.0.1", 80)
+        return await reader.read() == str(writer.get_extra_info("sockname")).encode()
+    async def main():
+        print(set(await asyncio.gather(*(one() for _ in range(200)))))
+    asyncio.run(main())
+    """
+    two.serve(1, sys.executable, "-c", textwrap.dedent(server))
+    assert two.run(2, sys.executable, "-c", textwrap.dedent(client)) == "{True}\n"
