@@ -88,7 +88,7 @@ def _keys() -> dict[str, object]:
         from slimnet.fallback import PORT  # noqa: PLC0415
         from slimnet_ebpf.options import Options  # noqa: PLC0415  # may be absent
         from slimnet_kmod.options import KmodOptions  # noqa: PLC0415
-        from slimnet_preload.options import Options as PreloadOptions  # noqa: PLC0415
+        from slimnet_preload.options import PreloadOptions  # noqa: PLC0415
     except ImportError:
         _LOG.warning("a backend of ours is not installed: their options are not checked")
         return keys

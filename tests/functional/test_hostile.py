@@ -29,6 +29,8 @@ IP_PKTOPTIONS, IPV6_ADDRFORM, IPV6_2292PKTOPTIONS = 9, 1, 6
 SO_PEERNAME = 28
 
 
+pytestmark = pytest.mark.needs(Can.ENFORCES)
+
 #: Of endpoints whose sockets are in the host's own network namespace.
 SHARED = pytest.mark.lacks(Can.OWN_NAMESPACE)
 

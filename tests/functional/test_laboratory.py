@@ -17,7 +17,7 @@ def test_every_backend_is_in_the_laboratory():
 
 def test_what_the_backend_states(lab):
     stated = lab.hosts[0].backend.get("capabilities")
-    assert stated.enforcing
+    assert stated.enforcing == lab.can(Can.ENFORCES)
     assert stated.features == {each for each in Feature if lab.can(Can(each))}
     assert {each.wire for each in stated.wires} == {lab.wire}
     endpoint = lab.endpoint()

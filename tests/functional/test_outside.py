@@ -27,7 +27,8 @@ def test_leaves_through_the_host(lab, family):
     assert peer[0] == endpoint.host.address
     assert opened.getpeername()[:2] == (target, 8080)
     own = opened.getsockname()
-    assert own[0] == (endpoint.address if family == INET else f"::ffff:{endpoint.address}")
+    assert own[0].removeprefix("::ffff:") in lab.names_outside(endpoint)
+    assert own[0].count(":") == 0 if family == INET else own[0].startswith("::")
     assert own[1] == peer[1]
     opened.sendall(b"out")
     assert accepted.recv(10) == b"out"
@@ -77,7 +78,8 @@ def test_bound_then_connected(lab, source):
         assert peer[0] == endpoint.host.address
         accepted.sendall(b"x")
         assert sock.recv(1) == b"x"
-        assert sock.getsockname() == (endpoint.address, port)
+        assert sock.getsockname()[0] in lab.names_outside(endpoint)
+        assert sock.getsockname()[1] == port
         if source[1] == 0:
             assert peer[1] == port
     listener.close()
@@ -177,5 +179,5 @@ def test_events_of_an_outside_connection(lab):
         assert event.peer_endpoint == 0
         assert (str(event.destination[0]), event.destination[1]) == (lab.outside.address, 8080)
         assert event.direction == Direction.EGRESS
-    assert (seen[1].sent, seen[1].received) == (5, 0)
+    assert (seen[1].sent, seen[1].received) == ((5, 0) if lab.can(Can.COUNTS) else (0, 0))
     listener.close()

@@ -91,7 +91,7 @@ def test_bulk_data_passes_whole_and_unfragmented(routed):
         assert [host.statistic(name) for host in lab.hosts for name in names] == before
 
 
-@pytest.mark.needs(Can.DIRECT)
+@pytest.mark.needs(Can.DIRECT, Can.TRIES_AT_ONCE)
 def test_a_host_that_cannot_be_reached(routed):
     """A router's ICMP "unreachable" ends a connect; it does not hang."""
     with routed.test() as lab:

@@ -262,7 +262,8 @@ def test_events(lab, ends):
             assert (str(event.destination[0]), event.destination[1]) == (server.address, 80)
             assert event.protocol == 6
             assert abs(event.time - time.time()) < 30
-        assert (events[1].sent, events[1].received) == (sent, received)
+        counted = (sent, received) if lab.can(Can.COUNTS) else (0, 0)
+        assert (events[1].sent, events[1].received) == counted
         assert 0.2 <= events[1].duration < 10
 
 
@@ -369,7 +370,7 @@ def test_two_networks_with_the_same_addresses(lab, place):
         theirs[0].connect(theirs[1].address, 80)
 
 
-@pytest.mark.needs(Can.DECIDES_AT_CONNECT)
+@pytest.mark.needs(Can.DECIDES_AT_CONNECT, Can.ANY_PROGRAM)
 def test_io_uring_is_asked(lab, ends, built):
     """Connects that go through a ring pass the same hook."""
     client, server = ends

@@ -55,7 +55,7 @@ def nobody_came(listener):
     listener.setblocking(True)
 
 
-@pytest.mark.needs(Can.DIRECT)
+@pytest.mark.needs(Can.NAMED_BY_SYN)
 @pytest.mark.parametrize("when", ["live", "closed by the client", "closed by the server"])
 def test_with_the_source_address_of_its_host(lab, recorded, when):
     """The tag is right, and what the server's host answers goes to the client's, which
@@ -87,7 +87,7 @@ def test_with_the_source_address_of_its_host(lab, recorded, when):
     assert peer == again.getsockname()
 
 
-@pytest.mark.needs(Can.DIRECT)
+@pytest.mark.needs(Can.NAMED_BY_SYN)
 @pytest.mark.xfail(
     raises=pytest.fail.Exception, reason="nothing in the tag says when the SYN was made"
 )
@@ -134,6 +134,39 @@ def test_there_is_no_syn_on_the_underlay(lab):
     assert accepted.recv(1) == b"x"
     protocols = server.host.root.call(_protocols, sniffer)
     assert protocols == {socket.IPPROTO_UDP}
+
+
+#: The kind of slimnet's own (RFC 4727).
+OPTION = 253
+
+
+@pytest.mark.lacks(Can.NAMED_BY_SYN)
+def test_no_syn_says_who_connects(lab):
+    """No option of slimnet's is on the underlay."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    server.serve(80)
+    sniffer = server.host.root.call(_open_sniffer, "eth0")
+    for _ in range(3):
+        client.connect(server.address, 80).close()
+    assert OPTION not in server.host.root.call(_syn_options, sniffer)
+
+
+def _syn_options(sniffer):
+    """The kinds of TCP option of the SYNs that came in the meantime (RFC 9293, 3.1)."""
+    sniffer.setblocking(False)
+    found = set()
+    while True:
+        try:
+            packet = sniffer.recv(2048)[14:]
+        except BlockingIOError:
+            return found
+        tcp = packet[(packet[0] & 15) * 4 :]
+        if packet[9] != socket.IPPROTO_TCP or not tcp[13] & 2:
+            continue
+        options = tcp[20 : (tcp[12] >> 4) * 4]
+        while options and options[0] != 0:
+            found.add(options[0])
+            options = options[1 if options[0] == 1 else options[1] :]
 
 
 def _protocols(sniffer):

@@ -173,33 +173,52 @@ def test_from_a_published_port(lab):
 
 
 @pytest.mark.needs(Can.ENDS_AT_ONCE)
-@pytest.mark.parametrize("protocol", [6, 17], ids=["tcp", "connected udp"])
-def test_to_the_outside(lab, protocol):
-    """A connected UDP socket asks no hook when it sends: it is closed too."""
+def test_to_the_outside(lab):
     client = lab.endpoint(0)
-    if protocol == 6:
-        listener = lab.outside.root.listen(9000)
-        sock = client.connect(lab.outside.address, 9000)
-        listener.accept()
-    else:
-        there = lab.outside.root.socket(kind=socket.SOCK_DGRAM)
-        there.bind(("0.0.0.0", 9000))
-        sock = client.socket(kind=socket.SOCK_DGRAM)
-        sock.connect((lab.outside.address, 9000))
-        sock.send(b"allowed")
-        assert there.recv(100) == b"allowed"
+    listener = lab.outside.root.listen(9000)
+    sock = client.connect(lab.outside.address, 9000)
+    listener.accept()
     lab.isolate(client, EGRESS)
     lab.install()
-    if protocol == 6:
-        assert ends_within(sock, 2) in ORDINARY
-    else:
-        with pytest.raises(OSError, match="abort|not connected|address required") as caught:
-            sock.send(b"denied")
-            sock.send(b"denied")
-        assert caught.value.errno != errno.EBADF
-        there.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            there.recv(100)
+    assert ends_within(sock, 2) in ORDINARY
+
+
+def datagrams_to_the_outside(lab):
+    """A connected UDP socket, and who hears it, once policy has changed its mind."""
+    client = lab.endpoint(0)
+    there = lab.outside.root.socket(kind=socket.SOCK_DGRAM)
+    there.bind(("0.0.0.0", 9000))
+    sock = client.socket(kind=socket.SOCK_DGRAM)
+    sock.connect((lab.outside.address, 9000))
+    sock.send(b"allowed")
+    assert there.recv(100) == b"allowed"
+    lab.isolate(client, EGRESS)
+    lab.install()
+    there.settimeout(0.3)
+    return client, sock, there
+
+
+@pytest.mark.needs(Can.ENDS_DATAGRAMS)
+def test_datagrams_to_the_outside(lab):
+    """A connected UDP socket asks no hook when it sends: it is closed too."""
+    _, sock, there = datagrams_to_the_outside(lab)
+    with pytest.raises(OSError, match="abort|not connected|address required") as caught:
+        sock.send(b"denied")
+        sock.send(b"denied")
+    assert caught.value.errno != errno.EBADF
+    with pytest.raises(TimeoutError):
+        there.recv(100)
+
+
+@pytest.mark.lacks(Can.ENDS_DATAGRAMS, Can.OWN_NAMESPACE)
+def test_datagrams_to_the_outside_go_on(lab):
+    """Of a socket that was connected before; a new one is refused."""
+    client, sock, there = datagrams_to_the_outside(lab)
+    sock.send(b"denied")
+    assert there.recv(100) == b"denied"
+    new = client.socket(kind=socket.SOCK_DGRAM)
+    with pytest.raises(PermissionError):
+        new.connect((lab.outside.address, 9000))
 
 
 @pytest.mark.needs(Can.ENDS_AT_ONCE)
@@ -277,7 +296,7 @@ def test_it_is_told(lab, ends):
     assert told[0].destination == (server.record.address, 80)
 
 
-@pytest.mark.needs(Can.DIRECT)
+@pytest.mark.needs(Can.NAMED_BY_SYN)
 @pytest.mark.parametrize("direction", [EGRESS, INGRESS], ids=["egress", "ingress"])
 def test_a_handshake_under_newer_tables_is_decided_again(lab, direction):
     """The SYN goes out under one generation, its answer comes under another."""

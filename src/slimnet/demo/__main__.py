@@ -80,7 +80,7 @@ def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]
 @click.option(
     "--modes",
     callback=_listed(tuple(mode.name for mode in MODES)),
-    default=",".join(mode.name for mode in MODES),
+    default=",".join(mode.name for mode in MODES if mode.usual),
     metavar="NAME,...",
     help=f"Only these modes: {', '.join(mode.name for mode in MODES)}.",
 )

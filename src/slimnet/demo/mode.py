@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three ways in which two hosts talk, each on the same kind of underlay.
+"""The ways in which two hosts talk, each on the same kind of underlay.
 
 ======== ========================================================================
 host     processes directly on the two hosts: no overlay at all
 vxlan    slimnet with the ``noop`` backend: endpoints in namespaces, over VXLAN
 slimnet  slimnet with the ``ebpf`` backend
+preload  slimnet with the ``preload`` backend; only where it is asked for
 ======== ========================================================================
 
 A pair is two hosts made afresh: nothing of an earlier round, least of all its
@@ -87,6 +88,8 @@ class Mode(abc.ABC):
     unbounded: ClassVar[bool] = False
     #: Whether BPF programs do the work, which the kernel can count.
     counted: ClassVar[bool] = False
+    #: Whether it is measured without being asked for.
+    usual: ClassVar[bool] = True
 
     def check(self) -> None:
         """Can it work on this machine?
@@ -207,6 +210,15 @@ class SlimnetMode(OverlayMode):
     counted = True
 
 
+class PreloadMode(OverlayMode):
+    """Connections, not packets, and nothing in the kernel."""
+
+    name = "preload"
+    title = "preload"
+    backend = "preload"
+    usual = False
+
+
 @frozen
 class _Host:
     """What the sandbox wants to know of an endpoint, of a whole host."""
@@ -220,7 +232,7 @@ def _cgroups() -> Path:
 
 
 #: In the order in which they are shown; the first is what the others are compared with.
-MODES: tuple[Mode, ...] = (HostMode(), VxlanMode(), SlimnetMode())
+MODES: tuple[Mode, ...] = (HostMode(), VxlanMode(), SlimnetMode(), PreloadMode())
 
 
 def sweep() -> None:

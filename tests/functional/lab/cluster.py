@@ -15,6 +15,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -167,8 +168,16 @@ class Host:
         self.watcher.forget()
 
     def events(self, count: int, timeout: float = 5.0) -> list[model.Event]:
-        """The next ``count`` events; fewer where no more come in time."""
-        return list(self.watcher.take(count, timeout))
+        """The next ``count`` events; fewer where no more come in time. What is told late of the
+        endpoints of an earlier test is not among them."""
+        found: list[model.Event] = []
+        until = time.monotonic() + timeout
+        while len(found) < count and (left := until - time.monotonic()) > 0:
+            told = self.watcher.take(count - len(found), left)
+            found += [
+                each for each in told if not each.endpoint or each.endpoint in self.lab.endpoints
+            ]
+        return found
 
     def counters(self) -> dict[model.Reason, int]:
         return dict(self.backend.status().counters)
@@ -286,6 +295,12 @@ class Lab:
     def once(self, count: int) -> bool:
         """Whether one attempt that is refused may be counted so often."""
         return count == 1 or (count > 1 and not self.can(Can.DECIDES_AT_CONNECT))
+
+    def names_outside(self, endpoint: Endpoint) -> set[str]:
+        """What a socket of the endpoint's may say of itself, as IPv4, where it leads outside."""
+        if self.path is None or self.can(Can.NAMES_ITSELF_OUTSIDE):
+            return {endpoint.address}
+        return {endpoint.host.address, "0.0.0.0", "::"}
 
     @property
     def wire(self) -> model.Wire:

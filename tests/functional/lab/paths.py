@@ -52,8 +52,32 @@ class Can(enum.Enum):
     ENDS_AT_ONCE = "ends at once"
     #: An install writes what differs from the tables before, as ``change`` says.
     WRITES_CHANGES = "writes changes"
-    #: Connections between hosts go over the underlay as they are (wire ``syn``).
+    #: Connections between hosts go over the underlay as they are.
     DIRECT = "direct"
+    #: Who connects is said by the SYN (wire ``syn``). Without: by nothing that TCP sends.
+    NAMED_BY_SYN = "named by SYN"
+    #: Policy holds against a process that does not want it. Without: whoever leaves out what
+    #: the endpoint is known by is the host's.
+    ENFORCES = "enforces"
+    #: Whatever runs in an endpoint's place is the endpoint's. Without: what makes its system
+    #: calls itself (static programs, Go, io_uring) is the host's, and ``slimnet run`` refuses it.
+    ANY_PROGRAM = "any program"
+    #: Endpoints take no ports of the host, but for a bind to port 0. Without: each port that an
+    #: endpoint binds is one of the host's, and each connection has a source port of its own.
+    SPARES_PORTS = "spares ports"
+    #: A socket that leads outside says the endpoint's address of itself. Without: the host's, or
+    #: the one that it was bound to.
+    NAMES_ITSELF_OUTSIDE = "names itself outside"
+    #: A socket that was bound by listen(2) or to port 0, and shut down, listens again. Without:
+    #: its port is still taken.
+    LISTENS_AGAIN = "listens again"
+    #: A host that could not be reached is tried by the next connect. Without: it counts as down
+    #: for up to two seconds more.
+    TRIES_AT_ONCE = "tries at once"
+    #: A connected UDP socket to outside ends when new tables forbid it. Without: it goes on.
+    ENDS_DATAGRAMS = "ends datagrams"
+    #: With IP_BIND_ADDRESS_NO_PORT bind(2) takes no port yet. Without: it does.
+    BINDS_LATE = "binds late"
 
 
 @frozen
@@ -121,10 +145,38 @@ EVERY = {
         ),
         DataPath(
             "noop",
-            frozenset({Can.DATAGRAMS, Can.OWN_NAMESPACE}),
+            frozenset(
+                {
+                    Can.DATAGRAMS,
+                    Can.OWN_NAMESPACE,
+                    Can.ENFORCES,
+                    Can.ANY_PROGRAM,
+                    Can.SPARES_PORTS,
+                    Can.NAMES_ITSELF_OUTSIDE,
+                    Can.LISTENS_AGAIN,
+                    Can.TRIES_AT_ONCE,
+                    Can.BINDS_LATE,
+                }
+            ),
             Wire.VXLAN,
             errno.EHOSTUNREACH,
             at_home="0.0.0.1",
+        ),
+        DataPath(
+            "preload",
+            frozenset(
+                {
+                    Can.SERVICES,
+                    Can.DECIDES_AT_CONNECT,
+                    Can.OUTLIVES_PEERS,
+                    Can.OBSERVES,
+                    Can.ANSWERS,
+                    Can.ENDS_AT_ONCE,
+                    Can.DIRECT,
+                }
+            ),
+            Wire.ANNOUNCE,
+            errno.EACCES,
         ),
     )
 }

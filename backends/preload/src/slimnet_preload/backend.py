@@ -36,10 +36,10 @@ from slimnet.tables import Change, Tables
 from slimnet_preload import probe as probing
 from slimnet_preload import processes, router, tables
 from slimnet_preload.control import Control, RouterGone
-from slimnet_preload.events import Events
-from slimnet_preload.options import Options
+from slimnet_preload.events import ToldEvents
+from slimnet_preload.options import PreloadOptions
 from slimnet_preload.record import ABI, AttachedRecord, InstanceRecord
-from slimnet_preload.router import SHIM, Router
+from slimnet_preload.router import SHIM, RouterProcess
 
 __all__ = ["PreloadBackend"]
 
@@ -63,7 +63,7 @@ class PreloadBackend(Backend):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._options = Options.parse(context.options)
+        self._options = PreloadOptions.parse(context.options)
         self._state = context.state
         self._capabilities = attrs.evolve(
             probing.capabilities(), control=f"{context.host.address}:{self._options.port}"
@@ -76,11 +76,11 @@ class PreloadBackend(Backend):
         self._lock = threading.RLock()
         self._closed = False
         self._state.mkdir(parents=True, exist_ok=True)
-        self._router = Router(self._state, context.host.address, context.key, self._options)
+        self._router = RouterProcess(self._state, context.host.address, context.key, self._options)
         try:
             self._bring_up()
             InstanceRecord(ABI, context.cluster).write(self._state)
-            self._events = Events(self._router.control)
+            self._events = ToldEvents(self._router.control)
         except BaseException:
             self._router.close()
             raise

@@ -17,14 +17,14 @@ from slimnet.model import Event
 from slimnet_preload import contract
 from slimnet_preload.control import Control, RouterGone
 
-__all__ = ["Events"]
+__all__ = ["ToldEvents"]
 
 _TOLD = Layout(contract.slim_control_event)
 #: Seconds until another router may be there, where one has ended.
 _AGAIN = 0.1
 
 
-class Events:
+class ToldEvents:
     """Reads the events of one instance; one reader at a time.
 
     Args:

@@ -13,7 +13,7 @@ from attrs import fields, frozen
 from slimnet.exceptions import ConfigError
 from slimnet_preload import contract
 
-__all__ = ["Options"]
+__all__ = ["PreloadOptions"]
 
 #: Below are those that only root may bind (ip(7), ip_unprivileged_port_start).
 _FIRST_PORT = 1024
@@ -21,7 +21,7 @@ _PORTS = re.compile("([0-9]{1,5})-([0-9]{1,5})")
 
 
 @frozen
-class Options:
+class PreloadOptions:
     """What can be configured.
 
     Attributes:

@@ -17,10 +17,10 @@ from netaddr import IPAddress
 from slimnet.exceptions import BackendError
 from slimnet.linux import netns
 from slimnet_preload.control import Control, RouterGone
-from slimnet_preload.options import Options
+from slimnet_preload.options import PreloadOptions
 from slimnet_preload.record import replace
 
-__all__ = ["PROGRAM", "SHIM", "Router", "remove"]
+__all__ = ["PROGRAM", "SHIM", "RouterProcess", "remove"]
 
 PROGRAM = Path(__file__).with_name("slimnet-router")
 SHIM = Path(__file__).with_name("libslimnet-shim.so")
@@ -32,7 +32,7 @@ _PAUSE = 1.0
 _FILES = ("arguments", "control", "key", "router", "router.log")
 
 
-class Router:
+class RouterProcess:
     """Of one instance, in the network namespace in which the object is made.
 
     Args:
@@ -42,7 +42,7 @@ class Router:
         options: of the backend.
     """
 
-    def __init__(self, state: Path, host: IPAddress, key: bytes, options: Options) -> None:
+    def __init__(self, state: Path, host: IPAddress, key: bytes, options: PreloadOptions) -> None:
         self.control = Control(state / "control")
         self._state = state
         self._key = key
