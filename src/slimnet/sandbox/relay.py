@@ -55,7 +55,7 @@ def status_of(waited: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
+def wait(child: int, *, reap: bool = False, suspend: bool = False, alone: bool = True) -> int:
     """Wait for ``child``, passing on every signal that comes, and return its
     exit status. Call :func:`block` before the child is started.
 
@@ -67,12 +67,12 @@ def wait(child: int, *, reap: bool = False, suspend: bool = False) -> int:
         child: its process id.
         reap: also take in every other child that dies, as an init does.
         suspend: stop with the child when SIGTSTP is passed on, as a shell's job does.
+        alone: this thread is the process's only one. A signal is the process's: the kernel
+            gives it to any thread that does not block it, and there an ignored one, as
+            SIGCHLD is, is lost (signal(7)).
     """
     watched = RELAYED | {signal.SIGCHLD}
-    # A signal is the process's: the kernel gives it to any thread that does not block it, and
-    # there an ignored one, as SIGCHLD is, is lost (signal(7)).
-    threads = os.listdir("/proc/self/task")  # noqa: PTH208  # without pathlib it starts sooner
-    pause = _SURE if len(threads) == 1 else _UNSURE
+    pause = _SURE if alone else _UNSURE
     while True:
         received = signal.sigtimedwait(watched, pause)
         if received is None or received.si_signo == signal.SIGCHLD:
