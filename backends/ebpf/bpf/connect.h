@@ -348,7 +348,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	struct slim_socket *socket;
 	struct slim_found found;
 	__u32 v6only = 0;	/* as in struct slim_listener_key */
-	__be32 local[4];
+	__be32 *local = dial->to;	/* until that is written: the verifier counts the stack */
 	bool v6 = loopback && !slim_is_mapped(dial->dialled.aim.address);
 	bool six = false;	/* by the IPv6 form of the inner address */
 
@@ -579,23 +579,21 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 	return slim_dial_same_host(ctx, dial, way->target.peer->index, false);
 }
 
-static __noinline int
-slim_nowhere_keep(const struct slim_local *local, const __be32 *destination,
-		  const struct slim_call *call, __u32 inner, __u16 error)
+static __noinline int slim_nowhere_keep(const struct slim_dial *dial, __u32 inner)
 {
 	struct slim_nowhere nowhere = {};
 
-	if (!local || !destination || !call)
+	if (!dial)
 		return -1;
-	slim_copy(nowhere.source, local->address);
-	slim_copy(nowhere.destination, destination);
-	nowhere.endpoint = local->endpoint;
-	nowhere.index = local->index;
-	nowhere.peer = call->peer;
-	nowhere.reason = call->reason;
-	nowhere.rule = call->rule;
-	nowhere.port = call->port;
-	nowhere.error = error;
+	slim_copy(nowhere.source, dial->local->address);
+	slim_copy(nowhere.destination, dial->dialled.aim.address);
+	nowhere.endpoint = dial->local->endpoint;
+	nowhere.index = dial->local->index;
+	nowhere.peer = dial->way.target.endpoint;
+	nowhere.reason = dial->way.reason;
+	nowhere.rule = dial->way.rule;
+	nowhere.port = dial->dialled.aim.port;
+	nowhere.error = (__u16)dial->way.error;
 	return bpf_map_update_elem(&slim_nowhere, &inner, &nowhere, BPF_ANY);
 }
 
@@ -606,22 +604,15 @@ slim_nowhere_keep(const struct slim_local *local, const __be32 *destination,
  * answers with an ICMP error, ECONNREFUSED. The address has in place of a port
  * what tells the endpoint's sockets apart.
  */
-static __always_inline int
+static __noinline int
 slim_dial_nowhere(struct bpf_sock_addr *ctx, struct slim_dial *dial)
 {
 	const struct slim_control *control = dial->state.control;
 	const __u32 inner = slim_inner(true, dial->local->index,
 				       (__be16)bpf_get_socket_cookie(ctx));
-	const struct slim_call call = {
-		.reason = dial->way.reason,
-		.rule = dial->way.rule,
-		.peer = dial->way.target.endpoint,
-		.port = dial->dialled.aim.port,
-	};
 
 	/* There are tables, or it were not refused later; the verifier of Linux 6.1 does not see it. */
-	if (!control || slim_nowhere_keep(dial->local, dial->dialled.aim.address, &call, inner,
-					  (__u16)dial->way.error))
+	if (!control || slim_nowhere_keep(dial, inner))
 		return dial->way.error;
 	if (dial->v6 && !slim_is_mapped(dial->dialled.aim.address)) {
 		dial->to[0] = control->range6[0];
