@@ -570,7 +570,7 @@ class EbpfBackend(Backend):
                     if due:
                         self._kept = now
                         self._endpoints.reap()
-                        self._follow_host()
+                        self._follow_addresses()
             if self._lack:
                 raise BackendError(self._lack)
 
