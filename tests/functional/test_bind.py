@@ -851,3 +851,27 @@ def test_a_route_that_is_gone_for_a_moment(lab, source):
         assert sock.recv(1) == b"x"
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         sock.close()
+
+
+# Without a listener
+
+
+@pytest.mark.container
+@pytest.mark.needs(Can.OWN_NAMESPACE)
+@pytest.mark.parametrize("address", ["own", "127.0.0.1"])
+def test_a_socket_connects_to_itself(lab, address):
+    """RFC 9293, section 3.5: two SYNs that cross open one connection, and need no listener."""
+    endpoint = lab.endpoint()
+    name = (endpoint.address if address == "own" else address, 8080)
+    sock = bound(endpoint, *name)
+    sock.connect(name)
+    assert sock.getsockname() == sock.getpeername() == name
+
+
+@SHARED
+@pytest.mark.parametrize("address", ["own", "127.0.0.1"])
+def test_without_a_listener_there_is_no_connection(lab, address):
+    """The socket for a SYN is found by who listens."""
+    endpoint = lab.endpoint()
+    name = (endpoint.address if address == "own" else address, 8080)
+    assert refusal(bound(endpoint, *name).connect, name) == errno.ECONNREFUSED

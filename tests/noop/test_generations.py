@@ -11,14 +11,13 @@ import subprocess
 
 import pytest
 from netaddr import IPAddress
+from noop_stage import router, staged
 
 from slimnet.fallback import nft, ruleset
 from slimnet.linux import netns
-from slimnet.model import Answer, Direction, Endpoint, Network, Protocol, Reason
+from slimnet.model import Direction, Endpoint, Network, Protocol, Reason
 from slimnet.tables import EndpointRecord, PolicyKey, PolicyRecord, Tables
-from slimnet.testing._stage import CAST, NETWORK, Stage
-
-noop = pytest.importorskip("slimnet_noop")
+from slimnet.testing._stage import CAST, NETWORK
 
 #: Without what this file is about, one generation in ten let such a packet through.
 GENERATIONS = 50
@@ -26,13 +25,7 @@ GENERATIONS = 50
 
 @pytest.fixture
 def stage():
-    found = noop.NoopBackend.probe()
-    if found.answer is not Answer.YES:
-        pytest.skip(f"noop: {found.reason}")
-    with Stage(noop.NoopBackend, {}, None) as stage:
-        stage.open(0)
-        stage.attach("client", "stranger")
-        stage.install(1)
+    with staged("client", "stranger") as stage:
         yield stage
 
 
@@ -86,16 +79,16 @@ def names(router):
 def test_only_the_generation_in_force_is_there(stage):
     """Also where a process was killed before it switched, and where what is in force was
     written by a slimnet that had no sides."""
-    router = netns.DIRECTORY / f"slimnet.{stage.context(0).instance}.{NETWORK.vni}"
-    a, b = ({f"{side}{name[2:]}" for name in names(router)} for side in ruleset.SIDES)
-    assert names(router) == b
+    path = router(stage)
+    a, b = ({f"{side}{name[2:]}" for name in names(path)} for side in ruleset.SIDES)
+    assert names(path) == b
     stage.backends[0].install(stage.tables(0, 2))
-    assert names(router) == a
+    assert names(path) == a
     killed = ruleset.render(stage.tables(0, 3), NETWORK.vni, "b_")
-    nft.apply(killed + f"add set ip {ruleset.TABLE} b_other {{ type ipv4_addr; }}", router)
-    assert names(router) == a | b | {"b_other"}
+    nft.apply(killed + f"add set ip {ruleset.TABLE} b_other {{ type ipv4_addr; }}", path)
+    assert names(path) == a | b | {"b_other"}
     stage.backends[0].install(stage.tables(0, 4))
-    assert names(router) == b
+    assert names(path) == b
     older = f"""
         table ip {ruleset.TABLE} {{
             chain allow_1 {{ accept; }}
@@ -110,10 +103,10 @@ def test_only_the_generation_in_force_is_there(stage):
             }}
         }}
         """
-    nft.apply(older, router)
+    nft.apply(older, path)
     assert stage.backends[0].status().generation == 4
     stage.backends[0].install(stage.tables(0, 6))
-    assert names(router) == a
+    assert names(path) == a
 
 
 @pytest.mark.root

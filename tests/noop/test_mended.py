@@ -6,15 +6,13 @@ import socket
 import time
 
 import pytest
+from noop_stage import router, staged
 
 from slimnet.exceptions import BackendError
 from slimnet.fallback import overlay
 from slimnet.linux import netns
-from slimnet.model import Answer
 from slimnet.rtnetlink import Rtnetlink
-from slimnet.testing._stage import ALLOWED, CAST, NETWORK, Stage
-
-noop = pytest.importorskip("slimnet_noop")
+from slimnet.testing._stage import ALLOWED, CAST
 
 pytestmark = pytest.mark.root
 
@@ -23,21 +21,11 @@ pytestmark = pytest.mark.root
 def stage(monkeypatch):
     """Whose VXLAN device has been made anew, so that its number is not the underlay
     interface's; each tend looks."""
-    found = noop.NoopBackend.probe()
-    if found.answer is not Answer.YES:
-        pytest.skip(f"noop: {found.reason}")
     monkeypatch.setattr(overlay, "_LOOKING", 0)
-    with Stage(noop.NoopBackend, {}, None) as stage:
-        stage.open(0)
-        stage.attach("client", "neighbour")
-        stage.install(1)
+    with staged("client", "neighbour") as stage:
         delete(router(stage), "vxlan0")
         stage.backends[0].tend()
         yield stage
-
-
-def router(stage):
-    return netns.DIRECTORY / f"slimnet.{stage.context(0).instance}.{NETWORK.vni}"
 
 
 def delete(path, device):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
+from noop_stage import noop, router, staged
 
 from slimnet.exceptions import BackendError, InvalidValue
 from slimnet.linux import netns
@@ -21,8 +22,6 @@ from slimnet.place import Part, Place
 from slimnet.tables import CidrRecord, HostRecord, PolicyKey, PolicyRecord
 from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, Stage
 
-noop = pytest.importorskip("slimnet_noop")
-
 pytestmark = pytest.mark.root
 
 _CLIENT, _SERVER = (str(CAST[name].address) for name in ("client", "server"))
@@ -30,24 +29,13 @@ _CLIENT, _SERVER = (str(CAST[name].address) for name in ("client", "server"))
 
 @pytest.fixture
 def stage():
-    found = noop.NoopBackend.probe()
-    if found.answer is not Answer.YES:
-        pytest.skip(f"noop: {found.reason}")
-    with Stage(noop.NoopBackend, {}, None) as stage:
-        stage.open(0)
-        stage.open(1)
-        stage.attach("client", "server", "stranger", "neighbour")
-        stage.install(1)
+    with staged("client", "server", "stranger", "neighbour", hosts=2) as stage:
         yield stage
 
 
 def inside(stage, name):
     """This thread is in the endpoint's namespace."""
     return netns.enter(stage.places[name].netns)
-
-
-def router(stage, host=0):
-    return netns.DIRECTORY / f"slimnet.{stage.context(host).instance}.{NETWORK.vni}"
 
 
 def run(*command):

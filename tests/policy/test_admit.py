@@ -35,7 +35,7 @@ from lab import packets
 
 KEY = bytes(range(16))
 WORLDS = 60
-SYNS_OF_A_HOST = 20
+SYNS_OF_A_HOST = 100
 CONTROL = Layout(private.slim_control)
 YES, FORGED, LATER, NO = range(4)
 #: What tc does with it: TC_ACT_SHOT, or TC_ACT_UNSPEC, so that the host answers.

@@ -17,7 +17,7 @@ relay.block()
 child = subprocess.Popen(["sh", "-c", "exit 7"])
 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 time.sleep(0.2)  # for the thread that takes the signal to take it
-status = relay.wait(child.pid)
+status = relay.wait(child.pid, alone=not {threads})
 sys.stdout.write(str(status))
 sys.stdout.flush()
 os._exit(0)

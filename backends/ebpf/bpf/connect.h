@@ -337,6 +337,22 @@ static __always_inline __u32 slim_dial_turn(const struct slim_dial *dial)
 	return usage->turn;
 }
 
+/* Has the kernel's socket connect to an inner address, in the one form or the other. */
+static __always_inline void
+slim_dial_inner(struct slim_dial *dial, const struct slim_control *control, bool six, __u32 inner)
+{
+	if (six) {
+		dial->to[0] = control->range6[0];
+		dial->to[1] = control->range6[1];
+		dial->to[2] = 0;
+		dial->to[3] = bpf_htonl(inner);
+	} else {
+		slim_map_v4(dial->to, slim_inner_v4(inner));
+	}
+	dial->to_port = bpf_htons(SLIM_INNER_PORT);
+	dial->rewrite = 1;
+}
+
 /* To a listener on this host: over loopback, inner address to inner address. */
 static __always_inline int
 slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 index,
@@ -348,7 +364,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	struct slim_socket *socket;
 	struct slim_found found;
 	__u32 v6only = 0;	/* as in struct slim_listener_key */
-	__be32 local[4];
+	__be32 *local = dial->to;	/* until that is written: the verifier counts the stack */
 	bool v6 = loopback && !slim_is_mapped(dial->dialled.aim.address);
 	bool six = false;	/* by the IPv6 form of the inner address */
 
@@ -407,8 +423,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	 * that range can be bound. There the kernel picks ::1, which serves as well, since
 	 * the names are in the flow record.
 	 */
-	if (!six && !(dial->socket && dial->socket->flags &
-		      (SLIM_SOCKET_BOUND | SLIM_SOCKET_ANY_PORT))) {
+	if (!six && !(dial->socket && slim_alias_is_fixed(dial->socket))) {
 		__u16 turn = slim_dial_turn(dial) & (SLIM_WIRE_PORTS - 1);
 		__be32 source = slim_inner_v4(slim_inner(false, dial->local->index,
 							 bpf_htons(turn)));
@@ -427,16 +442,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 		return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 	socket->flags |= SLIM_SOCKET_SAME_HOST;
 
-	if (six) {
-		dial->to[0] = control->range6[0];
-		dial->to[1] = control->range6[1];
-		dial->to[2] = 0;
-		dial->to[3] = bpf_htonl(inner);
-	} else {
-		slim_map_v4(dial->to, slim_inner_v4(inner));
-	}
-	dial->to_port = bpf_htons(SLIM_INNER_PORT);
-	dial->rewrite = 1;
+	slim_dial_inner(dial, control, six, inner);
 	return 0;
 }
 
@@ -579,26 +585,6 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 	return slim_dial_same_host(ctx, dial, way->target.peer->index, false);
 }
 
-static __noinline int
-slim_nowhere_keep(const struct slim_local *local, const __be32 *destination,
-		  const struct slim_call *call, __u32 inner, __u16 error)
-{
-	struct slim_nowhere nowhere = {};
-
-	if (!local || !destination || !call)
-		return -1;
-	slim_copy(nowhere.source, local->address);
-	slim_copy(nowhere.destination, destination);
-	nowhere.endpoint = local->endpoint;
-	nowhere.index = local->index;
-	nowhere.peer = call->peer;
-	nowhere.reason = call->reason;
-	nowhere.rule = call->rule;
-	nowhere.port = call->port;
-	nowhere.error = error;
-	return bpf_map_update_elem(&slim_nowhere, &inner, &nowhere, BPF_ANY);
-}
-
 /*
  * A datagram socket connects where it may send nothing (way.h). No hook sees what
  * a connected one sends, so the kernel's socket gets an inner address as its peer
@@ -606,33 +592,28 @@ slim_nowhere_keep(const struct slim_local *local, const __be32 *destination,
  * answers with an ICMP error, ECONNREFUSED. The address has in place of a port
  * what tells the endpoint's sockets apart.
  */
-static __always_inline int
+static __noinline int
 slim_dial_nowhere(struct bpf_sock_addr *ctx, struct slim_dial *dial)
 {
 	const struct slim_control *control = dial->state.control;
 	const __u32 inner = slim_inner(true, dial->local->index,
 				       (__be16)bpf_get_socket_cookie(ctx));
-	const struct slim_call call = {
+	struct slim_nowhere nowhere = {
+		.endpoint = dial->local->endpoint,
+		.index = dial->local->index,
+		.peer = dial->way.target.endpoint,
 		.reason = dial->way.reason,
 		.rule = dial->way.rule,
-		.peer = dial->way.target.endpoint,
 		.port = dial->dialled.aim.port,
+		.error = (__u16)dial->way.error,
 	};
 
+	slim_copy(nowhere.source, dial->local->address);
+	slim_copy(nowhere.destination, dial->dialled.aim.address);
 	/* There are tables, or it were not refused later; the verifier of Linux 6.1 does not see it. */
-	if (!control || slim_nowhere_keep(dial->local, dial->dialled.aim.address, &call, inner,
-					  (__u16)dial->way.error))
+	if (!control || bpf_map_update_elem(&slim_nowhere, &inner, &nowhere, BPF_ANY))
 		return dial->way.error;
-	if (dial->v6 && !slim_is_mapped(dial->dialled.aim.address)) {
-		dial->to[0] = control->range6[0];
-		dial->to[1] = control->range6[1];
-		dial->to[2] = 0;
-		dial->to[3] = bpf_htonl(inner);
-	} else {
-		slim_map_v4(dial->to, slim_inner_v4(inner));
-	}
-	dial->to_port = bpf_htons(SLIM_INNER_PORT);
-	dial->rewrite = 1;
+	slim_dial_inner(dial, control, dial->v6 && !slim_is_mapped(dial->dialled.aim.address), inner);
 	return 0;
 }
 

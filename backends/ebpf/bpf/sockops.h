@@ -549,12 +549,15 @@ static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
-		if (ctx->skb_tcp_flags & TCPHDR_SYN)
-			bpf_reserve_hdr_opt(ctx, SLIM_OPTION_NAMED, 0);
-		else if (ctx->skb_tcp_flags & TCPHDR_RST)
+		if (ctx->skb_tcp_flags & TCPHDR_SYN) {
+			/* Beside what asks for a Fast Open cookie there is room for no name. */
+			if (bpf_reserve_hdr_opt(ctx, SLIM_OPTION_NAMED, 0))
+				bpf_reserve_hdr_opt(ctx, SLIM_OPTION_LENGTH, 0);
+		} else if (ctx->skb_tcp_flags & TCPHDR_RST) {
 			slim_sockops_reset(ctx);
-		else if (ctx->skb_len)
+		} else if (ctx->skb_len) {
 			slim_limit_turn(ctx);
+		}
 		return 1;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 	case BPF_SOCK_OPS_WRITE_HDR_OPT_CB:

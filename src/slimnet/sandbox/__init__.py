@@ -134,7 +134,8 @@ def run(attached: Attached, argv: Sequence[str], **options: Any) -> int:
             process.returncode = relay.wait(process.pid, suspend=True, ours=False)
             return process.returncode
         # A command that leads the terminal cannot be stopped: nothing would continue it.
-        status = relay.wait(process.pid, suspend=not terminal)
+        alone = len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208  # it starts sooner
+        status = relay.wait(process.pid, suspend=not terminal, alone=alone)
         process.returncode = status  # the relay has taken it in
         return status
     finally:

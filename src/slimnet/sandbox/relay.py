@@ -55,7 +55,14 @@ def status_of(waited: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def wait(child: int, *, reap: bool = False, suspend: bool = False, ours: bool = True) -> int:
+def wait(
+    child: int,
+    *,
+    reap: bool = False,
+    suspend: bool = False,
+    ours: bool = True,
+    alone: bool = True,
+) -> int:
     """Wait for ``child``, passing on every signal that comes, and return its
     exit status. Call :func:`block` before the child is started.
 
@@ -69,12 +76,12 @@ def wait(child: int, *, reap: bool = False, suspend: bool = False, ours: bool = 
         suspend: stop with the child when SIGTSTP is passed on, as a shell's job does.
         ours: the child is a process of this package, which passes no signal on while it is
             stopped; False: it is the command itself.
+        alone: this thread is the process's only one. A signal is the process's: the kernel
+            gives it to any thread that does not block it, and there an ignored one, as
+            SIGCHLD is, is lost (signal(7)).
     """
     watched = RELAYED | {signal.SIGCHLD}
-    # A signal is the process's: the kernel gives it to any thread that does not block it, and
-    # there an ignored one, as SIGCHLD is, is lost (signal(7)).
-    threads = os.listdir("/proc/self/task")  # noqa: PTH208  # without pathlib it starts sooner
-    pause = _SURE if len(threads) == 1 else _UNSURE
+    pause = _SURE if alone else _UNSURE
     while True:
         received = signal.sigtimedwait(watched, pause)
         if received is None or received.si_signo == signal.SIGCHLD:

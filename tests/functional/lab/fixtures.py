@@ -168,6 +168,8 @@ def built() -> Iterator[Callable[[str], list[object]]]:
     @functools.cache
     def build(name):
         target = directory / name
+        language = name.removeprefix("names of ")
+        program = "plain" if language == name else "names"
         if name == "static":
             run("gcc", "-O2", "-Wall", "-Werror", "-static", PROGRAMS / "plain.c", "-o", target)
         elif name == "dynamic":
@@ -175,26 +177,20 @@ def built() -> Iterator[Callable[[str], list[object]]]:
         elif name in ("names of musl", "names of glibc"):
             compiler = ["musl-gcc", "-static"] if name == "names of musl" else ["gcc"]
             run(*compiler, "-O2", "-Wall", "-Werror", PROGRAMS / "names.c", "-o", target)
-        elif name == "names of go":
-            run("go", "build", "-o", target, PROGRAMS / "names.go", CGO_ENABLED="0")
-        elif name == "names of java":
-            run("javac", "-d", directory, PROGRAMS / "Names.java")
-            return ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", directory, "Names"]
-        elif name == "names of node":
-            return ["node", PROGRAMS / "names.js"]
         elif name == "ring":
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "ring.c", "-o", target, "-luring")
         elif name in ("fuzz", "v6only"):
             warnings = ("-Wall", "-Wextra", "-Werror")
             source = PROGRAMS / f"{name}.c"
             run("gcc", "-O2", *warnings, source, "-o", target, "-luring", "-pthread")
-        elif name == "go":
-            run("go", "build", "-o", target, PROGRAMS / "plain.go", CGO_ENABLED="0")
-        elif name == "java":
-            run("javac", "-d", directory, PROGRAMS / "Plain.java")
-            return ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", directory, "Plain"]
-        elif name == "node":
-            return ["node", PROGRAMS / "plain.js"]
+        elif language == "go":
+            run("go", "build", "-o", target, PROGRAMS / f"{program}.go", CGO_ENABLED="0")
+        elif language == "java":
+            run("javac", "-d", directory, PROGRAMS / f"{program.title()}.java")
+            quick = ["-Xshare:auto", "-XX:TieredStopAtLevel=1"]
+            return ["java", *quick, "-cp", directory, program.title()]
+        elif language == "node":
+            return ["node", PROGRAMS / f"{program}.js"]
         return [target]
 
     yield build

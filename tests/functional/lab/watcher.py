@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from slimnet.exceptions import BackendError
 
 __all__ = ["Watcher"]
+
+_log = logging.getLogger(__name__)
 
 
 class Watcher:
@@ -27,8 +30,12 @@ class Watcher:
         while True:
             try:
                 events = self._backend.events(1.0)
-            except BackendError:  # closed
-                return
+            except BackendError as error:
+                if "closed" in str(error):
+                    return
+                _log.exception("reading events failed")
+                time.sleep(1)
+                continue
             with self._changed:
                 self._events += events
                 self._changed.notify_all()

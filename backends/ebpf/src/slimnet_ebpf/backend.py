@@ -97,8 +97,8 @@ class EbpfBackend(Backend):
 
     name: ClassVar[str] = "ebpf"
     preference: ClassVar[int] = 100
-    #: Seconds between two looks at what nothing tells of: endpoints whose cgroup somebody
-    #: has removed, routes of the host to itself that went with an interface.
+    #: Seconds between two looks at what nothing tells of, as endpoints whose cgroup somebody
+    #: has removed and routes of the host to itself that went with an interface.
     pace: float = 10.0
     #: The compiled data path.
     object_path: ClassVar[Path] = requirements.OBJECT
@@ -571,7 +571,7 @@ class EbpfBackend(Backend):
                     if due:
                         self._kept = now
                         self._endpoints.reap()
-                        self._follow_host()
+                        self._follow_addresses()
             if self._lack:
                 raise BackendError(self._lack)
 

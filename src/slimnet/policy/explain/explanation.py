@@ -317,10 +317,10 @@ class _Judges:
             rule,
             _doubt(said),
             peer,
-            asked.way if asked is not None else self._way(flow, verdict, bool(peer)),
+            asked.way if asked is not None else self._way(flow, verdict, behind=bool(peer)),
         )
 
-    def _way(self, flow: Flow, verdict: Verdict, behind: bool) -> Way | None:  # noqa: FBT001
+    def _way(self, flow: Flow, verdict: Verdict, *, behind: bool) -> Way | None:
         """What a data path that was not asked refuses by itself, by what its host says that it
         is able to; ``behind``: the destination is one of a service's endpoints."""
         if flow.direction is not Direction.EGRESS:
