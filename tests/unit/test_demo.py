@@ -235,6 +235,19 @@ def test_targets_of_a_time():
     ]
 
 
+def test_targets_of_the_kernel_module():
+    """Where it is measured it has limits of its own: 0.95 of a rate, 1.4 times a time."""
+    rates = [sample("redis", "host", 1, 100), sample("redis", "kmod", 1, 96, cpu=1.1)]
+    targets = Row.of(BY_NAME["redis"], rates).targets()
+    assert [(target.wanted, target.met) for target in targets] == [
+        (">= 0.95", True),
+        (">= 0.95", False),
+    ]
+    times = [sample("connect", "host", 1, 10), sample("connect", "kmod", 1, 14.5)]
+    (target,) = Row.of(BY_NAME["connect"], times).targets()
+    assert (target.wanted, target.met) == ("<= 1.40", False)
+
+
 def test_failure_is_reported():
     """A failed measurement is told, is null in JSON, and leaves the rest as it is."""
     good = [sample("redis", mode, 1, 100) for mode in ("host", "slimnet")]

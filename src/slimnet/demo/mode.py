@@ -5,6 +5,7 @@
 host     processes directly on the two hosts: no overlay at all
 vxlan    slimnet with the ``noop`` backend: endpoints in namespaces, over VXLAN
 slimnet  slimnet with the ``ebpf`` backend
+kmod     slimnet with the ``kmod`` backend; only where it is asked for
 preload  slimnet with the ``preload`` backend; only where it is asked for
 ======== ========================================================================
 
@@ -210,6 +211,16 @@ class SlimnetMode(OverlayMode):
     counted = True
 
 
+class KmodMode(OverlayMode):
+    """Connections, not packets, of endpoints with a network namespace of their own."""
+
+    name = "kmod"
+    title = "kernel module"
+    backend = "kmod"
+    usual = False
+    unbounded = True
+
+
 class PreloadMode(OverlayMode):
     """Connections, not packets, and nothing in the kernel."""
 
@@ -232,7 +243,7 @@ def _cgroups() -> Path:
 
 
 #: In the order in which they are shown; the first is what the others are compared with.
-MODES: tuple[Mode, ...] = (HostMode(), VxlanMode(), SlimnetMode(), PreloadMode())
+MODES: tuple[Mode, ...] = (HostMode(), VxlanMode(), SlimnetMode(), KmodMode(), PreloadMode())
 
 
 def sweep() -> None:

@@ -19,6 +19,9 @@ __all__ = ["BASE", "Median", "Report", "Row", "Target"]
 
 #: The mode that the others are compared with, and the two that are compared.
 BASE, OTHER, OURS = "host", "vxlan", "slimnet"
+#: What another mode is to reach where it is measured: of rates and of processor time per
+#: operation at least, of a time at most.
+_LIMITS = {"kmod": (0.95, 1.4)}
 
 
 @frozen
@@ -111,7 +114,7 @@ class Row:
         )
 
     def targets(self) -> list[Target]:
-        """What slimnet is to reach here, where it was measured."""
+        """What is to be reached here, by the modes that were measured."""
         workload, up = self.workload, self.workload.higher_is_better
         found = []
         if OURS in self.ratios:
@@ -124,6 +127,14 @@ class Row:
         if self.versus:
             title = f"{workload.title}: never slower than VXLAN"
             found.append(Target.of(title, self.versus, 1.0, at_least=up))
+        for mode, (least, most) in _LIMITS.items():
+            if mode in self.ratios:
+                limit = least if up else most
+                title = f"{workload.title}, {mode}"
+                found.append(Target.of(title, self.ratios[mode], limit, at_least=up))
+            if mode in self.cpu_ratios and workload.cpu_target is not None:
+                title = f"{workload.title}, {mode}: processor time per {workload.operation}"
+                found.append(Target.of(title, self.cpu_ratios[mode], least, at_least=True))
         return found
 
 
