@@ -53,9 +53,10 @@ void slim_hook_leave(void)
 static void notrace slim_redirect(unsigned long ip, unsigned long parent_ip,
 				  struct ftrace_ops *ops, struct ftrace_regs *regs)
 {
+	void *function = container_of(ops, struct slim_hook, ops)->function;
+
 	if (!within_module(parent_ip, THIS_MODULE))
-		ftrace_regs_set_instruction_pointer(regs,
-			(unsigned long)container_of(ops, struct slim_hook, ops)->function);
+		ftrace_regs_set_instruction_pointer(regs, (unsigned long)function);
 }
 
 /* tcp_set_state() is only looked at. */
@@ -118,6 +119,7 @@ static struct slim_hook slim_hooks[] = {
 	SLIM_HOOK(inet_csk_reqsk_queue_add, slim_inet_csk_reqsk_queue_add),
 	SLIM_HOOK(__inet_lookup_listener, slim_inet_lookup_listener),
 	SLIM_HOOK(inet_csk_listen_start, slim_inet_csk_listen_start),
+	SLIM_HOOK(inet_csk_listen_stop, slim_inet_csk_listen_stop),
 	SLIM_HOOK(tcp_v4_connect, slim_tcp_v4_connect),
 };
 

@@ -119,6 +119,9 @@ static void slim_host_free(struct work_struct *work)
 	slim_tables_free(host->next);
 	slim_tables_free(rcu_dereference_protected(host->tables, true));
 	rhashtable_destroy(&host->flows);
+	if (host->names)
+		slim_aliases_sweep(host, true);
+	kvfree(host->names);
 	kvfree(host->affinities);
 	free_percpu(host->counters);
 	kfree_sensitive(host);
@@ -152,7 +155,8 @@ struct slim_host *slim_host_make(struct net *net)
 	INIT_DELAYED_WORK(&host->sweep, slim_flows_sweep);
 	host->counters = __alloc_percpu(SLIM_REASON_COUNT * sizeof(u64), sizeof(u64));
 	host->affinities = kvcalloc(SLIM_AFFINITIES, sizeof(*host->affinities), GFP_KERNEL);
-	if (!host->counters || !host->affinities) {
+	host->names = kvcalloc(SLIM_NAME_BUCKETS, sizeof(*host->names), GFP_KERNEL);
+	if (!host->counters || !host->affinities || !host->names) {
 		slim_host_put(host);
 		return NULL;
 	}

@@ -119,7 +119,7 @@ static struct slim_host *slim_host_held(struct genl_info *info)
 		if (host->holder)
 			NL_SET_ERR_MSG(info->extack, "another agent holds this data path");
 		else
-			NL_SET_ERR_MSG(info->extack, "not held by this socket: SLIM_CMD_START first");
+			NL_SET_ERR_MSG(info->extack, "held by nobody: SLIM_CMD_START first");
 		return ERR_PTR(-EBUSY);
 	}
 	return host;
@@ -331,9 +331,9 @@ out:
 }
 
 /* Whether an attribute has whole records of a table, each of them one. */
-static int slim_records_check(struct genl_info *info, u32 attribute, u32 table, u32 size,
-			      bool values)
+static int slim_records_check(struct genl_info *info, u32 attribute, u32 table, bool values)
 {
+	u32 size = values ? slim_table_record_size(table) : slim_table_key_size(table);
 	const struct nlattr *found = info->attrs[attribute];
 	const u8 *record;
 	int left;
@@ -363,7 +363,8 @@ static int slim_records_put(struct slim_tables *tables, struct genl_info *info, 
 	int error, left;
 
 	if (gone)
-		for (record = nla_data(gone), left = nla_len(gone); left; record += size, left -= size)
+		for (record = nla_data(gone), left = nla_len(gone); left;
+		     record += size, left -= size)
 			slim_table_remove(tables, table, record);
 	size = slim_table_record_size(table);
 	if (records)
@@ -385,8 +386,8 @@ static int slim_do_put(struct sk_buff *skb, struct genl_info *info)
 	if (error)
 		return error;
 	table = nla_get_u32(info->attrs[SLIM_ATTR_TABLE]);
-	error = slim_records_check(info, SLIM_ATTR_GONE, table, slim_table_key_size(table), false) ?:
-		slim_records_check(info, SLIM_ATTR_RECORDS, table, slim_table_record_size(table), true);
+	error = slim_records_check(info, SLIM_ATTR_GONE, table, false) ?:
+		slim_records_check(info, SLIM_ATTR_RECORDS, table, true);
 	if (error)
 		return error;
 	mutex_lock(&slim_mutex);
@@ -447,7 +448,8 @@ out:
 
 /* Endpoints */
 
-static int slim_reply(struct genl_info *info, u32 command, u32 attribute, int size, const void *data)
+static int slim_reply(struct genl_info *info, u32 command, u32 attribute, int size,
+		      const void *data)
 {
 	struct sk_buff *reply = genlmsg_new(nla_total_size(size), GFP_KERNEL);
 	void *header;

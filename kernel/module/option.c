@@ -70,7 +70,8 @@ int slim_tcp_setsockopt(struct sock *sk, int level, int name, sockptr_t value, u
 	return min(error, 0);
 }
 
-int slim_tcp_getsockopt(struct sock *sk, int level, int name, char __user *value, int __user *length)
+int slim_tcp_getsockopt(struct sock *sk, int level, int name, char __user *value,
+			int __user *length)
 {
 	struct slim_place *place;
 	int error = 0;

@@ -32,6 +32,7 @@ enum slim_module_room {
 	SLIM_FLOWS_MAX = 65536,		/* handshakes under way on one host */
 	SLIM_PLACE_FLOWS_MAX = 8192,	/* of these to one endpoint */
 	SLIM_AFFINITIES = 8192,		/* a power of two */
+	SLIM_NAME_BUCKETS = 4096,	/* a power of two */
 	SLIM_TOLD_MAX = 64,		/* refusals of an endpoint that are told in a second */
 	SLIM_NAME_MAX = 64,
 };
@@ -79,14 +80,16 @@ struct slim_host {
 	u32 last_index;
 	u32 attached;
 	struct list_head sockets;	/* struct slim_socket, by serial; under `lock` */
-	spinlock_t lock;
+	spinlock_t lock;		/* of sockets and their names */
 	u64 serial;
 	u32 socket_count;
+	u32 lingering;
+	struct hlist_head *names;	/* [SLIM_NAME_BUCKETS], of alias.c; under `lock` */
 	u64 visit;			/* under slim_mutex */
 	struct rhashtable flows;
 	atomic_t flow_count;
 	struct delayed_work sweep;
-	spinlock_t affinity_lock;
+	spinlock_t affinity_lock;	/* of affinities */
 	struct slim_seen *affinities;	/* [SLIM_AFFINITIES] */
 };
 
@@ -125,6 +128,7 @@ enum slim_socket_flag {
 	SLIM_SOCKET_SERVICE = 8,
 	SLIM_SOCKET_OPENED = 64,	/* established once */
 	SLIM_SOCKET_CLOSED = 128,	/* and over: told and on its account */
+	SLIM_SOCKET_LINGERS = 256,	/* closed, and the other end may not be */
 };
 
 /* Where a socket was bound in its own namespace. */
@@ -158,6 +162,8 @@ struct slim_socket {
 	u32 reason;
 	__be32 local[4];		/* what getsockname(2) says */
 	__be32 peer[4];			/* and getpeername(2) */
+	struct slim_name *met;		/* of one that connects, by its listener */
+	struct slim_name *dialled;	/* and by the service that was dialled */
 	__be16 local_port;		/* 0: the kernel's own */
 	__be16 peer_port;
 	__be16 target_port;		/* as policy was asked, and as the option says */
@@ -185,6 +191,7 @@ struct slim_flow {
 	__be32 source[4];
 	__be32 destination[4];
 	__be16 port;			/* of the listener */
+	__be16 name;			/* of the caller, in the overlay */
 };
 
 struct slim_net {
@@ -265,6 +272,7 @@ void slim_hook_leave(void);
 /* socket.c: what stands in for functions of the kernel. */
 int slim_tcp_v4_connect(struct sock *sk, struct sockaddr *name, int length);
 int slim_inet_csk_listen_start(struct sock *sk);
+void slim_inet_csk_listen_stop(struct sock *sk);
 int slim_tcp_disconnect(struct sock *sk, int flags);
 int slim_inet_getname(struct socket *sock, struct sockaddr *name, int peer);
 int slim_inet6_getname(struct socket *sock, struct sockaddr *name, int peer);
@@ -304,6 +312,11 @@ void slim_flow_free(struct slim_host *host, struct slim_flow *flow);
 void slim_flows_drop(struct slim_host *host, const struct slim_place *place);
 void slim_flows_forbid(struct slim_host *host);
 void slim_flows_sweep(struct work_struct *work);
+
+/* alias.c */
+bool slim_alias_give(struct slim_socket *socket, u16 port);
+void slim_alias_leave(struct slim_socket *socket);
+void slim_aliases_sweep(struct slim_host *host, bool all);
 
 /* account.c */
 void slim_count(struct slim_host *host, u32 reason);

@@ -131,6 +131,7 @@ static void slim_socket_remove(struct slim_socket *socket)
 	spin_lock_bh(&host->lock);
 	rhashtable_remove_fast(&slim_sockets, &socket->node, slim_socket_params);
 	list_del(&socket->list);
+	slim_alias_leave(socket);
 	host->socket_count--;
 	atomic_dec(&socket->place->sockets);
 	spin_unlock_bh(&host->lock);
@@ -306,6 +307,8 @@ static int slim_connect_bound(struct slim_socket *socket, struct sockaddr_in *to
 	int error = -EADDRNOTAVAIL;
 	u32 i;
 
+	if (!slim_alias_give(socket, socket->bound.port))
+		return error;
 	for (i = 0; i < SLIM_BOUND_PORTS && error == -EADDRNOTAVAIL; i++) {
 		if (inet_csk(sk)->icsk_bind_hash)
 			inet_put_port(sk);
@@ -726,6 +729,19 @@ int slim_inet_csk_listen_start(struct sock *sk)
 	return error;
 }
 
+/* Its port is free again when close(2) returns, in its own namespace too. The socket is locked. */
+void slim_inet_csk_listen_stop(struct sock *sk)
+{
+	struct slim_socket *socket;
+
+	slim_hook_enter();
+	inet_csk_listen_stop(sk);
+	socket = slim_socket_find(sk);
+	if (socket)
+		slim_shadow_release(socket);
+	slim_hook_leave();
+}
+
 /* The end of a connection or a listener whose socket goes on. */
 
 int slim_tcp_disconnect(struct sock *sk, int flags)
@@ -787,7 +803,7 @@ static bool slim_child(struct slim_socket *listener, const struct request_sock *
 	slim_copy(socket->peer, flow->source);
 	socket->local_port = flow->port;
 	socket->target_port = flow->port;
-	socket->peer_port = key.source_port;
+	socket->peer_port = flow->name;
 	if (slim_socket_add(socket)) {
 		slim_socket_free(socket);
 		goto no;
@@ -932,7 +948,8 @@ int slim_inet6_getname(struct socket *sock, struct sockaddr *name, int peer)
 
 /* Opened and closed */
 
-static void slim_connection_tell(struct slim_socket *socket, u32 kind, const struct slim_account *more)
+static void slim_connection_tell(struct slim_socket *socket, u32 kind,
+				 const struct slim_account *more)
 {
 	const struct sock *sk = socket->sk;
 	struct slim_host *host = socket->place->host;
@@ -995,7 +1012,10 @@ void slim_tcp_state(struct sock *sk, int state)
 		};
 
 		socket->flags |= SLIM_SOCKET_CLOSED;
-		slim_account(socket->place, socket->rule, opener ? SLIM_EGRESS : SLIM_INGRESS, &more);
+		if (opener && sk->sk_state != TCP_CLOSE_WAIT && sk->sk_state != TCP_LAST_ACK)
+			socket->flags |= SLIM_SOCKET_LINGERS;
+		slim_account(socket->place, socket->rule, opener ? SLIM_EGRESS : SLIM_INGRESS,
+			     &more);
 		if (socket->place->host->observe & SLIM_NL_OBSERVE_CLOSED)
 			slim_connection_tell(socket, SLIM_EVENT_CLOSED, &more);
 	}

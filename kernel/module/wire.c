@@ -37,7 +37,7 @@ static u32 slim_options(u8 *to, const u8 *from, u32 length, const struct slim_op
 {
 	u32 at = 0, put = 0, size;
 
-	if (length + sizeof(*option) <= SLIM_TCP_OPTIONS_MAX) {
+	if (length + option->length <= SLIM_TCP_OPTIONS_MAX) {
 		memcpy(to, from, length);
 		put = length;
 	} else {
@@ -55,11 +55,11 @@ static u32 slim_options(u8 *to, const u8 *from, u32 length, const struct slim_op
 			}
 			at += size;
 		}
-		if (put + sizeof(*option) > SLIM_TCP_OPTIONS_MAX)
+		if (put + option->length > SLIM_TCP_OPTIONS_MAX)
 			return 0;
 	}
-	memcpy(to + put, option, sizeof(*option));
-	put += sizeof(*option);
+	memcpy(to + put, option, option->length);
+	put += option->length;
 	while (put % 4)
 		to[put++] = SLIM_TCP_OPTION_NOP;
 	return put;
@@ -89,6 +89,12 @@ static int slim_say(struct sk_buff *skb, struct slim_socket *socket)
 	if (tcp->doff < 5 || !pskb_may_pull(skb, header + sizeof(*tcp) + old))
 		return -EINVAL;
 	tcp = (struct tcphdr *)(skb->data + header);
+	if (!slim_alias_give(socket, ntohs(tcp->source)))
+		return -EADDRNOTAVAIL;
+	if (socket->local_port && socket->local_port != tcp->source) {
+		option.length = SLIM_OPTION_NAMED;
+		option.name = socket->local_port;
+	}
 	option.tag = slim_tag(socket->place->host->key, ip_hdr(skb)->saddr, ip_hdr(skb)->daddr,
 			      tcp->source, tcp->seq, &option);
 	new = slim_options(options, (u8 *)(tcp + 1), old, &option);
@@ -119,7 +125,8 @@ static int slim_say(struct sk_buff *skb, struct slim_socket *socket)
 	return 0;
 }
 
-static unsigned int slim_wire_out(void *data, struct sk_buff *skb, const struct nf_hook_state *state)
+static unsigned int slim_wire_out(void *data, struct sk_buff *skb,
+				  const struct nf_hook_state *state)
 {
 	struct slim_socket *socket;
 	struct sock *sk = skb->sk;
@@ -170,7 +177,7 @@ static void slim_flow_drop(struct slim_host *host, const struct slim_flow_key *k
 		slim_flow_free(host, flow);
 }
 
-/* The listener of an endpoint of this host at a port, without a reference. Under rcu_read_lock(). */
+/* An endpoint's listener at a port, without a reference. Under rcu_read_lock(). */
 struct sock *slim_listener(struct slim_host *host, u32 index, __be16 port)
 {
 	return __inet_lookup_listener(host->net, host->net->ipv4.tcp_death_row.hashinfo, NULL, 0,
@@ -190,7 +197,7 @@ static void slim_syn_refused(struct slim_host *host, struct slim_place *place,
 		.direction = SLIM_INGRESS,
 		.endpoint = place ? place->endpoint : 0,
 		.peer_endpoint = syn->known ? syn->source_endpoint : 0,
-		.source_port = key->source_port,
+		.source_port = slim_option_name(option, key->source_port),
 		.destination_port = option->port,
 		.protocol = IPPROTO_TCP,
 	};
@@ -227,6 +234,7 @@ static bool slim_flow_write(struct slim_host *host, struct slim_place *place,
 	flow->rule = syn->rule;
 	flow->reason = syn->reason;
 	flow->port = option->port;
+	flow->name = slim_option_name(option, key->source_port);
 	slim_copy(flow->source, syn->source);
 	slim_copy(flow->destination, place->address);
 	if (key->source != host->underlay)
@@ -421,6 +429,7 @@ void slim_flows_sweep(struct work_struct *work)
 	struct slim_host *host = container_of(to_delayed_work(work), struct slim_host, sweep);
 
 	slim_flows_walk(host, NULL, SLIM_FLOW_OLD);
+	slim_aliases_sweep(host, false);
 	schedule_delayed_work(&host->sweep, 10 * HZ);
 }
 

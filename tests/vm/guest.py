@@ -23,14 +23,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: Where testbed/setup unpacks Debian's kernels, which are not installed.
 KERNELS = ROOT / ".build" / "kernels"
-#: What the guest needs before it sees this machine's files.
-MODULES = ("virtio_pci", "virtiofs", "overlay")
 MEMORY = "3072M"
 #: Landlock and BPF of the security modules, as Debian has them; the rest costs much time here.
-#: The check of the timer's interrupts fails, and ends the boot, where the machine is too busy.
+#: The check of the timer's interrupts fails, and ends the boot, where the machine is too busy; and
+#: what looks for processors that are stuck finds those that wait for one of this machine's. What
+#: is stuck indeed meets a deadline.
 COMMAND_LINE = (
     "console=ttyS0 panic=-1 loglevel=5 lsm=landlock,bpf audit=0 mitigations=off init_on_alloc=0"
-    " rcupdate.rcu_expedited=1 no_timer_check"
+    " nowatchdog rcupdate.rcu_cpu_stall_suppress=1 rcupdate.rcu_expedited=1 no_timer_check"
 )
 
 # The guest's memory is shared with virtiofsd; /host has to stay reachable below the overlay.
@@ -66,6 +66,26 @@ for name in {sources}; do
 done
 cp /job /root/run/job
 exec switch_root /root /bin/bash /run/job
+"""
+
+# A machine that has nothing but what it is given. Its kernel says everything.
+BARE = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /run/netns /tmp
+mount -t tmpfs run /run
+for module in {modules}; do insmod /modules/$module; done
+exec >/dev/ttyS1 2>&1 </dev/null
+stty raw -F /dev/ttyS1
+ip link set lo up
+{commands}
+echo "ended"
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
 """
 
 # The console is for what the kernel says; the job's own output goes to a port of its own.
@@ -110,6 +130,15 @@ def numbers(text):
     return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
+def _program(root, path, name):
+    """Copies one with its libraries."""
+    shutil.copy(path, root / name)
+    libraries = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
+    for library in re.findall(r"(/\S+) \(0x", libraries):
+        (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, root / library[1:])
+
+
 class Guest:
     """One machine, booted to run commands one after the other.
 
@@ -119,6 +148,10 @@ class Guest:
         deadline: when all of it has to be done, as of time.monotonic().
         cpus: virtual ones.
     """
+
+    #: What it needs before it sees this machine's files.
+    MODULES = ("virtio_pci", "virtiofs", "overlay")
+    LOG = "vm"
 
     def __init__(self, directory, commands, *, deadline, cpus=1):
         (self.image,) = directory.glob("boot/vmlinuz-*")
@@ -149,9 +182,12 @@ class Guest:
                 self._changed.wait(1)
         return found[1], int(found[2]), int(found[3])
 
+    def console(self):
+        """What the kernel said."""
+        return (self._work / "console").read_text(errors="replace")
+
     def trouble(self):
-        console = (self._work / "console").read_text(errors="replace")
-        return f"{self.output[-6000:]}\nconsole:\n{console[-4000:]}"
+        return f"{self.output[-6000:]}\nconsole:\n{self.console()[-4000:]}"
 
     def _boot(self, cpus):
         socket = self._work / "socket"
@@ -163,14 +199,22 @@ class Guest:
         while not socket.exists():
             assert time.monotonic() < deadline, "virtiofsd did not start"
             time.sleep(0.05)
+        self._run(
+            [
+                *("-chardev", f"socket,id=files,path={socket}"),
+                *("-device", "vhost-user-fs-pci,chardev=files,tag=host,queue-size=1024"),
+            ],
+            cpus,
+        )
+
+    def _run(self, devices, cpus):
         self._machine = self._start(
             [find("qemu-system-x86_64"), "-accel", "tcg,thread=multi"]
             + ["-cpu", "max,la57=off,smap=off,smep=off"]
             + ["-smp", str(cpus), "-m", MEMORY, "-nographic", "-no-reboot", "-nic", "none"]
             + ["-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on"]
             + ["-machine", "q35,memory-backend=memory", "-monitor", "none"]
-            + ["-chardev", f"socket,id=files,path={socket}"]
-            + ["-device", "vhost-user-fs-pci,chardev=files,tag=host,queue-size=1024"]
+            + devices
             + ["-serial", f"file:{self._work / 'console'}", "-serial", "stdio"]
             + ["-kernel", self.image, "-initrd", self._initramfs()]
             + ["-append", COMMAND_LINE],
@@ -192,7 +236,7 @@ class Guest:
 
     def _read(self):
         # For whoever wants to watch: in software a suite takes minutes.
-        with (KERNELS.parent / f"vm-{self.release}.log").open("w") as log:
+        with (KERNELS.parent / f"{self.LOG}-{self.release}.log").open("w") as log:
             for line in self._machine.stdout:
                 text = line.decode(errors="replace").replace("\r", "")
                 print(text, end="", file=log, flush=True)
@@ -205,27 +249,11 @@ class Guest:
         root = self._work / "initramfs"
         for name in ("bin", "dev", "host", "modules", "proc", "root", "sys", "writable"):
             (root / name).mkdir(parents=True)
-        busybox = find("busybox")
-        shutil.copy(busybox, root / "bin" / "busybox")
-        libraries = subprocess.run(["ldd", busybox], capture_output=True, text=True).stdout
-        for path in re.findall(r"(/\S+) \(0x", libraries):
-            (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, root / path[1:])
         names = []
         for path in self._modules():
             names.append(path.name)
             shutil.copy(path, root / "modules")
-        texts = {
-            "init": INIT.format(
-                modules=" ".join(names),
-                release=self.release,
-                directory=self.directory,
-                checkout=ROOT,
-                sources="backends kernel src tests",
-            ),
-            "job": JOB.format(root=ROOT, commands="\n".join(self._job())),
-        }
-        for name, text in texts.items():
+        for name, text in self._fill(root, " ".join(names)).items():
             (root / name).write_text(text)
             (root / name).chmod(0o755)
         listing = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
@@ -240,8 +268,22 @@ class Guest:
             )
         return target
 
+    def _fill(self, root, names):
+        """What is in it; the texts of its scripts."""
+        _program(root, find("busybox"), "bin/busybox")
+        return {
+            "init": INIT.format(
+                modules=names,
+                release=self.release,
+                directory=self.directory,
+                checkout=ROOT,
+                sources="backends kernel src tests",
+            ),
+            "job": JOB.format(root=ROOT, commands="\n".join(self._job())),
+        }
+
     def _modules(self):
-        """MODULES and what they need, in the order in which they can be loaded."""
+        """Those and what they need, in the order in which they can be loaded."""
         directory = self.directory / "lib" / "modules" / self.release
         needs = {}
         for line in (directory / "modules.dep").read_text().splitlines():
@@ -249,11 +291,38 @@ class Guest:
             needs[path] = [*reversed(others.split()), path]
         names = {Path(path).name.partition(".")[0].replace("-", "_"): path for path in needs}
         # One that is not there is built in.
-        wanted = [path for name in MODULES if name in names for path in needs[names[name]]]
+        wanted = [path for name in self.MODULES if name in names for path in needs[names[name]]]
         return [directory / path for path in dict.fromkeys(wanted)]
 
     def _job(self):
         for name, words in self._commands.items():
-            yield f"start=$SECONDS; echo '== {name}'"
+            yield f"start=$(cut -d. -f1 /proc/uptime); echo '== {name}'"
             yield shlex.join(map(str, words))
-            yield f"echo '== {name}:' $? in $((SECONDS - start)) s"
+            yield f"echo '== {name}:' $? in $(($(cut -d. -f1 /proc/uptime) - start)) s"
+
+
+class Bare(Guest):
+    """One with no files of this machine's but a few, at its root: it boots in seconds.
+
+    Args:
+        files: paths of them.
+    """
+
+    MODULES = ("veth",)
+    LOG = "bare"
+
+    def __init__(self, directory, commands, *, deadline, files, cpus=2):
+        self._files = files
+        super().__init__(directory, commands, deadline=deadline, cpus=cpus)
+
+    def _boot(self, cpus):
+        self._run([], cpus)
+
+    def _fill(self, root, names):
+        _program(root, find("busybox"), "bin/busybox")
+        (root / "sbin").mkdir()
+        _program(root, find("ip"), "sbin/ip")
+        for path in self._files:
+            shutil.copy(path, root / path.name)
+        commands = "\n".join(self._job())
+        return {"init": BARE.format(modules=names, commands=commands)}

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel module under strain (trials.c), in machines with nothing but it: what it makes of
+sockets, how they end, and that it leaves nothing. Whatever the kernel writes of trouble is a
+failure.
+
+``SLIMNET_MODULE_SUITES=whole``: loaded and unloaded 200 times, 1,000 endpoints.
+"""
+
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+
+import module
+import pytest
+from guest import ROOT, Bare, kernels, numbers
+from suites import KERNELS as VERSIONS
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from wire_reference import syn_option  # of the directory above
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+#: Of all that runs on both; then it is stuck.
+SECONDS = int(os.environ.get("SLIMNET_VM_SECONDS", "1500"))
+WHOLE = os.environ.get("SLIMNET_MODULE_SUITES") == "whole"
+#: By name, and how often what is done is done.
+TRIALS = {
+    "names": 0,
+    "alias": 0,
+    "vectors": 0,
+    "fastopen": 0,
+    "mptcp": 0,
+    "io_uring": 0,
+    "killed": 0,
+    "deleted": 0,
+    "endpoints": 1000 if WHOLE else 100,
+    "loads": 200 if WHOLE else 10,
+}
+COMMANDS = {name: ["/trials", "/slimnet.ko", name, count] for name, count in TRIALS.items()}
+#: As trials.c has them.
+KEY = bytes(range(16))
+HOSTS = "198.18.0.1", "198.18.0.2"
+CALLING, CALLED, PORT = 11, 12, 80
+
+
+def vectors():
+    """SYNs that a stranger sends in the name of h0: lines for the program."""
+    rng = random.Random(16)  # not a secret
+    source_port = 20000
+    for before in (b"", bytes.fromhex("020405b4"), bytes.fromhex("020405b400000000")):
+        for name in (None, 1024, 40000, 65535):
+            for wrong in ("", "tag", "name", "key", "sequence"):
+                if wrong == "name" and name is None:
+                    continue
+                source_port += 1
+                sequence = rng.randrange(1, 1 << 32)
+                option = syn_option(
+                    rng.randbytes(16) if wrong == "key" else KEY,
+                    *HOSTS,
+                    source_port,
+                    (sequence + (wrong == "sequence")) % (1 << 32),
+                    port=PORT,
+                    called=CALLED,
+                    calling=CALLING,
+                    name=name,
+                )
+                if wrong == "tag":
+                    option = option[:15] + bytes([option[15] ^ 1]) + option[16:]
+                elif wrong == "name":
+                    option = option[:-1] + bytes([option[-1] ^ 1])
+                # Behind the end of the options nothing counts.
+                seen = 0 if wrong or before[-1:] == b"\0" else name or source_port
+                options = before + option
+                options += b"\1" * (-len(options) % 4)
+                yield f"{source_port} {sequence} {options.hex()} {seen}\n"
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("trials")
+    program = directory / "trials"
+    flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+    source = ROOT / "tests/vm/trials.c"
+    include = f"-I{ROOT / 'kernel/uapi'}"
+    subprocess.run(["gcc", *flags, include, "-static", "-o", program, source], check=True)
+    (directory / "vectors").write_text("".join(vectors()))
+    running = {}
+    try:
+        for kernel in kernels():
+            built = module.build(kernel)
+            running[numbers(built.parent.name)] = Bare(
+                kernel,
+                COMMANDS,
+                deadline=time.monotonic() + SECONDS,
+                files=[program, directory / "vectors", built],
+            )
+        yield running
+    finally:
+        for machine in running.values():
+            machine.close()
+
+
+@pytest.fixture(params=VERSIONS)
+def machine(request, machines):
+    if numbers(request.param) not in machines:
+        pytest.skip(f"needs Linux {request.param}: run testbed/setup")
+    return machines[numbers(request.param)]
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_trial(machine, name):
+    output, status, seconds = machine.wait(name)
+    assert status == 0, output[-4000:]
+    print(f"Linux {machine.release}: {name} {TRIALS[name] or ''} in {seconds} s")
+    if name == "vectors":
+        check_vectors(output)
+
+
+def check_vectors(output):
+    """What the module said in its SYNs, byte by byte, one with and one without a name."""
+    names = re.findall(r"^name (\d+)$", output, re.MULTILINE)
+    syns = re.findall(r"^syn (\S+) (\S+) (\d+) (\d+) (\S+)$", output, re.MULTILINE)
+    assert len(names) == len(syns) == 4
+    kinds = set()
+    for name, (source, destination, source_port, sequence, options) in zip(
+        map(int, names), syns, strict=True
+    ):
+        assert bytes.fromhex(source) == bytes([198, 18, 0, 1])
+        assert bytes.fromhex(destination) == bytes([198, 18, 0, 2])
+        option = syn_option(
+            KEY,
+            *HOSTS,
+            int(source_port),
+            int(sequence),
+            port=PORT,
+            called=CALLED,
+            calling=CALLING,
+            name=None if name == int(source_port) else name,
+        )
+        assert option.hex() in options
+        kinds.add(len(option))
+    assert kinds == {16, 18}
+    assert f"{len([*vectors()])} vectors" in output
+
+
+def test_the_kernel_is_well(machine):
+    for name in TRIALS:
+        machine.wait(name)
+    found = re.findall(
+        r".*(?:WARNING:|BUG|Oops|KASAN|refcount|\bleak|hung task|lockup|Call Trace).*",
+        machine.console(),
+    )
+    assert found == []
