@@ -5,10 +5,15 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 
 import pytest
 from generate_contract import ROOT
+
+sys.path.insert(0, str(ROOT / "tests/vm"))
+
+from guest import kernels, release  # of another directory's tests
 
 PYTHON, C = "Apache-2.0", "GPL-2.0-only OR BSD-2-Clause"
 # It calls what the kernel gives to modules of its own licence only.
@@ -126,3 +131,21 @@ def test_every_ignored_lint_rule_says_why():
         match[1]: match[2] for line in lines if (match := re.match(r'    "(\w+)", +# (.+)', line))
     }
     assert [rule for rule in ignored if not reasons.get(rule)] == []
+
+
+@pytest.mark.parametrize("directory", kernels(), ids=lambda path: path.name)
+def test_the_kernel_module_is_written_as_the_kernel_is(directory, tmp_path):
+    """checkpatch and sparse find nothing in it, against each kernel's headers."""
+    tool("sparse")
+    checkpatch = ROOT / ".build/checkpatch/checkpatch.pl"
+    if not checkpatch.exists():
+        pytest.skip("needs checkpatch; ./testbed/setup fetches it")
+    (image,) = directory.glob("boot/vmlinuz-*")
+    headers = directory / "usr/src" / f"linux-headers-{release(image)}"
+    for name in ("module", "uapi"):
+        shutil.copytree(ROOT / "kernel" / name, tmp_path / name)
+    make = ["make", "-C", tmp_path / "module", f"KERNEL={headers}", f"CHECKPATCH={checkpatch}"]
+    run(*make, "lint")
+    main = tmp_path / "module/main.c"
+    main.write_text(main.read_text().replace("if (!place)\n", "if( !place )\n", 1))
+    assert subprocess.run([*make, "lint"], capture_output=True, check=False).returncode != 0
