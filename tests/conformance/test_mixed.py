@@ -4,8 +4,9 @@ with one of each, either way round."""
 
 import pytest
 
+from slimnet.linux import sysctl
 from slimnet.testing._clauses import CLAUSES
-from slimnet.testing._stage import Stage
+from slimnet.testing._stage import CAST, Stage
 
 pytestmark = [pytest.mark.root, pytest.mark.module]
 
@@ -36,9 +37,37 @@ class Mixed(Stage):
 @pytest.mark.parametrize("clause", ACROSS)
 @pytest.mark.parametrize("first", ["ebpf", "kmod"])
 def test_one_cluster(first, clause):
+    with mixed(first) as stage:
+        CLAUSES[clause](stage)
+
+
+def mixed(first):
     from slimnet_ebpf import EbpfBackend
     from slimnet_kmod import KmodBackend
 
     kinds = [EbpfBackend, KmodBackend]
-    with Mixed(*(kinds if first == "ebpf" else reversed(kinds))) as stage:
-        CLAUSES[clause](stage)
+    return Mixed(*(kinds if first == "ebpf" else reversed(kinds)))
+
+
+@pytest.mark.parametrize("first", ["ebpf", "kmod"])
+def test_an_alias_of_one_is_read_by_the_other(first):
+    """The client's host has two source ports, so that from the second connection on, each has
+    a name that no packet bears but its SYN's option."""
+    with mixed(first) as stage:
+        with stage.on(0):
+            sysctl.write("net.ipv4.ip_local_port_range", "40000 40001")
+        for host in (0, 1):
+            stage.open(host)
+        stage.attach("client", "server")
+        stage.install(1)
+        stage.serve("server", 8080)
+        client = stage.resident("client")
+        ports = set()
+        for number in range(8):
+            made = stage.reach("client", "server", 8080)
+            assert made, made.text
+            assert made.local == made.seen
+            assert made.local[0] == str(CAST["client"].address)
+            ports.add(made.local[1])
+            client.hold(f"held{number}", str(CAST["server"].address), 8080)
+        assert ports - {40000, 40001}

@@ -4,6 +4,7 @@ sockets, how they end, and that it leaves nothing. Whatever the kernel writes of
 failure.
 
 ``SLIMNET_MODULE_SUITES=whole``: loaded and unloaded 200 times, 1,000 endpoints.
+``SLIMNET_TRIALS``: these only.
 """
 
 import os
@@ -35,11 +36,14 @@ TRIALS = {
     "fastopen": 0,
     "mptcp": 0,
     "io_uring": 0,
+    "kernel": 0,
     "killed": 0,
     "deleted": 0,
     "endpoints": 1000 if WHOLE else 100,
     "loads": 200 if WHOLE else 10,
 }
+if chosen := os.environ.get("SLIMNET_TRIALS"):
+    TRIALS = {name: TRIALS[name] for name in chosen.split()}
 COMMANDS = {name: ["/trials", "/slimnet.ko", name, count] for name, count in TRIALS.items()}
 #: As trials.c has them.
 KEY = bytes(range(16))
@@ -96,7 +100,7 @@ def machines(tmp_path_factory):
                 kernel,
                 COMMANDS,
                 deadline=time.monotonic() + SECONDS,
-                files=[program, directory / "vectors", built],
+                files=[program, directory / "vectors", built, module.build_caller(kernel)],
             )
         yield running
     finally:
