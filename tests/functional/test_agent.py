@@ -1213,6 +1213,21 @@ def test_teardown_refuses_while_it_is_used(hosts, pair):
     assert not (cgroup_mount() / "slimnet" / host.instance).exists()
 
 
+def test_teardown_by_force_ends_what_runs(hosts, pair):
+    """Its connections too, and nothing is left on the host; not while an agent runs."""
+    host, web, server = hosts[0], pair[0], pair[3]
+    force = host.command("--teardown", "--force")
+    assert "stop it first" in subprocess.run(force, capture_output=True, text=True).stderr
+    for each in hosts:
+        each.stop()
+    done = subprocess.run(force, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not web.cgroup.exists()
+    assert not host.config.run.exists()
+    assert not (cgroup_mount() / "slimnet" / host.instance).exists()
+    server.serve(7001)  # of the other host it ended nothing
+
+
 @pytest.mark.parametrize("fresh", ["ebpf"], indirect=True)
 def test_auto_says_what_it_took(fresh):
     host = fresh.hosts[0]

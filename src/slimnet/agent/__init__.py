@@ -23,9 +23,14 @@ def serve(config: Config) -> None:
     process.serve(config)
 
 
-def teardown(config: Config) -> None:
+def teardown(config: Config, *, force: bool = False) -> None:
     """Remove this host's data path, with all that it left on the machine, whichever
     backend it is of.
+
+    Args:
+        config: of this host.
+        force: end the processes of endpoints first, with SIGKILL: none of them goes on
+            without policy.
 
     Raises:
         InUse: an agent runs, or an endpoint has processes; nothing was removed.
@@ -33,4 +38,4 @@ def teardown(config: Config) -> None:
     """
     from slimnet.agent import process  # noqa: PLC0415  # as above
 
-    process.teardown(config)
+    process.teardown(config, force=force)

@@ -62,7 +62,7 @@ def serve(config: Config) -> None:
             signal.signal(number, handler)
 
 
-def teardown(config: Config) -> None:
+def teardown(config: Config, *, force: bool = False) -> None:
     """See :func:`slimnet.agent.teardown`."""
     with instance.hold(config):
         there = instance.running(config)
@@ -72,8 +72,11 @@ def teardown(config: Config) -> None:
         own = directory(config)
         if there and not busy and cgroup.populated(own):  # of one that cannot say so itself
             busy.append(own)
-        if busy:
+        if busy and not force:
             raise InUse(f"endpoints with processes: {instance.names(config, busy)}")
+        for path in {own, *busy} if force else ():
+            if cgroup.is_cgroup(path):
+                cgroup.kill(path)
         for name, found in there.items():
             kind = backend_class(name)
             context = survey(config, kind, Capabilities()).context(config, kind, found.cluster)

@@ -27,7 +27,8 @@ Examples:
 
 \b
 A stopped agent leaves the data path as it is: connections go on, and so does
-policy. --teardown removes it, and refuses while an endpoint has processes.""",
+policy. --teardown removes it, and refuses while an endpoint has processes;
+with --force it ends these first.""",
 )
 @click.option(
     "--config",
@@ -36,7 +37,8 @@ policy. --teardown removes it, and refuses while an endpoint has processes.""",
     help="[env: SLIMNET_CONFIG; default: /etc/slimnet/slimnet.toml, or an ordinary user's own]",
 )
 @click.option("--teardown", is_flag=True, help="Remove this host's data path, and end.")
-def agent(config: str | None, teardown: bool) -> None:  # noqa: FBT001
+@click.option("--force", is_flag=True, help="With --teardown: end what runs in endpoints first.")
+def agent(config: str | None, teardown: bool, force: bool) -> None:  # noqa: FBT001
     """Be this host's agent, until SIGTERM.
 
     An agent keeps the host's data path at what the store says.
@@ -44,18 +46,20 @@ def agent(config: str | None, teardown: bool) -> None:  # noqa: FBT001
     from slimnet.config import load_config  # noqa: PLC0415  # the library, when it runs
     from slimnet.exceptions import ConfigError  # noqa: PLC0415
 
+    if force and not teardown:
+        raise click.UsageError("--force goes with --teardown")
     settings = load_config(config)
     try:
-        _run(settings, teardown=teardown)
+        _run(settings, teardown=teardown, force=force)
     except ConfigError as error:
         raise settings.located(error) from error
 
 
-def _run(settings: Config, *, teardown: bool) -> None:
+def _run(settings: Config, *, teardown: bool, force: bool) -> None:
     if teardown:
         from slimnet.agent import teardown as remove  # noqa: PLC0415
 
-        remove(settings)
+        remove(settings, force=force)
         return
     import logging  # noqa: PLC0415
 
