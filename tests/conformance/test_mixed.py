@@ -55,7 +55,7 @@ def test_an_alias_of_one_is_read_by_the_other(first):
     a name that no packet bears but its SYN's option."""
     with mixed(first) as stage:
         with stage.on(0):
-            sysctl.write("net.ipv4.ip_local_port_range", "40000 40001")
+            sysctl.write("net/ipv4/ip_local_port_range", "40000 40001")
         for host in (0, 1):
             stage.open(host)
         stage.attach("client", "server")
