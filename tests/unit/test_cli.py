@@ -405,6 +405,13 @@ def test_ports_that_are_none(pair):
         ports_of((pair,))
 
 
+def test_force_is_for_teardown():
+    """Said before anything is looked at."""
+    done = CliRunner().invoke(slimnet, ["agent", "--config", "/nowhere", "--force"])
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1] == "Error: --force goes with --teardown"
+
+
 @pytest.mark.parametrize("target", ["web:abc", "web:", "web:99999", "web:80:81", "web:\u00b2"])
 def test_targets_that_are_none(target):
     for words, field in (
