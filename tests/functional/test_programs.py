@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lab import PATIENCE
 
 INET6 = socket.AF_INET6
 
@@ -27,7 +28,7 @@ def needs(*programs):
 
 def until(holds, timeout=20.0):
     """Wait for a condition."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * PATIENCE
     while True:
         try:
             if holds():
@@ -39,13 +40,12 @@ def until(holds, timeout=20.0):
 
 
 def talk(target, *, family=socket.AF_INET, lines):
-    """Send lines, read until the far end is silent or gone."""
+    """Send lines, the last of which has the far end close; read until then."""
     with socket.socket(family) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         sock.connect(target)
         sock.sendall("".join(line + "\r\n" for line in lines).encode())
         text = ""
-        sock.settimeout(0.5)
         try:
             while data := sock.recv(65536):
                 text += data.decode()
@@ -195,7 +195,7 @@ def test_nginx(lab, ends, listen):
 def http(target, family, path):
     """One request on a connection of its own: our name, and the server's words."""
     with socket.socket(family) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         sock.connect(target)
         own = sock.getsockname()
         sock.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())

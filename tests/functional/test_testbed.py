@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lab import PATIENCE
 from lab.paths import DATA_PATHS
 
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
@@ -65,7 +66,7 @@ def links():
 
 
 def wait_for(what, seconds=10):
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)

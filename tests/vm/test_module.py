@@ -51,7 +51,15 @@ COMMANDS = {
     "load": ["sh", "-c", LOAD.format(built=module.BUILT)],
     "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
     **{
-        name: ["env", *environment, sys.executable, "-m", *PYTEST, *arguments]
+        name: [
+            "env",
+            "SLIMNET_PATIENCE=10",
+            *environment,
+            sys.executable,
+            "-m",
+            *PYTEST,
+            *arguments,
+        ]
         for name, (environment, arguments) in suites().items()
     },
     **({"numbers": [sys.executable, *NUMBERS.split()]} if IS_WHOLE else {}),

@@ -6,13 +6,14 @@ made by hand, or (Compiled) by the compiler out of a desired state."""
 
 from lab.cluster import Endpoint, Host, Lab
 from lab.compiled import Compiled
-from lab.hands import DEADLINE, Hands, Program, Remote
+from lab.hands import DEADLINE, PATIENCE, Hands, Program, Remote
 from lab.paths import DATA_PATHS, PLAIN, Can, DataPath
 from lab.wires import Namespace, Underlay
 
 __all__ = [
     "DATA_PATHS",
     "DEADLINE",
+    "PATIENCE",
     "PLAIN",
     "Can",
     "Compiled",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from lab.hands import PATIENCE
 from slimnet import AgentUnreachable, load_config, open_node
 from slimnet.linux import cgroup
 from slimnet.testing import Underlay
@@ -120,7 +121,7 @@ class Cluster:
 
 
 def until(holds, seconds=10):
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not (found := holds()):
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.02)

@@ -23,7 +23,7 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from lab.hands import Hands
+from lab.hands import PATIENCE, Hands
 from lab.paths import DATA_PATHS, PLAIN, Can
 from lab.wires import Namespace, Underlay
 from slimnet import contract, model
@@ -132,7 +132,9 @@ class Host:
         self.driver = Hands(
             f"backend of {self.name}", netns=self.netns.path, directory=self.lab.directory
         )
-        self.backend, self.watcher = self.driver.call(_start_backend, context, deadline=120)
+        self.backend, self.watcher = self.driver.call(
+            _start_backend, context, deadline=120 * PATIENCE
+        )
 
     def start_install(self, tables: Tables, *, times: int) -> None:
         """Install again and again, in the background, a generation later each time."""

@@ -31,10 +31,13 @@ from lab import hands_process
 from slimnet.linux import cgroup
 from slimnet.linux.netns import enter
 
-__all__ = ["Hands", "Program", "Remote"]
+__all__ = ["PATIENCE", "Hands", "Program", "Remote"]
 
+#: How many times as long a test waits for what has to come: more than once where the processor
+#: is emulated (``tests/vm``).
+PATIENCE = float(os.environ.get("SLIMNET_PATIENCE", "1"))
 #: No step of a test takes longer; what does, hangs.
-DEADLINE = 30.0
+DEADLINE = 30.0 * PATIENCE
 
 
 class Remote:
@@ -215,7 +218,8 @@ class Hands:
             RuntimeError: its exit status is not 0; the output is in the message.
         """
         status, output = self.call(
-            _run, [str(word) for word in argv], environment, timeout, deadline=timeout + 10
+            *(_run, [str(word) for word in argv], environment, timeout * PATIENCE),
+            deadline=timeout * PATIENCE + 10,
         )
         if status:
             raise RuntimeError(f"{self.name}: {argv} gave {status}: {output}")
@@ -268,7 +272,7 @@ class Program:
 
     def ready(self, text: str, timeout: float = 20.0) -> None:
         """Wait until its output holds ``text``."""
-        until = time.monotonic() + timeout
+        until = time.monotonic() + timeout * PATIENCE
         while text not in self.output():
             if time.monotonic() > until or not self.running():
                 raise AssertionError(f"no {text!r} in: {self.output()}")
