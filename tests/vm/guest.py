@@ -306,17 +306,19 @@ class Bare(Guest):
 
     Args:
         files: paths of them.
+        disk: a file that is /dev/vda there.
     """
 
-    MODULES = ("veth",)
+    MODULES = ("veth", "virtio_pci", "virtio_blk")
     LOG = "bare"
 
-    def __init__(self, directory, commands, *, deadline, files, cpus=2):
-        self._files = files
+    def __init__(self, directory, commands, *, deadline, files, disk, cpus=2):
+        self._files, self._disk = files, disk
         super().__init__(directory, commands, deadline=deadline, cpus=cpus)
 
     def _boot(self, cpus):
-        self._run([], cpus)
+        disk = f"file={self._disk},format=raw,if=virtio,cache=unsafe"
+        self._run(["-drive", disk], cpus)
 
     def _fill(self, root, names):
         _program(root, find("busybox"), "bin/busybox")

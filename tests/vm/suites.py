@@ -71,11 +71,6 @@ MODULE_SUITES = {
         ["tests/conformance/test_backends.py", "-k", f"kmod and ({CLAUSES})"],
         "the contract's clauses that sockets are needed for",
     ),
-    "oracle": Suite(
-        ["tests/policy/test_kernel.py", "-k", "kmod"],
-        "what the module decides is what the oracle does (20,000 flows)",
-        ("SLIMNET_POLICY_FLOWS=20000",),
-    ),
     "laboratory": Suite(
         ["tests/functional/test_names.py", "-k", f"kmod and ({NAMES})"],
         "the names that sockets say",

@@ -1009,6 +1009,48 @@ static void trial_kernel(int count)
 	end();
 }
 
+/*
+ * Replays /oracle, requests for a data path and questions to it, and writes what is
+ * answered to the disk (oracle.py).
+ */
+static void trial_oracle(int count)
+{
+	FILE *script = fopen("/oracle", "r"), *disk;
+	struct link link = {};
+	static struct { struct nlmsghdr head; char rest[1 << 17]; } message;
+	struct slim_question answer;
+	int asked = 0;
+	__u32 wanted;
+
+	CHECK(script && fread(&wanted, sizeof(wanted), 1, script) == 1);
+	AWAIT((disk = fopen("/dev/vda", "w")));
+	load();
+	link.fd = make("h0", AF_NETLINK, SOCK_RAW, NETLINK_GENERIC);
+	link.family = family_of(&link);
+	while (fread(&message.head, sizeof(message.head), 1, script) == 1) {
+		size_t left = NLMSG_ALIGN(message.head.nlmsg_len) - sizeof(message.head);
+		const struct genlmsghdr *genl = (void *)message.rest;
+
+		CHECK(left < sizeof(message.rest) && fread(message.rest, left, 1, script) == 1);
+		message.head.nlmsg_type = (unsigned short)link.family;
+		message.head.nlmsg_seq = ++link.seq;
+		errno = talk(&link, (void *)&message, SLIM_ATTR_QUESTION, &answer, sizeof(answer),
+			     NULL);
+		CHECK(!errno);
+		if (genl->cmd != SLIM_CMD_ASK)
+			continue;
+		CHECK(fwrite(&answer, sizeof(answer), 1, disk) == 1);
+		asked++;
+	}
+	CHECK(feof(script) && asked == (int)wanted);
+	CHECK(!fflush(disk) && !fsync(fileno(disk)));
+	printf("%d questions\n", asked);
+	fclose(disk);
+	close(link.fd);
+	run("ip netns delete h0");
+	unload();
+}
+
 /* Ends of all kinds */
 
 static int state_of(int fd)
@@ -1323,6 +1365,7 @@ static const struct {
 	{ "mptcp", trial_mptcp },
 	{ "io_uring", trial_io_uring },
 	{ "kernel", trial_kernel },
+	{ "oracle", trial_oracle },
 	{ "killed", trial_killed },
 	{ "deleted", trial_deleted },
 	{ "endpoints", trial_endpoints },
