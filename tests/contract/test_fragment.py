@@ -65,6 +65,12 @@ def test_what_is_shipped_needs_one(tree, shipped):
     assert asked(tree) == ""
 
 
+def test_one_is_found_among_many(tree):
+    """More paths than a pipe holds, each behind the fragment."""
+    commit(tree, FRAGMENT, *(f"src/slimnet/{'a' * 60}/{number}.py" for number in range(2000)))
+    assert asked(tree) == ""
+
+
 def test_an_old_fragment_may_be_continued(tree):
     commit(tree, "src/slimnet/model.py", "changelog.d/3.bugfix.md")
     assert asked(tree) == ""
