@@ -312,8 +312,8 @@ class Bare(Guest):
     MODULES = ("veth", "virtio_pci", "virtio_blk")
     LOG = "bare"
 
-    # One processor: with two, Linux 6.12 once panicked over a breakpoint of its own (die("int3") at
-    # a function whose entry ftrace was changing), the 76th time that the module was loaded on a
+    # One processor: with two, Linux 6.12 once panicked over a breakpoint of its own (int3 at the
+    # entry of a function that ftrace was changing), after the module was loaded 70 times on a
     # machine with no time to spare. Whether emulation or the kernel is to blame is not known.
     def __init__(self, directory, commands, *, deadline, files, disk, cpus=1):
         self._files, self._disk = files, disk
