@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include <slimnet/address.h>
+#include <slimnet/announce.h>
 
 #include "diag.h"
 #include "fuzzing.h"
@@ -43,6 +44,8 @@ enum waits {
 	WAITS_NOT = 0,
 	WAITS_RESOLVE,		/* CONNECT, for another host's answer */
 	WAITS_ACCEPT,		/* ACCEPT, for an announcement */
+	WAITS_ANNOUNCED,	/* CONNECT, for another host to take in its announcement */
+	WAITS_LISTENED,		/* BIND, for other hosts to know of it */
 };
 
 /* One connection of a shim: it has one question at a time. */
@@ -57,7 +60,9 @@ struct process {
 	enum waits waits;
 	uint64_t question;
 	struct slim_shim_request request;
-	struct slim_tuple tuple;	/* WAITS_ACCEPT */
+	uint32_t pending;		/* WAITS_LISTENED: how many hosts */
+	struct slim_tuple tuple;	/* WAITS_ACCEPT, WAITS_ANNOUNCED */
+	struct slim_shim_answer late;	/* WAITS_ANNOUNCED, WAITS_LISTENED: what it is told then */
 	int socket;			/* WAITS_RESOLVE: the one that is to be connected */
 	struct answer answer;		/* WAITS_RESOLVE: the way */
 };
@@ -295,6 +300,24 @@ static void own_name(const struct state_endpoint *me, const struct slim_shim_nam
 
 /* BIND */
 
+static struct process *waiting(enum waits waits, uint64_t question)
+{
+	struct process *process;
+
+	for (process = processes; process; process = process->next)
+		if (process->waits == waits && process->question == question)
+			break;
+	return process;
+}
+
+/* A host that does not say so keeps nobody from listening: it will have heard. */
+static void listened_late(struct timer *timer)
+{
+	struct process *process = CONTAINER(timer, struct process, timer);
+
+	reply(process, &process->late);
+}
+
 static void do_bind(struct process *process)
 {
 	const struct state_endpoint *me = process->endpoint->record;
@@ -333,8 +356,27 @@ static void do_bind(struct process *process)
 	if (answer.error) {
 		answer.reason = SLIM_REASON_PORT_LIMIT;
 		count(0, SLIM_INGRESS, answer.reason);
+	} else if (fresh) {
+		/* Before anybody can listen there, the hosts know it that cannot ask. */
+		process->question = ++questions;
+		process->pending = link_listener(port_find(me->id, answer.local.port),
+						 process->question, 0);
+		if (process->pending) {
+			process->waits = WAITS_LISTENED;
+			process->late = answer;
+			loop_set(&process->timer, SLIM_ANNOUNCE_LISTENER_MS, listened_late);
+			return;
+		}
 	}
 	reply(process, &answer);
+}
+
+void endpoint_listened(uint64_t question)
+{
+	struct process *process = waiting(WAITS_LISTENED, question);
+
+	if (process && !--process->pending)
+		reply(process, &process->late);
 }
 
 /* CONNECT */
@@ -455,6 +497,46 @@ static void go_outside(struct process *process)
 	reply(process, &answer);
 }
 
+/* The other host has taken the announcement in, or not. */
+static void answered(struct process *process, int error, uint32_t reason, uint32_t rule)
+{
+	struct flow *flow = flow_find(&process->tuple);
+	struct answer why = process->answer;
+
+	loop_clear(&process->timer);
+	process->waits = WAITS_NOT;
+	/* New tables may have forbidden it meanwhile. */
+	if (!error && (!flow || flow->token != process->question))
+		error = ECONNREFUSED;
+	if (!error) {
+		opened(flow);
+		reply(process, &process->late);
+		return;
+	}
+	if (flow && flow->token == process->question) {
+		link_withdraw(flow);
+		flow_drop(flow);
+	}
+	why.error = (uint32_t)error;
+	why.reason = reason;
+	why.rule = rule;
+	why.direction = reason == SLIM_REASON_UNREACHABLE ? SLIM_EGRESS : SLIM_INGRESS;
+	refuse(process, &why);
+}
+
+static void answered_late(struct timer *timer)
+{
+	answered(CONTAINER(timer, struct process, timer), EHOSTUNREACH, SLIM_REASON_UNREACHABLE, 0);
+}
+
+void endpoint_answered(uint64_t token, int error, uint32_t reason, uint32_t rule)
+{
+	struct process *process = waiting(WAITS_ANNOUNCED, token);
+
+	if (process)
+		answered(process, error, reason, rule);
+}
+
 /* The listener is known: names the socket, remembers and announces the connection. */
 static void go(struct process *process, __be16 underlay_port)
 {
@@ -552,13 +634,19 @@ static void go(struct process *process, __be16 underlay_port)
 	flow->by = process->number;
 	process->connects = 1;
 	flow_commit(flow, FLOW_ANNOUNCED);
-	if (way->kind == SLIM_WAY_WIRE)
-		link_announce(flow);
-	opened(flow);
 	answer.local = flow->client_name;
 	answer.peer = flow->dialled;
 	slim_copy(answer.underlay.address, tuple.destination);
 	answer.underlay.port = tuple.destination_port;
+	if (way->kind == SLIM_WAY_WIRE && link_announce(flow)) {
+		process->waits = WAITS_ANNOUNCED;
+		process->question = flow->token;
+		process->tuple = tuple;
+		process->late = answer;
+		loop_set(&process->timer, SLIM_SHIM_CONNECT_MS, answered_late);
+		return;
+	}
+	opened(flow);
 	reply(process, &answer);
 	return;
 failed:
@@ -580,11 +668,8 @@ static void resolve_late(struct timer *timer)
 void endpoint_resolved(uint64_t question, int error, uint32_t reason, uint32_t rule,
 		       __be16 underlay_port)
 {
-	struct process *process;
+	struct process *process = waiting(WAITS_RESOLVE, question);
 
-	for (process = processes; process; process = process->next)
-		if (process->waits == WAITS_RESOLVE && process->question == question)
-			break;
 	if (!process)
 		return;
 	loop_clear(&process->timer);
@@ -613,6 +698,16 @@ static void ask_again(const __be32 *host, int reachable)
 		int error = EHOSTUNREACH;
 
 		next = process->next;
+		if (process->waits == WAITS_ANNOUNCED && process->endpoint &&
+		    slim_same(way->host, host)) {
+			const struct flow *flow = flow_find(&process->tuple);
+
+			if (!reachable)
+				answered(process, EHOSTUNREACH, SLIM_REASON_UNREACHABLE, 0);
+			else if (flow && flow->token == process->question)
+				link_announce(flow);
+			continue;
+		}
 		if (process->waits != WAITS_RESOLVE || !process->endpoint ||
 		    !slim_same(way->host, host))
 			continue;
@@ -1081,8 +1176,10 @@ int endpoint_open(const struct state_endpoint *record)
 
 static void drop_port(struct state_port *port, void *data)
 {
-	if (port->endpoint == *(const uint32_t *)data)
+	if (port->endpoint == *(const uint32_t *)data) {
+		link_listener(port, 0, 1);
 		port_drop(port);
+	}
 }
 
 void endpoint_close(uint32_t id)

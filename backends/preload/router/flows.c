@@ -18,7 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <preload/announce.h>
+#include <slimnet/announce.h>
 #include <slimnet/address.h>
 
 #include "diag.h"

@@ -138,6 +138,7 @@ EVERY = {
                 Can.OWN_NAMESPACE,
                 Can.WRITES_CHANGES,
             },
+            Wire.SYN,
             errno.EACCES,
             denied_datagram=errno.EHOSTUNREACH,
             at_home="0.0.0.1",
