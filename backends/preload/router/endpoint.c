@@ -546,7 +546,7 @@ static void go(struct process *process, __be16 underlay_port)
 	struct slim_shim_answer answer = blank(process);
 	struct slim_shim_name name, any;
 	struct slim_tuple tuple = {};
-	struct flow *flow;
+	struct flow *flow, fresh;
 	uint64_t cookie = 0;
 	socklen_t size = sizeof(cookie);
 	int family, error;
@@ -591,6 +591,36 @@ static void go(struct process *process, __be16 underlay_port)
 	error = make_room(&tuple, cookie);
 	if (error)
 		goto failed;
+	fresh = (struct flow){
+		.kind = way->kind,
+		.client = me->id,
+		.server = way->endpoint,
+		.client_here = 1,
+		.server_here = way->kind != SLIM_WAY_WIRE,
+		.port = way->port,
+		.dialled = *dialled,
+	};
+	slim_copy(name.address, tuple.source);
+	own_name(me, &name, &fresh.client_name);
+	if (way->kind == SLIM_WAY_SELF) {
+		slim_copy(fresh.dialled.address, tuple.destination);
+		fresh.server_name = fresh.dialled;
+	} else {
+		const struct slim_endpoint *server = tables_endpoint(tables, way->endpoint);
+
+		slim_copy(fresh.server_name.address, server->address);
+		fresh.server_name.port = way->port;
+	}
+	/* A bound port may lead to one name by two ways: behind a service, say. */
+	flow = flow_twin(&fresh);
+	if (flow) {
+		flows_check(flow);
+		flow = flow_twin(&fresh);
+	}
+	if (flow) {
+		fail(process, EADDRNOTAVAIL, SLIM_REASON_NONE);
+		return;
+	}
 	flow = flow_new(&tuple);
 	if (!flow) {
 		flows_sweep();
@@ -605,24 +635,15 @@ static void go(struct process *process, __be16 underlay_port)
 		refuse(process, &full);
 		return;
 	}
-	flow->kind = way->kind;
-	flow->client = me->id;
-	flow->server = way->endpoint;
-	flow->client_here = 1;
-	flow->server_here = way->kind != SLIM_WAY_WIRE;
-	flow->port = way->port;
-	slim_copy(name.address, tuple.source);
-	own_name(me, &name, &flow->client_name);
-	flow->dialled = *dialled;
-	if (way->kind == SLIM_WAY_SELF) {
-		slim_copy(flow->dialled.address, tuple.destination);
-		flow->server_name = flow->dialled;
-	} else {
-		const struct slim_endpoint *server = tables_endpoint(tables, way->endpoint);
-
-		slim_copy(flow->server_name.address, server->address);
-		flow->server_name.port = way->port;
-	}
+	flow->kind = fresh.kind;
+	flow->client = fresh.client;
+	flow->server = fresh.server;
+	flow->client_here = fresh.client_here;
+	flow->server_here = fresh.server_here;
+	flow->port = fresh.port;
+	flow->client_name = fresh.client_name;
+	flow->dialled = fresh.dialled;
+	flow->server_name = fresh.server_name;
 	flow->token = link_token();
 	flow->cookie = cookie;
 	flow->since = loop_now();
