@@ -23,8 +23,8 @@ def pair(key=KEY, says=ONE):
     for sock in (near, far):
         sock.setblocking(False)
     return (
-        link.Link(near, says, TWO, key, opener=True),
-        link.Link(far, TWO, ONE, KEY, opener=False),
+        link.AnnounceLink(near, says, TWO, key, opener=True),
+        link.AnnounceLink(far, TWO, ONE, KEY, opener=False),
     )
 
 

@@ -25,7 +25,11 @@ OVERLAY = "noop and (closed_before_the_first_tables or teardown_leaves_nothing)"
 
 SUITES = {
     "conformance": Suite(
-        ["tests/conformance", "-k", f"(ebpf and not install_is_atomic) or ({OVERLAY})"],
+        [
+            "tests/conformance",
+            "-k",
+            f"(ebpf and not install_is_atomic and not announcements) or ({OVERLAY})",
+        ],
         "the contract's clauses but one by ebpf, and two by noop",
     ),
     "policy": Suite(

@@ -28,7 +28,7 @@ from slimnet.layout import Layout
 from slimnet.linux.netns import Netns
 from slimnet_ebpf import contract as private
 from slimnet_ebpf.libbpf import SampleFunction, check, library
-from slimnet_ebpf.link import Link, LinkEnd
+from slimnet_ebpf.link import AnnounceLink, LinkEnd
 from slimnet_ebpf.maps import Map
 
 __all__ = ["Announcer", "Here"]
@@ -104,10 +104,10 @@ class Announcer:
         self._remote = remote
         self._admit = admit
         self._hosts: dict[bytes, tuple[str, int]] = {}
-        self._links: list[Link] = []
+        self._links: list[AnnounceLink] = []
         self._told: dict[bytes, _Announced] = {}
         self._held: dict[bytes, tuple[int, float]] = {}
-        self._later: list[tuple[float, Link, Mapping[str, Any]]] = []
+        self._later: list[tuple[float, AnnounceLink, Mapping[str, Any]]] = []
         self._dialled: dict[bytes, float] = {}
         self._tokens = int.from_bytes(os.urandom(7), "big")
         self._listener: socket.socket | None = None
@@ -155,7 +155,7 @@ class Announcer:
             while not self._closing:
                 self._tick()
                 for key, mask in selector.select(_TICK):
-                    if isinstance(key.data, Link):
+                    if isinstance(key.data, AnnounceLink):
                         self._serve(key.data, mask)
                     else:
                         key.data()
@@ -247,18 +247,18 @@ class Announcer:
     def _add(self, sock: socket.socket, host: bytes, *, opener: bool) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link = Link(sock, self._here.address, host, self._here.key, opener=opener)
+        link = AnnounceLink(sock, self._here.address, host, self._here.key, opener=opener)
         self._links.append(link)
         self._selector.register(sock, self._mask(link), link)
 
     @staticmethod
-    def _mask(link: Link) -> int:
+    def _mask(link: AnnounceLink) -> int:
         # Readable is also what failed to connect; before that there is nothing to read.
         if link.connecting:
             return selectors.EVENT_WRITE
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if link.wants_to_write else 0)
 
-    def _end(self, link: Link, why: str) -> None:
+    def _end(self, link: AnnounceLink, why: str) -> None:
         if link not in self._links:
             return
         _log.debug("link with %s: %s", socket.inet_ntoa(link.host[-4:]), why)
@@ -270,7 +270,7 @@ class Announcer:
                 [key for key, _ in self._remote.items() if key.startswith(link.host)]
             )
 
-    def _send(self, link: Link, kind: int, **fields: int | bytes) -> None:
+    def _send(self, link: AnnounceLink, kind: int, **fields: int | bytes) -> None:
         try:
             link.send(kind, **fields)
         except LinkEnd as end:
@@ -278,7 +278,7 @@ class Announcer:
             return
         self._selector.modify(link.sock, self._mask(link), link)
 
-    def _serve(self, link: Link, mask: int) -> None:
+    def _serve(self, link: AnnounceLink, mask: int) -> None:
         if link not in self._links:
             return  # ended by what came before it in this turn
         was_ready, was_synced = link.ready, link.synced
@@ -306,7 +306,7 @@ class Announcer:
 
     # What others connect here
 
-    def _from_opener(self, link: Link, frame: Mapping[str, Any]) -> None:
+    def _from_opener(self, link: AnnounceLink, frame: Mapping[str, Any]) -> None:
         kind = frame["kind"]
         if kind == contract.SLIM_FRAME_RESOLVE:
             # Decided when it is announced, by the data path.
@@ -328,7 +328,7 @@ class Announcer:
         elif kind != contract.SLIM_FRAME_PROBED:
             self._end(link, f"frame {kind}")
 
-    def _announced(self, link: Link, frame: Mapping[str, Any], deadline: float) -> None:
+    def _announced(self, link: AnnounceLink, frame: Mapping[str, Any], deadline: float) -> None:
         if link not in self._links:
             return
         key = self._tuple(link, frame)
@@ -356,7 +356,7 @@ class Announcer:
             **{name: answer[name] for name in ("error", "reason", "rule")},
         )
 
-    def _tuple(self, link: Link, frame: Mapping[str, Any]) -> bytes:
+    def _tuple(self, link: AnnounceLink, frame: Mapping[str, Any]) -> bytes:
         return _TUPLE.pack(
             source=link.host,
             destination=self._here.address,
@@ -364,7 +364,9 @@ class Announcer:
             destination_port=frame["underlay_port"],
         )
 
-    def _ask(self, link: Link, frame: Mapping[str, Any], withdrawn: int = 0) -> Mapping[str, Any]:
+    def _ask(
+        self, link: AnnounceLink, frame: Mapping[str, Any], withdrawn: int = 0
+    ) -> Mapping[str, Any]:
         question = _ANNOUNCEMENT.pack(
             tuple=self._tuple(link, frame),
             source_endpoint=frame["client"],
@@ -382,7 +384,7 @@ class Announcer:
 
     # What connects from here
 
-    def _from_acceptor(self, link: Link, frame: Mapping[str, Any]) -> None:
+    def _from_acceptor(self, link: AnnounceLink, frame: Mapping[str, Any]) -> None:
         kind = frame["kind"]
         if kind == contract.SLIM_FRAME_LISTENER:
             key = _KEY.pack(host=link.host, endpoint=frame["server"], port=frame["port"])
@@ -422,7 +424,7 @@ class Announcer:
         self._say(contract.SLIM_FRAME_ANNOUNCE, one)
         return 0
 
-    def _say(self, kind: int, one: _Announced, to: Link | None = None) -> None:
+    def _say(self, kind: int, one: _Announced, to: AnnounceLink | None = None) -> None:
         names = _TUPLE.unpack(one.told["tuple"])
         host = names["destination"]
         link = to or next(
@@ -446,7 +448,7 @@ class Announcer:
             rule=one.told["rule"],
         )
 
-    def _announce_again(self, link: Link) -> None:
+    def _announce_again(self, link: AnnounceLink) -> None:
         """What may not have reached the other end of a link that is new: it knows what it
         has."""
         now = time.monotonic()

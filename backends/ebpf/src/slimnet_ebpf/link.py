@@ -14,7 +14,7 @@ from typing import Any
 from slimnet import contract
 from slimnet.layout import Layout
 
-__all__ = ["Link", "LinkEnd", "siphash"]
+__all__ = ["AnnounceLink", "LinkEnd", "siphash"]
 
 _HELLO = Layout(contract.slim_hello)
 _FRAME = Layout(contract.slim_frame)
@@ -61,7 +61,7 @@ class LinkEnd(Exception):
     """The link is over: closed, broken, or by somebody who does not know the key."""
 
 
-class Link:
+class AnnounceLink:
     """One end of a link; whoever holds it waits for its socket.
 
     Args:
