@@ -21,6 +21,7 @@ class Suite(NamedTuple):
 KERNELS = ("6.1", "6.12")
 
 #: Most of the overlay's and the one that installs tables a hundred times take minutes each.
+ELSEWHERE = "(install_is_atomic or announcements)"
 OVERLAY = "noop and (closed_before_the_first_tables or teardown_leaves_nothing)"
 
 SUITES = {

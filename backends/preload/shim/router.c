@@ -71,13 +71,13 @@ static void __attribute__((constructor)) look(void)
 	path = variable(SLIM_SHIM_SOCKET);
 	off = variable(SLIM_SHIM_DISABLE);
 	loaded = variable("LD_PRELOAD");
-	if (!path || !*path || strlen(path) >= sizeof(where.sun_path) ||
-	    (off && !strcmp(off, "1"))) {
+	if (!path || !*path || (off && !strcmp(off, "1"))) {
 		__atomic_store_n(&looked, 1, __ATOMIC_RELEASE);
 		return;
 	}
 	where.sun_family = AF_UNIX;
-	strcpy(where.sun_path, path);
+	/* What is too long leads to no router, and so to no connection: it says an endpoint's. */
+	strncpy(where.sun_path, path, sizeof(where.sun_path) - 1);
 	socket_path = where.sun_path;
 	if (loaded && strlen(loaded) < sizeof(preload))
 		strcpy(preload, loaded);
