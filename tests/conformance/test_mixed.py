@@ -2,6 +2,11 @@
 """Hosts of two backends that have a wire in common are one cluster: the clauses that need two
 hosts, with one of each, either way round."""
 
+import errno
+import os
+import signal
+import time
+
 import pytest
 from attrs import evolve
 
@@ -9,7 +14,8 @@ from slimnet import wires
 from slimnet.model import Host
 from slimnet.tables import HostRecord
 from slimnet.testing._clauses import CLAUSES
-from slimnet.testing._stage import Stage
+from slimnet.testing._expectations import start
+from slimnet.testing._stage import ALLOWED, CAST, Stage
 
 pytestmark = pytest.mark.root
 
@@ -80,3 +86,35 @@ def test_one_cluster_with_announcements(first, clause):
     kinds = [EbpfBackend, PreloadBackend]
     with Mixed(*(kinds if first == "ebpf" else reversed(kinds))) as stage:
         CLAUSES[clause](stage)
+
+
+@pytest.mark.parametrize("first", ["ebpf", "preload"])
+def test_agent_and_router_may_go(first):
+    """Live connections go on. New ones are refused at once, and are made again when both are
+    there, each with its identity."""
+    from slimnet_ebpf import EbpfBackend
+    from slimnet_preload import PreloadBackend
+
+    kinds = [EbpfBackend, PreloadBackend]
+    with Mixed(*(kinds if first == "ebpf" else reversed(kinds))) as stage:
+        ebpf, preload = (0, 1) if first == "ebpf" else (1, 0)
+        start(stage, "client", "server")
+        client = stage.resident("client")
+        client.hold("live", str(CAST["server"].address), ALLOWED)
+        os.kill(stage.backends[preload].status().detail["router"], signal.SIGKILL)
+        stage.backends[ebpf].close()
+        reached = stage.reach("client", "server", ALLOWED)
+        wanted = errno.EHOSTUNREACH if first == "ebpf" else errno.ENETDOWN
+        assert reached.error == wanted
+        assert client.talk("live")
+        stage.open(ebpf)
+        stage.backends[preload].tend()
+        stage.attach("client", "server")
+        stage.install(2)
+        deadline = time.monotonic() + 20
+        while stage.reach("client", "server", ALLOWED).error:
+            assert time.monotonic() < deadline, "no connection comes about again"
+        for _ in range(50):
+            reached = stage.reach("client", "server", ALLOWED)
+            assert (reached.error, reached.seen) == (0, reached.local)
+        assert client.talk("live")
