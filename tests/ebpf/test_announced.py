@@ -237,6 +237,14 @@ def test_a_stranger_is_not_heard(stage):
         Router(stage, source=2)
 
 
+def test_a_frame_that_is_none_ends_its_link_and_no_other(stage, router):
+    other = Router(stage)
+    other.link.send(99)
+    with pytest.raises(link.LinkEnd):
+        other.receive()
+    assert router.resolve(9090)
+
+
 class Acceptor:
     """The end of the agent's own link, with a listener that is endpoint server's."""
 

@@ -153,16 +153,22 @@ class Announcer:
             epoll = library().ring_buffer__epoll_fd(self._ring)
             selector.register(epoll, selectors.EVENT_READ, self._consume)
             while not self._closing:
-                self._tick()
-                for key, mask in selector.select(_TICK):
-                    if isinstance(key.data, AnnounceLink):
-                        self._serve(key.data, mask)
-                    else:
-                        key.data()
+                try:
+                    self._turn()
+                except BackendError as error:
+                    _log.error("announcements: %s", error)
             for link in list(self._links):
                 self._end(link, "closing")
             if self._listener is not None:
                 self._listener.close()
+
+    def _turn(self) -> None:
+        self._tick()
+        for key, mask in self._selector.select(_TICK):
+            if isinstance(key.data, AnnounceLink):
+                self._serve(key.data, mask)
+            else:
+                key.data()
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
@@ -290,7 +296,7 @@ class Announcer:
                     if link not in self._links:
                         return
                     (self._from_acceptor if link.opener else self._from_opener)(link, frame)
-        except LinkEnd as end:
+        except (LinkEnd, BackendError) as end:  # a map may be full
             self._end(link, str(end))
             return
         if link not in self._links:
