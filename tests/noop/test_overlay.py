@@ -17,7 +17,7 @@ from noop_stage import noop, router, staged
 
 from slimnet.exceptions import BackendError, InvalidValue
 from slimnet.linux import netns
-from slimnet.model import Answer, Direction, Endpoint, Network, Reason, Wire, WireFormat
+from slimnet.model import Direction, Endpoint, Network, Reason, Wire, WireFormat
 from slimnet.place import Part, Place
 from slimnet.tables import CidrRecord, HostRecord, PolicyKey, PolicyRecord
 from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, Stage
