@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Asks the kernel over netlink for its TCP sockets, and to close some, where it lets us. */
 #include "diag.h"
 
 #include <errno.h>

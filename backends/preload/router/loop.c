@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Descriptors in one epoll instance, deadlines in a heap (loop.h). */
 #include "loop.h"
 
 #include "fuzzing.h"

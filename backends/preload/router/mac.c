@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* SipHash-2-4, and with it the keys and tags of links. */
 #include "mac.h"
 
 #include <endian.h>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Addresses of this host, asked of getifaddrs(3), which every user may. */
 #include "own.h"
 
 #include <ifaddrs.h>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Finds a port of the host for a port of an endpoint, by trying it. */
 #include "ports.h"
 
 #include <errno.h>

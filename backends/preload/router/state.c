@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The mapped file by which a router's successor goes on. */
 #include "state.h"
 
 #include <errno.h>

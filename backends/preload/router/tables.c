@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The mapped tables, an index over them, and what the core looks up in both. */
 #include "tables.h"
 
 #include "own.h"

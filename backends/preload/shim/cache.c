@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Entries by descriptor that are read without a lock. */
 #include "cache.h"
 
 #include <sys/mman.h>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* libc's own functions, looked up once, and the system calls where there are none. */
 #include "real.h"
 
 #include <dlfcn.h>

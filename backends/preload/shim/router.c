@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* A request and its answer, on a connection that no other thread uses meanwhile. */
 #include "router.h"
 
 #include <fcntl.h>

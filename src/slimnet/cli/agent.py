@@ -15,8 +15,7 @@ __all__ = ["agent"]
 
 @click.command(
     epilog="""\b
-A configuration that needs nothing else (/etc/slimnet/slimnet.toml, or an
-ordinary user's ~/.config/slimnet/slimnet.toml):
+A whole /etc/slimnet/slimnet.toml, or ~/.config/slimnet/slimnet.toml of a user:
   [underlay]
   interface = "eth0"
 
