@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -31,6 +32,7 @@
 
 #define PROCESSES 65536		/* connections of shims, of all endpoints */
 #define QUEUE 1024
+#define SHARED_TRIES 1000	/* ports that are tried for one connect where all are in use */
 #define LISTENERS_MS 1000	/* what was seen of listeners is good for so long */
 
 struct endpoint {
@@ -253,13 +255,100 @@ static int bind_to(int socket, int family, const struct slim_shim_name *name)
 	return bind(socket, &address.any, size);
 }
 
+/* How the application sees an underlay name of one of its own sockets. */
+static void own_name(const struct state_endpoint *me, const struct slim_shim_name *underlay,
+		     struct slim_shim_name *overlay)
+{
+	const struct state_port *port = port_of(underlay->port);
+
+	*overlay = *underlay;
+	if (port && port->endpoint == me->id) {
+		overlay->port = port->port;
+	} else {
+		/* One that is a name of another socket's goes by what that socket has instead. */
+		while ((port = port_find(me->id, overlay->port)))
+			overlay->port = port->underlay;
+	}
+	if (!slim_is_any(underlay->address) && !slim_is_loopback(underlay->address))
+		slim_copy(overlay->address, me->address);
+}
+
+/* A name that connections of an endpoint to another name may have. */
+struct taken {
+	uint32_t endpoint;
+	struct slim_shim_name name;	/* overlay */
+	const struct slim_shim_name *dialled;
+	int found;
+};
+
+static void see_name(struct flow *flow, void *data)
+{
+	struct taken *taken = data;
+	struct diag socket;
+
+	if (!taken->found && flow->used && flow->client_here &&
+	    flow->client == taken->endpoint && flow->kind != SLIM_WAY_OUTSIDE &&
+	    !memcmp(&flow->client_name, &taken->name, sizeof(taken->name)) &&
+	    !memcmp(&flow->dialled, taken->dialled, sizeof(taken->name)))
+		taken->found = !diag_find(&flow->tuple, &socket);
+}
+
+/* Does a connection to the same name, and another destination, have it? `underlay` is its own. */
+static int is_name_taken(const struct state_endpoint *me, const struct slim_shim_name *underlay,
+			 const struct slim_shim_name *dialled)
+{
+	struct taken taken = { .endpoint = me->id, .dialled = dialled };
+
+	own_name(me, underlay, &taken.name);
+	flow_each(see_name, &taken);
+	return taken.found;
+}
+
+/*
+ * Where every port has a connection, or one in TIME_WAIT: a port that has none to where
+ * this one goes. Shims let go of ports that are connected (let_go() in shim/shim.c).
+ */
+static int bind_shared(const struct process *process, int family,
+		       const struct slim_shim_name *name, const struct slim_tuple *tuple)
+{
+	const struct state_endpoint *me = process->endpoint->record;
+	static uint32_t turn;
+	struct slim_tuple taken = *tuple;
+	struct slim_shim_name one = *name;
+	struct diag other;
+	uint32_t first = 32768, last = 60999, tries;
+	FILE *range = fopen("/proc/sys/net/ipv4/ip_local_port_range", "re");
+
+	if (range && fscanf(range, "%u %u", &first, &last) != 2)
+		first = 32768, last = 60999;
+	if (range)
+		fclose(range);
+	if (!first || first > last || last > 65535)
+		return EADDRINUSE;
+	for (tries = 0; tries < SHARED_TRIES && tries <= last - first; tries++) {
+		one.port = htons((uint16_t)(first + turn++ % (last - first + 1)));
+		taken.source_port = one.port;
+		if (!diag_find(&taken, &other) ||
+		    (process->answer.service &&
+		     is_name_taken(me, &one, &process->request.peer)))
+			continue;
+		if (!bind_to(process->socket, family, &one))
+			return 0;
+		if (errno != EADDRINUSE)
+			return errno;
+	}
+	return EADDRINUSE;
+}
+
 /*
  * Takes a source port. Nobody else may bind it while the socket lives: an
  * announced connection from it could be another's. Only where no port is left that
- * nobody used in the last minute, one in TIME_WAIT has to do.
+ * nobody used in the last minute, one does that has connections to elsewhere, or had.
  */
-static int bind_source(int socket, int family, const struct slim_shim_name *name)
+static int bind_source(const struct process *process, int family,
+		       const struct slim_shim_name *name, const struct slim_tuple *tuple)
 {
+	const int socket = process->socket;
 	static const int off, on = 1;
 	socklen_t size = sizeof(int);
 	int own = 0, late = 0, error;
@@ -274,7 +363,7 @@ static int bind_source(int socket, int family, const struct slim_shim_name *name
 	error = bind_to(socket, family, name) ? errno : 0;
 	if (error == EADDRINUSE) {
 		setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-		error = bind_to(socket, family, name) ? errno : 0;
+		error = bind_shared(process, family, name, tuple);
 		if (!own)
 			setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off));
 	} else if (own) {
@@ -283,19 +372,6 @@ static int bind_source(int socket, int family, const struct slim_shim_name *name
 	if (late)
 		setsockopt(socket, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on));
 	return error;
-}
-
-/* How the application sees an underlay name of one of its own sockets. */
-static void own_name(const struct state_endpoint *me, const struct slim_shim_name *underlay,
-		     struct slim_shim_name *overlay)
-{
-	const struct state_port *port = port_of(underlay->port);
-
-	*overlay = *underlay;
-	if (port && port->endpoint == me->id)
-		overlay->port = port->port;
-	if (!slim_is_any(underlay->address) && !slim_is_loopback(underlay->address))
-		slim_copy(overlay->address, me->address);
 }
 
 /* BIND */
@@ -494,6 +570,7 @@ static void go_outside(struct process *process)
 	answer.flags = SLIM_SHIM_PLAIN;
 	answer.underlay = process->request.peer;
 	answer.peer = process->request.peer;
+	slim_copy(answer.local.address, me->address);
 	reply(process, &answer);
 }
 
@@ -537,6 +614,70 @@ void endpoint_answered(uint64_t token, int error, uint32_t reason, uint32_t rule
 		answered(process, error, reason, rule);
 }
 
+/* A port that nobody else gets, and that takes nothing from anybody but itself. 0: none. */
+static __be16 nowhere(void)
+{
+	static __be16 port;
+	struct sockaddr_in name = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t size = sizeof(name);
+	int fd;
+
+	if (port)
+		return port;
+	fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return 0;
+	if (bind(fd, (const struct sockaddr *)&name, sizeof(name)) ||
+	    getsockname(fd, (struct sockaddr *)&name, &size) ||
+	    connect(fd, (const struct sockaddr *)&name, sizeof(name)))
+		close(fd);
+	else
+		port = name.sin_port;	/* and the socket stays open */
+	return port;
+}
+
+/* A datagram socket connects: nothing is sent by that. */
+static void connect_datagram(struct process *process)
+{
+	const struct slim_shim_name *dialled = &process->request.peer;
+	const struct answer *way = &process->answer;
+	struct slim_shim_answer answer = blank(process);
+
+	slim_copy(answer.local.address, process->endpoint->record->address);
+	answer.peer = *dialled;
+	if (way->kind == SLIM_WAY_OUTSIDE) {
+		answer.flags = SLIM_SHIM_PLAIN;
+		reply(process, &answer);
+		return;
+	}
+	answer.underlay.port = nowhere();
+	if (!way->later || !answer.underlay.port) {
+		refuse(process, way);
+		return;
+	}
+	answer.flags = SLIM_SHIM_NOWHERE;
+	slim_map_v4(answer.underlay.address, htonl(INADDR_LOOPBACK));
+	if (slim_is_any(dialled->address) || slim_is_loopback(dialled->address)) {
+		if (slim_is_mapped(dialled->address))
+			slim_map_v4(answer.local.address, htonl(INADDR_LOOPBACK));
+		else
+			answer.local = (struct slim_shim_name){ .address[3] = htonl(1) };
+		if (slim_is_any(dialled->address))
+			slim_copy(answer.peer.address, answer.local.address);
+	}
+	reply(process, &answer);
+}
+
+/* What the socket's bind says of where it may go: enum source. */
+static int source_of(const struct slim_shim_name *name)
+{
+	const struct state_port *port = name->port ? port_of(name->port) : NULL;
+
+	if (slim_is_loopback(name->address))
+		return SOURCE_LOOPBACK;
+	return port && port->explicit ? SOURCE_PORT : SOURCE_ANY;
+}
+
 /* The listener is known: names the socket, remembers and announces the connection. */
 static void go(struct process *process, __be16 underlay_port)
 {
@@ -576,7 +717,7 @@ static void go(struct process *process, __be16 underlay_port)
 	 */
 	any = (struct slim_shim_name){};
 	slim_copy(any.address, tuple.source);
-	error = bind_source(process->socket, family, &any);
+	error = bind_source(process, family, &any, &tuple);
 	if (error && error != EINVAL)
 		goto failed;
 	if (!error && read_name(process->socket, 0, &name, &family)) {
@@ -588,7 +729,10 @@ static void go(struct process *process, __be16 underlay_port)
 	tuple.source_port = name.port;
 	getsockopt(process->socket, SOL_SOCKET, SO_COOKIE, &cookie, &size);
 	drop_socket(process);
+	slim_copy(name.address, tuple.source);
 	error = make_room(&tuple, cookie);
+	if (!error && source_of(&name) == SOURCE_PORT && is_name_taken(me, &name, dialled))
+		error = EADDRNOTAVAIL;
 	if (error)
 		goto failed;
 	fresh = (struct flow){
@@ -644,6 +788,25 @@ static void go(struct process *process, __be16 underlay_port)
 	flow->client_name = fresh.client_name;
 	flow->dialled = fresh.dialled;
 	flow->server_name = fresh.server_name;
+}
+
+	flow->kind = way->kind;
+	flow->client = me->id;
+	flow->server = way->endpoint;
+	flow->client_here = 1;
+	flow->server_here = way->kind != SLIM_WAY_WIRE;
+	flow->port = way->port;
+	own_name(me, &name, &flow->client_name);
+	flow->dialled = *dialled;
+	if (way->kind == SLIM_WAY_SELF) {
+		slim_copy(flow->dialled.address, tuple.destination);
+		flow->server_name = flow->dialled;
+	} else {
+		const struct slim_endpoint *server = tables_endpoint(tables, way->endpoint);
+
+		slim_copy(flow->server_name.address, server->address);
+		flow->server_name.port = way->port;
+	}
 	flow->token = link_token();
 	flow->cookie = cookie;
 	flow->since = loop_now();
@@ -750,16 +913,6 @@ void endpoint_unreachable(const __be32 *host)
 	ask_again(host, 0);
 }
 
-/* What the socket's bind says of where it may go: enum source. */
-static int source_of(const struct slim_shim_name *name)
-{
-	const struct state_port *port = name->port ? port_of(name->port) : NULL;
-
-	if (slim_is_loopback(name->address))
-		return SOURCE_LOOPBACK;
-	return port && port->explicit ? SOURCE_PORT : SOURCE_ANY;
-}
-
 static void do_connect(struct process *process)
 {
 	const struct state_endpoint *me = process->endpoint->record;
@@ -794,6 +947,10 @@ static void do_connect(struct process *process)
 		}
 	}
 	tables_way(tables, me->vni, me->id, &process->request.peer, stream, source_of(&name), way);
+	if (process->request.flags & SLIM_SHIM_EMPTY && !stream) {
+		connect_datagram(process);
+		return;
+	}
 	switch (way->kind) {
 	case SLIM_WAY_OUTSIDE:
 		if (stream) {

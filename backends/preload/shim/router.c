@@ -244,6 +244,21 @@ static void pause_ms(long ms)
 int router_ask(struct slim_shim_request *request, int fd, int patience,
 	       struct slim_shim_answer *answer)
 {
+	int connection = -1, error = router_ask_first(request, fd, patience, answer, &connection);
+
+	router_done(connection);
+	return error;
+}
+
+void router_done(int connection)
+{
+	if (connection >= 0)
+		give(connection, raw(SYS_getpid, 0, 0, 0, 0, 0, 0));
+}
+
+int router_ask_first(struct slim_shim_request *request, int fd, int patience,
+		     struct slim_shim_answer *answer, int *kept)
+{
 	const long pid = raw(SYS_getpid, 0, 0, 0, 0, 0, 0);
 	int stale = 0;
 
@@ -269,7 +284,7 @@ int router_ask(struct slim_shim_request *request, int fd, int patience,
 					complain(": a router of another version\n");
 					return EPROTO;
 				}
-				give(connection, pid);
+				*kept = connection;
 				return 0;
 			}
 			drop(connection);

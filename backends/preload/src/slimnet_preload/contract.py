@@ -15,8 +15,8 @@ from typing import Final
 from slimnet.contract import slim_event, slim_question
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x62C9015E8ADC1E10
-FINGERPRINT_HEX: Final[str] = "62c9015e8adc1e10"
+FINGERPRINT: Final[int] = 0x359F56ADEFFBB029
+FINGERPRINT_HEX: Final[str] = "359f56adeffbb029"
 
 # enum slim_control_version
 SLIM_CONTROL_VERSION: Final[int] = 1
@@ -47,9 +47,9 @@ SLIM_FILE_MAGIC: Final[int] = 1936485748
 
 # enum slim_shim
 SLIM_SHIM_VERSION: Final[int] = 1
-SLIM_SHIM_WAIT_MS: Final[int] = 3000
+SLIM_SHIM_WAIT_MS: Final[int] = 5000
 SLIM_SHIM_CONNECT_MS: Final[int] = 1000
-SLIM_SHIM_ACCEPT_MS: Final[int] = 1000
+SLIM_SHIM_ACCEPT_MS: Final[int] = 3000
 
 # enum slim_shim_call
 SLIM_SHIM_BIND: Final[int] = 1
@@ -63,6 +63,8 @@ SLIM_SHIM_DATAGRAM: Final[int] = 1
 SLIM_SHIM_RETRY: Final[int] = 2
 SLIM_SHIM_FRESH: Final[int] = 4
 SLIM_SHIM_PLAIN: Final[int] = 8
+SLIM_SHIM_EMPTY: Final[int] = 16
+SLIM_SHIM_NOWHERE: Final[int] = 32
 
 # Struct to the fields that hold network order.
 BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
