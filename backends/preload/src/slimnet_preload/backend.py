@@ -307,7 +307,7 @@ class PreloadBackend(Backend):
     # Life of the router
 
     def tend(self) -> None:
-        """Start a router where the one that was there has ended; say whether the interface is there."""
+        """Start a router where the last one has ended; say whether the interface is there."""
         with self._working(start=False):
             self._bring_up()
             mending = Mending()
