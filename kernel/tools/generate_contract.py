@@ -93,10 +93,7 @@ KMOD = Contract(
 )
 PRELOAD = Contract(
     "the preload data path alone",
-    tuple(
-        Path(f"backends/preload/protocol/preload/{name}.h")
-        for name in ("control", "shim")
-    ),
+    tuple(Path(f"backends/preload/protocol/preload/{name}.h") for name in ("control", "shim")),
     Path("backends/preload/src/slimnet_preload/contract.py"),
     Path("backends/preload/protocol/preload/fingerprint.h"),
     "SLIM_PRELOAD_FINGERPRINT",

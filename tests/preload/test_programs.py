@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs as Debian ships them, between two hosts: each sees overlay addresses."""
 
+import json
 import shutil
 import sys
 import textwrap
@@ -59,6 +60,37 @@ def test_redis(two):
     assert "addr=10.1.0.2:" in said
     assert "laddr=10.1.0.1:6379" in said
     two.run(2, "redis-benchmark", "-h", "10.1.0.1", "-n", "2000", "-c", "20", "-t", "get", "-q")
+
+
+def test_memcached(two):
+    """With threads of its own, which share the listener."""
+    needs("memcached")
+    two.popen(1, ["memcached", "-u", "root", "-t", "4", "-l", "0.0.0.0"])
+    client = """
+    import socket
+    for number in range(100):
+        with socket.create_connection(("10.1.0.1", 11211), 10) as sock:
+            sock.sendall(b"set k%d 0 0 2\\r\\nhi\\r\\nget k%d\\r\\n" % (number, number))
+            said = b""
+            while not said.endswith(b"END\\r\\n"):
+                said += sock.recv(100)
+            assert said == b"STORED\\r\\nVALUE k%d 0 2\\r\\nhi\\r\\nEND\\r\\n" % number
+            assert sock.getsockname()[0] == "10.1.0.2"
+    print("right")
+    """
+    assert until(two, sys.executable, "-c", textwrap.dedent(client)) == "right\n"
+
+
+def test_iperf3(two):
+    """Its connections say the overlay's addresses, both ways."""
+    needs("iperf3")
+    two.popen(1, ["iperf3", "-s"])
+    for options in ([], ["-R"]):
+        words = ["iperf3", "-c", "10.1.0.1", "-n", "10M", "-P", "2", "-J", *options]
+        said = json.loads(until(two, *words))
+        ends = {(each["local_host"], each["remote_host"]) for each in said["start"]["connected"]}
+        assert ends == {("10.1.0.2", "10.1.0.1")}
+        assert said["end"]["sum_received"]["bytes"] >= 10_000_000
 
 
 def test_node(two):

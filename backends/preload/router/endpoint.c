@@ -668,16 +668,6 @@ static void connect_datagram(struct process *process)
 	reply(process, &answer);
 }
 
-/* What the socket's bind says of where it may go: enum source. */
-static int source_of(const struct slim_shim_name *name)
-{
-	const struct state_port *port = name->port ? port_of(name->port) : NULL;
-
-	if (slim_is_loopback(name->address))
-		return SOURCE_LOOPBACK;
-	return port && port->explicit ? SOURCE_PORT : SOURCE_ANY;
-}
-
 /* The listener is known: names the socket, remembers and announces the connection. */
 static void go(struct process *process, __be16 underlay_port)
 {
@@ -729,10 +719,7 @@ static void go(struct process *process, __be16 underlay_port)
 	tuple.source_port = name.port;
 	getsockopt(process->socket, SOL_SOCKET, SO_COOKIE, &cookie, &size);
 	drop_socket(process);
-	slim_copy(name.address, tuple.source);
 	error = make_room(&tuple, cookie);
-	if (!error && source_of(&name) == SOURCE_PORT && is_name_taken(me, &name, dialled))
-		error = EADDRNOTAVAIL;
 	if (error)
 		goto failed;
 	fresh = (struct flow){
@@ -788,25 +775,6 @@ static void go(struct process *process, __be16 underlay_port)
 	flow->client_name = fresh.client_name;
 	flow->dialled = fresh.dialled;
 	flow->server_name = fresh.server_name;
-}
-
-	flow->kind = way->kind;
-	flow->client = me->id;
-	flow->server = way->endpoint;
-	flow->client_here = 1;
-	flow->server_here = way->kind != SLIM_WAY_WIRE;
-	flow->port = way->port;
-	own_name(me, &name, &flow->client_name);
-	flow->dialled = *dialled;
-	if (way->kind == SLIM_WAY_SELF) {
-		slim_copy(flow->dialled.address, tuple.destination);
-		flow->server_name = flow->dialled;
-	} else {
-		const struct slim_endpoint *server = tables_endpoint(tables, way->endpoint);
-
-		slim_copy(flow->server_name.address, server->address);
-		flow->server_name.port = way->port;
-	}
 	flow->token = link_token();
 	flow->cookie = cookie;
 	flow->since = loop_now();
@@ -911,6 +879,16 @@ void endpoint_reachable(const __be32 *host)
 void endpoint_unreachable(const __be32 *host)
 {
 	ask_again(host, 0);
+}
+
+/* What the socket's bind says of where it may go: enum source. */
+static int source_of(const struct slim_shim_name *name)
+{
+	const struct state_port *port = name->port ? port_of(name->port) : NULL;
+
+	if (slim_is_loopback(name->address))
+		return SOURCE_LOOPBACK;
+	return port && port->explicit ? SOURCE_PORT : SOURCE_ANY;
 }
 
 static void do_connect(struct process *process)
