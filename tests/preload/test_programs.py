@@ -90,7 +90,7 @@ def test_iperf3(two):
         said = json.loads(until(two, *words))
         ends = {(each["local_host"], each["remote_host"]) for each in said["start"]["connected"]}
         assert ends == {("10.1.0.2", "10.1.0.1")}
-        assert said["end"]["sum_received"]["bytes"] >= 10_000_000
+        assert said["end"]["sum_received"]["bytes"] > 1_000_000
 
 
 def test_node(two):
