@@ -25,6 +25,7 @@
 #include <sys/socket.h>
 #endif
 
+#include "slimnet/announce.h"
 #include "slimnet/event.h"
 #include "slimnet/fingerprint.h"
 #include "slimnet/netlink.h"

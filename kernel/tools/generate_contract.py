@@ -72,7 +72,8 @@ class Contract:
 SHARED = Contract(
     "every data path",
     tuple(
-        UAPI / "slimnet" / f"{name}.h" for name in ("reason", "tables", "event", "wire", "inner")
+        UAPI / "slimnet" / f"{name}.h"
+        for name in ("reason", "tables", "event", "wire", "announce", "inner")
     ),
     Path("src/slimnet/contract.py"),
     UAPI / "slimnet" / "fingerprint.h",
@@ -92,10 +93,7 @@ KMOD = Contract(
 )
 PRELOAD = Contract(
     "the preload data path alone",
-    tuple(
-        Path(f"backends/preload/protocol/preload/{name}.h")
-        for name in ("control", "shim", "announce")
-    ),
+    tuple(Path(f"backends/preload/protocol/preload/{name}.h") for name in ("control", "shim")),
     Path("backends/preload/src/slimnet_preload/contract.py"),
     Path("backends/preload/protocol/preload/fingerprint.h"),
     "SLIM_PRELOAD_FINGERPRINT",

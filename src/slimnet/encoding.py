@@ -145,16 +145,20 @@ class Encoding:
         return keys
 
 
-def encodings(indexes: Mapping[int, int]) -> tuple[Encoding, ...]:
+def encodings(indexes: Mapping[int, int], *, judges: bool = False) -> tuple[Encoding, ...]:
     """The tables that are swapped together.
 
     Args:
         indexes: the inner index of every attached endpoint.
+        judges: who connects by wire announce asks the other end's policy too
+            (SLIM_ENDPOINT_JUDGED).
     """
 
     def endpoint(number: int, record: EndpointRecord) -> bytes:
         flags = contract.SLIM_ENDPOINT_LOCAL if record.local else 0
         flags |= _WIRES[record.wire]
+        if judges and record.wire is Wire.ANNOUNCE:
+            flags |= contract.SLIM_ENDPOINT_JUDGED
         return ENDPOINT.pack(
             address=to_bytes16(record.address),
             host=to_bytes16(record.host),

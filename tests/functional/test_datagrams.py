@@ -177,6 +177,7 @@ NOWHERE = [
 ]
 
 
+@pytest.mark.needs(Can.SEES_DATAGRAMS)
 @pytest.mark.lacks(Can.DATAGRAMS)
 def test_a_connect_carries_nothing(lab):
     """It succeeds, and tells which address is one's own, also where nothing may be sent.
@@ -219,6 +220,32 @@ def test_a_connect_carries_nothing(lab):
     assert wanted == got
     after = Counter(client.host.counters()) - Counter(before)
     assert Counter(refusal[3] for *_, (refusal,) in wanted) == after
+    for receiver in receivers:
+        with pytest.raises(BlockingIOError):
+            receiver.recv(1)
+        receiver.close()
+
+
+@pytest.mark.lacks(Can.DATAGRAMS, Can.SEES_DATAGRAMS)
+def test_what_a_connected_socket_sends_is_refused_and_not_told(lab):
+    """It is connected where nobody is: the kernel refuses what it sends, and nobody hears of it."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    receivers = [each.root.socket(INET6, DATAGRAM) for each in (lab.outside, *lab.hosts)]
+    for receiver in receivers:
+        receiver.bind(("::", 5353))
+        receiver.setblocking(False)
+    known = {"P": server.address, "E": client.address, "H": server.host.address}
+    before = client.host.counters()
+    for family, *names in NOWHERE:
+        target, own, peer = (each[:-1] + known.get(each[-1], each[-1]) for each in names)
+        sock = client.socket(family, DATAGRAM)
+        sock.settimeout(5)
+        sock.connect((target, 5353))
+        assert (sock.getsockname()[0], sock.getpeername()[:2]) == (own, (peer, 5353))
+        sock.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv(1)
+    assert client.host.counters() == before
     for receiver in receivers:
         with pytest.raises(BlockingIOError):
             receiver.recv(1)
@@ -280,7 +307,7 @@ def test_dns_to_the_outside(lab, how, family):
     assert (data, peer[:2]) == (b"answer", target)
     if how == "connect":
         assert sock.getpeername()[:2] == target
-        assert sock.getsockname()[0].removeprefix("::ffff:") in lab.names_outside(endpoint)
+        assert sock.getsockname()[0].removeprefix("::ffff:") == endpoint.address
     server.close()
 
 

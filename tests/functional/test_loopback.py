@@ -156,12 +156,20 @@ def meeting(endpoint, target, client, listener, port):
     return number or None
 
 
+@pytest.mark.needs(Can.SPARES_PORTS)
 @pytest.mark.lacks(Can.OWN_NAMESPACE)
 @pytest.mark.parametrize("listener", SIX_ONLY, ids=str)
 def test_an_ipv4_source_reaches_no_listener_that_takes_none(lab, listener):
     """A socket that is bound to ``[::]:PORT`` sits at an inner address of IPv4 and leaves by
     it, and the kernel gives nothing of IPv4 to a socket with IPV6_V6ONLY."""
     assert meeting(lab.endpoint(), "::1", BOTH, listener, 8080) == errno.ECONNREFUSED
+
+
+@pytest.mark.lacks(Can.SPARES_PORTS)
+@pytest.mark.parametrize("listener", SIX_ONLY, ids=str)
+def test_a_source_of_both_families_reaches_a_listener_of_ipv6(lab, listener):
+    """Where a port is one of the host, its addresses are too."""
+    assert meeting(lab.endpoint(), "::1", BOTH, listener, 8080) is None
 
 
 @pytest.mark.container

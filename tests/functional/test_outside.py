@@ -27,8 +27,7 @@ def test_leaves_through_the_host(lab, family):
     assert peer[0] == endpoint.host.address
     assert opened.getpeername()[:2] == (target, 8080)
     own = opened.getsockname()
-    assert own[0].removeprefix("::ffff:") in lab.names_outside(endpoint)
-    assert own[0].count(":") == 0 if family == INET else own[0].startswith("::")
+    assert own[0] == (endpoint.address if family == INET else f"::ffff:{endpoint.address}")
     assert own[1] == peer[1]
     opened.sendall(b"out")
     assert accepted.recv(10) == b"out"
@@ -78,8 +77,7 @@ def test_bound_then_connected(lab, source):
         assert peer[0] == endpoint.host.address
         accepted.sendall(b"x")
         assert sock.recv(1) == b"x"
-        assert sock.getsockname()[0] in lab.names_outside(endpoint)
-        assert sock.getsockname()[1] == port
+        assert sock.getsockname() == (endpoint.address, port)
         if source[1] == 0:
             assert peer[1] == port
     listener.close()

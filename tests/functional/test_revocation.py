@@ -198,7 +198,7 @@ def datagrams_to_the_outside(lab):
     return client, sock, there
 
 
-@pytest.mark.needs(Can.ENDS_DATAGRAMS)
+@pytest.mark.needs(Can.SEES_DATAGRAMS)
 def test_datagrams_to_the_outside(lab):
     """A connected UDP socket asks no hook when it sends: it is closed too."""
     _, sock, there = datagrams_to_the_outside(lab)
@@ -210,18 +210,25 @@ def test_datagrams_to_the_outside(lab):
         there.recv(100)
 
 
-@pytest.mark.lacks(Can.ENDS_DATAGRAMS, Can.OWN_NAMESPACE)
+@pytest.mark.lacks(Can.SEES_DATAGRAMS, Can.OWN_NAMESPACE)
 def test_datagrams_to_the_outside_go_on(lab):
-    """Of a socket that was connected before; a new one is refused."""
+    """Of a socket that was connected before; what a new one sends is refused."""
     client, sock, there = datagrams_to_the_outside(lab)
     sock.send(b"denied")
     assert there.recv(100) == b"denied"
     new = client.socket(kind=socket.SOCK_DGRAM)
     with pytest.raises(PermissionError):
-        new.connect((lab.outside.address, 9000))
+        new.sendto(b"denied", (lab.outside.address, 9000))
+    new.settimeout(5)
+    new.connect((lab.outside.address, 9000))
+    new.send(b"denied")
+    with pytest.raises(ConnectionRefusedError):
+        new.recv(1)
+    with pytest.raises(TimeoutError):
+        there.recv(100)
 
 
-@pytest.mark.needs(Can.ENDS_AT_ONCE)
+@pytest.mark.needs(Can.ENDS_AT_ONCE, Can.SEES_DATAGRAMS)
 @pytest.mark.lacks(Can.DATAGRAMS)
 def test_what_could_send_nothing_loses_nothing(lab):
     """A UDP socket that was let connect where policy refuses what it sends: it stays as it

@@ -123,7 +123,7 @@ class Decider:
         """The tables but the policy, in the bytes that a data path gets; the inner
         index of an endpoint is its id."""
         indexes = {each: each for each in self.tables.endpoints}
-        every = {kind.table: kind for kind in encodings(indexes)}
+        every = {kind.table: kind for kind in encodings(indexes, judges=True)}
         endpoint = every["endpoints"].value
         nobody = bytes(ctypes.sizeof(contract.slim_endpoint))
         kind = every["addresses"]

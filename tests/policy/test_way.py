@@ -40,6 +40,15 @@ spec:
   podSelector: {matchLabels: {name: far}}
   policyTypes: [Ingress]
 ---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: heard-in, annotations: {slimnet.io/network: n}}
+spec:
+  podSelector: {matchLabels: {name: heard}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {name: own}}}]
+    ports: [{port: 80}]
+---
 apiVersion: policy.networking.k8s.io/v1alpha2
 kind: ClusterNetworkPolicy
 metadata: {name: guard}
@@ -176,7 +185,13 @@ CASES = (
     (to("10.1.0.3"), goes(WIRE, FAR)),
     (to("10.1.0.3", 4790), goes(WIRE, FAR, 4790)),
     (to("10.1.0.3", 23), refused("RULE_DENY", errno.EACCES, ruled=(True, False))),
-    (to("10.1.0.5"), goes(WIRE, HEARD)),  # by announce: any wire in common does
+    # Its host hears of connections when they are made: its policy is asked here.
+    (to("10.1.0.5"), goes(WIRE, HEARD, ruled=(False, True))),
+    (
+        to("10.1.0.5", 81),
+        refused("DEFAULT_DENY", errno.ECONNREFUSED, direction=Direction.INGRESS, endpoint=HEARD),
+    ),
+    (to("10.1.0.5", 23), refused("RULE_DENY", errno.EACCES, direction=Direction.EGRESS)),
     (to("10.1.0.4"), refused("UNREACHABLE", errno.EHOSTUNREACH)),
     (to("10.1.0.4", 23), refused("RULE_DENY", errno.EACCES)),
     # Outside, and hosts.

@@ -51,7 +51,7 @@ class Peer:
         self.sock.settimeout(5)
         self.sock.connect((THERE, PORT))
         self.numbers = [0, 0]
-        mine = HELLO.pack(0x736C6D61, 1, 0, mapped(host), os.urandom(16))
+        mine = HELLO.pack(0x736C6D61, 2, 0, mapped(host), os.urandom(16))
         self.sock.sendall(mine)
         theirs = self.sock.recv(HELLO.size, socket.MSG_WAITALL)
         if len(theirs) < HELLO.size:

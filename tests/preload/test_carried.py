@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import itertools
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
-from bench import bench
+from bench import VNI, bench
 from conftest import compile_test
+from netaddr import IPAddress
 
+from slimnet.contract import SLIM_ADDRESS_SERVICE, SLIM_SERVICE_SLOTS
 from slimnet.model import Direction, Reason
+from slimnet.tables import ServiceKey, ServiceRecord, Tables
 
 pytestmark = pytest.mark.root
 
@@ -256,19 +260,24 @@ def test_nobody_is_taken_for_another_while_routers_are_killed(programs, identity
             )
             for n in range(2, 6)
         ]
-        turn = 0
+        turn = right = 0
         while any(client.poll() is None for client in clients):
-            time.sleep(0.15)
-            made.hosts[turn % 2].kill()
-            made.hosts[turn % 2].start()
+            host = made.hosts[turn % 2]
+            # Not before it has done something, however slow the machine is.
+            while any(client.poll() is None for client in clients):
+                if host.control.status().counters.get(Reason.DEFAULT_ALLOW, 0) >= 100:
+                    break
+                time.sleep(0.01)
+            host.kill()
+            host.start()
             turn += 1
-            assert turn < 100
         for client in clients:
             out, err = client.communicate()
-            right, wrong, refused = counts(out.decode())
+            known, wrong, refused = counts(out.decode())
             assert wrong == 0, err
-            assert right + refused == 5000
-            assert right > 100
+            assert known + refused == 5000
+            right += known
+        assert right > 50
         assert turn > 1
 
 
@@ -328,6 +337,44 @@ def test_sockets_that_are_bound_connect(hosts):
             own = sock.getsockname()
             assert own[0] == "10.1.0.2" and own[1] == (source[1] or own[1]), own
             assert sock.recv(200).decode().startswith(str(own))
+        print("right")
+        """),
+    )
+    assert said == "right\n"
+
+
+def test_no_two_live_connections_have_one_name(hosts):
+    """Two sockets on one port, and a service with two endpoints behind it: the kernel sees two
+    connections, and both would be called the same."""
+    service = IPAddress("10.1.255.1")
+    slots = tuple(itertools.islice(itertools.cycle([(1, 80), (3, 80)]), SLIM_SERVICE_SLOTS))
+    hosts.extra = Tables(
+        generation=1,
+        addresses={(VNI, service): SLIM_ADDRESS_SERVICE},
+        services={ServiceKey(VNI, service, 6, 80): ServiceRecord(1, 0, slots, 2)},
+    )
+    hosts.install()
+    for number in (1, 3):
+        hosts.serve(number, *python(SERVER))
+    said = hosts.run(
+        2,
+        *python("""
+        import errno, socket
+        def bound():
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", 5000))
+            return sock
+        first = bound()
+        first.connect(("10.1.255.1", 80))
+        name = first.getsockname()
+        assert name == ("10.1.0.2", 5000), name
+        for _ in range(20):
+            with bound() as other:
+                assert other.connect_ex(("10.1.255.1", 80)) == errno.EADDRNOTAVAIL
+        # Another name is another connection's.
+        free = socket.create_connection(("10.1.255.1", 80))
+        assert free.getsockname() != name
         print("right")
         """),
     )

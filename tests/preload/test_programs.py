@@ -61,6 +61,25 @@ def test_redis(two):
     two.run(2, "redis-benchmark", "-h", "10.1.0.1", "-n", "2000", "-c", "20", "-t", "get", "-q")
 
 
+def test_memcached(two):
+    """With threads of its own, which share the listener."""
+    needs("memcached")
+    two.popen(1, ["memcached", "-u", "root", "-t", "4", "-l", "0.0.0.0"])
+    client = """
+    import socket
+    for number in range(100):
+        with socket.create_connection(("10.1.0.1", 11211), 10) as sock:
+            sock.sendall(b"set k%d 0 0 2\\r\\nhi\\r\\nget k%d\\r\\n" % (number, number))
+            said = b""
+            while not said.endswith(b"END\\r\\n"):
+                said += sock.recv(100)
+            assert said == b"STORED\\r\\nVALUE k%d 0 2\\r\\nhi\\r\\nEND\\r\\n" % number
+            assert sock.getsockname()[0] == "10.1.0.2"
+    print("right")
+    """
+    assert until(two, sys.executable, "-c", textwrap.dedent(client)) == "right\n"
+
+
 def test_node(two):
     needs("node")
     two.popen(

@@ -21,11 +21,16 @@ class Suite(NamedTuple):
 KERNELS = ("6.1", "6.12")
 
 #: Most of the overlay's and the one that installs tables a hundred times take minutes each.
+ELSEWHERE = "(install_is_atomic or announcements)"
 OVERLAY = "noop and (closed_before_the_first_tables or teardown_leaves_nothing)"
 
 SUITES = {
     "conformance": Suite(
-        ["tests/conformance", "-k", f"(ebpf and not install_is_atomic) or ({OVERLAY})"],
+        [
+            "tests/conformance",
+            "-k",
+            f"(ebpf and not install_is_atomic and not announcements) or ({OVERLAY})",
+        ],
         "the contract's clauses but one by ebpf, and two by noop",
     ),
     "policy": Suite(

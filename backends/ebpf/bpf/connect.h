@@ -454,7 +454,33 @@ static __always_inline __u16 slim_dial_wire_port(const struct slim_dial *dial)
 	return slim_fixed.wire_port + (turn & (SLIM_WIRE_PORTS - 1));
 }
 
-/* To another host: through one of its wire ports. */
+/*
+ * Where a host that speaks wire announce has the port that is dialled: 0, or a positive
+ * errno. A frame of its own, for the stack.
+ */
+static __noinline int slim_dial_remote(struct slim_socket *socket)
+{
+	struct slim_remote_key key = {};
+	const struct slim_remote *found;
+
+	if (!socket)
+		return EHOSTUNREACH;
+	slim_copy(key.host, socket->underlay);
+	if (!bpf_map_lookup_elem(&slim_remote, &key))
+		return EHOSTUNREACH;
+	key.endpoint = socket->peer_endpoint;
+	key.port = socket->target_port;
+	found = bpf_map_lookup_elem(&slim_remote, &key);
+	if (!found)
+		return ECONNREFUSED;
+	socket->underlay_port = found->port;
+	return 0;
+}
+
+/*
+ * To another host: through one of its wire ports, or, where it speaks wire announce, to the
+ * port that it has told of. No packet is rewritten there, so none leaves with a bound port.
+ */
 static __always_inline int
 slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 	       const struct slim_endpoint *peer)
@@ -468,7 +494,20 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 	if (slim_alias_clashes(socket, dial->sk->src_port))
 		return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 	slim_copy(socket->underlay, peer->host);
-	if (socket->flags & SLIM_SOCKET_BOUND) {
+	if (!(peer->flags & SLIM_ENDPOINT_WIRE_SYN)) {
+		int error = slim_dial_remote(socket);
+
+		if (error == ECONNREFUSED)
+			dial->way.direction = SLIM_INGRESS;
+		if (error)
+			return slim_dial_refuse(dial, error == ECONNREFUSED ?
+						SLIM_REASON_SYN_NO_LISTENER :
+						SLIM_REASON_UNREACHABLE, error);
+		if (socket->flags & SLIM_SOCKET_BOUND)
+			return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
+		slim_dial_unbind(ctx, dial);
+		socket->flags |= SLIM_SOCKET_ANNOUNCED;
+	} else if (socket->flags & SLIM_SOCKET_BOUND) {
 		if (slim_bound_take(control, socket))
 			return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 		socket->flags |= SLIM_SOCKET_SOURCE_BOUND;
@@ -673,6 +712,32 @@ static __always_inline bool slim_dial_leads_around(struct bpf_sock_addr *ctx)
 	return BPF_CORE_READ(cookie, opt) || BPF_CORE_READ(cookie, oif);
 }
 
+/* Whose policy it is that refused lives where it is not heard of: its host tells it. */
+static __noinline int slim_dial_tell(const struct slim_dial *dial)
+{
+	const struct slim_endpoint *peer;
+	struct slim_told *told;
+
+	if (!dial)
+		return 0;
+	peer = dial->way.target.peer;
+	if (!peer || !(peer->flags & SLIM_ENDPOINT_JUDGED))
+		return 0;
+	told = bpf_ringbuf_reserve(&slim_told, sizeof(*told), 0);
+	if (!told)
+		return 0;
+	__builtin_memset(told, 0, sizeof(*told));
+	slim_copy(told->tuple.destination, peer->host);
+	told->source_endpoint = dial->local->endpoint;
+	told->destination_endpoint = dial->way.target.endpoint;
+	told->port = dial->way.target.port;
+	told->kind = SLIM_TOLD_REFUSED;
+	told->reason = dial->way.reason;
+	told->rule = dial->way.rule;
+	bpf_ringbuf_submit(told, 0);
+	return 1;
+}
+
 static __always_inline int slim_dial_refused(const struct slim_dial *dial)
 {
 	const struct slim_call call = {
@@ -684,7 +749,8 @@ static __always_inline int slim_dial_refused(const struct slim_dial *dial)
 		.port = dial->dialled.aim.port,
 	};
 
-	slim_refuse(dial->local, dial->dialled.aim.address, &call);
+	if (dial->way.direction != SLIM_INGRESS || !slim_dial_tell(dial))
+		slim_refuse(dial->local, dial->dialled.aim.address, &call);
 	return slim_errno(dial->way.error);
 }
 

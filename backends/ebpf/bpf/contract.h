@@ -50,6 +50,8 @@ enum slim_map {
 	SLIM_MAP_REFUSAL,	/* array: struct slim_refusal by index, direction and reason */
 	SLIM_MAP_NOWHERE,	/* LRU hash: __u32 inner address -> struct slim_nowhere */
 	SLIM_MAP_NAME,		/* array[65536]: names that connections have, by source port */
+	SLIM_MAP_REMOTE,	/* hash: struct slim_remote_key -> struct slim_remote */
+	SLIM_MAP_TOLD,		/* ring buffer: struct slim_told */
 	SLIM_MAP_COUNT,
 };
 
@@ -104,6 +106,7 @@ enum slim_socket_flag {
 	SLIM_SOCKET_SERVICE = 131072,	/* dialled a service */
 	SLIM_SOCKET_PUBLISHED = 262144,	/* accepted through a published port */
 	SLIM_SOCKET_DOOMED = 524288,	/* may not be: dead already, and to be destroyed */
+	SLIM_SOCKET_ANNOUNCED = 1048576,	/* WIRE, but the agent says who it is: no option */
 };
 
 /* What a doomed socket is bound to (SO_BINDTOIFINDEX): the last interface number there can be. */
@@ -204,6 +207,58 @@ enum slim_flow_flag {
 	SLIM_FLOW_DIRECT = 4,		/* same host: the kernel's own look-up finds the listener */
 	SLIM_FLOW_SAME_HOST = 8,
 	SLIM_FLOW_MINE = 16,		/* of a socket: the record is the one that it wrote */
+	SLIM_FLOW_ANNOUNCED = 32,	/* its SYN has no option: the agent heard of it */
+};
+
+/*
+ * A connection that another host announced, put to slim_announced: writes the record of its
+ * handshake, or says why not.
+ */
+struct slim_announcement {
+	struct slim_tuple tuple;	/* of the SYN */
+	__u32 source_endpoint;
+	__u32 destination_endpoint;
+	__be16 source_port;		/* as the caller sees it */
+	__be16 port;			/* that is dialled */
+	__u32 withdrawn;		/* 1: it does not come; its record goes */
+	__u32 error;			/* from here on the answer: a positive errno, or 0 */
+	__u32 reason;
+	__u32 rule;
+	__u32 later;			/* 1: the tables may be behind: ask again */
+};
+
+/*
+ * Where a host that speaks announce has a port of an endpoint. Endpoint and port 0: the
+ * host has told all that it has, and will tell what changes.
+ */
+struct slim_remote_key {
+	__be32 host[4];
+	__u32 endpoint;
+	__be16 port;
+	__u16 pad;
+};
+
+struct slim_remote {
+	__be16 port;			/* of the host */
+	__u16 pad;
+};
+
+enum slim_told_kind {
+	SLIM_TOLD_CONNECTS = 0,
+	SLIM_TOLD_CLOSED = 1,		/* it is over, or never came to be */
+	SLIM_TOLD_REFUSED = 2,		/* by the other end's policy: `tuple` has its destination only */
+};
+
+/* A connection from here to such a host, for the agent to tell it of. */
+struct slim_told {
+	struct slim_tuple tuple;
+	__u32 source_endpoint;
+	__u32 destination_endpoint;
+	__be16 source_port;		/* as the caller sees it */
+	__be16 port;			/* as policy was asked */
+	__u32 kind;			/* enum slim_told_kind */
+	__u32 reason;			/* REFUSED */
+	__u32 rule;
 };
 
 struct slim_listener_key {

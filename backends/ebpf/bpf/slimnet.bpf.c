@@ -216,6 +216,12 @@ int slim_ask(struct __sk_buff *skb)
 }
 
 SEC("tc")
+int slim_announced(struct __sk_buff *skb)
+{
+	return slim_announced_run(skb);
+}
+
+SEC("tc")
 int slim_sweep(struct __sk_buff *skb)
 {
 	return slim_sweep_run(skb);

@@ -55,6 +55,33 @@ static __always_inline void slim_sockops_flags(struct bpf_sock_ops *ctx, int fla
 	bpf_sock_ops_cb_flags_set(ctx, flags);
 }
 
+/* Has the agent announce a connection to a host that speaks wire announce, or withdraw it. */
+static __noinline int
+slim_sockops_tell(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 kind)
+{
+	struct slim_state state;
+	struct slim_told *told;
+
+	if (!socket || !slim_state_get(&state))
+		return 0;
+	told = bpf_ringbuf_reserve(&slim_told, sizeof(*told), 0);
+	if (!told)
+		return 0;
+	slim_copy(told->tuple.source, state.control->underlay);
+	slim_copy(told->tuple.destination, socket->underlay);
+	told->tuple.source_port = bpf_htons(socket->host_port);
+	told->tuple.destination_port = socket->underlay_port;
+	told->source_endpoint = socket->endpoint;
+	told->destination_endpoint = socket->peer_endpoint;
+	told->source_port = socket->local_port ?: bpf_htons(socket->host_port);
+	told->port = socket->target_port;
+	told->kind = kind;
+	told->reason = 0;
+	told->rule = 0;
+	bpf_ringbuf_submit(told, 0);
+	return 0;
+}
+
 /* TCP_CONNECT_CB, right before the SYN: only now is the source port known. */
 static __always_inline void
 slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
@@ -95,6 +122,8 @@ slim_sockops_connect(struct bpf_sock_ops *ctx, const struct slim_state *state,
 			slim_count(SLIM_REASON_FLOW_FULL);
 		else
 			socket->flow_flags |= SLIM_FLOW_MINE;
+	} else if (socket->flags & SLIM_SOCKET_ANNOUNCED) {
+		slim_sockops_tell(ctx, socket, SLIM_TOLD_CONNECTS);
 	} else if (socket->flags & SLIM_SOCKET_WIRE) {
 		follow |= BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
 	}
@@ -504,6 +533,10 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_sockops_tuple(ctx, state->control, true, &tuple);
 		slim_flow_drop(&tuple);
 		socket->flow_flags &= ~SLIM_FLOW_MINE;
+	}
+	if (socket->flags & SLIM_SOCKET_ANNOUNCED) {
+		slim_sockops_tell(ctx, socket, SLIM_TOLD_CLOSED);
+		socket->flags &= ~SLIM_SOCKET_ANNOUNCED;
 	}
 	slim_alias_leave(socket, old != BPF_TCP_SYN_SENT && !slim_sockops_is_over(ctx));
 	if (old == BPF_TCP_SYN_SENT && socket->flags & SLIM_SOCKET_WILDCARD) {

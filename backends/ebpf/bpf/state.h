@@ -225,6 +225,20 @@ struct {
 } slim_doom SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct slim_remote_key);
+	__type(value, struct slim_remote);
+} slim_remote SEC(".maps");
+
+/* When it is full nobody reads it: the other host refuses what it does not hear of. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} slim_told SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, (SLIM_INDEX_MAX + 1) * 2 * SLIM_REASON_COUNT);
 	__type(key, __u32);

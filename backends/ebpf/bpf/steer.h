@@ -170,6 +170,10 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		return TC_ACT_SHOT;
 	}
 	if (!found) {
+		const struct slim_flow *announced = bpf_map_lookup_elem(&slim_flow, &syn->tuple);
+
+		if (announced && announced->flags & SLIM_FLOW_ANNOUNCED)
+			return SLIM_TC_NEXT;
 		admitted.reason = SLIM_REASON_SYN_NO_OPTION;
 		goto forged;
 	}
@@ -224,6 +228,86 @@ forged:
 	 * would give it that one's listener; refused, the reset would end that handshake.
 	 */
 	return bpf_map_lookup_elem(&slim_flow, &syn->tuple) ? TC_ACT_SHOT : SLIM_TC_NEXT;
+}
+
+/*
+ * A connection of which another host's router has told the agent (announce.h): what
+ * slim_syn_admit() does with a SYN's option, before there is a SYN. Run by
+ * BPF_PROG_TEST_RUN, in the underlay namespace and on its interface.
+ */
+static __always_inline int slim_announced_run(struct __sk_buff *skb)
+{
+	struct slim_announcement *asked = (void *)(long)skb->data, one;
+	struct slim_admitted admitted = {};
+	struct slim_flow flow = {};
+	struct slim_state state;
+	struct slim_syn syn = {};
+	struct slim_option option = {};
+	int found;
+
+	if ((void *)(asked + 1) > (void *)(long)skb->data_end)
+		return TC_ACT_SHOT;
+	one = *asked;
+	if (one.withdrawn) {
+		const struct slim_flow *held = bpf_map_lookup_elem(&slim_flow, &one.tuple);
+
+		if (held && held->flags & SLIM_FLOW_ANNOUNCED)
+			slim_flow_drop(&one.tuple);
+		return TC_ACT_OK;
+	}
+	if (!slim_state_get(&state) || !state.active)
+		return TC_ACT_SHOT;
+	admitted.source_id = one.source_endpoint;
+	admitted.destination_id = one.destination_endpoint;
+	one.error = ECONNREFUSED;
+	syn.tuple = one.tuple;
+	option.port = one.port;
+	switch (slim_admit_from(&state, one.tuple.source, one.port, &admitted)) {
+	case SLIM_ADMIT_YES:
+		break;
+	case SLIM_ADMIT_LATER:
+		one.later = 1;
+		one.error = EHOSTUNREACH;
+		goto answer;
+	default:
+		slim_syn_refused(&syn, admitted.source ? &option : NULL, &admitted);
+		goto answer;
+	}
+	if (!admitted.source || !admitted.destination)
+		return TC_ACT_SHOT;	/* cannot be, as in slim_syn_admit() */
+	flow.inner = slim_inner(false, admitted.destination->index, one.port);
+	flow.charged = flow.inner;
+	slim_copy(flow.source, admitted.source->address);
+	slim_copy(flow.destination, admitted.destination->address);
+	found = slim_listener_repair(skb, flow.inner, one.destination_endpoint);
+	if (!found) {
+		admitted.reason = SLIM_REASON_SYN_NO_LISTENER;
+		slim_syn_refused(&syn, &option, &admitted);
+		goto answer;
+	}
+	flow.time = bpf_ktime_get_ns();
+	flow.generation = state.active >> 1;
+	flow.source_port = one.source_port;
+	flow.destination_port = one.port;
+	flow.source_endpoint = one.source_endpoint;
+	flow.destination_endpoint = one.destination_endpoint;
+	flow.rule = admitted.rule;
+	flow.flags = SLIM_FLOW_ANNOUNCED;
+	/* A full accept queue is the kernel's to answer, which drops the SYN: it comes again. */
+	if (slim_flow_put(&one.tuple, &flow)) {
+		admitted.reason = SLIM_REASON_FLOW_FULL;
+		one.error = ENOBUFS;
+		slim_count(admitted.reason);
+		goto answer;
+	}
+	slim_count(admitted.reason);
+	one.error = 0;
+answer:
+	one.reason = admitted.reason;
+	one.rule = admitted.rule;
+	/* slim_listener_repair() may have moved the packet, as far as the verifier knows. */
+	bpf_skb_store_bytes(skb, 0, &one, sizeof(one), 0);
+	return TC_ACT_OK;
 }
 
 /*

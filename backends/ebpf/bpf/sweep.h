@@ -125,8 +125,10 @@ static long slim_sweep_flow(void *map, const void *key, void *value, void *conte
 	struct slim_tuple tuple;
 
 	__builtin_memcpy(&tuple, key, sizeof(tuple));
+	/* Of one that was announced the SYN may be sent again without a word to us. */
 	if (!slim_sweep_denies(&sweep->state, flow) &&
-	    (!slim_sweep_is_older(flow->time, SLIM_ANSWER) ||
+	    (!slim_sweep_is_older(flow->time, flow->flags & SLIM_FLOW_ANNOUNCED ?
+						      SLIM_HANDSHAKE : SLIM_ANSWER) ||
 	     slim_sweep_lives(sweep->skb, &tuple, flow->flags)))
 		return 0;
 	slim_flow_drop(&tuple);

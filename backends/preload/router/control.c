@@ -12,7 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <preload/announce.h>
+#include <slimnet/announce.h>
 #include <slimnet/address.h>
 
 #include "diag.h"

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -21,6 +22,7 @@
 #include <unistd.h>
 
 #include <slimnet/address.h>
+#include <slimnet/announce.h>
 
 #include "diag.h"
 #include "fuzzing.h"
@@ -30,6 +32,7 @@
 
 #define PROCESSES 65536		/* connections of shims, of all endpoints */
 #define QUEUE 1024
+#define SHARED_TRIES 1000	/* ports that are tried for one connect where all are in use */
 #define LISTENERS_MS 1000	/* what was seen of listeners is good for so long */
 
 struct endpoint {
@@ -43,6 +46,8 @@ enum waits {
 	WAITS_NOT = 0,
 	WAITS_RESOLVE,		/* CONNECT, for another host's answer */
 	WAITS_ACCEPT,		/* ACCEPT, for an announcement */
+	WAITS_ANNOUNCED,	/* CONNECT, for another host to take in its announcement */
+	WAITS_LISTENED,		/* BIND, for other hosts to know of it */
 };
 
 /* One connection of a shim: it has one question at a time. */
@@ -57,7 +62,9 @@ struct process {
 	enum waits waits;
 	uint64_t question;
 	struct slim_shim_request request;
-	struct slim_tuple tuple;	/* WAITS_ACCEPT */
+	uint32_t pending;		/* WAITS_LISTENED: how many hosts */
+	struct slim_tuple tuple;	/* WAITS_ACCEPT, WAITS_ANNOUNCED */
+	struct slim_shim_answer late;	/* WAITS_ANNOUNCED, WAITS_LISTENED: what it is told then */
 	int socket;			/* WAITS_RESOLVE: the one that is to be connected */
 	struct answer answer;		/* WAITS_RESOLVE: the way */
 };
@@ -248,13 +255,100 @@ static int bind_to(int socket, int family, const struct slim_shim_name *name)
 	return bind(socket, &address.any, size);
 }
 
+/* How the application sees an underlay name of one of its own sockets. */
+static void own_name(const struct state_endpoint *me, const struct slim_shim_name *underlay,
+		     struct slim_shim_name *overlay)
+{
+	const struct state_port *port = port_of(underlay->port);
+
+	*overlay = *underlay;
+	if (port && port->endpoint == me->id) {
+		overlay->port = port->port;
+	} else {
+		/* One that is a name of another socket's goes by what that socket has instead. */
+		while ((port = port_find(me->id, overlay->port)))
+			overlay->port = port->underlay;
+	}
+	if (!slim_is_any(underlay->address) && !slim_is_loopback(underlay->address))
+		slim_copy(overlay->address, me->address);
+}
+
+/* A name that connections of an endpoint to another name may have. */
+struct taken {
+	uint32_t endpoint;
+	struct slim_shim_name name;	/* overlay */
+	const struct slim_shim_name *dialled;
+	int found;
+};
+
+static void see_name(struct flow *flow, void *data)
+{
+	struct taken *taken = data;
+	struct diag socket;
+
+	if (!taken->found && flow->used && flow->client_here &&
+	    flow->client == taken->endpoint && flow->kind != SLIM_WAY_OUTSIDE &&
+	    !memcmp(&flow->client_name, &taken->name, sizeof(taken->name)) &&
+	    !memcmp(&flow->dialled, taken->dialled, sizeof(taken->name)))
+		taken->found = !diag_find(&flow->tuple, &socket);
+}
+
+/* Does a connection to the same name, and another destination, have it? `underlay` is its own. */
+static int is_name_taken(const struct state_endpoint *me, const struct slim_shim_name *underlay,
+			 const struct slim_shim_name *dialled)
+{
+	struct taken taken = { .endpoint = me->id, .dialled = dialled };
+
+	own_name(me, underlay, &taken.name);
+	flow_each(see_name, &taken);
+	return taken.found;
+}
+
+/*
+ * Where every port has a connection, or one in TIME_WAIT: a port that has none to where
+ * this one goes. Shims let go of ports that are connected (let_go() in shim/shim.c).
+ */
+static int bind_shared(const struct process *process, int family,
+		       const struct slim_shim_name *name, const struct slim_tuple *tuple)
+{
+	const struct state_endpoint *me = process->endpoint->record;
+	static uint32_t turn;
+	struct slim_tuple taken = *tuple;
+	struct slim_shim_name one = *name;
+	struct diag other;
+	uint32_t first = 32768, last = 60999, tries;
+	FILE *range = fopen("/proc/sys/net/ipv4/ip_local_port_range", "re");
+
+	if (range && fscanf(range, "%u %u", &first, &last) != 2)
+		first = 32768, last = 60999;
+	if (range)
+		fclose(range);
+	if (!first || first > last || last > 65535)
+		return EADDRINUSE;
+	for (tries = 0; tries < SHARED_TRIES && tries <= last - first; tries++) {
+		one.port = htons((uint16_t)(first + turn++ % (last - first + 1)));
+		taken.source_port = one.port;
+		if (!diag_find(&taken, &other) ||
+		    (process->answer.service &&
+		     is_name_taken(me, &one, &process->request.peer)))
+			continue;
+		if (!bind_to(process->socket, family, &one))
+			return 0;
+		if (errno != EADDRINUSE)
+			return errno;
+	}
+	return EADDRINUSE;
+}
+
 /*
  * Takes a source port. Nobody else may bind it while the socket lives: an
  * announced connection from it could be another's. Only where no port is left that
- * nobody used in the last minute, one in TIME_WAIT has to do.
+ * nobody used in the last minute, one does that has connections to elsewhere, or had.
  */
-static int bind_source(int socket, int family, const struct slim_shim_name *name)
+static int bind_source(const struct process *process, int family,
+		       const struct slim_shim_name *name, const struct slim_tuple *tuple)
 {
+	const int socket = process->socket;
 	static const int off, on = 1;
 	socklen_t size = sizeof(int);
 	int own = 0, late = 0, error;
@@ -269,7 +363,7 @@ static int bind_source(int socket, int family, const struct slim_shim_name *name
 	error = bind_to(socket, family, name) ? errno : 0;
 	if (error == EADDRINUSE) {
 		setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-		error = bind_to(socket, family, name) ? errno : 0;
+		error = bind_shared(process, family, name, tuple);
 		if (!own)
 			setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off));
 	} else if (own) {
@@ -280,20 +374,25 @@ static int bind_source(int socket, int family, const struct slim_shim_name *name
 	return error;
 }
 
-/* How the application sees an underlay name of one of its own sockets. */
-static void own_name(const struct state_endpoint *me, const struct slim_shim_name *underlay,
-		     struct slim_shim_name *overlay)
-{
-	const struct state_port *port = port_of(underlay->port);
+/* BIND */
 
-	*overlay = *underlay;
-	if (port && port->endpoint == me->id)
-		overlay->port = port->port;
-	if (!slim_is_any(underlay->address) && !slim_is_loopback(underlay->address))
-		slim_copy(overlay->address, me->address);
+static struct process *waiting(enum waits waits, uint64_t question)
+{
+	struct process *process;
+
+	for (process = processes; process; process = process->next)
+		if (process->waits == waits && process->question == question)
+			break;
+	return process;
 }
 
-/* BIND */
+/* A host that does not say so keeps nobody from listening: it will have heard. */
+static void listened_late(struct timer *timer)
+{
+	struct process *process = CONTAINER(timer, struct process, timer);
+
+	reply(process, &process->late);
+}
 
 static void do_bind(struct process *process)
 {
@@ -333,8 +432,27 @@ static void do_bind(struct process *process)
 	if (answer.error) {
 		answer.reason = SLIM_REASON_PORT_LIMIT;
 		count(0, SLIM_INGRESS, answer.reason);
+	} else if (fresh) {
+		/* Before anybody can listen there, the hosts know it that cannot ask. */
+		process->question = ++questions;
+		process->pending = link_listener(port_find(me->id, answer.local.port),
+						 process->question, 0);
+		if (process->pending) {
+			process->waits = WAITS_LISTENED;
+			process->late = answer;
+			loop_set(&process->timer, SLIM_ANNOUNCE_LISTENER_MS, listened_late);
+			return;
+		}
 	}
 	reply(process, &answer);
+}
+
+void endpoint_listened(uint64_t question)
+{
+	struct process *process = waiting(WAITS_LISTENED, question);
+
+	if (process && !--process->pending)
+		reply(process, &process->late);
 }
 
 /* CONNECT */
@@ -452,6 +570,101 @@ static void go_outside(struct process *process)
 	answer.flags = SLIM_SHIM_PLAIN;
 	answer.underlay = process->request.peer;
 	answer.peer = process->request.peer;
+	slim_copy(answer.local.address, me->address);
+	reply(process, &answer);
+}
+
+/* The other host has taken the announcement in, or not. */
+static void answered(struct process *process, int error, uint32_t reason, uint32_t rule)
+{
+	struct flow *flow = flow_find(&process->tuple);
+	struct answer why = process->answer;
+
+	loop_clear(&process->timer);
+	process->waits = WAITS_NOT;
+	/* New tables may have forbidden it meanwhile. */
+	if (!error && (!flow || flow->token != process->question))
+		error = ECONNREFUSED;
+	if (!error) {
+		opened(flow);
+		reply(process, &process->late);
+		return;
+	}
+	if (flow && flow->token == process->question) {
+		link_withdraw(flow);
+		flow_drop(flow);
+	}
+	why.error = (uint32_t)error;
+	why.reason = reason;
+	why.rule = rule;
+	why.direction = reason == SLIM_REASON_UNREACHABLE ? SLIM_EGRESS : SLIM_INGRESS;
+	refuse(process, &why);
+}
+
+static void answered_late(struct timer *timer)
+{
+	answered(CONTAINER(timer, struct process, timer), EHOSTUNREACH, SLIM_REASON_UNREACHABLE, 0);
+}
+
+void endpoint_answered(uint64_t token, int error, uint32_t reason, uint32_t rule)
+{
+	struct process *process = waiting(WAITS_ANNOUNCED, token);
+
+	if (process)
+		answered(process, error, reason, rule);
+}
+
+/* A port that nobody else gets, and that takes nothing from anybody but itself. 0: none. */
+static __be16 nowhere(void)
+{
+	static __be16 port;
+	struct sockaddr_in name = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t size = sizeof(name);
+	int fd;
+
+	if (port)
+		return port;
+	fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return 0;
+	if (bind(fd, (const struct sockaddr *)&name, sizeof(name)) ||
+	    getsockname(fd, (struct sockaddr *)&name, &size) ||
+	    connect(fd, (const struct sockaddr *)&name, sizeof(name)))
+		close(fd);
+	else
+		port = name.sin_port;	/* and the socket stays open */
+	return port;
+}
+
+/* A datagram socket connects: nothing is sent by that. */
+static void connect_datagram(struct process *process)
+{
+	const struct slim_shim_name *dialled = &process->request.peer;
+	const struct answer *way = &process->answer;
+	struct slim_shim_answer answer = blank(process);
+
+	slim_copy(answer.local.address, process->endpoint->record->address);
+	answer.peer = *dialled;
+	if (way->kind == SLIM_WAY_OUTSIDE) {
+		answer.flags = SLIM_SHIM_PLAIN;
+		reply(process, &answer);
+		return;
+	}
+	answer.underlay.port = nowhere();
+	if (!way->later || !answer.underlay.port) {
+		refuse(process, way);
+		return;
+	}
+	answer.flags = SLIM_SHIM_NOWHERE;
+	slim_map_v4(answer.underlay.address, htonl(INADDR_LOOPBACK));
+	if (slim_is_any(dialled->address) || slim_is_loopback(dialled->address)) {
+		if (slim_is_mapped(dialled->address))
+			slim_map_v4(answer.local.address, htonl(INADDR_LOOPBACK));
+		else
+			answer.local = (struct slim_shim_name){ .address[3] = htonl(1) };
+		if (slim_is_any(dialled->address))
+			slim_copy(answer.peer.address, answer.local.address);
+	}
 	reply(process, &answer);
 }
 
@@ -464,7 +677,7 @@ static void go(struct process *process, __be16 underlay_port)
 	struct slim_shim_answer answer = blank(process);
 	struct slim_shim_name name, any;
 	struct slim_tuple tuple = {};
-	struct flow *flow;
+	struct flow *flow, fresh;
 	uint64_t cookie = 0;
 	socklen_t size = sizeof(cookie);
 	int family, error;
@@ -494,7 +707,7 @@ static void go(struct process *process, __be16 underlay_port)
 	 */
 	any = (struct slim_shim_name){};
 	slim_copy(any.address, tuple.source);
-	error = bind_source(process->socket, family, &any);
+	error = bind_source(process, family, &any, &tuple);
 	if (error && error != EINVAL)
 		goto failed;
 	if (!error && read_name(process->socket, 0, &name, &family)) {
@@ -509,6 +722,36 @@ static void go(struct process *process, __be16 underlay_port)
 	error = make_room(&tuple, cookie);
 	if (error)
 		goto failed;
+	fresh = (struct flow){
+		.kind = way->kind,
+		.client = me->id,
+		.server = way->endpoint,
+		.client_here = 1,
+		.server_here = way->kind != SLIM_WAY_WIRE,
+		.port = way->port,
+		.dialled = *dialled,
+	};
+	slim_copy(name.address, tuple.source);
+	own_name(me, &name, &fresh.client_name);
+	if (way->kind == SLIM_WAY_SELF) {
+		slim_copy(fresh.dialled.address, tuple.destination);
+		fresh.server_name = fresh.dialled;
+	} else {
+		const struct slim_endpoint *server = tables_endpoint(tables, way->endpoint);
+
+		slim_copy(fresh.server_name.address, server->address);
+		fresh.server_name.port = way->port;
+	}
+	/* A bound port may lead to one name by two ways: behind a service, say. */
+	flow = flow_twin(&fresh);
+	if (flow) {
+		flows_check(flow);
+		flow = flow_twin(&fresh);
+	}
+	if (flow) {
+		fail(process, EADDRNOTAVAIL, SLIM_REASON_NONE);
+		return;
+	}
 	flow = flow_new(&tuple);
 	if (!flow) {
 		flows_sweep();
@@ -523,24 +766,15 @@ static void go(struct process *process, __be16 underlay_port)
 		refuse(process, &full);
 		return;
 	}
-	flow->kind = way->kind;
-	flow->client = me->id;
-	flow->server = way->endpoint;
-	flow->client_here = 1;
-	flow->server_here = way->kind != SLIM_WAY_WIRE;
-	flow->port = way->port;
-	slim_copy(name.address, tuple.source);
-	own_name(me, &name, &flow->client_name);
-	flow->dialled = *dialled;
-	if (way->kind == SLIM_WAY_SELF) {
-		slim_copy(flow->dialled.address, tuple.destination);
-		flow->server_name = flow->dialled;
-	} else {
-		const struct slim_endpoint *server = tables_endpoint(tables, way->endpoint);
-
-		slim_copy(flow->server_name.address, server->address);
-		flow->server_name.port = way->port;
-	}
+	flow->kind = fresh.kind;
+	flow->client = fresh.client;
+	flow->server = fresh.server;
+	flow->client_here = fresh.client_here;
+	flow->server_here = fresh.server_here;
+	flow->port = fresh.port;
+	flow->client_name = fresh.client_name;
+	flow->dialled = fresh.dialled;
+	flow->server_name = fresh.server_name;
 	flow->token = link_token();
 	flow->cookie = cookie;
 	flow->since = loop_now();
@@ -552,13 +786,19 @@ static void go(struct process *process, __be16 underlay_port)
 	flow->by = process->number;
 	process->connects = 1;
 	flow_commit(flow, FLOW_ANNOUNCED);
-	if (way->kind == SLIM_WAY_WIRE)
-		link_announce(flow);
-	opened(flow);
 	answer.local = flow->client_name;
 	answer.peer = flow->dialled;
 	slim_copy(answer.underlay.address, tuple.destination);
 	answer.underlay.port = tuple.destination_port;
+	if (way->kind == SLIM_WAY_WIRE && link_announce(flow)) {
+		process->waits = WAITS_ANNOUNCED;
+		process->question = flow->token;
+		process->tuple = tuple;
+		process->late = answer;
+		loop_set(&process->timer, SLIM_SHIM_CONNECT_MS, answered_late);
+		return;
+	}
+	opened(flow);
 	reply(process, &answer);
 	return;
 failed:
@@ -580,11 +820,8 @@ static void resolve_late(struct timer *timer)
 void endpoint_resolved(uint64_t question, int error, uint32_t reason, uint32_t rule,
 		       __be16 underlay_port)
 {
-	struct process *process;
+	struct process *process = waiting(WAITS_RESOLVE, question);
 
-	for (process = processes; process; process = process->next)
-		if (process->waits == WAITS_RESOLVE && process->question == question)
-			break;
 	if (!process)
 		return;
 	loop_clear(&process->timer);
@@ -613,6 +850,16 @@ static void ask_again(const __be32 *host, int reachable)
 		int error = EHOSTUNREACH;
 
 		next = process->next;
+		if (process->waits == WAITS_ANNOUNCED && process->endpoint &&
+		    slim_same(way->host, host)) {
+			const struct flow *flow = flow_find(&process->tuple);
+
+			if (!reachable)
+				answered(process, EHOSTUNREACH, SLIM_REASON_UNREACHABLE, 0);
+			else if (flow && flow->token == process->question)
+				link_announce(flow);
+			continue;
+		}
 		if (process->waits != WAITS_RESOLVE || !process->endpoint ||
 		    !slim_same(way->host, host))
 			continue;
@@ -678,6 +925,10 @@ static void do_connect(struct process *process)
 		}
 	}
 	tables_way(tables, me->vni, me->id, &process->request.peer, stream, source_of(&name), way);
+	if (process->request.flags & SLIM_SHIM_EMPTY && !stream) {
+		connect_datagram(process);
+		return;
+	}
 	switch (way->kind) {
 	case SLIM_WAY_OUTSIDE:
 		if (stream) {
@@ -1081,8 +1332,10 @@ int endpoint_open(const struct state_endpoint *record)
 
 static void drop_port(struct state_port *port, void *data)
 {
-	if (port->endpoint == *(const uint32_t *)data)
+	if (port->endpoint == *(const uint32_t *)data) {
+		link_listener(port, 0, 1);
 		port_drop(port);
+	}
 }
 
 void endpoint_close(uint32_t id)

@@ -18,7 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <preload/announce.h>
+#include <slimnet/announce.h>
 #include <slimnet/address.h>
 
 #include "diag.h"
@@ -147,8 +147,13 @@ static void forget(struct flow *flow, void *data)
 	if (flow->missed < 2)
 		return;
 	if (flow->client_here || flow->used == FLOW_OPEN) {
-		/* Nobody has its socket: not the client's, or, accepted, not the server's. */
-		if (flow->client_here && flow->kind != SLIM_WAY_OUTSIDE && age < SWEEP_MS)
+		/*
+		 * Nobody has its socket: not the client's, or, accepted, not the server's. One that
+		 * is about to connect may have to wait for a processor; if it ends instead, the
+		 * router is told (router_ask_first() of the shim).
+		 */
+		if (flow->client_here && flow->kind != SLIM_WAY_OUTSIDE &&
+		    age < (flow->used == FLOW_ANNOUNCED ? SLIM_ANNOUNCE_ANNOUNCED_MS : SWEEP_MS))
 			return;
 		withdraw(flow);
 		closed(flow, SLIM_REASON_NONE);

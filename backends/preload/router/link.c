@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Links to other hosts' routers: preload/announce.h. On the one that this router
+ * Links to other hosts' routers: slimnet/announce.h. On the one that this router
  * opened it asks and announces (struct link with `opener`), on those that were opened
  * to it it answers.
  */
@@ -17,7 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <preload/announce.h>
+#include <slimnet/announce.h>
 #include <slimnet/address.h>
 
 #include "fuzzing.h"
@@ -79,6 +79,7 @@ static uint64_t cluster_key[2];
 static uint64_t tokens;
 
 static void on_ready(struct watch *watch, uint32_t events);
+static void dial_all(struct timer *timer);
 static void opener_frame(struct link *link, const struct slim_frame *frame);
 static void acceptor_frame(struct link *link, const struct slim_frame *frame);
 
@@ -294,6 +295,29 @@ static void announce_again(struct flow *flow, void *data)
 	}
 }
 
+/* It says of each announcement whether it may come. */
+static int answers(const struct link *link)
+{
+	return !!(link->theirs.flags & htons(SLIM_HELLO_RECORDS));
+}
+
+static void put_listener(struct link *link, const struct state_port *port, uint64_t question,
+			 __be16 underlay)
+{
+	put_frame(link, (struct slim_frame){
+		.kind = htons(SLIM_FRAME_LISTENER),
+		.token = htobe64(question),
+		.server = htonl(port->endpoint),
+		.port = port->port,
+		.underlay_port = underlay,
+	});
+}
+
+static void tell_listener(struct state_port *port, void *data)
+{
+	put_listener(data, port, 0, port->underlay);
+}
+
 static void become_ready(struct link *link)
 {
 	struct pause *pause = pause_of(link->host);
@@ -304,11 +328,21 @@ static void become_ready(struct link *link)
 	loop_set(&link->timer, SLIM_ANNOUNCE_IDLE_MS, silence);
 	if (!link->opener) {
 		put_frame(link, (struct slim_frame){ .kind = htons(SLIM_FRAME_READY) });
+		if (link->theirs.flags & htons(SLIM_HELLO_LISTENERS))
+			port_each(tell_listener, link);
+		/* It is there, however long it was not: it is tried again at once. */
+		if (pause) {
+			pause->length = 0;
+			pause->until = 0;
+			loop_set(&dialling, 0, dial_all);
+		}
 		return;
 	}
 	if (pause)
 		pause->length = 0;
-	flow_each(announce_again, link);
+	/* Who answers announcements has those that it answered; of the others somebody waits. */
+	if (!answers(link))
+		flow_each(announce_again, link);
 	endpoint_reachable(link->host);
 }
 
@@ -543,12 +577,14 @@ static void send_flow(struct link *link, const struct flow *flow, enum slim_anno
 	put_frame(link, frame);
 }
 
-void link_announce(const struct flow *flow)
+int link_announce(const struct flow *flow)
 {
 	struct link *link = link_to(flow->tuple.destination);
 
-	if (link && link->ready)
-		send_flow(link, flow, SLIM_FRAME_ANNOUNCE);
+	if (!link || !link->ready)
+		return 0;
+	send_flow(link, flow, SLIM_FRAME_ANNOUNCE);
+	return answers(link);
 }
 
 void link_withdraw(const struct flow *flow)
@@ -576,6 +612,10 @@ static void opener_frame(struct link *link, const struct slim_frame *frame)
 				  frame->underlay_port || frame->error ?
 					  (int)ntohl(frame->error) : EHOSTUNREACH,
 				  ntohl(frame->reason), ntohl(frame->rule), frame->underlay_port);
+		return;
+	case SLIM_FRAME_ANNOUNCED:
+		endpoint_answered(be64toh(frame->token), (int)ntohl(frame->error),
+				  ntohl(frame->reason), ntohl(frame->rule));
 		return;
 	case SLIM_FRAME_FORGET:
 		for (index = 0; index < KNOWN; index++)
@@ -750,6 +790,21 @@ static void withdrawn(const struct link *link, const struct slim_frame *frame)
 		flow_drop(flow);
 }
 
+/* The other host had our endpoint's policy, and says what came of it. */
+static void refused_there(const struct link *link, const struct slim_frame *frame)
+{
+	const struct slim_endpoint *opener = tables_endpoint(tables, ntohl(frame->client));
+	const struct slim_endpoint *called = tables_endpoint(tables, ntohl(frame->server));
+	const struct answer why = {
+		.reason = ntohl(frame->reason),
+		.rule = ntohl(frame->rule),
+	};
+
+	if (opener && called && endpoint_record(ntohl(frame->server)) &&
+	    slim_same(opener->host, link->host) && why.reason < SLIM_REASON_COUNT)
+		tell_refused(frame, opener, called, &why);
+}
+
 static void acceptor_frame(struct link *link, const struct slim_frame *frame)
 {
 	struct slim_tuple tuple = {
@@ -767,6 +822,12 @@ static void acceptor_frame(struct link *link, const struct slim_frame *frame)
 		return;
 	case SLIM_FRAME_WITHDRAW:
 		withdrawn(link, frame);
+		return;
+	case SLIM_FRAME_REFUSED:
+		refused_there(link, frame);
+		return;
+	case SLIM_FRAME_LISTENER:
+		endpoint_listened(be64toh(frame->token));
 		return;
 	case SLIM_FRAME_PROBED:
 		slim_copy(tuple.source, link->host);
@@ -794,6 +855,22 @@ int link_probe(const struct slim_tuple *tuple)
 			return 1;
 		}
 	return 0;
+}
+
+uint32_t link_listener(const struct state_port *port, uint64_t question, int gone)
+{
+	struct link *link, *next;
+	uint32_t told = 0;
+
+	for (link = links; link; link = next) {
+		next = link->next;
+		if (link->opener || !link->ready ||
+		    !(link->theirs.flags & htons(SLIM_HELLO_LISTENERS)))
+			continue;
+		put_listener(link, port, question, gone ? 0 : port->underlay);
+		told += !link->dead;
+	}
+	return told;
 }
 
 void link_forget(uint32_t server)
@@ -916,6 +993,7 @@ void fuzz_link(int fd, int opener, int tagged, const __be32 *host, const uint8_t
 		link_bytes(link, bytes, size);
 	} else {
 		slim_copy(greeting.host, host);
+		greeting.flags = size ? htons(bytes[0] & 3) : 0;
 		if (opener)
 			greet(link);
 		link_bytes(link, (const uint8_t *)&greeting, sizeof(greeting));
@@ -930,7 +1008,7 @@ void fuzz_link(int fd, int opener, int tagged, const __be32 *host, const uint8_t
 			size -= size < sizeof(frame) ? size : sizeof(frame);
 			/* Mostly of what there is. */
 			if (frame.kind & 128)
-				frame.kind = htons(frame.kind % 11);
+				frame.kind = htons(frame.kind % 14);
 			if (frame.id & 1)
 				slim_copy(frame.source, host);
 			if (frame.id & 2)

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Keys and tags of a link (preload/announce.h). */
+/* Keys and tags of a link (slimnet/announce.h). */
 #ifndef SLIMNET_ROUTER_MAC_H
 #define SLIMNET_ROUTER_MAC_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include <preload/announce.h>
+#include <slimnet/announce.h>
 
 /* SipHash-2-4 of `size` bytes (Aumasson, Bernstein, INDOCRYPT 2012). */
 uint64_t mac_siphash(const uint64_t key[2], const void *bytes, size_t size);

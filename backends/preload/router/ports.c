@@ -53,8 +53,10 @@ static __be16 pick(void)
 /* One that no socket has any more is given back. */
 static void collect(struct state_port *port, void *data)
 {
-	if (port->endpoint == *(const uint32_t *)data && is_free(ntohs(port->underlay)))
+	if (port->endpoint == *(const uint32_t *)data && is_free(ntohs(port->underlay))) {
+		link_listener(port, 0, 1);
 		port_drop(port);
+	}
 }
 
 int ports_take(uint32_t endpoint, __be16 *port, __be16 *underlay, __be16 taken, int *fresh)

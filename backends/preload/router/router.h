@@ -24,6 +24,10 @@ const struct state_endpoint *endpoint_record(uint32_t id);
 /* A RESOLVE that a link was asked is answered; `error` 0 or a positive errno. */
 void endpoint_resolved(uint64_t question, int error, uint32_t reason, uint32_t rule,
 		       __be16 underlay_port);
+/* The connection with `token` may come, or `error` and so on. */
+void endpoint_answered(uint64_t token, int error, uint32_t reason, uint32_t rule);
+/* One of the hosts that link_listener() told knows it. */
+void endpoint_listened(uint64_t question);
 /* There is a link to a host now: what waits for it asks; or there is none any more. */
 void endpoint_reachable(const __be32 *host);
 void endpoint_unreachable(const __be32 *host);
@@ -58,10 +62,16 @@ void link_tables(void);
  */
 int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 port,
 		 uint64_t question, __be16 *underlay_port, uint32_t *reason);
-void link_announce(const struct flow *flow);
+/* 1: endpoint_answered() comes, and no SYN may be sent before; 0: it may at once. */
+int link_announce(const struct flow *flow);
 void link_withdraw(const struct flow *flow);
 /* Asks the host that `tuple` comes from. 1: endpoint_announced() comes; 0: no such link. */
 int link_probe(const struct slim_tuple *tuple);
+/*
+ * Tells the hosts that want to know where a port is, or that it is `gone`. How many they are:
+ * endpoint_listened(question) comes for each.
+ */
+uint32_t link_listener(const struct state_port *port, uint64_t question, int gone);
 /* Tells all who resolved `server` (0: anything) here to ask again. */
 void link_forget(uint32_t server);
 uint32_t link_count(void);

@@ -27,6 +27,8 @@ static uint32_t flows;
 static uint32_t room;			/* so many are in blocks that the file has */
 static int file = -1;
 static uint32_t by_underlay[65536];	/* index of a port + 1 */
+static uint32_t by_name[65536];		/* flows by the port that the client goes by; index + 1 */
+static uint32_t *name_next;
 static uint32_t port_chains[65536];	/* by endpoint and port */
 static uint32_t port_next[STATE_PORTS];
 static uint32_t top_port;
@@ -79,6 +81,47 @@ static void link_flow(struct flow *flow)
 	flows++;
 }
 
+static void link_name(const struct flow *flow)
+{
+	uint32_t index = (uint32_t)(flow - state->flows);
+
+	name_next[index] = by_name[flow->client_name.port];
+	by_name[flow->client_name.port] = index + 1;
+}
+
+static void unlink_name(const struct flow *flow)
+{
+	uint32_t index = (uint32_t)(flow - state->flows);
+	uint32_t *link = &by_name[flow->client_name.port];
+
+	while (*link && *link != index + 1)
+		link = &name_next[*link - 1];
+	if (*link)
+		*link = name_next[index];
+}
+
+static int same_name(const struct slim_shim_name *one, const struct slim_shim_name *other)
+{
+	return one->port == other->port && slim_same(one->address, other->address);
+}
+
+struct flow *flow_twin(const struct flow *like)
+{
+	uint32_t index;
+
+	for (index = by_name[like->client_name.port]; index; index = name_next[index - 1]) {
+		struct flow *flow = &state->flows[index - 1];
+
+		if (flow->client_here && flow->client == like->client &&
+		    flow->kind != SLIM_WAY_OUTSIDE &&
+		    same_name(&flow->client_name, &like->client_name) &&
+		    (same_name(&flow->dialled, &like->dialled) ||
+		     same_name(&flow->server_name, &like->server_name)))
+			return flow;
+	}
+	return NULL;
+}
+
 static void index_all(void)
 {
 	uint32_t index;
@@ -96,6 +139,7 @@ static void index_all(void)
 
 		if (flow->used && !flow_find(&flow->tuple)) {
 			link_flow(flow);
+			link_name(flow);
 		} else {
 			flow->used = FLOW_FREE;
 			flow->next = free_flow;
@@ -154,7 +198,8 @@ int state_open(const char *path, const __be32 *host)
 			goto failed;
 	}
 	chains = calloc(CHAINS, sizeof(*chains));
-	if (!chains)
+	name_next = calloc(STATE_FLOWS, sizeof(*name_next));
+	if (!chains || !name_next)
 		goto failed;
 	index_all();
 	/* The file stays open, for its lock. */
@@ -203,6 +248,8 @@ struct flow *flow_new(const struct slim_tuple *tuple)
 
 void flow_commit(struct flow *flow, enum flow_used used)
 {
+	if (!flow->used)
+		link_name(flow);
 	__atomic_store_n(&flow->used, used, __ATOMIC_RELEASE);
 }
 
@@ -215,6 +262,7 @@ void flow_drop(struct flow *flow)
 		link = &state->flows[*link - 1].next;
 	if (*link)
 		*link = flow->next;
+	unlink_name(flow);
 	__atomic_store_n(&flow->used, FLOW_FREE, __ATOMIC_RELEASE);
 	flow->next = free_flow;
 	free_flow = index;

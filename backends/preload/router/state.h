@@ -90,6 +90,8 @@ int state_open(const char *path, const __be32 *host);
 
 /* Connections. A tuple has one at the most. */
 struct flow *flow_find(const struct slim_tuple *tuple);
+/* One of a client here by the same names, as the client or as the server sees them. */
+struct flow *flow_twin(const struct flow *like);
 /* A new one under a tuple that has none; NULL: no room. `used` is still FLOW_FREE. */
 struct flow *flow_new(const struct slim_tuple *tuple);
 void flow_commit(struct flow *flow, enum flow_used used);

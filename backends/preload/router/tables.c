@@ -468,6 +468,7 @@ void tables_way(const struct tables *tables, uint32_t vni, uint32_t client,
 		dialled.aim.random = (__u32)dialled.aim.now;
 	slim_way((void *)(uintptr_t)tables, &inner, FIRST_WIRE_PORT, &dialled, &way);
 	from_way(&way, answer);
+	answer->later = slim_way_is_refused_later(&way);
 }
 
 static int judge(const struct tables *tables, uint32_t subject, uint32_t subject_identity,

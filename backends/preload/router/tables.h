@@ -38,6 +38,7 @@ struct answer {
 	uint32_t service;
 	__be16 port;			/* overlay port of the target */
 	__be32 host[4];			/* of the target's host */
+	uint32_t later;			/* of a datagram that is refused: its socket may connect */
 };
 
 /* enum slim_way_source, which only the core can be included for. */

@@ -18,7 +18,8 @@ enum cached_is {
 	CACHED_BOUND = 1,	/* `local` is known */
 	CACHED_CONNECTED,	/* or about to be: all three names are */
 	CACHED_OUTSIDE,		/* the same, and what the kernel says of its peer is right */
-	CACHED_DATAGRAM,	/* may send to `peer`, until `until` */
+	CACHED_DATAGRAM,	/* may send to `peer`, until `until`; connected: `local` is known */
+	CACHED_NOWHERE,		/* the same of one that may not, and is connected all the same */
 };
 
 struct cached {

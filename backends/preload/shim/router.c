@@ -72,13 +72,13 @@ static void __attribute__((constructor)) look(void)
 	path = variable(SLIM_SHIM_SOCKET);
 	off = variable(SLIM_SHIM_DISABLE);
 	loaded = variable("LD_PRELOAD");
-	if (!path || !*path || strlen(path) >= sizeof(where.sun_path) ||
-	    (off && !strcmp(off, "1"))) {
+	if (!path || !*path || (off && !strcmp(off, "1"))) {
 		__atomic_store_n(&looked, 1, __ATOMIC_RELEASE);
 		return;
 	}
 	where.sun_family = AF_UNIX;
-	strcpy(where.sun_path, path);
+	/* What is too long leads to no router, and so to no connection: it says an endpoint's. */
+	strncpy(where.sun_path, path, sizeof(where.sun_path) - 1);
 	socket_path = where.sun_path;
 	if (loaded && strlen(loaded) < sizeof(preload))
 		strcpy(preload, loaded);
@@ -244,6 +244,21 @@ static void pause_ms(long ms)
 int router_ask(struct slim_shim_request *request, int fd, int patience,
 	       struct slim_shim_answer *answer)
 {
+	int connection = -1, error = router_ask_first(request, fd, patience, answer, &connection);
+
+	router_done(connection);
+	return error;
+}
+
+void router_done(int connection)
+{
+	if (connection >= 0)
+		give(connection, raw(SYS_getpid, 0, 0, 0, 0, 0, 0));
+}
+
+int router_ask_first(struct slim_shim_request *request, int fd, int patience,
+		     struct slim_shim_answer *answer, int *kept)
+{
 	const long pid = raw(SYS_getpid, 0, 0, 0, 0, 0, 0);
 	int stale = 0;
 
@@ -269,7 +284,7 @@ int router_ask(struct slim_shim_request *request, int fd, int patience,
 					complain(": a router of another version\n");
 					return EPROTO;
 				}
-				give(connection, pid);
+				*kept = connection;
 				return 0;
 			}
 			drop(connection);

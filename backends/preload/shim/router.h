@@ -20,4 +20,12 @@ const char *router_preload(void);
 int router_ask(struct slim_shim_request *request, int fd, int patience,
 	       struct slim_shim_answer *answer);
 
+/*
+ * The same, in two halves: until router_done(`*kept`) the router sees that whoever asked
+ * lives. When that ends it takes back what was announced and is not there yet.
+ */
+int router_ask_first(struct slim_shim_request *request, int fd, int patience,
+		     struct slim_shim_answer *answer, int *kept);
+void router_done(int kept);
+
 #endif

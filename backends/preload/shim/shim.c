@@ -223,6 +223,17 @@ static void failed(int fd, const struct cached *cached)
 	}
 }
 
+/*
+ * A socket that connects has its tuple from now on, which nobody else can take; its port
+ * others may have for other tuples, also while it is in TIME_WAIT.
+ */
+static void let_go(int fd)
+{
+	const int on = 1;
+
+	raw(SYS_setsockopt, fd, SOL_SOCKET, SO_REUSEADDR, (long)&on, sizeof(on), 0);
+}
+
 static int connect_again(int fd, const struct cached *cached, const struct sockaddr *address,
 			 socklen_t size)
 {
@@ -236,6 +247,8 @@ static int connect_again(int fd, const struct cached *cached, const struct socka
 	} else {
 		length = from_name(&cached->underlay, family_of(fd), &name);
 		result = real_connect(fd, &name.any, length);
+		if (!result || errno == EINPROGRESS)
+			let_go(fd);
 	}
 	if (result && errno != EINPROGRESS && errno != EALREADY && errno != EINTR &&
 	    errno != EISCONN) {
@@ -315,11 +328,53 @@ static int datagram(int fd, const struct slim_shim_name *peer)
 		error = (int)answer.error;
 	if (error)
 		return error;
+	/* What is known of a connected one stays. */
+	if (cache_get(fd, cookie, &cached) && !slim_is_any(cached.local.address))
+		return 0;
 	cached = (struct cached){
 		.cookie = cookie,
 		.is = CACHED_DATAGRAM,
 		.peer = *peer,
 		.until = now() + DATAGRAM_NS,
+	};
+	cache_put(fd, &cached);
+	return 0;
+}
+
+/*
+ * What a connected one sends nobody sees. Where it may send nothing it is connected to where
+ * that is refused, for programs learn by connect(2) which address is theirs.
+ */
+static int connect_datagram(int fd, const struct sockaddr *address, socklen_t size,
+			    const struct slim_shim_name *peer)
+{
+	struct slim_shim_request request = {
+		.call = SLIM_SHIM_CONNECT,
+		.flags = SLIM_SHIM_DATAGRAM | SLIM_SHIM_EMPTY,
+		.peer = *peer,
+	};
+	struct slim_shim_answer answer;
+	struct cached cached;
+	union name name;
+	int error, result;
+
+	error = router_ask(&request, -1, 0, &answer);
+	if (!error)
+		error = (int)answer.error;
+	if (error)
+		return no(error);
+	if (answer.flags & SLIM_SHIM_NOWHERE) {
+		size = from_name(&answer.underlay, family_of(fd), &name);
+		address = &name.any;
+	}
+	result = real_connect(fd, address, size);
+	if (result)
+		return result;
+	cached = (struct cached){
+		.cookie = cookie_of(fd),
+		.is = answer.flags & SLIM_SHIM_NOWHERE ? CACHED_NOWHERE : CACHED_DATAGRAM,
+		.local = answer.local,
+		.peer = answer.peer,
 	};
 	cache_put(fd, &cached);
 	return 0;
@@ -333,12 +388,10 @@ static int connect_name(int fd, enum what what, const struct sockaddr *address, 
 	struct slim_shim_answer answer;
 	struct cached cached;
 	const uint64_t cookie = cookie_of(fd);
-	int error;
+	int error, result, kept = -1;
 
-	if (what == DATAGRAM) {
-		error = datagram(fd, peer);
-		return error ? no(error) : real_connect(fd, address, size);
-	}
+	if (what == DATAGRAM)
+		return connect_datagram(fd, address, size, peer);
 	if (cache_get(fd, cookie, &cached) &&
 	    (cached.is == CACHED_CONNECTED || cached.is == CACHED_OUTSIDE)) {
 		struct tcp_info info = {};
@@ -355,11 +408,13 @@ static int connect_name(int fd, enum what what, const struct sockaddr *address, 
 			return -1;
 		return 0;
 	}
-	error = router_ask(&request, fd, 0, &answer);
+	error = router_ask_first(&request, fd, 0, &answer, &kept);
 	if (!error)
 		error = (int)answer.error;
-	if (error)
+	if (error) {
+		router_done(kept);
 		return no(error);
+	}
 	cached = (struct cached){
 		.cookie = cookie,
 		.is = answer.flags & SLIM_SHIM_PLAIN ? CACHED_OUTSIDE : CACHED_CONNECTED,
@@ -368,7 +423,9 @@ static int connect_name(int fd, enum what what, const struct sockaddr *address, 
 		.underlay = answer.underlay,
 	};
 	cache_put(fd, &cached);
-	return connect_again(fd, &cached, address, size);
+	result = connect_again(fd, &cached, address, size);
+	router_done(kept);
+	return result;
 }
 
 EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size)
@@ -487,9 +544,8 @@ static int names(int fd, int connected, struct cached *cached)
 	struct slim_shim_answer answer;
 	const uint64_t cookie = cookie_of(fd);
 
-	if (cache_get(fd, cookie, cached) && cached->is != CACHED_DATAGRAM &&
-	    !(connected && cached->is == CACHED_BOUND))
-		return 1;
+	if (cache_get(fd, cookie, cached) && !(connected && cached->is == CACHED_BOUND))
+		return cached->is != CACHED_DATAGRAM || !slim_is_any(cached->local.address);
 	if (what_is(fd) != STREAM || kernel_names(fd, &request.local, &request.peer) ||
 	    !request.local.port || router_ask(&request, -1, 0, &answer) || answer.error)
 		return 0;
@@ -523,7 +579,7 @@ EXPORT int getsockname(int fd, struct sockaddr *address, socklen_t *room)
 		const int family = name.any.sa_family;
 
 		/* Outside, the address is the endpoint's, and the port the kernel's. */
-		if (cached.is == CACHED_OUTSIDE && !cached.local.port)
+		if (!cached.local.port)
 			cached.local.port = local.port;
 		size = from_name(&cached.local, family, &name);
 	}
@@ -547,7 +603,7 @@ EXPORT int getpeername(int fd, struct sockaddr *address, socklen_t *room)
 	if (real_getpeername(fd, &name.any, &size))
 		return -1;
 	if (!to_name(&name.any, size, &peer) && names(fd, 1, &cached) &&
-	    cached.is == CACHED_CONNECTED)
+	    (cached.is == CACHED_CONNECTED || cached.is == CACHED_NOWHERE))
 		size = from_name(&cached.peer, name.any.sa_family, &name);
 	errno = error;
 	hand_out(&name, size, address, room);

@@ -35,13 +35,45 @@ struct slim_admitted {
 	const struct slim_endpoint *destination;
 };
 
+/*
+ * The same without a tag, for who comes from `host` and says, on the cluster's word,
+ * admitted->source_id and destination_id.
+ */
 static __always_inline enum slim_admit_answer
-slim_admit(void *env, const __u64 *key, const struct slim_tuple *tuple, __be32 sequence,
-	   const struct slim_option *option, struct slim_admitted *admitted)
+slim_admit_from(void *env, const __be32 *host, __be16 port, struct slim_admitted *admitted)
 {
 	struct slim_verdict verdict;
 	struct slim_target opener;
 
+	admitted->destination = slim_endpoint_lookup(env, admitted->destination_id);
+	admitted->source = slim_endpoint_lookup(env, admitted->source_id);
+	if (!admitted->destination || !admitted->source ||
+	    !(admitted->destination->flags & SLIM_ENDPOINT_LOCAL)) {
+		admitted->reason = SLIM_REASON_SYN_UNKNOWN;
+		return SLIM_ADMIT_LATER;
+	}
+	if (!slim_same(admitted->source->host, host) ||
+	    admitted->source->vni != admitted->destination->vni) {
+		admitted->source = NULL;
+		admitted->reason = SLIM_REASON_SYN_SOURCE;
+		return SLIM_ADMIT_NO;
+	}
+	opener = (struct slim_target){
+		.endpoint = admitted->source_id,
+		.identity = admitted->source->identity,
+		.port = port,
+	};
+	verdict = slim_target_decide(env, admitted->destination_id, admitted->destination->identity,
+				     &opener, SLIM_INGRESS, IPPROTO_TCP);
+	admitted->reason = verdict.reason;
+	admitted->rule = verdict.rule;
+	return verdict.action == SLIM_ALLOW ? SLIM_ADMIT_YES : SLIM_ADMIT_NO;
+}
+
+static __always_inline enum slim_admit_answer
+slim_admit(void *env, const __u64 *key, const struct slim_tuple *tuple, __be32 sequence,
+	   const struct slim_option *option, struct slim_admitted *admitted)
+{
 	admitted->source = NULL;
 	admitted->destination = NULL;
 	admitted->rule = 0;
@@ -52,29 +84,7 @@ slim_admit(void *env, const __u64 *key, const struct slim_tuple *tuple, __be32 s
 		admitted->reason = SLIM_REASON_SYN_TAG;
 		return SLIM_ADMIT_FORGED;
 	}
-	admitted->destination = slim_endpoint_lookup(env, admitted->destination_id);
-	admitted->source = slim_endpoint_lookup(env, admitted->source_id);
-	if (!admitted->destination || !admitted->source ||
-	    !(admitted->destination->flags & SLIM_ENDPOINT_LOCAL)) {
-		admitted->reason = SLIM_REASON_SYN_UNKNOWN;
-		return SLIM_ADMIT_LATER;
-	}
-	if (!slim_same(admitted->source->host, tuple->source) ||
-	    admitted->source->vni != admitted->destination->vni) {
-		admitted->source = NULL;
-		admitted->reason = SLIM_REASON_SYN_SOURCE;
-		return SLIM_ADMIT_NO;
-	}
-	opener = (struct slim_target){
-		.endpoint = admitted->source_id,
-		.identity = admitted->source->identity,
-		.port = option->port,
-	};
-	verdict = slim_target_decide(env, admitted->destination_id, admitted->destination->identity,
-				     &opener, SLIM_INGRESS, IPPROTO_TCP);
-	admitted->reason = verdict.reason;
-	admitted->rule = verdict.rule;
-	return verdict.action == SLIM_ALLOW ? SLIM_ADMIT_YES : SLIM_ADMIT_NO;
+	return slim_admit_from(env, tuple->source, option->port, admitted);
 }
 
 #endif /* SLIMNET_ADMIT_H */

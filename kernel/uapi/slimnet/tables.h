@@ -61,6 +61,11 @@ enum slim_endpoint_flag {
 	SLIM_ENDPOINT_LOCAL = 1,	/* lives on this host */
 	SLIM_ENDPOINT_WIRE_SYN = 2,	/* a connection to it travels by wire syn */
 	SLIM_ENDPOINT_WIRE_ANNOUNCE = 4,	/* or by wire announce, if this data path speaks it */
+	/*
+	 * Its ingress policy is in these tables too, and is asked where the connect is: its own
+	 * host hears of connections only when they are made.
+	 */
+	SLIM_ENDPOINT_JUDGED = 8,
 };
 
 enum slim_cidr_flag {

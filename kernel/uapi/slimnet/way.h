@@ -14,8 +14,8 @@
  *  3. Loopback in all its forms is the endpoint's own.
  *  4. What is not carried: IPv6, and datagrams to many.
  *  5. An overlay address: the endpoint that has it, behind a service too. Its
- *     host must be reached by a wire; egress policy decides, and on this host
- *     ingress policy as well.
+ *     host must be reached by a wire; egress policy decides, and ingress policy as
+ *     well on this host and for one whose host cannot refuse a SYN.
  *  6. Any other address leaves through the host, if egress policy allows it.
  */
 #ifndef SLIMNET_WAY_H
@@ -45,8 +45,8 @@ struct slim_way {
 	int error;			/* REFUSED: a positive errno */
 	__u32 direction;		/* REFUSED by policy: whose */
 	__u32 rule;			/* of the caller's policy; REFUSED: of whose that was */
-	__u32 peer_rule;		/* SAME_HOST: of the listener's */
-	__u32 peer_reason;		/* SAME_HOST: the listener's policy's */
+	__u32 peer_rule;		/* of the listener's policy, where it was asked */
+	__u32 peer_reason;		/* likewise */
 	__u32 identity;			/* the caller's */
 	struct slim_target target;
 };
@@ -155,6 +155,8 @@ slim_way(void *env, const struct slim_inner_range *range, __u16 first_port,
 		return slim_way_ingress(env, dialled, way);
 	if (!(way->target.peer->flags & (SLIM_ENDPOINT_WIRE_SYN | SLIM_ENDPOINT_WIRE_ANNOUNCE)))
 		return slim_way_refuse(way, SLIM_REASON_UNREACHABLE, EHOSTUNREACH);
+	if (way->target.peer->flags & SLIM_ENDPOINT_JUDGED && slim_way_ingress(env, dialled, way))
+		return way->error;
 	way->kind = SLIM_WAY_WIRE;
 	return 0;
 }

@@ -170,8 +170,10 @@ class Host:
         self.watcher.forget()
 
     def events(self, count: int, timeout: float = 5.0) -> list[model.Event]:
-        """The next ``count`` events; fewer where no more come in time. What is told late of the
-        endpoints of an earlier test is not among them."""
+        """The next ``count`` events; fewer where no more come in time. Where events are told
+        late, those of an earlier test's endpoints are not among them."""
+        if self.lab.can(Can.TELLS_AT_ONCE):
+            return list(self.watcher.take(count, timeout))
         found: list[model.Event] = []
         until = time.monotonic() + timeout
         while len(found) < count and (left := until - time.monotonic()) > 0:
@@ -297,12 +299,6 @@ class Lab:
     def once(self, count: int) -> bool:
         """Whether one attempt that is refused may be counted so often."""
         return count == 1 or (count > 1 and not self.can(Can.DECIDES_AT_CONNECT))
-
-    def names_outside(self, endpoint: Endpoint) -> set[str]:
-        """What a socket of the endpoint's may say of itself, as IPv4, where it leads outside."""
-        if self.path is None or self.can(Can.NAMES_ITSELF_OUTSIDE):
-            return {endpoint.address}
-        return {endpoint.host.address, "0.0.0.0", "::"}
 
     @property
     def wire(self) -> model.Wire:

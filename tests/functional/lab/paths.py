@@ -38,6 +38,8 @@ class Can(enum.Enum):
     KNOWS_ITS_HOST = "knows its host"
     #: Connections that open and close make events while somebody observes.
     OBSERVES = "observes"
+    #: What happens is told when it does. Without: that a connection closed, within seconds.
+    TELLS_AT_ONCE = "tells at once"
     #: :meth:`slimnet.abc.Backend.ask` answers.
     ANSWERS = "answers"
     #: UDP between endpoints. Without: refused at once.
@@ -65,17 +67,15 @@ class Can(enum.Enum):
     #: Endpoints take no ports of the host, but for a bind to port 0. Without: each port that an
     #: endpoint binds is one of the host's, and each connection has a source port of its own.
     SPARES_PORTS = "spares ports"
-    #: A socket that leads outside says the endpoint's address of itself. Without: the host's, or
-    #: the one that it was bound to.
-    NAMES_ITSELF_OUTSIDE = "names itself outside"
     #: A socket that was bound by listen(2) or to port 0, and shut down, listens again. Without:
     #: its port is still taken.
     LISTENS_AGAIN = "listens again"
     #: A host that could not be reached is tried by the next connect. Without: it counts as down
     #: for up to two seconds more.
     TRIES_AT_ONCE = "tries at once"
-    #: A connected UDP socket to outside ends when new tables forbid it. Without: it goes on.
-    ENDS_DATAGRAMS = "ends datagrams"
+    #: What a connected UDP socket sends is seen: it is told where it is refused, and the socket
+    #: ends when new tables forbid it. Without: neither.
+    SEES_DATAGRAMS = "sees datagrams"
     #: With IP_BIND_ADDRESS_NO_PORT bind(2) takes no port yet. Without: it does.
     BINDS_LATE = "binds late"
 
@@ -153,10 +153,10 @@ EVERY = {
                     Can.ENFORCES,
                     Can.ANY_PROGRAM,
                     Can.SPARES_PORTS,
-                    Can.NAMES_ITSELF_OUTSIDE,
                     Can.LISTENS_AGAIN,
                     Can.TRIES_AT_ONCE,
                     Can.BINDS_LATE,
+                    Can.TELLS_AT_ONCE,
                 }
             ),
             Wire.VXLAN,

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from attrs import asdict
+from attrs import asdict, evolve
 from netaddr import IPAddress
 
-from slimnet import contract
+from slimnet import contract, wires
 from slimnet.abc import Backend, Context
 from slimnet.answers import FlowQuestion
 from slimnet.encoding import cidr_key, u32
@@ -39,11 +39,13 @@ from slimnet.model import (
     Event,
     EventKind,
     Flow,
+    Host,
     Network,
     Probe,
     Reason,
     Running,
     Status,
+    Wire,
 )
 from slimnet.place import Life, Place
 from slimnet.rtnetlink import Rtnetlink, Watch
@@ -51,6 +53,7 @@ from slimnet.tables import Change, Tables
 from slimnet_ebpf import contract as private
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
+from slimnet_ebpf.announcer import Announcer, Here
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import EndpointAttachments
@@ -64,7 +67,7 @@ from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe
 from slimnet_ebpf.purge import purge
-from slimnet_ebpf.question import ask, sweep
+from slimnet_ebpf.question import announced, ask, sweep
 from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
 from slimnet_ebpf.sockets import SocketDiagnosis
 from slimnet_ebpf.underlay import UnderlayPrograms
@@ -78,7 +81,7 @@ _CONTROL = Layout(private.slim_control)
 _PORT_RANGE = "net/ipv4/ip_local_port_range"
 _LOOKUP, _LOOKUP_PIN = "slim_lookup", "lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
-_ASK, _SWEEP = "slim_ask", "slim_sweep"
+_ASK, _SWEEP, _ANNOUNCED = "slim_ask", "slim_sweep", "slim_announced"
 _SWEEPING = 2.0
 _LOOKING = 1.0
 
@@ -137,7 +140,8 @@ class EbpfBackend(Backend):
     @property
     def capabilities(self) -> Capabilities:
         """See :attr:`slimnet.abc.Backend.capabilities`."""
-        return requirements.capabilities()
+        control = f"{self.context.host.address}:{self._options.announce_port}"
+        return evolve(requirements.capabilities(), control=control)
 
     @classmethod
     def find(cls, instance: str, state: Path) -> Running | None:
@@ -270,6 +274,7 @@ class EbpfBackend(Backend):
         self._lookup: Program = by_name[_LOOKUP]
         self._ask: Program = by_name[_ASK]
         self._sweep: Program = by_name[_SWEEP]
+        self._announced: Program = by_name[_ANNOUNCED]
         self._sockets = self._held.enter_context(
             contextlib.closing(SocketDiagnosis(self._maps[private.SLIM_MAP_SOCKET].fd))
         )
@@ -289,6 +294,23 @@ class EbpfBackend(Backend):
         )
         self._doomed = self._held.enter_context(
             contextlib.closing(Doomed(self._maps[private.SLIM_MAP_DOOM], self._sockets))
+        )
+        here = Here(
+            to_bytes16(self.context.host.address),
+            self._options.announce_port,
+            self._options.wire_ports,
+            self.context.key,
+        )
+        self._announcer = self._held.enter_context(
+            contextlib.closing(
+                Announcer(
+                    self._netns,
+                    here,
+                    self._maps[private.SLIM_MAP_REMOTE],
+                    self._maps[private.SLIM_MAP_TOLD],
+                    self._admit,
+                )
+            )
         )
         self._swept = self._kept = self._looked = time.monotonic()
         self._lack = ""  # what the last look found that could not be put back
@@ -396,6 +418,25 @@ class EbpfBackend(Backend):
             if news and may_forbid(self._tables, change):
                 self._revoke(tables)
             self._tables = tables
+            self._announcer.follow(dict(self._announcing(tables)))
+
+    def _announcing(self, tables: Tables) -> Iterator[tuple[bytes, tuple[str, int]]]:
+        """The hosts of the cluster that no connection reaches but one that is announced."""
+        own = Host("here", self.context.host.address, requirements.capabilities().wires)
+        for address, record in tables.hosts.items():
+            host = Host(record.name, address, record.wires)
+            if address != own.address and wires.choose(own, host) is Wire.ANNOUNCE:
+                where, _, port = record.control.rpartition(":")
+                known = where and port.isdecimal()
+                yield (
+                    to_bytes16(address),
+                    (where, int(port)) if known else (str(address), contract.SLIM_ANNOUNCE_PORT),
+                )
+
+    def _admit(self, announcement: bytes) -> bytes:
+        """For the announcer's thread, which is in the host's network namespace."""
+        control = _CONTROL.unpack(self._maps[private.SLIM_MAP_CONTROL].get(u32(0)) or b"")
+        return announced(self._announced.fd, control["ifindex"], announcement)
 
     def _revoke(self, tables: Tables) -> None:
         """Close the live connections that the tables forbid, and end the handshakes.
@@ -486,7 +527,7 @@ class EbpfBackend(Backend):
 
     def claims(self, port: int) -> bool:
         """See :meth:`slimnet.abc.Backend.claims`."""
-        return port in self._options.ports
+        return port in self._options.ports or port == self._options.announce_port
 
     def accounts(self) -> Iterable[Account]:
         """See :meth:`slimnet.abc.Backend.accounts`."""

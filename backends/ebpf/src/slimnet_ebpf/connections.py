@@ -35,13 +35,17 @@ def connections(sockets: SocketDiagnosis) -> Iterator[Connection]:
             and not record["flow_flags"] & near
             and not flags & private.SLIM_SOCKET_PUBLISHED
         )
+        announced = flags & private.SLIM_SOCKET_ANNOUNCED or (
+            record["flow_flags"] & private.SLIM_FLOW_ANNOUNCED
+        )
+        wire = Wire.ANNOUNCE if announced else Wire.SYN
         yield Connection(
             endpoint=record["endpoint"],
             peer_endpoint=record["peer_endpoint"],
             local=(from_bytes16(record["local"]), record["local_port"] or local_port),
             peer=(from_bytes16(record["peer"]), record["peer_port"]),
             direction=Direction.INGRESS if accepted else Direction.EGRESS,
-            wire=Wire.SYN if over_wire else None,
+            wire=wire if over_wire else None,
             state=state,
             opened=record["opened"] / 1e9 + epoch if record["opened"] else 0.0,
             cookie=one.cookie,

@@ -12,9 +12,11 @@ import ctypes
 from collections.abc import Mapping
 from typing import Final
 
+from slimnet.contract import slim_tuple
+
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x91FC438B29E3C304
-FINGERPRINT_HEX: Final[str] = "91fc438b29e3c304"
+FINGERPRINT: Final[int] = 0xF4F8C4C62C7F4DF1
+FINGERPRINT_HEX: Final[str] = "f4f8c4c62c7f4df1"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -46,7 +48,9 @@ SLIM_MAP_DOOM: Final[int] = 25
 SLIM_MAP_REFUSAL: Final[int] = 26
 SLIM_MAP_NOWHERE: Final[int] = 27
 SLIM_MAP_NAME: Final[int] = 28
-SLIM_MAP_COUNT: Final[int] = 29
+SLIM_MAP_REMOTE: Final[int] = 29
+SLIM_MAP_TOLD: Final[int] = 30
+SLIM_MAP_COUNT: Final[int] = 31
 
 # enum slim_room
 SLIM_FLOW_ROOM: Final[int] = 65536
@@ -90,6 +94,7 @@ SLIM_SOCKET_DUAL: Final[int] = 65536
 SLIM_SOCKET_SERVICE: Final[int] = 131072
 SLIM_SOCKET_PUBLISHED: Final[int] = 262144
 SLIM_SOCKET_DOOMED: Final[int] = 524288
+SLIM_SOCKET_ANNOUNCED: Final[int] = 1048576
 
 # enum slim_interface
 SLIM_NOWHERE: Final[int] = 2147483647
@@ -114,6 +119,12 @@ SLIM_FLOW_V6ONLY: Final[int] = 2
 SLIM_FLOW_DIRECT: Final[int] = 4
 SLIM_FLOW_SAME_HOST: Final[int] = 8
 SLIM_FLOW_MINE: Final[int] = 16
+SLIM_FLOW_ANNOUNCED: Final[int] = 32
+
+# enum slim_told_kind
+SLIM_TOLD_CONNECTS: Final[int] = 0
+SLIM_TOLD_CLOSED: Final[int] = 1
+SLIM_TOLD_REFUSED: Final[int] = 2
 
 # Map number to map name.
 MAPS: Final[Mapping[int, str]] = {
@@ -146,6 +157,8 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_REFUSAL: "slim_refusal",
     SLIM_MAP_NOWHERE: "slim_nowhere",
     SLIM_MAP_NAME: "slim_name",
+    SLIM_MAP_REMOTE: "slim_remote",
+    SLIM_MAP_TOLD: "slim_told",
 }
 
 # Struct to the fields that hold network order.
@@ -155,6 +168,10 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
     "slim_usage": frozenset(),
     "slim_refusal": frozenset(),
     "slim_flow": frozenset({"source", "destination", "source_port", "destination_port"}),
+    "slim_announcement": frozenset({"source_port", "port"}),
+    "slim_remote_key": frozenset({"host", "port"}),
+    "slim_remote": frozenset({"port"}),
+    "slim_told": frozenset({"source_port", "port"}),
     "slim_listener_key": frozenset(),
     "slim_held": frozenset(),
     "slim_shield": frozenset(),
@@ -309,6 +326,86 @@ class slim_flow(ctypes.Structure):
         ("flags", ctypes.c_uint32),
         ("charged", ctypes.c_uint32),
         ("pad", ctypes.c_uint32),
+    )
+
+
+class slim_announcement(ctypes.Structure):
+    """struct slim_announcement, 68 bytes."""
+
+    tuple: slim_tuple
+    source_endpoint: int
+    destination_endpoint: int
+    source_port: int  # __be16
+    port: int  # __be16
+    withdrawn: int
+    error: int
+    reason: int
+    rule: int
+    later: int
+
+    _fields_ = (
+        ("tuple", slim_tuple),
+        ("source_endpoint", ctypes.c_uint32),
+        ("destination_endpoint", ctypes.c_uint32),
+        ("source_port", ctypes.c_uint16),
+        ("port", ctypes.c_uint16),
+        ("withdrawn", ctypes.c_uint32),
+        ("error", ctypes.c_uint32),
+        ("reason", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("later", ctypes.c_uint32),
+    )
+
+
+class slim_remote_key(ctypes.Structure):
+    """struct slim_remote_key, 24 bytes."""
+
+    host: ctypes.Array[ctypes.c_uint32]  # __be32
+    endpoint: int
+    port: int  # __be16
+    pad: int
+
+    _fields_ = (
+        ("host", ctypes.c_uint32 * 4),
+        ("endpoint", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
+    )
+
+
+class slim_remote(ctypes.Structure):
+    """struct slim_remote, 4 bytes."""
+
+    port: int  # __be16
+    pad: int
+
+    _fields_ = (
+        ("port", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
+    )
+
+
+class slim_told(ctypes.Structure):
+    """struct slim_told, 60 bytes."""
+
+    tuple: slim_tuple
+    source_endpoint: int
+    destination_endpoint: int
+    source_port: int  # __be16
+    port: int  # __be16
+    kind: int
+    reason: int
+    rule: int
+
+    _fields_ = (
+        ("tuple", slim_tuple),
+        ("source_endpoint", ctypes.c_uint32),
+        ("destination_endpoint", ctypes.c_uint32),
+        ("source_port", ctypes.c_uint16),
+        ("port", ctypes.c_uint16),
+        ("kind", ctypes.c_uint32),
+        ("reason", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
     )
 
 

@@ -47,11 +47,14 @@ class Options:
         inner_range: where the sockets of endpoints sit (design 4.5).
         wire_ports: the first of the wire ports, the source-bound ones behind them.
         held_ports: how many ports of the host one endpoint may hold with ``bind(0)``.
+        announce_port: TCP port at which this host hears what hosts announce that do not speak
+            wire syn; nobody listens there while the cluster has none.
     """
 
     inner_range: IPNetwork = IPNetwork("240.0.0.0/4")
     wire_ports: int = 4790
     held_ports: int = 4096
+    announce_port: int = contract.SLIM_ANNOUNCE_PORT
 
     @property
     def ports(self) -> range:
@@ -79,4 +82,10 @@ class Options:
             _number("wire_ports", _FIRST_PORT, last, given["wire_ports"])
         if "held_ports" in given:
             _number("held_ports", 1, 65535, given["held_ports"])
-        return cls(**given)
+        if "announce_port" in given:
+            _number("announce_port", _FIRST_PORT, 65535, given["announce_port"])
+        made = cls(**given)
+        if made.announce_port in made.ports:
+            wanted = f"one that is not in {made.ports.start}-{made.ports.stop - 1}"
+            raise ConfigError("backend.ebpf.announce_port", wanted, made.announce_port)
+        return made

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs that are attached to nothing and run when they are called: ``slim_ask``, which
-answers a question over the tables in force, and ``slim_sweep``.
+answers a question over the tables in force, ``slim_announced``, and ``slim_sweep``.
 
 Source: the kernel's ``Documentation/bpf/bpf_prog_run.rst``.
 """
@@ -16,7 +16,7 @@ from slimnet.model import Decision
 from slimnet_ebpf import contract as private
 from slimnet_ebpf.libbpf import BpfError, TestRunOptions, check, library
 
-__all__ = ["ask", "sweep"]
+__all__ = ["announced", "ask", "sweep"]
 
 _SKB = struct.Struct("=8xI28xI")  # mark and ifindex of struct __sk_buff
 # The kernel runs such a program on nothing shorter than an Ethernet frame.
@@ -31,6 +31,21 @@ def ask(program: int, question: FlowQuestion) -> Decision:
         question: the flow.
     """
     return decision(_run(program, question.pack(), "ask the data path"))
+
+
+def announced(program: int, interface: int, announcement: bytes) -> bytes:
+    """Write the record of a handshake that another host announced, or withdraw it. The
+    calling thread is in the underlay's network namespace.
+
+    Args:
+        program: descriptor of the loaded ``slim_announced``.
+        interface: number of the underlay interface.
+        announcement: a struct slim_announcement.
+
+    Returns:
+        The same with its answer.
+    """
+    return _run(program, announcement, "take in an announcement", _SKB.pack(0, interface))
 
 
 def sweep(program: int, interface: int, *, whole: bool) -> None:

@@ -60,7 +60,12 @@ def capabilities() -> Capabilities:
     """What the data path can do on this kernel."""
     return Capabilities(
         enforcing=True,
-        wires=frozenset({WireFormat(Wire.SYN, contract.SLIM_WIRE_VERSION)}),
+        wires=frozenset(
+            {
+                WireFormat(Wire.SYN, contract.SLIM_WIRE_VERSION),
+                WireFormat(Wire.ANNOUNCE, contract.SLIM_ANNOUNCE_VERSION),
+            }
+        ),
         features=frozenset(Feature),
         needs=frozenset({Part.CGROUP}),
     )

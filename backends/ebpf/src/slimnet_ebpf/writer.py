@@ -67,7 +67,7 @@ class Writer:
             return False
         slot = (active & 1) ^ 1
         differ = self._differ if active == self._known else None
-        every = encodings(indexes)
+        every = encodings(indexes, judges=True)
         follows = change is not None and active and change.base == active >> 1
         changed = _changed(every, change) if change is not None and follows else None
         # Until the last write, nobody can say what the inactive slot holds.

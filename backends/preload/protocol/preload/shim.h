@@ -25,9 +25,9 @@
 
 enum slim_shim {
 	SLIM_SHIM_VERSION = 1,
-	SLIM_SHIM_WAIT_MS = 3000,	/* the longest that a shim waits for an answer */
+	SLIM_SHIM_WAIT_MS = 5000,	/* the longest that a shim waits for an answer */
 	SLIM_SHIM_CONNECT_MS = 1000,	/* the router's own deadlines, which are shorter */
-	SLIM_SHIM_ACCEPT_MS = 1000,
+	SLIM_SHIM_ACCEPT_MS = 3000,
 };
 
 enum slim_shim_call {
@@ -42,6 +42,9 @@ enum slim_shim_call {
 	 * With the socket attached (SCM_RIGHTS), `peer` as it was dialled. The router binds a
 	 * socket that has no name yet, tells the peer's router who it is, and answers where
 	 * to connect to (`underlay`), and both names; or `error` and `reason`.
+	 *
+	 * Of a datagram socket: may one be sent to `peer`? With EMPTY nothing is sent yet, and
+	 * where it would be refused then (slim_way_is_refused_later()) the answer is NOWHERE.
 	 */
 	SLIM_SHIM_CONNECT = 2,
 	/* A connect failed: `local` and `peer` are the underlay names of its socket. */
@@ -63,6 +66,8 @@ enum slim_shim_flag {
 	SLIM_SHIM_RETRY = 2,		/* BIND: the port is another's */
 	SLIM_SHIM_FRESH = 4,		/* answer of BIND: nobody had the port so far */
 	SLIM_SHIM_PLAIN = 8,		/* answer: no connection of the overlay; names are as they are */
+	SLIM_SHIM_EMPTY = 16,		/* CONNECT of a datagram socket: nothing is sent yet */
+	SLIM_SHIM_NOWHERE = 32,		/* answer: to `underlay`, where what is sent is refused */
 };
 
 struct slim_shim_name {

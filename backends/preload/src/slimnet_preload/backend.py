@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from slimnet.answers import FlowQuestion, decision
 from slimnet.exceptions import AbiMismatch, BackendError, InUse, InvalidValue
 from slimnet.layout import to_bytes16
 from slimnet.linux import cgroup
+from slimnet.mending import Mending
 from slimnet.model import (
     Capabilities,
     Connection,
@@ -305,9 +307,16 @@ class PreloadBackend(Backend):
     # Life of the router
 
     def tend(self) -> None:
-        """Start a router where the one that was there has ended."""
+        """Start a router where the last one has ended; say whether the interface is there."""
         with self._working(start=False):
             self._bring_up()
+            mending = Mending()
+            try:
+                socket.if_nametoindex(self.context.interface)
+            except OSError:
+                mending.lacks_interface(self.context.interface)
+            if lacking := mending.end():
+                raise BackendError(lacking)
 
     def _bring_up(self) -> None:
         """A router runs, and knows what this instance has."""

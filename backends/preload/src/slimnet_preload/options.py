@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from attrs import fields, frozen
 
+from slimnet import contract
 from slimnet.exceptions import ConfigError
-from slimnet_preload import contract
 
 __all__ = ["PreloadOptions"]
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import subprocess
 
+from slimnet import contract
 from slimnet.linux import cgroup
 from slimnet.model import Answer, Capabilities, Feature, Probe, Wire, WireFormat
 from slimnet.place import Part
-from slimnet_preload import contract
 from slimnet_preload.router import PROGRAM, SHIM
 
 __all__ = ["capabilities", "probe"]

@@ -21,7 +21,7 @@ __all__ = ["ABI", "AttachedRecord", "InstanceRecord", "replace"]
 #: What a data path of this package is: versions and layouts of all that crosses.
 ABI = (
     f"{shared.SLIM_ABI_VERSION}:{shared.FINGERPRINT_HEX}"
-    f"+{contract.SLIM_SHIM_VERSION}.{contract.SLIM_ANNOUNCE_VERSION}:{contract.FINGERPRINT_HEX}"
+    f"+{contract.SLIM_SHIM_VERSION}.{shared.SLIM_ANNOUNCE_VERSION}:{contract.FINGERPRINT_HEX}"
 )
 
 

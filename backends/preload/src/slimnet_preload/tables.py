@@ -90,4 +90,4 @@ def _control(address: IPAddress, record: HostRecord) -> tuple[IPAddress, int]:
     try:
         return IPAddress(where), int(port)
     except (AddrFormatError, ValueError):
-        return address, contract.SLIM_ANNOUNCE_PORT
+        return address, shared.SLIM_ANNOUNCE_PORT

@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping
 from attrs import define, field
 from netaddr import IPNetwork
 
-from slimnet import contract
-from slimnet.model import Endpoint, Host, Namespace, Network
+from slimnet import contract, wires
+from slimnet.model import Endpoint, Host, Namespace, Network, Wire
 from slimnet.policy.compile.applied import AppliedPolicy, RuleIds, place, questions
 from slimnet.policy.compile.hosts import HostRanges
 from slimnet.policy.compile.number import Numbers
@@ -62,7 +62,7 @@ class NetworkCompiler:
         self, network: Network, hosts: Collection[Host], host: str | None, numbers: Numbers
     ) -> None:
         self.network = network
-        self._host = host
+        self._judged = _judged(hosts, host)
         self._numbers = numbers
         self._hosts = HostRanges(hosts, network.cidrs, host)
         self._ranges = Ranges([*network.cidrs, *self._hosts.networks()])
@@ -237,7 +237,7 @@ class NetworkCompiler:
             self._places[identifier] = (group, mark)
             members = group.members.setdefault(mark, [])
             insort(members, identifier)
-            group.local[mark] += self._host in {None, endpoint.host}
+            group.local[mark] += endpoint.host in self._judged
             self._dirty_groups.add(group)
 
     def _unplace(self, endpoint: Endpoint) -> None:
@@ -246,7 +246,7 @@ class NetworkCompiler:
             return
         group, mark = place
         group.members[mark].remove(endpoint.id)
-        group.local[mark] -= self._host in {None, endpoint.host}
+        group.local[mark] -= endpoint.host in self._judged
         if not group.members[mark]:
             del group.members[mark], group.local[mark]
         self._dirty_groups.add(group)
@@ -350,3 +350,13 @@ class NetworkCompiler:
 def _selects(term: Term, labels: Mapping[str, str]) -> bool:
     nodes = term.question.nodes
     return nodes is not None and nodes.matches(labels)
+
+
+def _judged(hosts: Collection[Host], here: str | None) -> set[str]:
+    """Those whose endpoints' policies stand in the tables: the host's own, and, of one that
+    speaks wire syn, of those that only hear of connections when they are made."""
+    own = next((host for host in hosts if host.name == here), None)
+    names = {host.name for host in hosts if here in {None, host.name}}
+    if own is None or not any(each.wire is Wire.SYN for each in own.wires):
+        return names
+    return names | {host.name for host in hosts if wires.choose(own, host) is Wire.ANNOUNCE}

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Wire `announce`: routers tell each other who connects.
+ * Wire `announce`: hosts tell each other who connects.
  *
- * A router opens one TCP connection (a link) to the control address of each host
+ * Spoken by the routers of preload and by the agent of an eBPF host ("router" is
+ * either here). A router opens one TCP connection (a link) to the control address of each host
  * that it has something to connect to; over it go its questions and announcements,
  * and the other's answers. Two hosts that connect to each other have two links.
  *
@@ -22,6 +23,11 @@
  * on its way before the SYN. Answers are held until the acceptor says FORGET, which
  * it does when its tables or its listeners change.
  *
+ * A host whose kernel decides on SYNs cannot wait for an announcement then, nor ask
+ * when somebody connects. It says so in its HELLO (enum slim_hello_flag): it answers
+ * each ANNOUNCE, and only then may the SYN come; and it is told of every listener
+ * before there is one.
+ *
  * Deadlines (ms): a link is READY in LINK_MS or ends; RESOLVE is answered in
  * RESOLVE_MS or counts as unreachable; an accepted connection is announced in
  * SLIM_SHIM_ACCEPT_MS or reset; an announcement is good for ANNOUNCED_MS, which is
@@ -30,26 +36,32 @@
  *
  * All numbers are in network order, but the tag (little-endian).
  */
-#ifndef SLIMNET_PRELOAD_ANNOUNCE_H
-#define SLIMNET_PRELOAD_ANNOUNCE_H
+#ifndef SLIMNET_ANNOUNCE_H
+#define SLIMNET_ANNOUNCE_H
 
 #include <linux/types.h>
 
 enum slim_announce {
-	SLIM_ANNOUNCE_VERSION = 1,
+	SLIM_ANNOUNCE_VERSION = 2,
 	SLIM_ANNOUNCE_MAGIC = 0x736c6d61,	/* "slma" */
 	SLIM_ANNOUNCE_PORT = 4789,		/* TCP; of the control address, by default */
 	SLIM_ANNOUNCE_LINK_MS = 1000,
 	SLIM_ANNOUNCE_RESOLVE_MS = 800,
 	SLIM_ANNOUNCE_ANNOUNCED_MS = 150000,
+	SLIM_ANNOUNCE_LISTENER_MS = 300,	/* the longest that a bind waits for hosts to know it */
 	SLIM_ANNOUNCE_IDLE_MS = 2000,
 	SLIM_ANNOUNCE_DEAD_MS = 6000,
+};
+
+enum slim_hello_flag {
+	SLIM_HELLO_RECORDS = 1,		/* answers ANNOUNCE with ANNOUNCED; no SYN before that */
+	SLIM_HELLO_LISTENERS = 2,	/* wants LISTENER of all that there are, and of changes */
 };
 
 struct slim_hello {
 	__be32 magic;
 	__be16 version;
-	__be16 pad;
+	__be16 flags;			/* enum slim_hello_flag */
 	__be32 host[4];			/* underlay address of who says it */
 	__u8 nonce[16];
 };
@@ -78,6 +90,18 @@ enum slim_announce_kind {
 	 */
 	SLIM_FRAME_PROBE = 8,
 	SLIM_FRAME_PROBED = 9,
+	/* The one with `token` may come; or it is refused: `error`, `reason`, `rule`. */
+	SLIM_FRAME_ANNOUNCED = 10,
+	/*
+	 * From the acceptor: `port` of `server` is at `underlay_port`; 0: nowhere any more.
+	 * The opener answers with `answer` 1 and the same `token` when it will connect there.
+	 */
+	SLIM_FRAME_LISTENER = 11,
+	/*
+	 * `client` tried to connect to `port` of `server`, whose policy its own host refused
+	 * by: `reason`, `rule`. The acceptor tells it as if it had refused itself.
+	 */
+	SLIM_FRAME_REFUSED = 12,
 };
 
 struct slim_frame {
@@ -102,4 +126,4 @@ struct slim_frame {
 _Static_assert(sizeof(struct slim_hello) == 40, "the same for every compiler");
 _Static_assert(sizeof(struct slim_frame) == 72, "the same for every compiler");
 
-#endif /* SLIMNET_PRELOAD_ANNOUNCE_H */
+#endif /* SLIMNET_ANNOUNCE_H */
