@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, adopting, refusing, tearing down."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,15 @@ import pytest
 from attrs import evolve
 from machine import NETWORK, endpoint
 
-from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
+from slimnet import (
+    AbiMismatch,
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    InUse,
+    contract,
+    model,
+)
 from slimnet.linux import mounts, sysctl
 from slimnet.linux.netns import enter
 from slimnet.tables import Tables
@@ -49,6 +58,28 @@ def test_probe_of_a_file_that_is_no_object(monkeypatch, tmp_path):
     answer = EbpfBackend.probe()
     assert answer.answer is model.Answer.NO
     assert "slimnet.bpf.o" in answer.reason
+
+
+def test_a_kernel_that_does_not_take_the_data_path(machine, monkeypatch, tmp_path):
+    """A start finds it out by itself: it is not loaded twice. What it says is what the probe
+    says, and nothing is left."""
+    before = machine.left()
+    sections = subprocess.run(
+        ["readelf", "-SW", requirements.OBJECT], capture_output=True, text=True, check=True
+    ).stdout
+    (offset,) = re.findall(r" cgroup/connect4 +PROGBITS +\S+ (\S+) ", sections)
+    spoilt = bytearray(requirements.OBJECT.read_bytes())
+    spoilt[int(offset, 16)] = 0xFF  # an instruction that there is not
+    (tmp_path / "slimnet.bpf.o").write_bytes(spoilt)
+    monkeypatch.setattr(EbpfBackend, "object_path", tmp_path / "slimnet.bpf.o")
+    assert EbpfBackend.look().answer is model.Answer.YES
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert "does not take the data path: load slimnet.bpf.o: Invalid argument" in answer.reason
+    with pytest.raises(BackendUnavailable) as said:
+        machine.start()
+    assert str(said.value) == f"{answer.reason} ({answer.remedy})"
+    assert machine.left() == before
 
 
 def test_probe_warns_of_a_port_that_anybody_can_take(machine):

@@ -22,7 +22,13 @@ from netaddr import IPAddress
 from slimnet import contract
 from slimnet.abc import Backend, Context
 from slimnet.encoding import cidr_key, u32
-from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.exceptions import (
+    AbiMismatch,
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    InUse,
+)
 from slimnet.layout import Layout, to_bytes16
 from slimnet.linux import cgroup, sysctl
 from slimnet.linux.netns import Netns
@@ -55,13 +61,13 @@ from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import EndpointAttachments
 from slimnet_ebpf.events import Events
 from slimnet_ebpf.found import find
-from slimnet_ebpf.libbpf import possible_cpus
+from slimnet_ebpf.libbpf import BpfError, possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import AbiStamp, Object, Program
 from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
-from slimnet_ebpf.probe import probe
+from slimnet_ebpf.probe import probe, refused
 from slimnet_ebpf.purge import purge
 from slimnet_ebpf.question import FlowQuestion, ask, sweep
 from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
@@ -133,6 +139,12 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.probe`."""
         return probe(cls.object_path)
 
+    @classmethod
+    def look(cls) -> Probe:
+        """See :meth:`slimnet.abc.Backend.look`: without the kernel's verifier, which takes
+        longer than all the rest of a start."""
+        return probe(cls.object_path, load=False)
+
     @property
     def capabilities(self) -> Capabilities:
         """See :attr:`slimnet.abc.Backend.capabilities`."""
@@ -195,7 +207,11 @@ class EbpfBackend(Backend):
                     requirements.knows(requirements.CASTS),
                 )
                 loaded.set_constant("slim_fixed", fixed)
-                loaded.load()
+                try:
+                    loaded.load()
+                except BpfError as error:
+                    answer = refused(error)
+                    raise BackendUnavailable(f"{answer.reason} ({answer.remedy})") from error
                 self._pins.store(
                     loaded,
                     **asdict(ours),
