@@ -70,6 +70,10 @@ enum slim_patience {
 	SLIM_LINGER_SECONDS = 60,	/* TIME_WAIT: how long a closed source-bound tuple is kept */
 };
 
+enum slim_waiting {
+	SLIM_WAITING = 3,		/* half minutes: no earlier one has a TIME_WAIT left */
+};
+
 /* In the mark of what slim_sweep is run on: how much it looks at. */
 enum slim_sweeping {
 	SLIM_SWEEP_WHOLE = 0,		/* every place of the tables */
@@ -154,9 +158,9 @@ struct slim_local {
 
 /* What one endpoint holds of the host, by index; at index 0, which is nobody's, what all hold. */
 struct slim_usage {
-	__u64 epoch;			/* the minute that waiting[epoch & 1] counts */
+	__u32 epoch;			/* the half minute that waiting[0] counts, and 1 the one before */
+	__u32 waiting[SLIM_WAITING];	/* sockets on bind(0) that went into TIME_WAIT */
 	__u32 held;			/* live sockets on bind(0) */
-	__u32 waiting[2];		/* such sockets that went into TIME_WAIT, by minute */
 	__u32 connects;			/* to endpoints, in this turn */
 	__u32 flows;			/* records of handshakes that are charged to it */
 	__u32 bound;			/* its source-bound connections, live or kept */

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x91FC438B29E3C304
-FINGERPRINT_HEX: Final[str] = "91fc438b29e3c304"
+FINGERPRINT: Final[int] = 0x4D3302DD0FBE9EBB
+FINGERPRINT_HEX: Final[str] = "4d3302dd0fbe9ebb"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -60,6 +60,9 @@ SLIM_NAME_WAYS: Final[int] = 5
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
 SLIM_ANSWER_SECONDS: Final[int] = 5
 SLIM_LINGER_SECONDS: Final[int] = 60
+
+# enum slim_waiting
+SLIM_WAITING: Final[int] = 3
 
 # enum slim_sweeping
 SLIM_SWEEP_WHOLE: Final[int] = 0
@@ -232,8 +235,8 @@ class slim_usage(ctypes.Structure):
     """struct slim_usage, 64 bytes."""
 
     epoch: int
-    held: int
     waiting: ctypes.Array[ctypes.c_uint32]
+    held: int
     connects: int
     flows: int
     bound: int
@@ -246,9 +249,9 @@ class slim_usage(ctypes.Structure):
     next: int
 
     _fields_ = (
-        ("epoch", ctypes.c_uint64),
+        ("epoch", ctypes.c_uint32),
+        ("waiting", ctypes.c_uint32 * 3),
         ("held", ctypes.c_uint32),
-        ("waiting", ctypes.c_uint32 * 2),
         ("connects", ctypes.c_uint32),
         ("flows", ctypes.c_uint32),
         ("bound", ctypes.c_uint32),
