@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, adopting, refusing, tearing down."""
 
+import pickle
 import re
 import socket
 import subprocess
@@ -225,6 +226,27 @@ def test_without_tcx(machine):
     backend.close()
     machine.start().teardown()
     assert before == machine.left()
+
+
+def test_a_start_needs_no_pyroute2(machine):
+    """To import it takes longer than the rest of a start's Python."""
+    if not requirements.knows("tcx_prog_attach"):
+        pytest.skip("without tcx it makes the qdisc")
+    code = (
+        "import pickle, sys\n"
+        "from slimnet_ebpf import EbpfBackend\n"
+        "backend = EbpfBackend(pickle.load(sys.stdin.buffer))\n"
+        "backend.tend()\n"
+        "backend.teardown()\n"
+        "print('pyroute2' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        ["nsenter", f"--net={machine.netns}", sys.executable, "-c", code],
+        input=pickle.dumps(machine.context),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"False\n"
 
 
 def test_teardown_leaves_nothing(machine):
