@@ -108,6 +108,7 @@ enum slim_socket_flag {
 	SLIM_SOCKET_SERVICE = 131072,	/* dialled a service */
 	SLIM_SOCKET_PUBLISHED = 262144,	/* accepted through a published port */
 	SLIM_SOCKET_DOOMED = 524288,	/* may not be: dead already, and to be destroyed */
+	SLIM_SOCKET_ELSEWHERE = 1048576, /* a datagram socket of another network namespace */
 };
 
 /* What a doomed socket is bound to (SO_BINDTOIFINDEX): the last interface number there can be. */

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x4D3302DD0FBE9EBB
-FINGERPRINT_HEX: Final[str] = "4d3302dd0fbe9ebb"
+FINGERPRINT: Final[int] = 0x33C29B4DE91A57EA
+FINGERPRINT_HEX: Final[str] = "33c29b4de91a57ea"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -93,6 +93,7 @@ SLIM_SOCKET_DUAL: Final[int] = 65536
 SLIM_SOCKET_SERVICE: Final[int] = 131072
 SLIM_SOCKET_PUBLISHED: Final[int] = 262144
 SLIM_SOCKET_DOOMED: Final[int] = 524288
+SLIM_SOCKET_ELSEWHERE: Final[int] = 1048576
 
 # enum slim_interface
 SLIM_NOWHERE: Final[int] = 2147483647
