@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import enum
 import errno
+import functools
 from collections.abc import Callable
 
+import pytest
 from attrs import frozen
 
-from slimnet.model import Feature
+from slimnet.model import Feature, Probe
+from slimnet.plugins import probe
 
-__all__ = ["DATA_PATHS", "PLAIN", "Can", "DataPath", "can", "having"]
+__all__ = ["DATA_PATHS", "PLAIN", "Can", "DataPath", "can", "having", "require"]
 
 
 class Can(enum.Enum):
@@ -104,6 +107,18 @@ DATA_PATHS = {
 def can(backend: str, what: Can) -> bool:
     """Whether the data path of that name states it."""
     return what in DATA_PATHS[backend].can
+
+
+@functools.cache  # a probe loads the data path: 0.4 s of a processor
+def _probed(name: str) -> Probe:
+    return probe(name)
+
+
+def require(name: str) -> None:
+    """Skip where the backend of that name cannot run."""
+    answer = _probed(name)
+    if not answer:
+        pytest.skip(f"backend {name}: {answer.reason}")
 
 
 def having(what: Can) -> list[str]:
