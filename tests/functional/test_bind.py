@@ -794,3 +794,20 @@ def test_without_a_listener_there_is_no_connection(lab, address):
     endpoint = lab.endpoint()
     name = (endpoint.address if address == "own" else address, 8080)
     assert refusal(bound(endpoint, *name).connect, name) == errno.ECONNREFUSED
+
+
+@SHARED
+def test_two_sockets_that_connect_to_each_other_are_refused(ends):
+    """Hole punching's simultaneous open (RFC 9293, section 3.5): neither of them listens."""
+    one, two = ends
+    socks = [bound(one, one.address, 8080), bound(two, two.address, 8080)]
+    names = [(two.address, 8080), (one.address, 8080)]
+    meetings = [
+        each.start(_meet, sock, name) for each, sock, name in zip(ends, socks, names, strict=True)
+    ]
+    assert [each.result(60) for each in meetings] == [errno.ECONNREFUSED] * 2
+
+
+def _meet(sock, name):
+    sock.settimeout(30)
+    return sock.connect_ex(tuple(name))
