@@ -64,7 +64,7 @@ def clear(host, table, field):
 
 
 def fill(host, table, count):
-    """Records of nobody's."""
+    """Records of nobody's: of the last indexes, for a table may hold more than one has ports."""
     inner = NOBODY << 16
     if table == "slim_flow":
         fields = {"time": time.monotonic_ns(), "inner": inner}
@@ -74,8 +74,9 @@ def fill(host, table, count):
     else:
         value = Layout(private.slim_held).pack(sockets=1)
     records = pinned(host.instance, table)
+    rest = bytes(records.key_size - 4)
     records.update(
-        ((inner + number).to_bytes(4, "little") + bytes(records.key_size - 4), value)
+        (struct.pack("<I", inner - (number & ~0xFFFF) + (number & 0xFFFF)) + rest, value)
         for number in range(count)
     )
 
@@ -118,7 +119,7 @@ def _sweep_in(backend: Any, seconds: float) -> None:
 def few_handshakes(host, free):
     """``free`` records of handshakes are all that is left on the host, and nobody's go
     meanwhile."""
-    host.driver.call(_sweep_in, host.backend, 60)
+    host.driver.call(_sweep_in, host.backend, 3600)
     try:
         with crowded(host, "slim_flow", "flows", free) as room:
             fill(host, "slim_flow", room - free)
