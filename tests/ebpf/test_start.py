@@ -99,7 +99,7 @@ def test_probe_says_what_this_kernel_leaves_open(machine):
         gaps = requirements.gaps()
         there = sysctl.exists(requirements.TSTAMP)
     assert answer.answer is model.Answer.YES
-    assert ("IP_RETOPTS" in answer.reason) != requirements.knows(requirements.CASTS)
+    assert ("IP_PKTINFO" in answer.reason) != requirements.knows(requirements.CASTS)
     assert ("tstamp_allow_data=0" in answer.remedy) != there
     assert answer.remedy == "; ".join(gap.remedy for gap in gaps)
     assert all(f"; but {gap.what}" in answer.reason for gap in gaps)
