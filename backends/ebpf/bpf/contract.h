@@ -78,6 +78,7 @@ enum slim_waiting {
 enum slim_sweeping {
 	SLIM_SWEEP_WHOLE = 0,		/* every place of the tables */
 	SLIM_SWEEP_COUNTED = 1,		/* no table of which nobody holds a record, by the counts */
+	SLIM_SWEEP_FLOWS = 2,		/* every place of the handshakes' table, the others by counts */
 };
 
 /* What an address is by the routes of this host. */

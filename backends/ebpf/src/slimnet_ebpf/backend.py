@@ -416,7 +416,7 @@ class EbpfBackend(Backend):
         """Close the live connections that the tables forbid, and end the handshakes.
         One that is nowhere to be seen yet is decided again by itself (sockops.h)."""
         self._writer.settle()  # after this no program decides by the generation before
-        self._sweep_records(whole=True)
+        self._sweep_records(private.SLIM_SWEEP_FLOWS)
         live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
         flows: Map = self._maps[private.SLIM_MAP_FLOW]
         lost = {
@@ -582,7 +582,9 @@ class EbpfBackend(Backend):
                 self._swept = now
                 with self._pins.lock():
                     due = now - self._kept >= self.pace
-                    self._sweep_records(whole=due)
+                    self._sweep_records(
+                        private.SLIM_SWEEP_WHOLE if due else private.SLIM_SWEEP_COUNTED
+                    )
                     if due:
                         self._kept = now
                         self._endpoints.reap()
@@ -614,10 +616,10 @@ class EbpfBackend(Backend):
                 mending.attempt(self._underlay.keep_interface, interface, link.index)
         return mending.end()
 
-    def _sweep_records(self, *, whole: bool) -> None:
+    def _sweep_records(self, how: int) -> None:
         control = _CONTROL.unpack(self._maps[private.SLIM_MAP_CONTROL].get(u32(0)) or b"")
         with self._netns.entered():
-            sweep(self._sweep.fd, control["ifindex"], whole=whole)
+            sweep(self._sweep.fd, control["ifindex"], how)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

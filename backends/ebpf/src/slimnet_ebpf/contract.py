@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x33C29B4DE91A57EA
-FINGERPRINT_HEX: Final[str] = "33c29b4de91a57ea"
+FINGERPRINT: Final[int] = 0x0B3B6C5BE0E82784
+FINGERPRINT_HEX: Final[str] = "0b3b6c5be0e82784"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -67,6 +67,7 @@ SLIM_WAITING: Final[int] = 3
 # enum slim_sweeping
 SLIM_SWEEP_WHOLE: Final[int] = 0
 SLIM_SWEEP_COUNTED: Final[int] = 1
+SLIM_SWEEP_FLOWS: Final[int] = 2
 
 # enum slim_own
 SLIM_OWN_LOCAL: Final[int] = 1

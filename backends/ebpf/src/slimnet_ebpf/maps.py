@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ TYPE_LPM_TRIE = 11
 TYPE_ARRAY_OF_MAPS = 12
 NO_PREALLOC = 1
 
-_BATCH = 4096
+_FIRST_BATCH, _BATCH = 256, 4096
 
 
 class _Info(ctypes.Structure):
@@ -135,12 +136,16 @@ class Map:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, in batches (5.6 and newer). Entries that come and go
         meanwhile may be missed or seen twice."""
-        room = min(_BATCH, self.max_entries)
+        # Most tables are small, most of the time: new memory for thousands of entries costs more
+        # than to read those.
+        room = min(_FIRST_BATCH, self.max_entries)
         token = ctypes.create_string_buffer(max(self.key_size, 8))
         first = True
+        keys = values = ctypes.create_string_buffer(0)
         while True:
-            keys = ctypes.create_string_buffer(room * self.key_size)
-            values = ctypes.create_string_buffer(room * self._value_room)
+            if len(keys) != room * self.key_size:
+                keys = ctypes.create_string_buffer(room * self.key_size)
+                values = ctypes.create_string_buffer(room * self._value_room)
             count = ctypes.c_uint32(room)
             # A failing look-up must be able to start again from the same place.
             after = ctypes.create_string_buffer(len(token))
@@ -152,15 +157,16 @@ class Map:
                 continue
             if result != -errno.ENOENT:
                 check(result, f"read {self.name}")
-            key, value = keys.raw, values.raw
-            for number in range(count.value):
-                yield (
-                    key[number * self.key_size : (number + 1) * self.key_size],
-                    value[number * self._value_room : (number + 1) * self._value_room],
-                )
+            read = (
+                struct.iter_unpack(f"{size}s", ctypes.string_at(buffer, count.value * size))
+                for buffer, size in ((keys, self.key_size), (values, self._value_room))
+            )
+            for (key,), (value,) in zip(*read, strict=True):
+                yield key, value
             if result == -errno.ENOENT:
                 return
             token, first = after, False
+            room = min(4 * room, max(_BATCH, room), self.max_entries)
 
     def update(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Set many entries, in batches."""
