@@ -331,8 +331,7 @@ class EndpointAttachments:
         """All indexes that are or were in use."""
         return {
             int.from_bytes(key, sys.byteorder): _Entry(*_ENTRY.unpack(value))
-            for key, value in self._indexes.items()
-            if value != _NEVER
+            for key, value in self._indexes.items(without=_NEVER)
         }
 
     def _living(self) -> list[_Entry]:

@@ -27,6 +27,7 @@ TYPE_ARRAY_OF_MAPS = 12
 NO_PREALLOC = 1
 
 _FIRST_BATCH, _BATCH = 256, 4096
+_PASSED_OVER = 64  # at once, where all are to be
 
 
 class _Info(ctypes.Structure):
@@ -133,9 +134,13 @@ class Map:
         check(result, f"delete an entry of {self.name}")
         return True
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
+    def items(self, *, without: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """All entries, in batches (5.6 and newer). Entries that come and go
-        meanwhile may be missed or seen twice."""
+        meanwhile may be missed or seen twice.
+
+        Args:
+            without: a value to pass over: that of an array's many places which are not in use.
+        """
         # Most tables are small, most of the time: new memory for thousands of entries costs more
         # than to read those.
         room = min(_FIRST_BATCH, self.max_entries)
@@ -157,12 +162,18 @@ class Map:
                 continue
             if result != -errno.ENOENT:
                 check(result, f"read {self.name}")
-            read = (
-                struct.iter_unpack(f"{size}s", ctypes.string_at(buffer, count.value * size))
-                for buffer, size in ((keys, self.key_size), (values, self._value_room))
-            )
-            for (key,), (value,) in zip(*read, strict=True):
-                yield key, value
+            key_size, size = self.key_size, self._value_room
+            key = ctypes.string_at(keys, count.value * key_size)
+            value = ctypes.string_at(values, count.value * size)
+            for start in range(0, count.value, _PASSED_OVER):
+                end = min(start + _PASSED_OVER, count.value)
+                part = value[start * size : end * size]
+                if part == without * (end - start):
+                    continue
+                read = struct.iter_unpack(f"{key_size}s", key[start * key_size : end * key_size])
+                for (one,), (its,) in zip(read, struct.iter_unpack(f"{size}s", part), strict=True):
+                    if its != without:
+                        yield one, its
             if result == -errno.ENOENT:
                 return
             token, first = after, False
