@@ -126,6 +126,7 @@ def shape(text):
         (r"\bprocess \d+", "process N"),
         (r"\d\d:\d\d:\d\d(\.\d+)?", "TIME"),
         (r"\b\d+\.\d{3}\b", "N.N"),
+        (r"\b\d+[smhd]\b", "AGE"),
         (r"\b[0-9.]+ ?(s|ms)\b", r"N \1"),
         (r"\b[0-9a-f]{16}\b", "KEY"),
         (r"\b(generation|revision) +\d+", r"\1 N"),
