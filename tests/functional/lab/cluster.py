@@ -134,7 +134,7 @@ class Host:
             directory=self.lab.directory,
             imports=("lab.watcher", "pyroute2", backend_class(self.lab.mode).__module__),
         )
-        self.backend, self.watcher = self.driver.call(_start_backend, context, deadline=120)
+        self.backend, self.watcher = self.driver.call(_start_backend, context, deadline=300)
 
     def start_install(self, tables: Tables, *, times: int) -> None:
         """Install again and again, in the background, a generation later each time."""
