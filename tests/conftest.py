@@ -23,16 +23,26 @@ from xdist.scheduler import LoadFileScheduling
 #: Files whose tests take longest together: first, so that no process is alone with one at
 #: the end (a file is one process's).
 LONG = (
-    "test_fuzz_sockets.py",
-    "test_agent.py",
-    "test_pages.py",
     "test_demo.py",
+    "test_agent.py",
+    "test_crash.py",
+    "test_kernel.py",
+    "test_fuzz_sockets.py",
     "test_testbed_cli.py",
-    "test_testbed.py",
     "test_bind.py",
     "test_policy_cases.py",
     "test_churn.py",
     "test_changes.py",
+    "test_shield.py",
+    "test_policy.py",
+    "test_styles.py",
+    "test_ended.py",
+    "test_attach.py",
+    "test_pages.py",
+    "test_testbed.py",
+    "test_scale.py",
+    "test_oracle.py",
+    "test_fuzz_compiler.py",
 )
 
 #: Files whose tests share nothing: each runs wherever a process is free.

@@ -124,6 +124,13 @@ class Backend(abc.ABC):
         Any exception counts as ``UNKNOWN``."""
 
     @classmethod
+    def look(cls) -> Probe:
+        """As :meth:`probe`, before a start that follows at once: what is dear to try, and the
+        start tries anyway, is left out. A start that then cannot raises
+        :class:`~slimnet.BackendUnavailable` with what the probe would have said."""
+        return cls.probe()
+
+    @classmethod
     @abc.abstractmethod
     def find(cls, instance: str, state: Path) -> Running | None:
         """What there is of an instance on this machine, an unfinished start or

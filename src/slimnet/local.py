@@ -3,7 +3,7 @@
 
 Not the addresses of its interfaces: ``ip route add local 198.51.100.0/24 dev lo``
 makes a host answer on a whole range that no interface has. And which are beside it:
-what its interfaces have as their ranges.
+what its interfaces have as their ranges; and where it sends what is for nobody else.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from netaddr import IPNetwork, cidr_merge
+from netaddr import IPAddress, IPNetwork, cidr_merge
 
 from slimnet.rtnetlink import Rtnetlink
 
-__all__ = ["broadcast_addresses", "interface_ranges", "local_ranges"]
+__all__ = [
+    "broadcast_addresses",
+    "default_interface",
+    "interface_addresses",
+    "interface_ranges",
+    "local_ranges",
+]
 
 # include/uapi/linux/rtnetlink.h, fib_rules.h, if_addr.h
 _GET_ADDRESS, _GET_ROUTE, _GET_RULE = 22, 26, 34
-_IFA_ADDRESS = 1
-_RTA_DST, _RTA_TABLE = 1, 15
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
+_TABLE_MAIN = 254
 _FRA_IIFNAME, _FRA_FWMARK, _FRA_TABLE, _FRA_L3MDEV = 3, 10, 15, 19
 _FIB_RULE_INVERT = 2
 _SELECTING = frozenset({_FRA_IIFNAME, _FRA_FWMARK})
-_TYPE_LOCAL, _TYPE_BROADCAST = 2, 3
+_TYPE_UNICAST, _TYPE_LOCAL, _TYPE_BROADCAST = 1, 2, 3
 
 #: Nobody's own, whatever the routes say: each network namespace has its loopback,
 #: link-local addresses (RFC 3927, RFC 4291) are those of one link, and inner ones
@@ -68,6 +75,32 @@ def broadcast_addresses() -> frozenset[IPNetwork]:
     """The IPv4 addresses at which this network namespace's links have everybody."""
     with Rtnetlink() as route:
         return frozenset(to for to, _ in _routes(route, _TYPE_BROADCAST))
+
+
+def interface_addresses() -> list[tuple[str, IPAddress]]:
+    """The IPv4 addresses of this network namespace's interfaces, each with the interface's
+    name, in the kernel's order."""
+    found = []
+    with Rtnetlink() as route:
+        request = struct.pack("=4BI", socket.AF_INET, 0, 0, 0, 0)
+        for header, entry in route.dump(_GET_ADDRESS, request):
+            (index,) = struct.unpack_from("=I", header, 4)
+            with contextlib.suppress(OSError):  # gone meanwhile
+                address = socket.inet_ntop(socket.AF_INET, entry[_IFA_LOCAL])
+                found.append((socket.if_indextoname(index), IPAddress(address)))
+    return found
+
+
+def default_interface() -> str | None:
+    """By which interface the main table's first default route of IPv4 leads."""
+    with Rtnetlink() as route:
+        request = struct.pack("=7BBI", socket.AF_INET, *bytes(6), _TYPE_UNICAST, 0)
+        for header, entry in route.dump(_GET_ROUTE, request):
+            table = struct.unpack("=I", entry[_RTA_TABLE])
+            if header[1] == 0 and table == (_TABLE_MAIN,) and _RTA_OIF in entry:
+                with contextlib.suppress(OSError):
+                    return socket.if_indextoname(*struct.unpack("=I", entry[_RTA_OIF]))
+    return None
 
 
 def interface_ranges() -> dict[IPNetwork, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "backend_class",
     "backend_names",
     "choose_backend",
+    "look",
     "open_store",
     "probe",
     "running",
@@ -84,8 +85,17 @@ def backend_class(name: str) -> type[Backend]:
 def probe(name: str) -> Probe:
     """What the backend of that name says of this machine; never raises for an
     installed one."""
+    return _answer(name, lambda kind: kind.probe())
+
+
+def look(name: str) -> Probe:
+    """As :func:`probe`, where a start follows (:meth:`slimnet.abc.Backend.look`)."""
+    return _answer(name, lambda kind: kind.look())
+
+
+def _answer(name: str, ask: Callable[[type[Backend]], Probe]) -> Probe:
     try:
-        return backend_class(name).probe()
+        return ask(backend_class(name))
     except ConfigError:
         raise
     except BackendUnavailable as error:
@@ -134,17 +144,21 @@ class Choice:
     capabilities: Capabilities
 
 
-def choose_backend(name: str) -> Choice:
+def choose_backend(name: str, ask: Callable[[str], Probe] = look) -> Choice:
     """The backend to run for a config's ``backend``.
 
     ``auto`` takes the one of the highest preference whose probe says yes.
 
+    Args:
+        name: the config's.
+        ask: what a named one has to say yes to: :func:`probe` where no start follows.
+
     Raises:
         ConfigError: no such backend is installed.
-        BackendUnavailable: the probe of the named one, or of all, says no.
+        BackendUnavailable: what the named one was asked, or the probe of all, says no.
     """
     if name != "auto":
-        answer = probe(name)
+        answer = ask(name)
         if answer.answer is Answer.NO:
             remedy = f" ({answer.remedy})" if answer.remedy else ""
             raise BackendUnavailable(f"backend {name!r}: {answer.reason}{remedy}")

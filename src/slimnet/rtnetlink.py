@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short questions to the kernel about links and routes (rtnetlink(7)).
+"""Short questions to the kernel about links and routes (rtnetlink(7)), and what goes to the
+host itself.
 
-For what is asked again and again: an answer takes some 10 us, and pyroute2, which changes
-things, some milliseconds. All of it is about the calling thread's network namespace.
+For what is asked again and again, or by everybody: an answer takes some 10 us, and pyroute2,
+which can change everything, some milliseconds, and 100 more to be imported. All of it is about
+the calling thread's network namespace.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ __all__ = ["Link", "Rtnetlink", "Watch"]
 
 # include/uapi/linux/netlink.h, rtnetlink.h, if_link.h
 _REQUEST, _REQUEST_DUMP = 1, 0x301
+_ACK, _REPLACE, _CREATE = 4, 0x100, 0x400
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _GET_LINK, _GET_ROUTE = 18, 26
@@ -31,6 +34,8 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_VXLAN_LINK = 1, 2, 3
 _SKIP_STATS = 1 << 3
 _FIB_MATCH = 0x2000
 _TYPE_LOCAL, _TYPE_BROADCAST = 2, 3
+_TABLE_LOCAL, _PROTO_KERNEL = 255, 2
+_SCOPE_UNIVERSE, _SCOPE_HOST = 0, 254
 _IFF_UP = 1
 # Where two fields of struct rtmsg are in a message: behind struct nlmsghdr.
 _RTM_DST_LEN, _RTM_TYPE = 16 + 1, 16 + 7
@@ -112,6 +117,31 @@ class Rtnetlink:
         """Whether what is sent to an address is delivered to this host itself."""
         data = self._route(address)
         return data is not None and data[_RTM_TYPE] == _TYPE_LOCAL
+
+    def deliver(self, network: IPNetwork, *, on: bool) -> None:
+        """From now on deliver what is sent to a network to this host itself; or no longer.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        v4 = network.version == 4
+        message = struct.pack(
+            "=8BI",
+            socket.AF_INET if v4 else socket.AF_INET6,
+            network.prefixlen,
+            *(0, 0, _TABLE_LOCAL),
+            # systemd-networkd removes what is not the kernel's own from every interface
+            # (networkd.conf(5), ManageForeignRoutes=), each time that it starts.
+            _PROTO_KERNEL if on else 0,
+            _SCOPE_HOST if v4 else _SCOPE_UNIVERSE,
+            _TYPE_LOCAL,
+            0,
+        )
+        message += _attribute(_RTA_DST, IPAddress(network.first, network.version).packed)
+        message += _attribute(_RTA_OIF, struct.pack("=I", socket.if_nametoindex("lo")))
+        how = _REQUEST | _ACK
+        self._send(*((_NEW_ROUTE, how | _CREATE | _REPLACE) if on else (_DEL_ROUTE, how)), message)
+        _raise(self._socket.recv(1 << 16))
 
     def leads(self, network: IPNetwork) -> bool:
         """Whether the route to a network's first address is that network's own."""

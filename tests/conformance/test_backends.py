@@ -11,6 +11,7 @@ from attrs import evolve
 
 from slimnet.model import Answer
 from slimnet.testing import BACKEND_CLAUSES, MemoryBackend, check_backend
+from slimnet.testing._stage import probed
 
 
 @contextlib.contextmanager
@@ -87,7 +88,7 @@ def needs(module, name):
         backend = getattr(importlib.import_module(module), name)
     except ImportError as error:
         pytest.skip(f"{module} cannot be imported: {error}")
-    found = backend.probe()
+    found = probed(backend)
     if found.answer is not Answer.YES:
         pytest.skip(f"{backend.name}: {found.reason}")
     return backend

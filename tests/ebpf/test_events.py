@@ -222,6 +222,20 @@ def test_a_table_of_which_nobody_holds_a_record_is_looked_at_seldom(backend, tab
     assert USAGE.unpack(usage.get(u32(0)))[counted] == 0
 
 
+def test_new_tables_look_at_every_handshake(backend):
+    """Whatever the counts say; at what no table decides of they look as seldom as before."""
+    flows, bound = (pinned(backend, name) for name in ("slim_flow", "slim_bound"))
+    flows.set(TUPLE.pack(source_port=1), FLOW.pack(time=1))
+    bound.set(TUPLE.pack(source_port=1), BOUND.pack(closed=1))
+    backend.pace = 10**6
+    backend.install(Tables(2))
+    assert list(flows.items()) == []
+    assert len(list(bound.items())) == 1
+    backend.pace = backend._swept = 0
+    backend.tend()
+    assert list(bound.items()) == []
+
+
 def test_waiting_takes_as_long_as_it_was_told(backend):
     start = time.monotonic()
     assert backend.events(0.3) == []

@@ -64,6 +64,15 @@ def test_an_empty_table_has_no_items(table):
     assert list(table[0].items()) == []
 
 
+@pytest.mark.parametrize("used", [[], [0], [63, 64, 255, 256, 1999], list(range(2000))])
+def test_places_that_are_not_in_use_are_passed_over(used):
+    array = Map.create(TYPE_ARRAY, "t", 4, 8, 2000)
+    array.update((key(number), b"used" + key(number)) for number in used)
+    expected = {key(number): b"used" + key(number) for number in used}
+    assert dict(array.items(without=bytes(8))) == expected
+    assert len(list(array.items())) == 2000
+
+
 def test_per_cpu_values_stand_behind_one_another():
     with_all = Map.create(TYPE_PERCPU_ARRAY, "t", 4, 8, 2)
     assert len(with_all.get(key(0))) == 8 * possible_cpus()

@@ -10,7 +10,7 @@ from slimnet_ebpf.options import Options
 
 
 def test_defaults():
-    expected = Options(inner_range=IPNetwork("240.0.0.0/4"), wire_ports=4790, held_ports=4096)
+    expected = Options(inner_range=IPNetwork("240.0.0.0/4"), wire_ports=4790, held_ports=65535)
     assert expected == Options.parse({})
 
 

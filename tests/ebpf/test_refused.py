@@ -410,11 +410,6 @@ def _send_with_options(address: str, port: int, connected: bool, route: str) -> 
         sock.sendmsg([b"x"], control, 0, *([] if connected else [(address, port)]))
 
 
-#: Whether this kernel shows programs what is in control data; else the probe says that it
-#: passes (test_start.py).
-SHOWN = requirements.knows(requirements.CASTS)
-
-
 @pytest.mark.parametrize("connected", [False, True])
 def test_ip_options_as_control_data(lab, connected):
     """A source route is another destination than the one that policy is asked for."""
@@ -424,11 +419,13 @@ def test_ip_options_as_control_data(lab, connected):
     arguments = (outside, 9, connected, denied)
     endpoint.host.root.call(_send_with_options, *arguments)
     before = endpoint.host.counters().get(Reason.OPTION, 0)
-    if SHOWN:
-        assert refusal(endpoint.call, _send_with_options, *arguments) == errno.EPERM
-    else:
-        endpoint.call(_send_with_options, *arguments)
-    assert endpoint.host.counters().get(Reason.OPTION, 0) == before + SHOWN
+    assert refusal(endpoint.call, _send_with_options, *arguments) == errno.EPERM
+    assert endpoint.host.counters().get(Reason.OPTION, 0) == before + 1
+
+
+#: Whether this kernel shows programs what is in control data; else the probe says that it
+#: passes (test_start.py).
+SHOWN = requirements.knows(requirements.CASTS)
 
 
 def _send_through(address: str, port: int, interface: str) -> None:
@@ -509,6 +506,15 @@ def _in_a_namespace_of_its_own(port: int) -> list[str]:
             said.append(f"{client.getpeername()[0]} {name[0]}")
             child.sendall(b"hello")
             said.append(client.recv(5).decode())
+            for family, own in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+                there = socket.socket(family, socket.SOCK_DGRAM)
+                there.bind((own, 8000))
+                there.settimeout(2)
+                here = socket.socket(family, socket.SOCK_DGRAM)
+                here.sendto(b"to", (own, 8000))
+                here.connect((own, 8000))
+                here.send(b"connected")
+                said.append(f"{there.recv(10).decode()} {there.recv(10).decode()}")
             socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close()
             with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
                 file.write(f"{port} {port}")
@@ -536,7 +542,14 @@ def test_a_network_namespace_inside_an_endpoint(lab):
     host = endpoint.host
     listener = host.root.listen(2222)
     said = endpoint.call(_in_a_namespace_of_its_own, 2222)
-    assert said == ["127.0.0.1 127.0.0.1", "hello", "2222", "2222"]
+    assert said == [
+        "127.0.0.1 127.0.0.1",
+        "hello",
+        "to connected",
+        "to connected",
+        "2222",
+        "2222",
+    ]
     opened = lab.outside.root.connect(host.address, 2222)
     _, peer = listener.accept()
     assert peer == opened.getsockname()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import struct
 import time
 from typing import Any
 
@@ -63,7 +64,7 @@ def clear(host, table, field):
 
 
 def fill(host, table, count):
-    """Records of nobody's."""
+    """Records of nobody's: of the last indexes, for a table may hold more than one has ports."""
     inner = NOBODY << 16
     if table == "slim_flow":
         fields = {"time": time.monotonic_ns(), "inner": inner}
@@ -73,8 +74,9 @@ def fill(host, table, count):
     else:
         value = Layout(private.slim_held).pack(sockets=1)
     records = pinned(host.instance, table)
+    rest = bytes(records.key_size - 4)
     records.update(
-        ((inner + number).to_bytes(4, "little") + bytes(records.key_size - 4), value)
+        (struct.pack("<I", inner - (number & ~0xFFFF) + (number & 0xFFFF)) + rest, value)
         for number in range(count)
     )
 
@@ -117,7 +119,7 @@ def _sweep_in(backend: Any, seconds: float) -> None:
 def few_handshakes(host, free):
     """``free`` records of handshakes are all that is left on the host, and nobody's go
     meanwhile."""
-    host.driver.call(_sweep_in, host.backend, 60)
+    host.driver.call(_sweep_in, host.backend, 3600)
     try:
         with crowded(host, "slim_flow", "flows", free) as room:
             fill(host, "slim_flow", room - free)
@@ -238,6 +240,99 @@ def test_source_ports_without_end(lab):
         newcomer = lab.endpoint(0)
         assert newcomer.call(_use_ports, server.address, 80, 2000, 10) == (10, 0)
         talk(newcomer, server)
+
+
+# Ports of the host that bind(0) gave
+
+
+def _bind_and_connect(own: str, address: str, count: int, *, leave: bool) -> tuple[int, int]:
+    """Connect from ports that bind(0) gives, closing each at once where ``leave``: how many,
+    and how it ended."""
+    global kept
+    kept = []
+    for number in range(count):
+        sock = socket.socket()
+        try:
+            sock.bind((own, 0))
+            sock.connect((address, 80))
+        except OSError as error:
+            return number, error.errno or 0
+        if not leave:
+            kept.append(sock)
+            continue
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+        sock.close()
+    return count, 0
+
+
+def _reset_all() -> None:
+    while kept:
+        sock = kept.pop()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+        sock.close()
+
+
+@contextlib.contextmanager
+def few_bound_ports(host, free):
+    """``free`` of the ports that bind(0) is for are nobody's."""
+    control = Layout(private.slim_control).unpack(
+        pinned(host.instance, "slim_control").get(bytes(4))
+    )
+    charge(host, "held", NOBODY, control["port_room"] // 3 * 2 - free)
+    try:
+        yield
+    finally:
+        clear(host, "slim_held", "held")
+        usage = pinned(host.instance, "slim_local")
+        for key, value in usage.items():
+            usage.set(key, USAGE.pack(**(USAGE.unpack(value) | {"waiting": b""})))
+
+
+def test_ports_in_time_wait_are_shared(lab):
+    """An endpoint alone has nearly all that bind(0) is for, and newcomers still get some."""
+    server = lab.endpoint(1)
+    server.serve(80)
+    with few_bound_ports(lab.hosts[0], 90):
+        for share in (80, 9, 1):
+            client = lab.endpoint(0)
+            result = client.call(_bind_and_connect, client.address, server.address, 100, leave=True)
+            assert result == (share, errno.EADDRINUSE)
+            talk(client, server)
+        assert lab.hosts[0].counters()[Reason.PORT_LIMIT] >= 3
+
+
+@pytest.mark.parametrize(("passed", "counted"), [(0, 60), (1, 30), (2, 10), (3, 0), (10**6, 0)])
+def test_time_wait_is_over_some_time(lab, passed, counted):
+    """By half minutes; the kernel's is over after a minute."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    server.serve(80)
+    usage = pinned(lab.hosts[0].instance, "slim_local")
+    began = ended = -1
+    while began != ended or began < 0:  # until the clock's half minute does not end meanwhile
+        with few_bound_ports(lab.hosts[0], 90):
+            began = time.monotonic_ns() // (30 * 10**9)
+            all_ = USAGE.unpack(usage.get(bytes(4)))
+            waiting = struct.pack("=3I", 10, 20, 30)
+            epoch = (began - passed) % 2**32
+            usage.set(bytes(4), USAGE.pack(**(all_ | {"epoch": epoch, "waiting": waiting})))
+            got, _ = client.call(_bind_and_connect, client.address, server.address, 100, leave=True)
+            ended = time.monotonic_ns() // (30 * 10**9)
+    # Eight times as many as are left.
+    assert got == next(each for each in range(100) if each >= 8 * (90 - counted - each))
+
+
+def test_ports_that_are_given_back_are_free(lab):
+    """A reset leaves no TIME_WAIT."""
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    server.serve(80)
+    with few_bound_ports(lab.hosts[0], 90):
+        for _ in range(3):
+            result = client.call(
+                _bind_and_connect, client.address, server.address, 100, leave=False
+            )
+            assert result == (80, errno.EADDRINUSE)
+            client.call(_reset_all)
 
 
 # Bound ports and listeners

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, adopting, refusing, tearing down."""
 
+import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +12,15 @@ import pytest
 from attrs import evolve
 from machine import NETWORK, endpoint
 
-from slimnet import AbiMismatch, BackendError, ConfigError, InUse, contract, model
+from slimnet import (
+    AbiMismatch,
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    InUse,
+    contract,
+    model,
+)
 from slimnet.linux import mounts, sysctl
 from slimnet.linux.netns import enter
 from slimnet.tables import Tables
@@ -51,6 +61,28 @@ def test_probe_of_a_file_that_is_no_object(monkeypatch, tmp_path):
     assert "slimnet.bpf.o" in answer.reason
 
 
+def test_a_kernel_that_does_not_take_the_data_path(machine, monkeypatch, tmp_path):
+    """A start finds it out by itself: it is not loaded twice. What it says is what the probe
+    says, and nothing is left."""
+    before = machine.left()
+    sections = subprocess.run(
+        ["readelf", "-SW", requirements.OBJECT], capture_output=True, text=True, check=True
+    ).stdout
+    (offset,) = re.findall(r" cgroup/connect4 +PROGBITS +\S+ (\S+) ", sections)
+    spoilt = bytearray(requirements.OBJECT.read_bytes())
+    spoilt[int(offset, 16)] = 0xFF  # an instruction that there is not
+    (tmp_path / "slimnet.bpf.o").write_bytes(spoilt)
+    monkeypatch.setattr(EbpfBackend, "object_path", tmp_path / "slimnet.bpf.o")
+    assert EbpfBackend.look().answer is model.Answer.YES
+    answer = EbpfBackend.probe()
+    assert answer.answer is model.Answer.NO
+    assert "does not take the data path: load slimnet.bpf.o: Invalid argument" in answer.reason
+    with pytest.raises(BackendUnavailable) as said:
+        machine.start()
+    assert str(said.value) == f"{answer.reason} ({answer.remedy})"
+    assert machine.left() == before
+
+
 def test_probe_warns_of_a_port_that_anybody_can_take(machine):
     machine.set_sysctl("net.ipv4.ip_unprivileged_port_start", 0)
     with enter(machine.netns):
@@ -67,7 +99,7 @@ def test_probe_says_what_this_kernel_leaves_open(machine):
         gaps = requirements.gaps()
         there = sysctl.exists(requirements.TSTAMP)
     assert answer.answer is model.Answer.YES
-    assert ("IP_RETOPTS" in answer.reason) != requirements.knows(requirements.CASTS)
+    assert ("IP_PKTINFO" in answer.reason) != requirements.knows(requirements.CASTS)
     assert ("tstamp_allow_data=0" in answer.remedy) != there
     assert answer.remedy == "; ".join(gap.remedy for gap in gaps)
     assert all(f"; but {gap.what}" in answer.reason for gap in gaps)
@@ -194,6 +226,27 @@ def test_without_tcx(machine):
     backend.close()
     machine.start().teardown()
     assert before == machine.left()
+
+
+def test_a_start_needs_no_pyroute2(machine):
+    """To import it takes longer than the rest of a start's Python."""
+    if not requirements.knows("tcx_prog_attach"):
+        pytest.skip("without tcx it makes the qdisc")
+    code = (
+        "import pickle, sys\n"
+        "from slimnet_ebpf import EbpfBackend\n"
+        "backend = EbpfBackend(pickle.load(sys.stdin.buffer))\n"
+        "backend.tend()\n"
+        "backend.teardown()\n"
+        "print('pyroute2' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        ["nsenter", f"--net={machine.netns}", sys.executable, "-c", code],
+        input=pickle.dumps(machine.context),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"False\n"
 
 
 def test_teardown_leaves_nothing(machine):

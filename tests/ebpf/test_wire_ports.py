@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from lab.agents import Cluster, until
+from lab.paths import require
 
 from slimnet import contract, sandbox
-from slimnet.plugins import probe
 from slimnet.testbed import Testbed
 from slimnet_ebpf.pins import BPFFS
 
@@ -67,9 +67,7 @@ def remote_ports(host):
     ids=["unbound", "source-bound"],
 )
 def test_another_range_of_wire_ports(source, first, count):
-    answer = probe("ebpf")
-    if not answer:
-        pytest.skip(f"backend ebpf: {answer.reason}")
+    require("ebpf")
     name = f"slt-w{os.getpid()}"
     with (
         Testbed(name, hosts=2, backend="ebpf", options={"wire_ports": FIRST}) as testbed,
@@ -111,9 +109,7 @@ def service(host, address, port):
 
 def test_a_service_of_the_host_on_a_wire_port(tmp_path):
     """The agent does not start and cut it off; one that begins later is named in the status."""
-    answer = probe("ebpf")
-    if not answer:
-        pytest.skip(f"backend ebpf: {answer.reason}")
+    require("ebpf")
     with Cluster("ebpf", tmp_path) as cluster:
         host = cluster.hosts[0]
         name = Path(sys.executable).name

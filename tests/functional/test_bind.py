@@ -588,6 +588,7 @@ def test_no_endpoint_takes_all_source_ports_of_the_host(lab):
     greedy, other = lab.endpoint(0), lab.endpoint(0)
     host = greedy.host
     with host.sysctl("net.ipv4.ip_local_port_range", "40000 50000"):
+        lab.install()  # which is when the data path hears of it
         count, number = greedy.call(_take_ports, 10_001, "bind")
         assert count < 10_000, "it took every port of the host"
         assert number in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EAGAIN)
@@ -604,6 +605,7 @@ def test_listening_without_bind_is_limited_too(lab):
     host = greedy.host
     before = host.counters().get(Reason.PORT_LIMIT, 0)
     with host.sysctl("net.ipv4.ip_local_port_range", "40000 50000"):
+        lab.install()
         count, _ = greedy.call(_take_ports, 10_001, "listen")
         until = time.monotonic() + 5
         while greedy.call(_still_listening) > 5_000:
@@ -661,11 +663,15 @@ def test_connections_take_no_source_port_for_themselves(lab, place):
     host, other = client.host, lab.endpoint(0)
     lab.outside.root.serve(7000)
     # The agent does not hear of it: what is counted here is the kernel's.
-    with host.sysctl("net.ipv4.ip_local_port_range", "40000 40199"):
-        for port in range(80, 84):
-            assert client.call(_connect_many, (server.address, port), 150) == 150
-        host.root.connect(lab.outside.address, 7000).close()
-        other.connect(server.address, 80).close()
+    host.kill_backend()
+    try:
+        with host.sysctl("net.ipv4.ip_local_port_range", "40000 40199"):
+            for port in range(80, 84):
+                assert client.call(_connect_many, (server.address, port), 150) == 150
+            host.root.connect(lab.outside.address, 7000).close()
+            other.connect(server.address, 80).close()
+    finally:
+        host.start_backend()
     client.call(_give_ports)
 
 
@@ -875,3 +881,20 @@ def test_without_a_listener_there_is_no_connection(lab, address):
     endpoint = lab.endpoint()
     name = (endpoint.address if address == "own" else address, 8080)
     assert refusal(bound(endpoint, *name).connect, name) == errno.ECONNREFUSED
+
+
+@SHARED
+def test_two_sockets_that_connect_to_each_other_are_refused(ends):
+    """Hole punching's simultaneous open (RFC 9293, section 3.5): neither of them listens."""
+    one, two = ends
+    socks = [bound(one, one.address, 8080), bound(two, two.address, 8080)]
+    names = [(two.address, 8080), (one.address, 8080)]
+    meetings = [
+        each.start(_meet, sock, name) for each, sock, name in zip(ends, socks, names, strict=True)
+    ]
+    assert [each.result(60) for each in meetings] == [errno.ECONNREFUSED] * 2
+
+
+def _meet(sock, name):
+    sock.settimeout(30)
+    return sock.connect_ex(tuple(name))

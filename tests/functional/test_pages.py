@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from lab.paths import require
 
 from slimnet.cli import slimnet as cli
-from slimnet.plugins import probe
 from slimnet.testbed import Testbed
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -126,6 +126,7 @@ def shape(text):
         (r"\bprocess \d+", "process N"),
         (r"\d\d:\d\d:\d\d(\.\d+)?", "TIME"),
         (r"\b\d+\.\d{3}\b", "N.N"),
+        (r"\b\d+[smhd]\b", "AGE"),
         (r"\b[0-9.]+ ?(s|ms)\b", r"N \1"),
         (r"\b[0-9a-f]{16}\b", "KEY"),
         (r"\b(generation|revision) +\d+", r"\1 N"),
@@ -292,16 +293,15 @@ def test_page(terminal, path, record_property):
     for block in found:
         if block.verdict != "run":
             record_property("left out", f"{block.where}: {block.verdict}: {block.reason}")
-    if any(block.verdict != "not run" for block in found) and not probe("ebpf"):
-        pytest.skip(f"backend ebpf: {probe('ebpf').reason}")
+    if any(block.verdict != "not run" for block in found):
+        require("ebpf")
     wrong = list(faults(terminal, found))
     assert wrong == [], "\n\n".join(wrong)
 
 
 def test_first_steps(terminal):
     """Those of ``slimnet --help``: what nginx serves comes."""
-    if not probe("ebpf"):
-        pytest.skip(f"backend ebpf: {probe('ebpf').reason}")
+    require("ebpf")
     steps = [re.split(r" {3,}", line[2:])[0] for line in cli.epilog.splitlines() if line[:1] == " "]
     text = "".join(f"# {step}\n" for step in ["export PATH=$PWD/.venv/bin:$PATH", *steps])
     block = Block("console", text, "slimnet --help")

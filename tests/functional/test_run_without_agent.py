@@ -7,9 +7,8 @@ import sys
 import time
 
 import pytest
-from lab.paths import DATA_PATHS
+from lab.paths import DATA_PATHS, require
 
-from slimnet.plugins import probe
 from slimnet.testbed import Testbed
 
 pytestmark = pytest.mark.root
@@ -17,9 +16,7 @@ pytestmark = pytest.mark.root
 
 @pytest.mark.parametrize("backend", DATA_PATHS)
 def test_exit_status_after_the_agent_died(backend):
-    answer = probe(backend)
-    if not answer:
-        pytest.skip(f"backend {backend}: {answer.reason}")
+    require(backend)
     with Testbed(f"slt-d{os.getpid()}-{backend}", hosts=1, backend=backend) as testbed:
         host = testbed.hosts[0]
         with host.node() as node:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from lab import PATIENCE
-from lab.paths import DATA_PATHS
+from lab.paths import DATA_PATHS, require
 
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
 from slimnet.linux import netns
@@ -27,9 +27,7 @@ NAME = f"slt-{os.getpid()}"
 
 @pytest.fixture(params=DATA_PATHS)
 def backend(request):
-    answer = probe(request.param)
-    if not answer:
-        pytest.skip(f"backend {request.param}: {answer.reason}")
+    require(request.param)
     return request.param
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab.paths import DATA_PATHS, Can, can
+from lab.paths import DATA_PATHS, Can, can, require
 
-from slimnet.plugins import probe
 from slimnet.testbed import Testbed
 
 pytestmark = pytest.mark.root
@@ -45,9 +44,7 @@ print(s.recv(100).decode(), s.getsockname()[0])
 
 @pytest.fixture(scope="module", params=DATA_PATHS)
 def bed(request):
-    answer = probe(request.param)
-    if not answer:
-        pytest.skip(f"backend {request.param}: {answer.reason}")
+    require(request.param)
     testbed = Testbed(f"slt-cli-{os.getpid()}", hosts=2, backend=request.param)
     try:
         testbed.up()

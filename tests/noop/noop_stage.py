@@ -7,7 +7,7 @@ import pytest
 
 from slimnet.linux import netns
 from slimnet.model import Answer
-from slimnet.testing._stage import NETWORK, Stage
+from slimnet.testing._stage import NETWORK, Stage, probed
 
 noop = pytest.importorskip("slimnet_noop")
 
@@ -15,7 +15,7 @@ noop = pytest.importorskip("slimnet_noop")
 @contextlib.contextmanager
 def staged(*endpoints, hosts=1):
     """The first tables are in force on these hosts, with these endpoints."""
-    found = noop.NoopBackend.probe()
+    found = probed(noop.NoopBackend)
     if found.answer is not Answer.YES:
         pytest.skip(f"noop: {found.reason}")
     with Stage(noop.NoopBackend, {}, None) as stage:

@@ -57,3 +57,10 @@ def test_import_costs_little():
     assert not loaded & {"pyroute2", "netaddr", "stevedore", "yaml", "slimnet.model"}
     loaded = imported("import slimnet; slimnet.Node")
     assert not loaded & {"pyroute2", "yaml", "http.server", "sqlite3"}
+
+
+def test_an_agent_asks_every_backend_for_little():
+    """What runs here it asks each that is installed; the one that makes devices imports what
+    makes them when it does."""
+    loaded = imported("import slimnet.agent, slimnet_ebpf, slimnet_noop")
+    assert not loaded & {"pyroute2", "asyncio"}

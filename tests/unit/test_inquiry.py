@@ -32,8 +32,9 @@ ANSWERS = {"sum": lambda a, b: a + b, "none": lambda: None, "refuse": refuse, "f
 
 
 @pytest.fixture
-def there(store):
-    """Host h2, which follows the store as an agent does."""
+def there(store, monkeypatch):
+    """Host h2, which follows the store as an agent does, on however slow a machine."""
+    monkeypatch.setattr(inquiry, "PATIENCE", 60)
     stop = threading.Event()
 
     def follow():
@@ -48,7 +49,7 @@ def there(store):
     thread.start()
     yield
     stop.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -83,7 +84,7 @@ def test_a_host_that_does_not_answer(store):
     begin = time.monotonic()
     with pytest.raises(AgentUnreachable, match="the agent of host h3 did not answer in 2 s"):
         Inquiries(store, "h1", {}).ask("h3", "sum", a=1, b=2)
-    assert 2 <= time.monotonic() - begin < 3
+    assert 2 <= time.monotonic() - begin < 30
     assert left(store) == []
 
 
@@ -120,17 +121,14 @@ def test_a_question_that_cannot_be_read(store, record):
     assert b"error" in store.get("answers/1")[0]
 
 
-def test_the_lease_clears_up_after_one_that_was_killed(store, monkeypatch, there):
+def test_the_lease_clears_up_after_one_that_was_killed(store, run_out, there):
     """Both keys go with the lease of the question."""
-    monkeypatch.setattr(inquiry, "PATIENCE", 0.3)
-    lease = store.lease(0.6)
+    lease = store.lease(60)
     record = {"question": "sum", "fields": {"a": 1, "b": 2}, "lease": lease}
     revision = store.transact(
         put={"inquiries/h2/1": records.dump(record)}, leases={"inquiries/h2/1": lease}
     )
-    (event,), _ = store.watch("answers/", after=revision, timeout=5)
+    (event,), _ = store.watch("answers/", after=revision, timeout=30)
     assert b"3" in event.value
-    deadline = time.monotonic() + 5
-    while left(store):
-        assert time.monotonic() < deadline
-        store.watch("answers/", after=store.list("")[1], timeout=0.2)
+    run_out()
+    assert left(store) == []

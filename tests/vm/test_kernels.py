@@ -38,7 +38,7 @@ def test_it_says_what_it_can_do(guest):
     }, "\n".join(each["reason"] for each in backends.values())  # what the verifier said
     assert guest.release in backends["ebpf"]["reason"]
     old = guest.release.startswith("6.1.")
-    assert ("IP_RETOPTS" in backends["ebpf"]["reason"]) == old
+    assert ("IP_PKTINFO" in backends["ebpf"]["reason"]) == old
     assert ("Linux 6.2 or newer" in backends["ebpf"]["remedy"]) == old
     # In the machine's own network namespace there is the setting.
     assert "tstamp_allow_data" not in backends["ebpf"]["remedy"]

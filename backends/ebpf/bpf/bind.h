@@ -63,37 +63,6 @@ static __always_inline int slim_errno(int error)
 	return SLIM_HOOK_REFUSE;
 }
 
-/* Sockets that waited in TIME_WAIT in this minute and the one before hold their port still. */
-static __always_inline __u64 slim_minute(void)
-{
-	return bpf_ktime_get_ns() / 60000000000ULL;
-}
-
-static __always_inline __u32 slim_usage_held(const struct slim_usage *usage)
-{
-	__u64 minute = slim_minute();
-	__u32 held = usage->held;
-
-	if (usage->epoch == minute)
-		held += usage->waiting[0] + usage->waiting[1];
-	else if (usage->epoch + 1 == minute)
-		held += usage->waiting[usage->epoch & 1];
-	return held;
-}
-
-static __always_inline void slim_usage_wait(struct slim_usage *usage)
-{
-	__u64 minute = slim_minute();
-
-	if (usage->epoch != minute) {
-		if (usage->epoch + 1 != minute)
-			usage->waiting[!(minute & 1)] = 0;
-		usage->waiting[minute & 1] = 0;
-		usage->epoch = minute;
-	}
-	__sync_fetch_and_add(&usage->waiting[minute & 1], 1);
-}
-
 static __always_inline bool slim_is_v6only(struct bpf_sock *sk)
 {
 	struct tcp6_sock *tcp6 = bpf_skc_to_tcp6_sock(sk);
@@ -250,7 +219,7 @@ static __always_inline bool slim_hold(struct slim_socket *socket, __be16 port)
 		slim_share_take(&share, places);
 	}
 	if (flags & SLIM_SOCKET_ANY_PORT)
-		__sync_fetch_and_add(&share.mine->held, 1);
+		slim_share_take(&share, held);
 	socket->flags |= SLIM_SOCKET_HELD;
 	return true;
 }
@@ -281,7 +250,7 @@ static __always_inline void slim_unhold(struct slim_socket *socket)
 			slim_share_give_back(&share, places);
 	}
 	if (flags & SLIM_SOCKET_ANY_PORT)
-		slim_share_less(&share.mine->held);
+		slim_share_give_back(&share, held);
 }
 
 static __always_inline void slim_listener_leave(struct slim_socket *socket)
@@ -465,9 +434,7 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 	if (!slim_share_get(local->index, &share) ||
 	    !slim_share_room(&share, places, SLIM_HELD_ROOM) ||
 	    !slim_share_room(&share, listeners, SLIM_LISTENER_ROOM) ||
-	    (flags & SLIM_SOCKET_ANY_PORT &&
-	     (slim_usage_held(share.mine) >= state.control->held_limit ||
-	      !slim_share_room(&share, ports, state.control->port_room)))) {
+	    (flags & SLIM_SOCKET_ANY_PORT && !slim_port_may_hold(&share, state.control))) {
 		*reason = SLIM_REASON_PORT_LIMIT;
 		return EADDRINUSE;
 	}

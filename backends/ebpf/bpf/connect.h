@@ -680,11 +680,9 @@ static __always_inline bool slim_dial_goes_nowhere(struct slim_dial *dial)
 }
 
 /* The kernel's own types, as in bind.h. */
-struct ip_options_rcu;
 struct ipcm_cookie {
 	__be32 addr;
 	int oif;
-	struct ip_options_rcu *opt;
 } __attribute__((preserve_access_index));
 struct bpf_sock_addr_kern {
 	void *t_ctx;
@@ -693,11 +691,10 @@ struct bpf_sock_addr_kern {
 extern void *bpf_cast_to_kern_ctx(void *object) __ksym __weak;	/* Linux 6.2 */
 
 /*
- * Does this datagram's control data (ip(7)) bring IP options or name a device?
- * A source route would be the packet's destination in place of the one that
- * policy is asked for (IP_RETOPTS); a device is another way than the route's
- * (IP_PKTINFO). The hook's context does not say, but udp_sendmsg() runs it on
- * the address in its struct ipcm_cookie, which does.
+ * Does this datagram's control data (ip(7), IP_PKTINFO) name a device? That is
+ * another way than the route's. The hook's context does not say, but udp_sendmsg()
+ * runs it on the address in its struct ipcm_cookie, which does. What else control
+ * data may bring is seen as it leaves (guard.h).
  */
 static __always_inline bool slim_dial_leads_around(struct bpf_sock_addr *ctx)
 {
@@ -709,7 +706,7 @@ static __always_inline bool slim_dial_leads_around(struct bpf_sock_addr *ctx)
 		return false;
 	kernel = bpf_cast_to_kern_ctx(ctx);
 	cookie = kernel->t_ctx - bpf_core_field_offset(struct ipcm_cookie, addr);
-	return BPF_CORE_READ(cookie, opt) || BPF_CORE_READ(cookie, oif);
+	return BPF_CORE_READ(cookie, oif);
 }
 
 /* Whose policy it is that refused lives where it is not heard of: its host tells it. */

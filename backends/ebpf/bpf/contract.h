@@ -72,10 +72,15 @@ enum slim_patience {
 	SLIM_LINGER_SECONDS = 60,	/* TIME_WAIT: how long a closed source-bound tuple is kept */
 };
 
+enum slim_waiting {
+	SLIM_WAITING = 3,		/* half minutes: no earlier one has a TIME_WAIT left */
+};
+
 /* In the mark of what slim_sweep is run on: how much it looks at. */
 enum slim_sweeping {
 	SLIM_SWEEP_WHOLE = 0,		/* every place of the tables */
 	SLIM_SWEEP_COUNTED = 1,		/* no table of which nobody holds a record, by the counts */
+	SLIM_SWEEP_FLOWS = 2,		/* every place of the handshakes' table, the others by counts */
 };
 
 /* What an address is by the routes of this host. */
@@ -106,7 +111,8 @@ enum slim_socket_flag {
 	SLIM_SOCKET_SERVICE = 131072,	/* dialled a service */
 	SLIM_SOCKET_PUBLISHED = 262144,	/* accepted through a published port */
 	SLIM_SOCKET_DOOMED = 524288,	/* may not be: dead already, and to be destroyed */
-	SLIM_SOCKET_ANNOUNCED = 1048576,	/* WIRE, but the agent says who it is: no option */
+	SLIM_SOCKET_ELSEWHERE = 1048576, /* a datagram socket of another network namespace */
+	SLIM_SOCKET_ANNOUNCED = 2097152,	/* WIRE, but the agent says who it is: no option */
 };
 
 /* What a doomed socket is bound to (SO_BINDTOIFINDEX): the last interface number there can be. */
@@ -157,9 +163,9 @@ struct slim_local {
 
 /* What one endpoint holds of the host, by index; at index 0, which is nobody's, what all hold. */
 struct slim_usage {
-	__u64 epoch;			/* the minute that waiting[epoch & 1] counts */
+	__u32 epoch;			/* the half minute that waiting[0] counts, and 1 the one before */
+	__u32 waiting[SLIM_WAITING];	/* sockets on bind(0) that went into TIME_WAIT */
 	__u32 held;			/* live sockets on bind(0) */
-	__u32 waiting[2];		/* such sockets that went into TIME_WAIT, by minute */
 	__u32 connects;			/* to endpoints, in this turn */
 	__u32 flows;			/* records of handshakes that are charged to it */
 	__u32 bound;			/* its source-bound connections, live or kept */

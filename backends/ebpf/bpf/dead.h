@@ -17,9 +17,7 @@
 #ifndef SLIMNET_DEAD_H
 #define SLIMNET_DEAD_H
 
-#include "state.h"
-
-#define SLIM_DROP 0	/* what a cgroup_skb program answers */
+#include "limit.h"
 
 static __always_inline int slim_silence_run(void)
 {

@@ -26,10 +26,11 @@
 #include <linux/ip.h>
 
 /*
- * What a cgroup_skb/egress program answers. Held back is NET_XMIT_DROP, with the
- * bit for congestion (include/linux/bpf-cgroup.h): TCP keeps a segment that it
- * gets that for, and sends it again.
+ * What a cgroup_skb/egress program answers. Dropped is EPERM. Held back is
+ * NET_XMIT_DROP, with the bit for congestion (include/linux/bpf-cgroup.h): TCP
+ * keeps a segment that it gets that for, and sends it again.
  */
+#define SLIM_DROP 0
 #define SLIM_SEND 1
 #define SLIM_HOLD_BACK 2
 

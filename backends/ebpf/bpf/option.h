@@ -42,6 +42,20 @@ static __always_inline int slim_create(struct bpf_sock *sk)
 	return slim_errno(EPROTONOSUPPORT);
 }
 
+/* A datagram's program is told no network namespace (guard.h), so its socket says it. */
+static __always_inline int slim_create_elsewhere(struct bpf_sock *sk)
+{
+	struct slim_socket *socket;
+
+	if (sk->type != SOCK_DGRAM)
+		return SLIM_HOOK_ALLOW;
+	socket = bpf_sk_storage_get(&slim_socket, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!socket)
+		return slim_errno(ENOBUFS);
+	socket->flags = SLIM_SOCKET_ELSEWHERE;
+	return SLIM_HOOK_ALLOW;
+}
+
 /* Sockets of other families name nothing of the underlay (netlink's have filters, say). */
 static __always_inline bool slim_option_is_inet(const struct bpf_sockopt *ctx)
 {

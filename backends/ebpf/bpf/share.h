@@ -18,6 +18,8 @@
 
 #include "state.h"
 
+#define SLIM_HELD_ALPHA 8
+
 struct slim_share {
 	struct slim_usage *mine;
 	struct slim_usage *all;
@@ -73,6 +75,7 @@ slim_share_sum(void *map, const void *key, void *value, void *context)
 
 	if (!*(const __u32 *)key)
 		return 0;
+	sum->held += usage->held;
 	sum->flows += usage->flows;
 	sum->bound += usage->bound;
 	sum->places += usage->places;
@@ -83,7 +86,8 @@ slim_share_sum(void *map, const void *key, void *value, void *context)
 
 /*
  * Puts the sums over all endpoints at index 0 right. All but `ports`: a port that
- * two endpoints share is one port of the host, and a sum would count it twice.
+ * two endpoints share is one port of the host, and a sum would count it twice. And
+ * but `waiting`: TIME_WAIT outlives the endpoint.
  */
 static __always_inline void slim_share_sum_up(void)
 {
@@ -92,6 +96,7 @@ static __always_inline void slim_share_sum_up(void)
 	bpf_for_each_map_elem(&slim_local, slim_share_sum, &sum, 0);
 	if (!all)
 		return;
+	all->held = sum.held;
 	all->flows = sum.flows;
 	all->bound = sum.bound;
 	all->places = sum.places;
@@ -112,6 +117,59 @@ static __noinline int slim_port_may(__u32 index, __u32 room)
 	struct slim_share share;
 
 	return slim_share_get(index, &share) && slim_share_room(&share, ports, room);
+}
+
+static __always_inline __u32 slim_half_minute(void)
+{
+	return bpf_ktime_get_ns() / 30000000000ULL;
+}
+
+/* Sockets on bind(0) whose port TIME_WAIT keeps, for a minute; counted for up to half of one more. */
+static __always_inline __u32 slim_usage_waiting(const struct slim_usage *usage)
+{
+	__u32 passed = slim_half_minute() - usage->epoch, waiting = 0, age;
+
+	for (age = 0; age < SLIM_WAITING; age++)
+		waiting += passed < SLIM_WAITING - age ? usage->waiting[age] : 0;
+	return waiting;
+}
+
+static __always_inline void slim_usage_wait(struct slim_usage *usage)
+{
+	__u32 now = slim_half_minute(), passed = now - usage->epoch;
+
+	if (passed) {
+		usage->waiting[2] = passed == 1 ? usage->waiting[1] :
+				    passed == 2 ? usage->waiting[0] : 0;
+		usage->waiting[1] = passed == 1 ? usage->waiting[0] : 0;
+		usage->waiting[0] = 0;
+		usage->epoch = now;
+	}
+	__sync_fetch_and_add(&usage->waiting[0], 1);
+}
+
+/* By bind(0), also where the socket is in TIME_WAIT by now: no connect() shares such a port. */
+static __always_inline __u32 slim_usage_held(const struct slim_usage *usage)
+{
+	return usage->held + slim_usage_waiting(usage);
+}
+
+/*
+ * May the endpoint be on one more by bind(0)? The kernel gives every other port to
+ * bind(0) first, and the ones between to connect(). Endpoints share that half. One that
+ * binds and connects, again and again, leaves nothing but TIME_WAIT, which is over in a
+ * minute: so it may have eight times of what it leaves free (alpha = 8), two such ones
+ * 8/17 each, and nobody who binds has to search long.
+ */
+static __always_inline bool
+slim_port_may_hold(const struct slim_share *share, const struct slim_control *control)
+{
+	__u32 half = control->port_room / 3 * 2;	/* of the ports, of which 3/4 are the room */
+	__u32 mine = slim_usage_held(share->mine), all = slim_usage_held(share->all);
+
+	return mine < control->held_limit && all < half &&
+	       mine < (half - all) * SLIM_HELD_ALPHA &&
+	       slim_share_room(share, ports, control->port_room);
 }
 
 static __always_inline __u32 slim_joined_key(const struct slim_socket *socket)

@@ -13,6 +13,7 @@
  *  flow.h     the records of handshakes, and each endpoint's share of them
  *  sweep.h    which of them go: abandoned, or denied by new tables
  *  limit.h    what an endpoint may send
+ *  guard.h    what datagrams may leave
  *  dead.h     what is left of an endpoint that is no more
  *  ask.h      what would be decided
  */
@@ -25,6 +26,7 @@
 #include "steer.h"
 #include "sweep.h"
 #include "limit.h"
+#include "guard.h"
 #include "dead.h"
 #include "ask.h"
 
@@ -43,7 +45,7 @@ SEC("cgroup/sock_create")
 int slim_sock_create(struct bpf_sock *sk)
 {
 	if (slim_is_elsewhere(sk))
-		return SLIM_HOOK_ALLOW;
+		return slim_create_elsewhere(sk);
 	return slim_create(sk);
 }
 
@@ -195,6 +197,12 @@ SEC("cgroup_skb/egress")
 int slim_rate(struct __sk_buff *skb)
 {
 	return slim_limit_run(skb);
+}
+
+SEC("cgroup_skb/egress")
+int slim_guard(struct __sk_buff *skb)
+{
+	return slim_guard_run(skb);
 }
 
 SEC("cgroup/skb")

@@ -458,8 +458,7 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		 * program cannot refuse listen(2), so the listener is destroyed instead.
 		 */
 		if (!slim_share_get(socket->index, &share) ||
-		    slim_usage_held(share.mine) >= state->control->held_limit ||
-		    !slim_share_room(&share, ports, state->control->port_room) ||
+		    !slim_port_may_hold(&share, state->control) ||
 		    !slim_share_room(&share, places, SLIM_HELD_ROOM))
 			slim_sockops_doom(ctx, socket, SLIM_REASON_PORT_LIMIT);
 		socket->bound_port = port;	/* for the shield, with a share or without */
@@ -553,10 +552,12 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	}
 	if (socket->flags & SLIM_SOCKET_ANY_PORT &&
 	    (old == BPF_TCP_FIN_WAIT2 || old == BPF_TCP_CLOSING)) {
-		struct slim_usage *usage = slim_usage_get(socket->index);
+		struct slim_share share;
 
-		if (usage)
-			slim_usage_wait(usage);
+		if (slim_share_get(socket->index, &share)) {
+			slim_usage_wait(share.mine);
+			slim_usage_wait(share.all);
+		}
 	}
 	if (socket->flags & SLIM_SOCKET_SHIELDED)
 		slim_shield_leave(socket);

@@ -154,17 +154,19 @@ static long slim_sweep_bound(void *map, const void *key, void *value, void *cont
  * A whole sweep looks at every place of three large tables, which takes milliseconds
  * and the processor's caches; most of the time there is nothing in them. So one that
  * comes every now and then goes by the counts: a table of which nobody holds a record
- * is left out. A count that was lost is put right by the next whole sweep.
+ * is left out. A count that was lost is put right by the next whole sweep. One for new
+ * tables looks at every place of the handshakes': they decide of nothing else here.
  */
 static __always_inline int slim_sweep_run(struct __sk_buff *skb)
 {
-	const bool whole = skb->mark != SLIM_SWEEP_COUNTED;
+	const bool whole = skb->mark == SLIM_SWEEP_WHOLE;
+	const bool flows = skb->mark != SLIM_SWEEP_COUNTED;
 	struct slim_sweep sweep = { .skb = skb };
 	const struct slim_usage *all = slim_usage_get(0);
 
-	if (whole)
+	if (flows)
 		slim_share_sum_up();
-	if ((whole || (all && all->flows)) && slim_state_get(&sweep.state))
+	if ((flows || (all && all->flows)) && slim_state_get(&sweep.state))
 		bpf_for_each_map_elem(&slim_flow, slim_sweep_flow, &sweep, 0);
 	if (whole || (all && all->bound))
 		bpf_for_each_map_elem(&slim_bound, slim_sweep_bound, NULL, 0);

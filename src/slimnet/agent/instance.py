@@ -97,7 +97,7 @@ def choose(config: Config, there: Mapping[str, Running]) -> plugins.Choice:
     others = {name: found for name, found in there.items() if name != config.backend}
     if config.backend == "auto" and len(there) == 1:
         (name,) = there
-        answer = plugins.probe(name)
+        answer = plugins.look(name)
         if answer.answer is Answer.NO:
             remedy = f" ({answer.remedy})" if answer.remedy else ""
             raise BackendUnavailable(

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import secrets
+import socket
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,12 @@ from slimnet.config import Config
 from slimnet.exceptions import ConfigError
 from slimnet.linux import cgroup
 from slimnet.linux.resolvers import resolv_conf
-from slimnet.local import interface_ranges, local_ranges
+from slimnet.local import (
+    default_interface,
+    interface_addresses,
+    interface_ranges,
+    local_ranges,
+)
 from slimnet.model import Capabilities, Host
 from slimnet.place import Part
 from slimnet.rtnetlink import Rtnetlink
@@ -165,25 +171,15 @@ def taken() -> dict[IPNetwork, str]:
 
 
 def _underlay(config: Config) -> tuple[str, IPAddress]:
-    from pyroute2 import IPRoute  # noqa: PLC0415  # 125 ms that no client needs
-
     wanted = config.underlay
-    with IPRoute() as route:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
-        owned = [
-            (names[each["index"]], IPAddress(each.get_attr("IFA_LOCAL")))
-            for each in route.get_addr(family=2)
-        ]
-        if wanted.address is None and wanted.interface is None:
-            default = [each.get_attr("RTA_OIF") for each in route.get_default_routes(family=2)]
-            wanted_interface = names.get(default[0]) if default else None
-        else:
-            wanted_interface = wanted.interface
+    names = [name for _, name in socket.if_nameindex()]
+    owned = interface_addresses()
+    wanted_interface = wanted.interface
+    if wanted.address is None and wanted.interface is None:
+        wanted_interface = default_interface()
     there = ", ".join(f"{name} {address}" for name, address in owned) or "none"
-    if wanted_interface is not None and wanted_interface not in names.values():
-        raise ConfigError(
-            "underlay.interface", f"one of: {', '.join(names.values())}", wanted_interface
-        )
+    if wanted_interface is not None and wanted_interface not in names:
+        raise ConfigError("underlay.interface", f"one of: {', '.join(names)}", wanted_interface)
     for name, address in owned:
         if wanted.address not in (None, address) or wanted_interface not in (None, name):
             continue

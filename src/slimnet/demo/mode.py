@@ -28,7 +28,7 @@ from attrs import frozen
 from slimnet.demo.side import Side
 from slimnet.linux import cgroup
 from slimnet.place import HOSTS, Place
-from slimnet.plugins import choose_backend
+from slimnet.plugins import choose_backend, probe
 from slimnet.testbed import Testbed
 from slimnet.testing import Underlay, UnderlayHost
 
@@ -167,7 +167,7 @@ class OverlayMode(Mode):
 
     def check(self) -> None:
         """See :meth:`Mode.check`."""
-        choose_backend(self.backend)
+        choose_backend(self.backend, probe)
 
     def make(self, name: str) -> Pair:
         """See :meth:`Mode.make`."""

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from attrs import evolve
 from netaddr import IPAddress
-from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.abc import Context
 from slimnet.exceptions import (
@@ -533,6 +532,8 @@ def _used(record: Record) -> InUse:
 
 def _missing_kinds() -> str:
     """The kinds of device that this kernel cannot make, tried where it harms nobody."""
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415  # as in flows.py
+
     missing = []
 
     def attempt() -> None:

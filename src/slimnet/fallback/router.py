@@ -16,17 +16,18 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netaddr import IPAddress, IPNetwork
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet.exceptions import BackendError
 from slimnet.fallback import nft, ruleset
 from slimnet.linux import libc, netns, sysctl
 from slimnet.rtnetlink import Link, Rtnetlink
 from slimnet.tables import Tables
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
 
 __all__ = ["GATEWAY", "OVERHEAD", "Router", "forwarding", "uplink_address", "uplink_name"]
 
@@ -115,6 +116,8 @@ def _set(values: Mapping[str, int]) -> None:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415  # as in flows.py
+
     try:
         yield
     except NetlinkError as error:
@@ -494,6 +497,8 @@ class Router:
 
 
 def _ignore(number: int, function: Callable[..., object], *arguments: str, **options: Any) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415  # as in flows.py
+
     try:
         function(*arguments, **options)
     except NetlinkError as error:

@@ -10,7 +10,7 @@ from slimnet.abc import Backend, Context
 from slimnet.exceptions import BackendUnavailable
 from slimnet.model import Answer
 from slimnet.testing import _clauses
-from slimnet.testing._stage import Reach, Stage
+from slimnet.testing._stage import Reach, Stage, probed
 
 __all__ = ["BACKEND_CLAUSES", "check_backend"]
 
@@ -49,7 +49,7 @@ def check_backend(
         AssertionError: a clause is broken; the message names it.
         BackendUnavailable: the backend's probe does not say yes.
     """
-    found = backend.probe()
+    found = probed(backend)
     if found.answer is not Answer.YES:
         raise BackendUnavailable(f"{backend.name}: {found.reason}")
     for name in clauses:

@@ -32,7 +32,6 @@ from slimnet.abc import Backend, Context
 from slimnet.exceptions import SlimnetError
 from slimnet.linux import cgroup, netns
 from slimnet.model import (
-    Capabilities,
     Direction,
     Endpoint,
     Host,
@@ -59,7 +58,7 @@ from slimnet.testing._resident import Reached, Resident
 from slimnet.testing._snapshot import snapshot
 from slimnet.testing._underlay import Underlay
 
-__all__ = ["ALLOWED", "CAST", "FORBIDDEN", "NETWORK", "SERVICE", "Reach", "Stage"]
+__all__ = ["ALLOWED", "CAST", "FORBIDDEN", "NETWORK", "SERVICE", "Reach", "Stage", "probed"]
 
 NETWORK = Network("check", 99, "10.99.0.0/16")
 #: Ports of server and neighbour: the first is client's by policy, the second nobody's.
@@ -96,8 +95,9 @@ _stages = itertools.count(1)
 
 
 @functools.cache  # a stage for each clause: a probe may take as long as one
-def _capabilities(backend: type[Backend]) -> Capabilities:
-    return backend.probe().capabilities
+def probed(backend: type[Backend]) -> Probe:
+    """What its probe says, asked once."""
+    return backend.probe()
 
 
 class _Placed:
@@ -128,7 +128,7 @@ class Stage:
     ) -> None:
         self._backend = backend
         self._options = options
-        self._capabilities = _capabilities(backend)
+        self._capabilities = probed(backend).capabilities
         alike = Host("alike", IPAddress(0), self._capabilities.wires)
         self._wire = wires.choose(alike, alike)
         self._simulated = reach

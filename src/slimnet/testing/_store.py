@@ -6,8 +6,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from slimnet.abc import Revision, Store
 from slimnet.exceptions import (
@@ -20,7 +20,10 @@ from slimnet.exceptions import (
 
 __all__ = ["check_store"]
 
+#: Seconds that a short lease takes at first, and how often twice as many are tried where the
+#: store needs longer than that for what is to be done before the lease has run out.
 _LEASE = 0.5
+_LONGER = 4
 
 
 def check_store(
@@ -77,20 +80,47 @@ def check_store(
     ]
     if away is not None:
         clauses.append(_unreachable_when_away)
-    for number, clause in enumerate(clauses):
-        prefix = f"check-store/{time.time_ns()}-{number}/"
-        store = opened(url)
-        other = opened(url)
-        try:
-            clause(_Trial(url, opened, store, other, prefix, patience, away or nullcontext))
-        except AssertionError as error:
-            raise AssertionError(f"{clause.__name__.strip('_')}: {error}") from error
-        finally:
-            store.close()
-            with opened(url) as cleaner:
-                cleaner.transact(delete=list(cleaner.list(prefix)[0]))
-            other.close()
+    for clause in clauses:
+        brief = _LEASE
+        while not _holds(clause, url, opened, patience, away or nullcontext, brief):
+            brief *= 2
     return [clause.__name__.strip("_") for clause in clauses]
+
+
+def _holds(
+    clause: Callable[[_Trial], None],
+    url: str,
+    opened: Callable[[str], Store],
+    patience: float,
+    away: Callable[[], AbstractContextManager[object]],
+    brief: float,
+) -> bool:
+    """Whether it was quick enough to say so with leases of ``brief`` seconds.
+
+    Raises:
+        AssertionError: the clause does not hold.
+    """
+    prefix = f"check-store/{time.time_ns()}/"
+    store = opened(url)
+    other = opened(url)
+    try:
+        clause(_Trial(url, opened, store, other, prefix, patience, away, brief))
+    except _SlowError as error:
+        if brief < _LEASE * 2**_LONGER:
+            return False
+        raise AssertionError(f"{clause.__name__.strip('_')}: {error}") from error
+    except AssertionError as error:
+        raise AssertionError(f"{clause.__name__.strip('_')}: {error}") from error
+    finally:
+        store.close()
+        with opened(url) as cleaner:
+            cleaner.transact(delete=list(cleaner.list(prefix)[0]))
+        other.close()
+    return True
+
+
+class _SlowError(Exception):
+    """Whatever came of it, a lease may have run out before."""
 
 
 class _Trial:
@@ -105,6 +135,7 @@ class _Trial:
         prefix: str,
         patience: float,
         away: Callable[[], AbstractContextManager[object]],
+        brief: float,
     ) -> None:
         self.url = url
         self.opened = opened
@@ -113,6 +144,7 @@ class _Trial:
         self.prefix = prefix
         self.patience = patience
         self.away = away
+        self.brief = brief
 
     def told(
         self, store: Store, after: Revision, timeout: float = 0
@@ -125,12 +157,27 @@ class _Trial:
         return self.prefix + name
 
     def eventually(self, holds: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.patience + self.brief * 4
         while not holds():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
         return True
+
+    @contextmanager
+    def within(self, seconds: float, *, since: float | None = None) -> Iterator[None]:
+        """What is done here is done before a lease of so many seconds runs out.
+
+        Raises:
+            _SlowError: it took longer.
+        """
+        begin = time.monotonic() if since is None else since
+        try:
+            yield
+        finally:
+            took = time.monotonic() - begin
+            if took >= seconds:
+                raise _SlowError(f"the store took {took:.1f} s, a lease {seconds} s")
 
 
 def _refuses_foreign_url(trial: _Trial) -> None:
@@ -337,9 +384,10 @@ def _forgotten_history_is_a_conflict(trial: _Trial) -> None:
 def _lease_runs_out(trial: _Trial) -> None:
     tied, free = trial.key("tied"), trial.key("free")
     start = trial.store.transact(put={free: b"1"})
-    lease = trial.store.lease(_LEASE)
-    trial.store.transact(put={tied: b"1"}, leases={tied: lease})
-    _true(trial.other.get(tied) is not None, "a leased key is there at first")
+    with trial.within(trial.brief):
+        lease = trial.store.lease(trial.brief)
+        trial.store.transact(put={tied: b"1"}, leases={tied: lease})
+        _true(trial.other.get(tied) is not None, "a leased key is there at first")
     _true(trial.eventually(lambda: trial.other.get(tied) is None), "and goes with its lease")
     _true(trial.other.get(free) is not None, "a key without a lease stays")
     told = [each[:2] for each in trial.told(trial.store, start)]
@@ -348,33 +396,43 @@ def _lease_runs_out(trial: _Trial) -> None:
 
 def _lease_is_renewed(trial: _Trial) -> None:
     key = trial.key("tied")
-    lease = trial.store.lease(_LEASE * 4)
-    trial.store.transact(put={key: b"1"}, leases={key: lease})
+    seconds, begun = trial.brief * 4, time.monotonic()
+    lease = trial.store.lease(seconds)
+    with trial.within(seconds, since=begun):
+        trial.store.transact(put={key: b"1"}, leases={key: lease})
     for _ in range(6):
-        time.sleep(_LEASE)
-        trial.store.renew(lease)
-    _true(trial.other.get(key) is not None, "a renewed lease holds its key")
+        time.sleep(trial.brief)
+        before = time.monotonic()
+        with trial.within(seconds, since=begun):
+            trial.store.renew(lease)
+        begun = before
+    with trial.within(seconds, since=begun):
+        _true(trial.other.get(key) is not None, "a renewed lease holds its key")
     _true(trial.eventually(lambda: trial.other.get(key) is None), "and loses it after the last")
     _raises_not_found(lambda: trial.store.renew(lease), "renewing a lease that ran out")
 
 
 def _lease_moves_with_a_put(trial: _Trial) -> None:
     again, free = trial.key("again"), trial.key("free")
-    short, long = trial.store.lease(_LEASE), trial.store.lease(60)
-    trial.store.transact(put={again: b"1", free: b"1"}, leases=dict.fromkeys((again, free), short))
-    trial.store.transact(put={again: b"2"}, leases={again: long})
-    trial.store.transact(put={free: b"2"})
-    time.sleep(_LEASE * 2)
+    long = trial.store.lease(60)
+    with trial.within(trial.brief):
+        short = dict.fromkeys((again, free), trial.store.lease(trial.brief))
+        trial.store.transact(put={again: b"1", free: b"1"}, leases=short)
+        trial.store.transact(put={again: b"2"}, leases={again: long})
+        trial.store.transact(put={free: b"2"})
+    time.sleep(trial.brief * 2)
     found = [trial.other.get(key) for key in (again, free)]
     values = [each and each[0] for each in found]
     _equal([b"2", b"2"], values, "a later put ties a key to its own lease, or to none")
 
 
 def _lease_of_each_key(trial: _Trial) -> None:
-    short, long = trial.store.lease(_LEASE), trial.store.lease(60)
+    long = trial.store.lease(60)
     brief, lasting, free = (trial.key(name) for name in ("brief", "lasting", "free"))
     put = dict.fromkeys((brief, lasting, free), b"1")
-    trial.store.transact(put=put, leases={brief: short, lasting: long})
+    with trial.within(trial.brief):
+        short = trial.store.lease(trial.brief)
+        trial.store.transact(put=put, leases={brief: short, lasting: long})
     _true(trial.eventually(lambda: trial.other.get(brief) is None), "a key goes with its lease")
     found = sorted(trial.other.list(trial.prefix)[0])
     _equal([free, lasting], found, "those of another lease or of none, put with it, stay")

@@ -7,7 +7,7 @@ made by hand, or (Compiled) by the compiler out of a desired state."""
 from lab.cluster import Endpoint, Host, Lab
 from lab.compiled import Compiled
 from lab.hands import DEADLINE, PATIENCE, Hands, Program, Remote
-from lab.paths import DATA_PATHS, PLAIN, Can, DataPath
+from lab.paths import DATA_PATHS, PLAIN, Can, DataPath, require
 from lab.wires import Namespace, Underlay
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "Program",
     "Remote",
     "Underlay",
+    "require",
 ]

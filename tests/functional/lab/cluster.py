@@ -30,6 +30,7 @@ from slimnet import contract, model
 from slimnet.abc import Context
 from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.linux.cgroup import remove as remove_cgroup
+from slimnet.plugins import backend_class
 from slimnet.tables import (
     CidrRecord,
     EndpointRecord,
@@ -130,10 +131,13 @@ class Host:
         context.cgroup.mkdir(exist_ok=True)
         context.state.mkdir(exist_ok=True)
         self.driver = Hands(
-            f"backend of {self.name}", netns=self.netns.path, directory=self.lab.directory
+            f"backend of {self.name}",
+            netns=self.netns.path,
+            directory=self.lab.directory,
+            imports=("lab.watcher", "pyroute2", backend_class(self.lab.mode).__module__),
         )
         self.backend, self.watcher = self.driver.call(
-            _start_backend, context, deadline=120 * PATIENCE
+            _start_backend, context, deadline=300 * PATIENCE
         )
 
     def start_install(self, tables: Tables, *, times: int) -> None:

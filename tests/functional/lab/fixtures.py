@@ -179,7 +179,7 @@ def built() -> Iterator[Callable[[str], list[object]]]:
             run(*compiler, "-O2", "-Wall", "-Werror", PROGRAMS / "names.c", "-o", target)
         elif name == "ring":
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "ring.c", "-o", target, "-luring")
-        elif name in ("fuzz", "v6only"):
+        elif name in ("fuzz", "torn", "v6only"):
             warnings = ("-Wall", "-Wextra", "-Werror")
             source = PROGRAMS / f"{name}.c"
             run("gcc", "-O2", *warnings, source, "-o", target, "-luring", "-pthread")

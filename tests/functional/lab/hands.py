@@ -10,11 +10,14 @@ that does what the test says.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import itertools
 import os
 import pickle
+import select
+import signal
 import socket
 import struct
 import subprocess
@@ -22,6 +25,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -29,7 +33,6 @@ from typing import Any
 
 from lab import hands_process
 from slimnet.linux import cgroup
-from slimnet.linux.netns import enter
 
 __all__ = ["PATIENCE", "Hands", "Program", "Remote"]
 
@@ -37,7 +40,7 @@ __all__ = ["PATIENCE", "Hands", "Program", "Remote"]
 #: is emulated (``tests/vm``).
 PATIENCE = float(os.environ.get("SLIMNET_PATIENCE", "1"))
 #: No step of a test takes longer; what does, hangs.
-DEADLINE = 30.0 * PATIENCE
+DEADLINE = 120.0 * PATIENCE
 
 
 class Remote:
@@ -65,6 +68,77 @@ class Remote:
         return f"<{self._kind} {self._number} of {self._hands.name}>"
 
 
+class Forked:
+    """A process that is not our child; for what tests do with it, as subprocess.Popen."""
+
+    def __init__(self, pid: int, descriptor: int) -> None:
+        self.pid = pid
+        self._ended = select.poll()
+        self._ended.register(descriptor, select.POLLIN)
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+
+    def poll(self) -> int | None:
+        """0 when it has ended, whatever its status."""
+        return 0 if self._ended.poll(0) else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not self._ended.poll(None if timeout is None else timeout * 1000):
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        return 0
+
+    def send_signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Mother:
+    """A process that has imported some modules, and forks (hands_process.py)."""
+
+    def __init__(self, imports: Sequence[str], variables: Mapping[str, str]) -> None:
+        # In one piece each way, for one request at a time.
+        self._lock = threading.Lock()
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, hands_process.__file__, str(theirs.fileno()), *imports],
+                pass_fds=[theirs.fileno()],
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    **variables,
+                },
+            )
+
+    def fork(
+        self,
+        channel: socket.socket,
+        netns: Path | str | None,
+        cgroup: Path | None,
+        uid: int | None,
+        environment: Mapping[str, str],
+    ) -> Forked:
+        where = None if cgroup is None else str(cgroup)
+        request = pickle.dumps((where, uid, environment, sys.path))
+        with contextlib.ExitStack() as held, self._lock:
+            given = [channel.fileno()]
+            if netns is not None:
+                given.append(os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
+                held.callback(os.close, given[-1])
+            socket.send_fds(self._channel, [request], given)
+            answer, (descriptor,), _, _ = socket.recv_fds(self._channel, 4, 1)
+        return Forked(*struct.unpack("=i", answer), descriptor)
+
+
+@functools.cache
+def _mother(imports: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> Mother:
+    """One for all that are alike: what is preloaded is so from the start of a program on."""
+    return Mother(imports, dict(variables))
+
+
 class Hands:
     """One such process.
 
@@ -75,6 +149,7 @@ class Hands:
         uid: user to become, or ``None`` for root.
         directory: for the output of programs.
         variables: what is set in its environment besides.
+        imports: modules that it will need; imported once for all that name the same.
     """
 
     def __init__(
@@ -86,6 +161,7 @@ class Hands:
         uid: int | None = None,
         directory: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        imports: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.cgroup = cgroup
@@ -93,22 +169,13 @@ class Hands:
         self._waiting: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         ours, theirs = socket.socketpair()
-        path = os.pathsep.join(filter(None, sys.path))
-        environment = {**os.environ, "PYTHONPATH": path, **(variables or {})}
+        environment = {**os.environ, **(variables or {})}
+        environment.pop("PYTHONPATH", None)  # ours, not that of the programs that it starts
         if directory is not None:
             environment["TMPDIR"] = str(directory)
-        with contextlib.nullcontext() if netns is None else enter(Path(netns)):
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    hands_process.__file__,
-                    str(theirs.fileno()),
-                    *(str(item) if item is not None else "-" for item in (cgroup, uid)),
-                ],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-            )
-        theirs.close()
+        with theirs:
+            mother = _mother(tuple(imports), tuple((variables or {}).items()))
+            self.process = mother.fork(theirs, netns, cgroup, uid, environment)
         self._channel = ours
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process at the far end of :class:`lab.hands.Hands`.
 
-Run as ``python hands_process.py CHANNEL_FD CGROUP UID`` ("-" for none), in its
-network namespace. It joins the cgroup before it makes any socket, then does
-what it is told over the channel, each request in a thread of its own. Objects
-that cannot travel (sockets, processes, a backend) stay here and go over the
-channel as numbers.
+Run as ``python hands_process.py CHANNEL_FD MODULE...``, this imports the modules and forks
+such a process for each request on the channel: Python starts once, not thousands of times.
+A process joins its cgroup before it makes any socket, then does what it is told over a
+channel of its own, each request in a thread of its own. Objects that cannot travel (sockets,
+processes, a backend) stay here and go over the channel as numbers.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import importlib
 import io
 import itertools
 import os
 import pickle
+import signal
 import socket
 import struct
 import subprocess
@@ -21,6 +25,16 @@ import sys
 import threading
 import traceback
 from typing import Any
+
+_CLONE_NEWNET = 0x40000000
+
+#: What functions that tests send may use.
+_MODULES = """
+import array, collections, contextlib, ctypes, errno, fcntl, json, os, select
+import signal, socket, struct, subprocess, sys, threading, time
+from pathlib import Path
+from typing import Any
+"""
 
 
 class Reference:
@@ -47,13 +61,7 @@ class Process:
         self.objects: dict[int, Any] = {}
         self.functions: dict[str, Any] = {}
         self.namespace: dict[str, Any] = {"__name__": "hands"}
-        exec(
-            "import array, collections, contextlib, ctypes, errno, fcntl, json, os, select\n"
-            "import signal, socket, struct, subprocess, sys, threading, time\n"
-            "from pathlib import Path\n"
-            "from typing import Any\n",
-            self.namespace,
-        )
+        exec(_MODULES, self.namespace)
 
     def dumps(self, value: object) -> bytes:
         process = self
@@ -129,31 +137,70 @@ class Process:
             threading.Thread(target=self.answer, args=(number, data), daemon=True).start()
 
 
-def _enter(cgroup: str, uid: str) -> None:
-    if cgroup != "-":
+def _enter(cgroup: str | None, uid: int | None) -> None:
+    if cgroup is not None:
         with open(os.path.join(cgroup, "cgroup.procs"), "w") as file:
             file.write("0")
-    if uid != "-":
+    if uid is not None:
         os.setgroups([])
-        os.setgid(int(uid))
-        os.setuid(int(uid))
+        os.setgid(uid)
+        os.setuid(uid)
 
 
-def main() -> None:
-    channel, cgroup, uid = sys.argv[1:]
+def _begin(channel: int, cgroup: str | None, uid: int | None) -> None:
+    """Be the hands, to the end."""
     _enter(cgroup, uid)
-    os.environ.pop("PYTHONPATH", None)  # ours, not that of the programs that we start
-    process = Process(socket.socket(fileno=int(channel)))
+    process = Process(socket.socket(fileno=channel))
     try:
         process.serve()
     except (EOFError, ConnectionError):
-        if cgroup != "-":  # the test is gone: take the children along
+        if cgroup is not None:  # the test is gone: take the children along
             try:
                 with open(os.path.join(cgroup, "cgroup.kill"), "w") as file:
                     file.write("1")
             except OSError:
                 pass
-        os._exit(0)
+
+
+def _child(request: bytes, descriptors: list[int]) -> None:
+    cgroup, uid, environment, path = pickle.loads(request)
+    channel, *namespace = descriptors
+    for descriptor in namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(descriptor)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:] = path
+    _begin(channel, cgroup, uid)
+
+
+def main() -> None:
+    number, *modules = sys.argv[1:]
+    with socket.socket(fileno=int(number)) as channel:
+        exec(_MODULES, {})
+        for module in modules:
+            importlib.import_module(module)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them but by a pidfd
+        gc.freeze()
+        while True:
+            request, descriptors, *_ = socket.recv_fds(channel, 1 << 18, 2)
+            if not request:
+                return
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    channel.close()
+                    _child(request, descriptors)
+                except BaseException:  # noqa: BLE001  # said, as by any program
+                    traceback.print_exc()
+                finally:
+                    os._exit(0)
+            pidfd = os.pidfd_open(pid)
+            socket.send_fds(channel, [struct.pack("=i", pid)], [pidfd])
+            for descriptor in (pidfd, *descriptors):
+                os.close(descriptor)
 
 
 if __name__ == "__main__":

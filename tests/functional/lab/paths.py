@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import enum
 import errno
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from attrs import frozen
 
-from slimnet.model import Feature, Wire
+from slimnet.model import Feature, Probe, Wire
+from slimnet.plugins import probe
 
-__all__ = ["DATA_PATHS", "EVERY", "PLAIN", "Can", "DataPath", "can", "having"]
+__all__ = ["DATA_PATHS", "EVERY", "PLAIN", "Can", "DataPath", "can", "having", "require"]
 
 
 class Can(enum.Enum):
@@ -190,6 +193,18 @@ DATA_PATHS = {name: path for name, path in EVERY.items() if path.is_here()}
 def can(backend: str, what: Can) -> bool:
     """Whether the data path of that name states it."""
     return what in DATA_PATHS[backend].can
+
+
+@functools.cache  # a probe loads the data path: 0.4 s of a processor
+def _probed(name: str) -> Probe:
+    return probe(name)
+
+
+def require(name: str) -> None:
+    """Skip where the backend of that name cannot run."""
+    answer = _probed(name)
+    if not answer:
+        pytest.skip(f"backend {name}: {answer.reason}")
 
 
 def having(what: Can) -> list[str]:

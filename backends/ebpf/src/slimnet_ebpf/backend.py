@@ -23,7 +23,13 @@ from slimnet import contract, wires
 from slimnet.abc import Backend, Context
 from slimnet.answers import FlowQuestion
 from slimnet.encoding import cidr_key, u32
-from slimnet.exceptions import AbiMismatch, BackendError, ConfigError, InUse
+from slimnet.exceptions import (
+    AbiMismatch,
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    InUse,
+)
 from slimnet.layout import Layout, to_bytes16
 from slimnet.linux import cgroup, sysctl
 from slimnet.linux.netns import Netns
@@ -59,13 +65,13 @@ from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import EndpointAttachments
 from slimnet_ebpf.events import Events
 from slimnet_ebpf.found import find
-from slimnet_ebpf.libbpf import possible_cpus
+from slimnet_ebpf.libbpf import BpfError, possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import AbiStamp, Object, Program
 from slimnet_ebpf.options import INNER_RANGE6, Options
 from slimnet_ebpf.pins import Pins, mount_bpffs
-from slimnet_ebpf.probe import probe
+from slimnet_ebpf.probe import probe, refused
 from slimnet_ebpf.purge import purge
 from slimnet_ebpf.question import announced, ask, sweep
 from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
@@ -137,6 +143,12 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.probe`."""
         return probe(cls.object_path)
 
+    @classmethod
+    def look(cls) -> Probe:
+        """See :meth:`slimnet.abc.Backend.look`: without the kernel's verifier, which takes
+        longer than all the rest of a start."""
+        return probe(cls.object_path, load=False)
+
     @property
     def capabilities(self) -> Capabilities:
         """See :attr:`slimnet.abc.Backend.capabilities`."""
@@ -200,7 +212,11 @@ class EbpfBackend(Backend):
                     requirements.knows(requirements.CASTS),
                 )
                 loaded.set_constant("slim_fixed", fixed)
-                loaded.load()
+                try:
+                    loaded.load()
+                except BpfError as error:
+                    answer = refused(error)
+                    raise BackendUnavailable(f"{answer.reason} ({answer.remedy})") from error
                 self._pins.store(
                     loaded,
                     **asdict(ours),
@@ -442,7 +458,7 @@ class EbpfBackend(Backend):
         """Close the live connections that the tables forbid, and end the handshakes.
         One that is nowhere to be seen yet is decided again by itself (sockops.h)."""
         self._writer.settle()  # after this no program decides by the generation before
-        self._sweep_records(whole=True)
+        self._sweep_records(private.SLIM_SWEEP_FLOWS)
         live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
         flows: Map = self._maps[private.SLIM_MAP_FLOW]
         lost = {
@@ -608,7 +624,9 @@ class EbpfBackend(Backend):
                 self._swept = now
                 with self._pins.lock():
                     due = now - self._kept >= self.pace
-                    self._sweep_records(whole=due)
+                    self._sweep_records(
+                        private.SLIM_SWEEP_WHOLE if due else private.SLIM_SWEEP_COUNTED
+                    )
                     if due:
                         self._kept = now
                         self._endpoints.reap()
@@ -640,10 +658,10 @@ class EbpfBackend(Backend):
                 mending.attempt(self._underlay.keep_interface, interface, link.index)
         return mending.end()
 
-    def _sweep_records(self, *, whole: bool) -> None:
+    def _sweep_records(self, how: int) -> None:
         control = _CONTROL.unpack(self._maps[private.SLIM_MAP_CONTROL].get(u32(0)) or b"")
         with self._netns.entered():
-            sweep(self._sweep.fd, control["ifindex"], whole=whole)
+            sweep(self._sweep.fd, control["ifindex"], how)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

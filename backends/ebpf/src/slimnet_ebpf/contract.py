@@ -15,8 +15,8 @@ from typing import Final
 from slimnet.contract import slim_tuple
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0xF4F8C4C62C7F4DF1
-FINGERPRINT_HEX: Final[str] = "f4f8c4c62c7f4df1"
+FINGERPRINT: Final[int] = 0xC606BDC51EC0CFE5
+FINGERPRINT_HEX: Final[str] = "c606bdc51ec0cfe5"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -65,9 +65,13 @@ SLIM_HANDSHAKE_SECONDS: Final[int] = 130
 SLIM_ANSWER_SECONDS: Final[int] = 5
 SLIM_LINGER_SECONDS: Final[int] = 60
 
+# enum slim_waiting
+SLIM_WAITING: Final[int] = 3
+
 # enum slim_sweeping
 SLIM_SWEEP_WHOLE: Final[int] = 0
 SLIM_SWEEP_COUNTED: Final[int] = 1
+SLIM_SWEEP_FLOWS: Final[int] = 2
 
 # enum slim_own
 SLIM_OWN_LOCAL: Final[int] = 1
@@ -94,7 +98,8 @@ SLIM_SOCKET_DUAL: Final[int] = 65536
 SLIM_SOCKET_SERVICE: Final[int] = 131072
 SLIM_SOCKET_PUBLISHED: Final[int] = 262144
 SLIM_SOCKET_DOOMED: Final[int] = 524288
-SLIM_SOCKET_ANNOUNCED: Final[int] = 1048576
+SLIM_SOCKET_ELSEWHERE: Final[int] = 1048576
+SLIM_SOCKET_ANNOUNCED: Final[int] = 2097152
 
 # enum slim_interface
 SLIM_NOWHERE: Final[int] = 2147483647
@@ -249,8 +254,8 @@ class slim_usage(ctypes.Structure):
     """struct slim_usage, 64 bytes."""
 
     epoch: int
-    held: int
     waiting: ctypes.Array[ctypes.c_uint32]
+    held: int
     connects: int
     flows: int
     bound: int
@@ -263,9 +268,9 @@ class slim_usage(ctypes.Structure):
     next: int
 
     _fields_ = (
-        ("epoch", ctypes.c_uint64),
+        ("epoch", ctypes.c_uint32),
+        ("waiting", ctypes.c_uint32 * 3),
         ("held", ctypes.c_uint32),
-        ("waiting", ctypes.c_uint32 * 2),
         ("connects", ctypes.c_uint32),
         ("flows", ctypes.c_uint32),
         ("bound", ctypes.c_uint32),

@@ -68,7 +68,7 @@ _DEAD = INDEX_DEAD
 _BURIED = 8  # dead, and all of detach is done: sockets destroyed, accounts dropped
 _SILENT = 16  # no packet of its sockets passes
 
-_SILENCE = "slim_silence"
+_GUARD, _SILENCE = "slim_guard", "slim_silence"
 # How many cgroups of endpoints one look is at.
 _AT_ONCE = 32
 _BOTH_WAYS = (links.ATTACH_CGROUP_INGRESS, links.ATTACH_CGROUP_EGRESS)
@@ -122,7 +122,11 @@ class EndpointAttachments:
         on_index: Callable[[int, int], None],
     ) -> None:
         self._pins = pins
-        self._programs = [program for program in programs if program.type in links.ON_CGROUP]
+        self._programs = [
+            program
+            for program in programs
+            if program.type in links.ON_CGROUP or program.name == _GUARD
+        ]
         (self._silence,) = (program for program in programs if program.name == _SILENCE)
         self._maps = maps
         self._below = below
@@ -327,8 +331,7 @@ class EndpointAttachments:
         """All indexes that are or were in use."""
         return {
             int.from_bytes(key, sys.byteorder): _Entry(*_ENTRY.unpack(value))
-            for key, value in self._indexes.items()
-            if value != _NEVER
+            for key, value in self._indexes.items(without=_NEVER)
         }
 
     def _living(self) -> list[_Entry]:

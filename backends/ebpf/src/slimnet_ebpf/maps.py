@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,8 @@ TYPE_LPM_TRIE = 11
 TYPE_ARRAY_OF_MAPS = 12
 NO_PREALLOC = 1
 
-_BATCH = 4096
+_FIRST_BATCH, _BATCH = 256, 4096
+_PASSED_OVER = 64  # at once, where all are to be
 
 
 class _Info(ctypes.Structure):
@@ -132,15 +134,23 @@ class Map:
         check(result, f"delete an entry of {self.name}")
         return True
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
+    def items(self, *, without: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """All entries, in batches (5.6 and newer). Entries that come and go
-        meanwhile may be missed or seen twice."""
-        room = min(_BATCH, self.max_entries)
+        meanwhile may be missed or seen twice.
+
+        Args:
+            without: a value to pass over: that of an array's many places which are not in use.
+        """
+        # Most tables are small, most of the time: new memory for thousands of entries costs more
+        # than to read those.
+        room = min(_FIRST_BATCH, self.max_entries)
         token = ctypes.create_string_buffer(max(self.key_size, 8))
         first = True
+        keys = values = ctypes.create_string_buffer(0)
         while True:
-            keys = ctypes.create_string_buffer(room * self.key_size)
-            values = ctypes.create_string_buffer(room * self._value_room)
+            if len(keys) != room * self.key_size:
+                keys = ctypes.create_string_buffer(room * self.key_size)
+                values = ctypes.create_string_buffer(room * self._value_room)
             count = ctypes.c_uint32(room)
             # A failing look-up must be able to start again from the same place.
             after = ctypes.create_string_buffer(len(token))
@@ -152,15 +162,22 @@ class Map:
                 continue
             if result != -errno.ENOENT:
                 check(result, f"read {self.name}")
-            key, value = keys.raw, values.raw
-            for number in range(count.value):
-                yield (
-                    key[number * self.key_size : (number + 1) * self.key_size],
-                    value[number * self._value_room : (number + 1) * self._value_room],
-                )
+            key_size, size = self.key_size, self._value_room
+            key = ctypes.string_at(keys, count.value * key_size)
+            value = ctypes.string_at(values, count.value * size)
+            for start in range(0, count.value, _PASSED_OVER):
+                end = min(start + _PASSED_OVER, count.value)
+                part = value[start * size : end * size]
+                if part == without * (end - start):
+                    continue
+                read = struct.iter_unpack(f"{key_size}s", key[start * key_size : end * key_size])
+                for (one,), (its,) in zip(read, struct.iter_unpack(f"{size}s", part), strict=True):
+                    if its != without:
+                        yield one, its
             if result == -errno.ENOENT:
                 return
             token, first = after, False
+            room = min(4 * room, max(_BATCH, room), self.max_entries)
 
     def update(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Set many entries, in batches."""

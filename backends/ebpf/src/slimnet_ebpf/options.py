@@ -46,14 +46,15 @@ class Options:
     Attributes:
         inner_range: where the sockets of endpoints sit (design 4.5).
         wire_ports: the first of the wire ports, the source-bound ones behind them.
-        held_ports: how many ports of the host one endpoint may hold with ``bind(0)``.
+        held_ports: how many ports of the host one endpoint may hold with ``bind(0)``, beside
+            what its share of them allows.
         announce_port: TCP port at which this host hears what hosts announce that do not speak
             wire syn; nobody listens there while the cluster has none.
     """
 
     inner_range: IPNetwork = IPNetwork("240.0.0.0/4")
     wire_ports: int = 4790
-    held_ports: int = 4096
+    held_ports: int = 65535
     announce_port: int = contract.SLIM_ANNOUNCE_PORT
 
     @property

@@ -12,14 +12,15 @@ from slimnet_ebpf import requirements
 from slimnet_ebpf.libbpf import BpfError, library
 from slimnet_ebpf.objects import AbiStamp, Object
 
-__all__ = ["probe"]
+__all__ = ["probe", "refused"]
 
 
-def probe(path: Path) -> Probe:
+def probe(path: Path, *, load: bool = True) -> Probe:
     """See :meth:`slimnet.abc.Backend.probe`. What is loaded goes again.
 
     Args:
         path: of the object file.
+        load: whether it is tried, too.
     """
     try:
         requirements.check()
@@ -31,16 +32,13 @@ def probe(path: Path) -> Probe:
                     f"{path.name} was built from contract {loaded.stamp()}, not {ours}",
                     "build it again: make -C backends/ebpf",
                 )
-            loaded.load()
+            if load:
+                loaded.load()
     except (CapabilityMissing, BackendUnavailable) as error:
         reason, _, remedy = str(error).partition(": ")
         return Probe(Answer.NO, reason, remedy)
     except BpfError as error:
-        return Probe(
-            Answer.NO,
-            f"Linux {platform.release()} does not take the data path: {error}",
-            "use a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_ACT",
-        )
+        return refused(error)
     version = library().libbpf_version_string().decode()
     found = f"Linux {platform.release()}, libbpf {version}"
     gaps = requirements.gaps()
@@ -49,4 +47,13 @@ def probe(path: Path) -> Probe:
         "; ".join([found, *(f"but {gap.what}" for gap in gaps)]),
         "; ".join(gap.remedy for gap in gaps),
         requirements.capabilities(),
+    )
+
+
+def refused(error: BpfError) -> Probe:
+    """What there is to say where the kernel does not take the data path."""
+    return Probe(
+        Answer.NO,
+        f"Linux {platform.release()} does not take the data path: {error}",
+        "use a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_ACT",
     )

@@ -13,7 +13,6 @@ import struct
 
 from slimnet.answers import FlowQuestion, decision
 from slimnet.model import Decision
-from slimnet_ebpf import contract as private
 from slimnet_ebpf.libbpf import BpfError, TestRunOptions, check, library
 
 __all__ = ["announced", "ask", "sweep"]
@@ -48,7 +47,7 @@ def announced(program: int, interface: int, announcement: bytes) -> bytes:
     return _run(program, announcement, "take in an announcement", _SKB.pack(0, interface))
 
 
-def sweep(program: int, interface: int, *, whole: bool) -> None:
+def sweep(program: int, interface: int, how: int) -> None:
     """Remove the records of handshakes that nobody came back for or that the tables in
     force deny, and of source-bound connections that nobody can be confused by. The
     calling thread is in the underlay's network namespace.
@@ -57,11 +56,11 @@ def sweep(program: int, interface: int, *, whole: bool) -> None:
         program: descriptor of the loaded ``slim_sweep``.
         interface: number of the underlay interface: the program looks up sockets as for
             a packet that came in there. If it is gone, so is whoever would answer.
-        whole: False leaves out the tables in which nobody has a record by the counts of
-            them, which takes microseconds in place of milliseconds; a whole sweep puts
-            the counts right.
+        how: ``SLIM_SWEEP_COUNTED`` leaves out the tables in which nobody has a record by the
+            counts of them, which takes microseconds in place of milliseconds;
+            ``SLIM_SWEEP_WHOLE`` looks at all of them, and puts the counts right;
+            ``SLIM_SWEEP_FLOWS``, for new tables, at all handshakes.
     """
-    how = private.SLIM_SWEEP_WHOLE if whole else private.SLIM_SWEEP_COUNTED
     what = "sweep the data path's records"
     try:
         _run(program, _PACKET, what, _SKB.pack(how, interface))

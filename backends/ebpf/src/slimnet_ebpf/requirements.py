@@ -90,8 +90,7 @@ def gaps() -> tuple[Gap, ...]:
     if not knows(CASTS):
         found.append(
             Gap(
-                "IP options and devices in datagrams' control data (IP_RETOPTS, IP_PKTINFO)"
-                " pass by policy",
+                "a datagram's control data may name the device that it leaves by (IP_PKTINFO)",
                 "use Linux 6.2 or newer (bpf_cast_to_kern_ctx)",
             )
         )

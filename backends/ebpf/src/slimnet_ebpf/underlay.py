@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,6 @@ __all__ = ["UnderlayPrograms"]
 
 _WAYS = {filters.INGRESS: "ingress", filters.EGRESS: "egress"}
 
-_LOCAL_TABLE = 255
-_SCOPE_HOST = 254
-_PROTO_KERNEL = 2
 # ARP asks with an address of the interface it asks on, never with an inner one.
 _ARP_ANNOUNCE = 2
 # A sent packet whose time somebody asks for (timestamping.rst) comes back with its
@@ -40,7 +39,7 @@ _TSTAMP_ALLOW_DATA = 0
 
 @contextlib.contextmanager
 def _netlink() -> Iterator[Any]:
-    from pyroute2 import IPRoute  # noqa: PLC0415  # 150 ms that a probe need not pay
+    from pyroute2 import IPRoute  # noqa: PLC0415  # 100 ms; for a kernel without tcx only
 
     with IPRoute() as route:
         yield route
@@ -73,8 +72,7 @@ class UnderlayPrograms:
         with Rtnetlink() as route:
             found = route.link(interface)
         if found is None:
-            with _netlink() as netlink:
-                names = ", ".join(link.get_attr("IFLA_IFNAME") for link in netlink.get_links())
+            names = ", ".join(name for _, name in socket.if_nameindex())
             raise ConfigError("underlay.interface", f"one of {names}", interface)
         return found.index
 
@@ -188,9 +186,9 @@ class UnderlayPrograms:
         """Undo :meth:`apply`; what others have changed meanwhile stays theirs."""
         record = self._pins.record()
         self._leave(record)
-        with _netlink() as netlink:
+        with Rtnetlink() as route:
             for network in self._routes:
-                self._route(netlink, "del", network)
+                self._deliver(route, network, on=False)
         if "tstamp_allow_data" in record and int(sysctl.read(TSTAMP)) == _TSTAMP_ALLOW_DATA:
             sysctl.write(TSTAMP, record["tstamp_allow_data"])
         reserved.give_back(record.get("reserved", ""))
@@ -199,54 +197,47 @@ class UnderlayPrograms:
     def _leave(self, record: dict[str, Any]) -> None:
         """Undo what was done on an interface, if it is still there."""
         ifindex = record.get("ifindex")
-        with _netlink() as netlink:
-            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
-            if ifindex in names:
-                self._restore_interface(netlink, record, names[ifindex])
+        names = dict(socket.if_nameindex())
+        if ifindex in names:
+            self._restore_interface(record, names[ifindex])
         self._pins.write_record(ifindex=None, interface=None, arp_announce=None, clsact=None)
 
-    def _restore_interface(self, netlink: Any, record: dict[str, Any], interface: str) -> None:
+    def _restore_interface(self, record: dict[str, Any], interface: str) -> None:
         ifindex, announce = record["ifindex"], _arp_announce(interface)
         for point, program in self._points:
             links.end(self._pin(program))
             if "clsact" in record:
                 filters.detach(ifindex, point, links.program_id(program.fd))
-        if record.get("clsact") and not any(
-            netlink.get_filters(index=ifindex, parent=parent)
-            for parent in (0xFFFFFFF2, 0xFFFFFFF3)  # clsact's ingress and egress
-        ):
+        if record.get("clsact") and not _filters(ifindex):
             filters.destroy_clsact(ifindex)
         if "arp_announce" in record and int(sysctl.read(announce)) == _ARP_ANNOUNCE:
             sysctl.write(announce, record["arp_announce"])
 
     def _add_routes(self, lost: list[IPNetwork]) -> list[str]:
-        with _netlink() as netlink:
+        with Rtnetlink() as route:
             for network in lost:
-                self._route(netlink, "replace", network)
+                self._deliver(route, network, on=True)
         return [f"route local {network}" for network in lost]
 
     @staticmethod
-    def _route(netlink: Any, command: str, network: IPNetwork) -> None:
-        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
-
-        # systemd-networkd removes what is not the kernel's own from every interface
-        # (networkd.conf(5), ManageForeignRoutes=), each time that it starts.
-        options = {} if command == "del" else {"proto": _PROTO_KERNEL}
+    def _deliver(route: Rtnetlink, network: IPNetwork, *, on: bool) -> None:
         try:
-            netlink.route(
-                command,
-                **options,
-                dst=str(network),
-                family=10 if network.version == 6 else 2,
-                type="local",
-                table=_LOCAL_TABLE,
-                scope=_SCOPE_HOST if network.version == 4 else 0,
-                oif=netlink.link_lookup(ifname="lo")[0],
-            )
-        except NetlinkError as error:
-            if command == "del" and error.code in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
+            route.deliver(network, on=on)
+        except OSError as error:
+            if not on and error.errno in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
                 return
-            raise BackendError(f"route local {network} dev lo: {error.args[-1]}") from error
+            raise BackendError(
+                f"route local {network} dev lo: {os.strerror(error.errno or 0)}"
+            ) from error
+
+
+def _filters(ifindex: int) -> bool:
+    """Whether anybody has filters on the interface."""
+    with _netlink() as netlink:
+        return any(
+            netlink.get_filters(index=ifindex, parent=parent)
+            for parent in (0xFFFFFFF2, 0xFFFFFFF3)  # clsact's ingress and egress
+        )
 
 
 def _arp_announce(interface: str) -> str:
