@@ -23,6 +23,7 @@ from xdist.scheduler import LoadFileScheduling
 #: Files whose tests take longest together: first, so that no process is alone with one at
 #: the end (a file is one process's).
 LONG = (
+    "test_store.py",
     "test_demo.py",
     "test_agent.py",
     "test_crash.py",

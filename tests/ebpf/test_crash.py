@@ -193,8 +193,10 @@ def test_install(machine):
     """Whoever dies half-way leaves the old tables in force, or the new ones."""
     backend = machine.start()
     old, new = some_tables(1, range(1, 50)), some_tables(2, range(20, 90))
-    backend.install(old)
-    for moment in moments(lambda: machine.start().install(new)):
+    # As each install below finds it: the first ones make more, and are longer.
+    backend.install(evolve(new, generation=3))
+    backend.install(evolve(old, generation=4))
+    for moment in moments(lambda: machine.start().install(evolve(new, generation=5))):
         backend.install(evolve(old, generation=backend.status().generation + 2))
         generation = backend.status().generation
         newer = evolve(new, generation=generation + 1)

@@ -34,13 +34,19 @@ def heard(sock):
         return None
 
 
-def only_to(lab, endpoint, port):
-    """The endpoint may send to that port of the outside."""
+def refusals(host):
+    """Of what comes by loopback, and of what is for a host."""
+    counters = host.counters()
+    return sum(counters.get(reason, 0) for reason in (Reason.DATAGRAM, Reason.HOST_DENY))
+
+
+def only_to(lab, endpoint, port, peer=contract.SLIM_IDENTITY_WORLD):
+    """The endpoint may send to that port of the outside, or of the hosts."""
     lab.isolate(endpoint, Direction.EGRESS)
     lab.rule(
         endpoint,
         Direction.EGRESS,
-        peer=contract.SLIM_IDENTITY_WORLD,
+        peer=peer,
         port=port,
         allow=True,
         protocol=UDP,
@@ -71,6 +77,29 @@ def test_connected_by_one_thread_while_others_send(lab, built):
     assert [heard(sock) for sock in forbidden] == [None] * len(forbidden)
 
 
+def test_the_own_host_where_policy_allows_it(lab):
+    """A resolver of the host's, say: what it sends goes over the host's loopback too."""
+    endpoint = lab.endpoint(0, install=False)
+    host = endpoint.host
+    only_to(lab, endpoint, PORT, contract.SLIM_IDENTITY_HOST)
+    for bound in ("0.0.0.0", host.address):
+        here = host.root.socket(kind=DATAGRAM)
+        here.bind((bound, PORT))
+        here.settimeout(5)
+        sock = endpoint.socket(kind=DATAGRAM)
+        sock.connect((host.address, PORT))
+        sock.send(b"allowed")
+        data, client = here.recvfrom(100)
+        assert data == b"allowed"
+        here.sendto(b"answer", client)
+        assert sock.recv(100) == b"answer"
+        here.close()
+    denied = hears(host, DENIED)
+    sock.connect((host.address, DENIED))
+    sock.send(b"refused")
+    assert heard(denied) is None
+
+
 def test_an_address_that_becomes_the_hosts_own(lab):
     """Whether or not the backend has looked meanwhile and its tables say so."""
     endpoint = lab.endpoint(0, install=False)
@@ -82,7 +111,7 @@ def test_an_address_that_becomes_the_hosts_own(lab):
     sock.send(b"allowed")
     there.settimeout(5)
     assert there.recv(100) == b"allowed"
-    refused = host.counters().get(Reason.DATAGRAM, 0)
+    refused = refusals(host)
     host.netns.ip(f"address add {lab.outside.address}/32 dev lo")
     try:
         with pytest.raises(PermissionError) as caught:
@@ -91,4 +120,4 @@ def test_an_address_that_becomes_the_hosts_own(lab):
         host.netns.ip(f"address del {lab.outside.address}/32 dev lo")
     assert caught.value.errno == errno.EPERM
     assert heard(here) is None
-    assert host.counters().get(Reason.DATAGRAM, 0) == refused + 1
+    assert refusals(host) == refused + 1

@@ -11,10 +11,11 @@
  * nowhere, which is the host's loopback and ends at any service on 0.0.0.0; to
  * the address 0 of a socket that is not connected, which is 127.0.0.1.
  *
- * So each datagram is looked at once more as it is: never to this host, but to
- * nowhere (steer.h refuses that); else by policy. For TCP, which connects under
- * the socket's lock, it is a comparison for each packet that the kernel makes,
- * up to 64 KiB; no other program runs per packet where there is no limit.
+ * So each datagram is looked at once more as it is: to this host only what is for
+ * one of its addresses, or for nowhere (steer.h refuses that); and all by policy.
+ * For TCP, which connects under the socket's lock, it is a comparison for each
+ * packet that the kernel makes, up to 64 KiB; no other program runs per packet
+ * where there is no limit.
  */
 #ifndef SLIMNET_GUARD_H
 #define SLIMNET_GUARD_H
@@ -52,6 +53,17 @@ static __always_inline __u32 slim_guard_aim(struct __sk_buff *skb, struct slim_a
 	return head.ip.ihl == SLIM_IPV4_WORDS ? SLIM_REASON_NONE : SLIM_REASON_OPTION;
 }
 
+/* Is it for this host, and not only on the way there? */
+static __always_inline bool slim_guard_is_own(const struct slim_aim *aim)
+{
+	struct slim_cidr_key key = { .prefixlen = 32 + 128 };
+	const __u32 *own;
+
+	slim_copy(key.address, aim->address);
+	own = bpf_map_lookup_elem(&slim_own, &key);
+	return own && *own == SLIM_OWN_LOCAL;
+}
+
 static __always_inline int slim_guard_datagram(struct __sk_buff *skb)
 {
 	const struct slim_local *local = bpf_get_local_storage(&slim_cgroup, 0);
@@ -68,6 +80,7 @@ static __always_inline int slim_guard_datagram(struct __sk_buff *skb)
 	struct slim_socket *socket;
 	struct slim_state state;
 	struct bpf_sock *sk;
+	bool inside;
 
 	sk = skb->sk;
 	sk = sk ? bpf_sk_fullsock(sk) : NULL;
@@ -79,11 +92,12 @@ static __always_inline int slim_guard_datagram(struct __sk_buff *skb)
 
 	call.reason = slim_guard_aim(skb, &dialled.aim);
 	if (!call.reason) {
+		inside = skb->ifindex == SLIM_LOOPBACK_IFINDEX;
 		if (!slim_state_get(&state)) {
 			call.reason = SLIM_REASON_NO_TABLES;
-		} else if (skb->ifindex == SLIM_LOOPBACK_IFINDEX) {
-			if (slim_in_range(state.control, dialled.aim.address))
-				return SLIM_SEND;
+		} else if (inside && slim_in_range(state.control, dialled.aim.address)) {
+			return SLIM_SEND;
+		} else if (inside && !slim_guard_is_own(&dialled.aim)) {
 			call.reason = SLIM_REASON_DATAGRAM;
 		} else {
 			range = slim_inner_range(state.control);

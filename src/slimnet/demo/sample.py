@@ -119,7 +119,7 @@ def service(workload: Workload, pair: Pair, setting: Setting) -> Iterator[None]:
     argv = [*workload.server(setting), *told]
     server = pair.server.serve(argv, user=USER, log=log, stop=workload.stop)
     with server:
-        ready = [str(setting.programs / "load"), "wait", pair.server.address, str(workload.port)]
+        ready = workload.ready(setting, pair.server.address)
         pair.client.finish(pair.client.start(ready), ready, timeout=_READY_SECONDS)
         yield
 

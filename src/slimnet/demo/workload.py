@@ -72,6 +72,10 @@ class Workload(abc.ABC):
         """The server's command line; in the foreground, listening on ``port``,
         as the user :data:`USER`."""
 
+    def ready(self, setting: Setting, address: str) -> Sequence[str]:
+        """A command line that ends once the server answers the client's host."""
+        return [str(setting.programs / "load"), "wait", address, str(self.port)]
+
     @abc.abstractmethod
     def client(self, setting: Setting, address: str) -> Sequence[str]:
         """The client's command line; ends by itself."""

@@ -78,6 +78,12 @@ class PostgreSQL(Workload):
             *(word for key, value in options.items() for word in ("-c", f"{key}={value}")),
         )
 
+    def ready(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.ready`. It listens before it has started up, and turns clients
+        away until then."""
+        ask = f"until pg_isready --quiet --host={address} --port={self.port}; do sleep 0.05; done"
+        return setting.as_client("sh", "-c", ask)
+
     def client(self, setting: Setting, address: str) -> Sequence[str]:
         """See :meth:`.Workload.client`."""
         return setting.as_client(
