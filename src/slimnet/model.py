@@ -661,6 +661,11 @@ class Probe:
         """True only for a certain yes."""
         return self.answer is Answer.YES
 
+    @property
+    def advice(self) -> str:
+        """The reason, with the remedy behind it in brackets where there is one."""
+        return f"{self.reason} ({self.remedy})" if self.remedy else self.reason
+
 
 @frozen
 class Running:

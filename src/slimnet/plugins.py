@@ -160,8 +160,7 @@ def choose_backend(name: str, ask: Callable[[str], Probe] = look) -> Choice:
     if name != "auto":
         answer = ask(name)
         if answer.answer is Answer.NO:
-            remedy = f" ({answer.remedy})" if answer.remedy else ""
-            raise BackendUnavailable(f"backend {name!r}: {answer.reason}{remedy}")
+            raise BackendUnavailable(f"backend {name!r}: {answer.advice}")
         why = f"{name}: named in the configuration; {answer.reason}"
         return Choice(backend_class(name), why, answer.capabilities)
 

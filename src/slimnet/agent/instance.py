@@ -99,10 +99,9 @@ def choose(config: Config, there: Mapping[str, Running]) -> plugins.Choice:
         (name,) = there
         answer = plugins.look(name)
         if answer.answer is Answer.NO:
-            remedy = f" ({answer.remedy})" if answer.remedy else ""
             raise BackendUnavailable(
                 f"backend 'auto': {_said(config, there)}, which cannot run here now:"
-                f" {answer.reason}{remedy}"
+                f" {answer.advice}"
             )
         why = f"{name}: it runs this instance; {answer.reason}"
         return plugins.Choice(plugins.backend_class(name), why, answer.capabilities)

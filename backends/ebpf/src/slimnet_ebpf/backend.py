@@ -215,8 +215,7 @@ class EbpfBackend(Backend):
                 try:
                     loaded.load()
                 except BpfError as error:
-                    answer = refused(error)
-                    raise BackendUnavailable(f"{answer.reason} ({answer.remedy})") from error
+                    raise BackendUnavailable(refused(error).advice) from error
                 self._pins.store(
                     loaded,
                     **asdict(ours),
