@@ -77,6 +77,17 @@
             pythonImportsCheck = [ "slimnet_noop" ];
           };
 
+          slimnet-overlay-etcd = distribution ./stores/etcd {
+            sourceRoot = "source/stores/etcd";
+            dependencies = [
+              slimnet-overlay
+              python.attrs
+              python.grpcio
+              python.protobuf
+            ];
+            pythonImportsCheck = [ "slimnet_etcd" ];
+          };
+
           slimnet-overlay-kmod = distribution ./backends/kmod {
             sourceRoot = "source/backends/kmod";
             dependencies = [
@@ -99,6 +110,7 @@
               environment = pkgs.python3.withPackages (_: [
                 slimnet-overlay
                 slimnet-overlay-ebpf
+                slimnet-overlay-etcd
                 slimnet-overlay-kmod
                 slimnet-overlay-noop
                 slimnet-overlay-preload
@@ -164,7 +176,7 @@
           ARCH_INCLUDE = "-idirafter ${pkgs.linuxHeaders}/include -isystem ${pkgs.libbpf}/include";
           shellHook = ''
             export LD_LIBRARY_PATH=${pkgs.libbpf}/lib''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/kmod/src:$PWD/backends/noop/src:$PWD/backends/preload/src''${PYTHONPATH:+:$PYTHONPATH}
+            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/kmod/src:$PWD/backends/noop/src:$PWD/backends/preload/src:$PWD/stores/etcd/src''${PYTHONPATH:+:$PYTHONPATH}
           '';
         };
       });

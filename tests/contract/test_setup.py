@@ -46,7 +46,11 @@ def test_the_python_of_the_machine_makes_the_environment():
         text=True,
         check=True,
     ).stdout
-    backends = {f"slimnet-overlay-{path.name}" for path in (ROOT / "backends").iterdir()}
-    assert {"slimnet-overlay", *backends} <= {
+    plugins = {
+        f"slimnet-overlay-{path.name}"
+        for home in ("backends", "stores")
+        for path in (ROOT / home).iterdir()
+    }
+    assert {"slimnet-overlay", *plugins} <= {
         line.partition("==")[0].lower() for line in listing.splitlines()
     }
