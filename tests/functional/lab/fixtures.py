@@ -170,8 +170,9 @@ def built() -> Iterator[Callable[[str], list[object]]]:
         target = directory / name
         language = name.removeprefix("names of ")
         program = "plain" if language == name else "names"
-        if name == "static":
-            run("gcc", "-O2", "-Wall", "-Werror", "-static", PROGRAMS / "plain.c", "-o", target)
+        if name in ("static", "musl"):
+            compiler = {"static": "gcc", "musl": "musl-gcc"}[name]
+            run(compiler, "-O2", "-Wall", "-Werror", "-static", PROGRAMS / "plain.c", "-o", target)
         elif name == "dynamic":
             run("gcc", "-O2", "-Wall", "-Werror", PROGRAMS / "plain.c", "-o", target)
         elif name in ("names of musl", "names of glibc"):
