@@ -9,7 +9,13 @@ from slimnet.testing._stage import CAST, NETWORK, Stage
 pytestmark = pytest.mark.root
 
 
-@pytest.mark.parametrize("name", backend_names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.module] if name == "kmod" else [])
+        for name in backend_names()
+    ],
+)
 def test_no_other_backend_finds_an_instance(name):
     with Stage(backend_class(name), {}, None) as stage:
         stage.open(0).attach(CAST["client"], NETWORK)

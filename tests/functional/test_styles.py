@@ -46,14 +46,14 @@ def test_programs(ends, built, language):
 
 
 @pytest.mark.needs(Can.ANY_PROGRAM)
-@pytest.mark.parametrize("language", ["static", *available(("go", "go"))])
+@pytest.mark.parametrize("language", ["static", *available(("musl", "musl-gcc"), ("go", "go"))])
 def test_programs_without_libc(ends, built, language):
-    """Client and server in static C, Go."""
+    """Client and server in static C, with glibc and with musl, and in Go."""
     run_program(*ends, built, language)
 
 
 def run_program(client, server, built, language):
-    words = [8080, 4] if language in ("static", "dynamic") else [8080]
+    words = [8080, 4] if language in ("static", "musl", "dynamic") else [8080]
     program = server.spawn([*built(language), "server", *words])
     program.ready("ready")
     output = client.run([*built(language), "client", server.address, 8080, 20])

@@ -81,7 +81,11 @@ MODULE_SUITES = {
         "the names that sockets say",
     ),
     "mixed": Suite(
-        ["tests/conformance/test_mixed.py", "-k", "tables_decide or live_connections"],
+        [
+            "tests/conformance/test_mixed.py::test_one_cluster",
+            "-k",
+            "tables_decide or live_connections",
+        ],
         "a host of ebpf and one of kmod are one cluster, either way round",
     ),
 }

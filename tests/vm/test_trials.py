@@ -42,6 +42,7 @@ TRIALS = {
     "oracle": 0,
     "killed": 0,
     "deleted": 0,
+    "forced": 0,
     "endpoints": 1000 if WHOLE else 100,
     "loads": 200 if WHOLE else 10,
 }

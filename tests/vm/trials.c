@@ -1222,6 +1222,43 @@ static void trial_deleted(int count)
 	unload();
 }
 
+/*
+ * Hosts end by force while connections that nobody has any more are in every state:
+ * these are over at once, and nothing of them is left to whoever unloads the module.
+ */
+static void trial_forced(int count)
+{
+	int state, pid, status, ready[2];
+	char byte;
+
+	run("ip -n e0 link add inside type veth peer name witness netns h0");
+	load();
+	for (state = TCP_ESTABLISHED; state <= TCP_CLOSING; state++) {
+		start(0);
+		start(1);
+		CHECK(!pipe(ready));
+		pid = fork();
+		if (!pid) {
+			into(state);
+			run("ip -n h0 link set cable down");
+			CHECK(write(ready[1], "", 1) == 1);
+			pause();
+		}
+		close(ready[1]);
+		CHECK(read(ready[0], &byte, 1) == 1);
+		close(ready[0]);
+		CHECK(!kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+		CHECK(!teardown(0, true) && !teardown(1, true));
+		AWAIT(!in_use("e0") && !in_use("e1") && !in_use("h0") && !in_use("h1"));
+		run("ip -n h0 link set cable up");
+		run("ip -n h0 neighbour replace %s lladdr 02:00:00:00:00:09 dev cable", hosts[2]);
+	}
+	unload();
+	run("ip netns delete e0");
+	AWAIT(!is_there("witness"));
+	run("ip netns add e0");
+}
+
 /* Endpoints come and go by the hundred, all at once and one by one. */
 static void trial_endpoints(int count)
 {
@@ -1368,6 +1405,7 @@ static const struct {
 	{ "oracle", trial_oracle },
 	{ "killed", trial_killed },
 	{ "deleted", trial_deleted },
+	{ "forced", trial_forced },
 	{ "endpoints", trial_endpoints },
 	{ "loads", trial_loads },
 };
