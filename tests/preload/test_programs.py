@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs as Debian ships them, between two hosts: each sees overlay addresses."""
 
+import json
 import shutil
 import sys
 import textwrap
@@ -78,6 +79,23 @@ def test_memcached(two):
     print("right")
     """
     assert until(two, sys.executable, "-c", textwrap.dedent(client)) == "right\n"
+
+
+def test_iperf3(two):
+    """Its connections say the overlay's addresses, both ways."""
+    needs("iperf3")
+    for options in ([], ["-R"]):
+        # It says its first line when it listens. A client that writes JSON ends with 0 whatever
+        # happens, and what came in last is not always in its sum.
+        server = two.serve(1, "iperf3", "-s", "-1", "--forceflush")
+        said = json.loads(
+            two.run(2, "iperf3", "-c", "10.1.0.1", "-n", "10M", "-P", "2", "-J", *options)
+        )
+        assert "error" not in said
+        ends = [(each["local_host"], each["remote_host"]) for each in said["start"]["connected"]]
+        assert ends == [("10.1.0.2", "10.1.0.1")] * 2
+        assert said["end"]["sum_sent"]["bytes"] >= 10_000_000
+        server.wait(20)
 
 
 def test_node(two):
