@@ -2,6 +2,7 @@
 """The lab on every data path that it knows."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lab.fixtures import (  # noqa: F401  # fixtures
     add_markers,
     built,
     ends,
+    is_long,
     kernel_faults,
     lab,
     labs,
@@ -37,6 +39,13 @@ def resident():
 
 def pytest_configure(config: pytest.Config) -> None:
     add_markers(config)
+
+
+def pytest_collection_modifyitems(config, items):
+    if os.environ.get("SLIMNET_LONG") == "0":
+        left = [item for item in items if is_long(item)]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -20,7 +20,8 @@ from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.plugins import probe
 from slimnet.testbed import Testbed
 
-pytestmark = pytest.mark.root
+#: Whole hosts for each test, of the testbed and of the command line, whatever carries connections.
+pytestmark = [pytest.mark.root, pytest.mark.long("preload")]
 
 NAME = f"slt-{os.getpid()}"
 

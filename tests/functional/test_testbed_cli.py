@@ -16,7 +16,8 @@ from lab.paths import DATA_PATHS, Can, can, require
 
 from slimnet.testbed import Testbed
 
-pytestmark = pytest.mark.root
+#: Whole hosts for each test, of the testbed and of the command line, whatever carries connections.
+pytestmark = [pytest.mark.root, pytest.mark.long("preload")]
 
 POLICY = """
 apiVersion: networking.k8s.io/v1

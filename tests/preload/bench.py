@@ -28,6 +28,31 @@ PORT = 4789
 _numbers = itertools.count(1)
 
 
+def make(out: Path, *variables: str) -> Path:
+    """Router and shim, in a directory."""
+    out.mkdir(exist_ok=True)
+    subprocess.run(
+        ["make", "--silent", "-C", SOURCES, f"OUT={out}", *variables],
+        check=True,
+    )
+    return out
+
+
+def compile_test(name: str, out: Path, *options: str, compiler: str = "gcc") -> Path:
+    """A program of backends/preload/test."""
+    program = out / name
+    subprocess.run(
+        [
+            *(compiler, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g"),
+            *("-Wall", "-Wextra", "-Werror", "-pthread"),
+            *options,
+            *("-o", program, SOURCES / "test" / f"{name}.c"),
+        ],
+        check=True,
+    )
+    return program
+
+
 class Host:
     """A network namespace with an underlay address, and a router in it."""
 

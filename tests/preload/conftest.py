@@ -1,39 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs as this machine compiles them, and hosts to run them on."""
 
-import subprocess
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("slimnet_preload")
 
-from bench import SOURCES, bench
-
-
-def make(out: Path, *variables: str) -> Path:
-    """Router and shim, in a directory."""
-    out.mkdir(exist_ok=True)
-    subprocess.run(
-        ["make", "--silent", "-C", SOURCES, f"OUT={out}", *variables],
-        check=True,
-    )
-    return out
-
-
-def compile_test(name: str, out: Path, *options: str, compiler: str = "gcc") -> Path:
-    """A program of backends/preload/test."""
-    program = out / name
-    subprocess.run(
-        [
-            *(compiler, "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g"),
-            *("-Wall", "-Wextra", "-Werror", "-pthread"),
-            *options,
-            *("-o", program, SOURCES / "test" / f"{name}.c"),
-        ],
-        check=True,
-    )
-    return program
+from bench import bench, compile_test, make
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs as Debian ships them, between two hosts: each sees overlay addresses."""
 
+import json
+import os
+import select
 import shutil
+import signal
 import sys
 import textwrap
 import time
@@ -51,6 +55,85 @@ def test_nginx_and_curl(two, tmp_path, listen):
     assert said == ["10.1.0.2", "10.1.0.1"] * 20
 
 
+def test_nginx_is_upgraded(two, tmp_path):
+    """USR2 starts a new binary with the old one's listener, and QUIT ends the old one: it is
+    the endpoint's all the time, and each knows who connects."""
+    needs("nginx", "curl")
+    old, new = tmp_path / "pid.oldbin", tmp_path / "pid"
+    (tmp_path / "conf").write_text(
+        textwrap.dedent(f"""
+        worker_processes 2; pid {new}; user root;
+        events {{ }}
+        http {{
+            access_log off;
+            server {{ listen 80; location / {{ return 200 "$remote_addr $server_addr $pid "; }} }}
+        }}
+        """)
+    )
+    try:
+        # By its path, for nginx looks for its own binary nowhere else.
+        two.run(1, shutil.which("nginx"), "-c", tmp_path / "conf", "-e", tmp_path / "log")
+        curl = ("curl", "-sS", "-H", "Connection: close")
+        urls = ["http://10.1.0.1/"] * 10
+        before = two.run(2, *curl, *urls).split()
+        assert before[:2] == ["10.1.0.2", "10.1.0.1"]
+        os.kill(int(new.read_text()), signal.SIGUSR2)
+        appears(old)
+        appears(new)
+        both = two.run(2, *curl, *urls * 10).split()
+        master = int(old.read_text())
+        process = os.pidfd_open(master)
+        os.kill(master, signal.SIGQUIT)
+        assert select.select([process], [], [], 20)[0], "the old one does not end"
+        os.close(process)
+        after = two.run(2, *curl, *urls).split()
+        for said in (before, both, after):
+            assert set(zip(said[::3], said[1::3], strict=True)) == {("10.1.0.2", "10.1.0.1")}
+        assert not {*before[2::3]} & {*after[2::3]}
+    finally:
+        for path in (old, new):
+            if path.exists():
+                os.kill(int(path.read_text()), signal.SIGTERM)
+        until_gone = time.monotonic() + 20
+        while (old.exists() or new.exists()) and time.monotonic() < until_gone:
+            time.sleep(0.05)
+
+
+def appears(path):
+    """With something in it."""
+    until = time.monotonic() + 20
+    while not (path.exists() and path.read_text().strip()):
+        assert time.monotonic() < until, path
+        time.sleep(0.02)
+
+
+def test_socket_activation(two):
+    """As systemd does it: another program has bound the socket, and this one gets it as number
+    3, in an environment that says nothing of the endpoint."""
+    needs("systemd-socket-activate")
+    server = """
+    import os, socket
+    assert "LD_PRELOAD" in os.environ and os.environ["LISTEN_FDS"] == "1"
+    plug = socket.socket(fileno=3)
+    while True:
+        sock, peer = plug.accept()
+        names = peer[0], sock.getpeername()[0], sock.getsockname()[:2], plug.getsockname()[1]
+        sock.sendall(repr(names).encode())
+        sock.close()
+    """
+    activate = ["systemd-socket-activate", "-l", "80", sys.executable, "-c"]
+    process = two.popen(1, [*activate, textwrap.dedent(server)])
+    assert b"Listening on" in process.stderr.readline()
+    client = """
+    import socket
+    for _ in range(20):
+        with socket.create_connection(("10.1.0.1", 80), 20) as sock:
+            print(sock.recv(1000).decode().replace("::ffff:", ""))
+    """
+    said = two.run(2, sys.executable, "-c", textwrap.dedent(client)).splitlines()
+    assert said == [repr(("10.1.0.2", "10.1.0.2", ("10.1.0.1", 80), 80))] * 20
+
+
 def test_redis(two):
     needs("redis-server", "redis-cli", "redis-benchmark")
     options = ["--save", "", "--protected-mode", "no", "--io-threads", "2", "--bind", "0.0.0.0"]
@@ -78,6 +161,23 @@ def test_memcached(two):
     print("right")
     """
     assert until(two, sys.executable, "-c", textwrap.dedent(client)) == "right\n"
+
+
+def test_iperf3(two):
+    """Its connections say the overlay's addresses, both ways."""
+    needs("iperf3")
+    for options in ([], ["-R"]):
+        # It says its first line when it listens. A client that writes JSON ends with 0 whatever
+        # happens, and what came in last is not always in its sum.
+        server = two.serve(1, "iperf3", "-s", "-1", "--forceflush")
+        said = json.loads(
+            two.run(2, "iperf3", "-c", "10.1.0.1", "-n", "10M", "-P", "2", "-J", *options)
+        )
+        assert "error" not in said
+        ends = [(each["local_host"], each["remote_host"]) for each in said["start"]["connected"]]
+        assert ends == [("10.1.0.2", "10.1.0.1")] * 2
+        assert said["end"]["sum_sent"]["bytes"] >= 10_000_000
+        server.wait(20)
 
 
 def test_node(two):

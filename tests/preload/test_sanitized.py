@@ -4,8 +4,7 @@
 import subprocess
 
 import pytest
-from bench import SOURCES, bench
-from conftest import compile_test, make
+from bench import SOURCES, bench, compile_test, make
 from test_carried import counts
 
 from slimnet.model import Direction

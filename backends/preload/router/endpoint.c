@@ -59,6 +59,8 @@ struct process {
 	struct endpoint *endpoint;	/* NULL: it was detached */
 	uint32_t number;		/* no other one had it lately */
 	uint8_t connects;		/* it connected something */
+	uint8_t connecting;		/* it has the answer, and asked for nothing since */
+	struct slim_tuple connected;	/* what it connected last */
 	enum waits waits;
 	uint64_t question;
 	struct slim_shim_request request;
@@ -785,6 +787,8 @@ static void go(struct process *process, __be16 underlay_port)
 	flow->peer_rule = way->peer_rule;
 	flow->by = process->number;
 	process->connects = 1;
+	process->connecting = 1;
+	process->connected = tuple;
 	flow_commit(flow, FLOW_ANNOUNCED);
 	answer.local = flow->client_name;
 	answer.peer = flow->dialled;
@@ -1154,6 +1158,16 @@ static void do_name(struct process *process)
 	reply(process, &answer);
 }
 
+/* A thread that asks for something else has called connect(2): until then nobody else may ask. */
+static void came(struct process *process)
+{
+	struct flow *flow = process->connecting ? flow_find(&process->connected) : NULL;
+
+	process->connecting = 0;
+	if (flow && flow->by == process->number)
+		flow->came = 1;
+}
+
 /* A process's connection has something to read. */
 static void process_ready(struct watch *watch, uint32_t events)
 {
@@ -1202,6 +1216,7 @@ static void process_ready(struct watch *watch, uint32_t events)
 		return;
 	}
 	drop_socket(process);
+	came(process);
 	process->socket = socket;
 	process->request = request;
 	switch (request.call) {

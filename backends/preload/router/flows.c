@@ -128,8 +128,21 @@ static void see(const struct diag *socket, void *data)
 	struct flow *flow = flows_of(socket, &egress);
 
 	(void)data;
-	if (flow)
-		flow->missed = 0;
+	if (!flow)
+		return;
+	flow->missed = 0;
+	flow->came = 1;
+}
+
+/* Is it yet to be connected, for all that is known? */
+static int is_to_come(struct flow *flow)
+{
+	struct diag socket;
+
+	if (flow->used != FLOW_ANNOUNCED || flow->came)
+		return 0;
+	flow->came = !diag_find(&flow->tuple, &socket) && socket.state == DIAG_TIME_WAIT;
+	return !flow->came;
 }
 
 static void age(struct flow *flow, void *data)
@@ -153,7 +166,7 @@ static void forget(struct flow *flow, void *data)
 		 * router is told (router_ask_first() of the shim).
 		 */
 		if (flow->client_here && flow->kind != SLIM_WAY_OUTSIDE &&
-		    age < (flow->used == FLOW_ANNOUNCED ? SLIM_ANNOUNCE_ANNOUNCED_MS : SWEEP_MS))
+		    (age < SWEEP_MS || (age < SLIM_ANNOUNCE_ANNOUNCED_MS && is_to_come(flow))))
 			return;
 		withdraw(flow);
 		closed(flow, SLIM_REASON_NONE);

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -123,6 +124,12 @@ class Underlay:
                 "add", index=index, address=str(host.address), prefixlen=self.network.prefixlen
             )
             route.link("set", index=index, state="up")
+            # Only then has it its routes; the kernel sees to that in its own time.
+            until = time.monotonic() + 10
+            while route.link("get", index=index)[0].get_attr("IFLA_OPERSTATE") != "UP":
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{host.name}: {host.interface} does not come up")
+                time.sleep(0.001)
 
     def join(self, address: IPAddress) -> None:
         """Give the switch an address, for who is in its namespace; again is no error."""

@@ -17,7 +17,16 @@ import pytest
 from lab.cluster import Endpoint, Lab
 from lab.paths import DATA_PATHS, PLAIN, Can, DataPath
 
-__all__ = ["add_markers", "built", "ends", "kernel_faults", "lab", "labs", "parametrize"]
+__all__ = [
+    "add_markers",
+    "built",
+    "ends",
+    "is_long",
+    "kernel_faults",
+    "lab",
+    "labs",
+    "parametrize",
+]
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 #: Of what Go compiles, its own library above all: minutes of it in a virtual machine.
@@ -30,6 +39,7 @@ def add_markers(config: pytest.Config) -> None:
         "fresh: the file's lab was no other file's, for its tests look into tables",
         "needs(*can): runs on the data paths that can",
         "lacks(*can): runs on the data paths that cannot, and says what happens there",
+        "long(*paths): takes minutes on these data paths; left out there with SLIMNET_LONG=0",
     ):
         config.addinivalue_line("markers", line)
 
@@ -43,6 +53,15 @@ def modes(node: pytest.Item, paths: Mapping[str, DataPath]) -> list[str]:
         raise pytest.UsageError(f"{node.nodeid}: no data path of the lab is like that")
     plain = node.get_closest_marker("container") is not None
     return [*found, PLAIN] if plain else found
+
+
+def is_long(item: pytest.Item) -> bool:
+    """Whether ``tox run -e suites`` leaves it to ``tox run -e preload``."""
+    paths = {path for mark in item.iter_markers("long") for path in mark.args}
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and not paths.isdisjoint(
+        each for each in callspec.params.values() if isinstance(each, str)
+    )
 
 
 def owns_namespace(mode: str, paths: Mapping[str, DataPath]) -> bool:
