@@ -152,7 +152,18 @@ WAY_MUTATIONS = {
     "from loopback to nobody": ("&& way->target.endpoint != aim->client)", ")"),
     "bound to outside": ("if (dialled->source == SLIM_SOURCE_PORT)", "if (0)"),
     "everybody is far": ("peer->flags & SLIM_ENDPOINT_LOCAL)", "peer->flags & 0)"),
-    "a wire to everybody": ("if (!(way->target.peer->flags & SLIM_ENDPOINT_WIRE_SYN))", "if (0)"),
+    "a wire to everybody": (
+        "if (!(way->target.peer->flags & (SLIM_ENDPOINT_WIRE_SYN | SLIM_ENDPOINT_WIRE_ANNOUNCE)))",
+        "if (0)",
+    ),
+    "every listener is judged here": (
+        "if (way->target.peer->flags & SLIM_ENDPOINT_JUDGED &&",
+        "if (1 &&",
+    ),
+    "no listener elsewhere is judged here": (
+        "if (way->target.peer->flags & SLIM_ENDPOINT_JUDGED &&",
+        "if (0 &&",
+    ),
     "ingress is allowed": (
         "	if (verdict.action != SLIM_ALLOW) {\n		way->direction",
         "	if (0) {\n		way->direction",
@@ -238,7 +249,7 @@ ADMIT_MUTATIONS = {
     ),
     "endpoints of other hosts": ("!(admitted->destination->flags & SLIM_ENDPOINT_LOCAL)", "0"),
     "unknown is refused": ("return SLIM_ADMIT_LATER;", "return SLIM_ADMIT_NO;"),
-    "from any host": ("if (!slim_same(admitted->source->host, tuple->source) ||", "if ("),
+    "from any host": ("if (!slim_same(admitted->source->host, host) ||", "if ("),
     "into any network": ("admitted->source->vni != admitted->destination->vni", "0"),
     "a stranger is unknown": (
         "		admitted->reason = SLIM_REASON_SYN_SOURCE;",
@@ -250,7 +261,8 @@ ADMIT_MUTATIONS = {
         "&opener, SLIM_INGRESS, IPPROTO_TCP);",
         "&opener, SLIM_EGRESS, IPPROTO_TCP);",
     ),
-    "of the wire port": (".port = option->port,", ".port = tuple->destination_port,"),
+    "of the wire port": ("slim_admit_from(env, tuple->source, option->port,",
+        "slim_admit_from(env, tuple->source, tuple->destination_port,"),
     "of the called one's identity": (
         ".identity = admitted->source->identity,",
         ".identity = admitted->destination->identity,",
