@@ -201,7 +201,7 @@ def test_announced_twice(world):
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_never_announced(world, answers):
-    """Reset: at once where the peer says that it knows nothing, else after a second."""
+    """Reset: at once where the peer says that it knows nothing, else after three."""
     made, server = world
     peer = Peer()
     port = peer.resolve()["underlay_port"]

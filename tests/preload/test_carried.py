@@ -94,7 +94,7 @@ def test_a_plain_client_is_nobody(two, identity, host):
         host=two.hosts[host],
     )
     assert counts(said) == (0, 0, 5)
-    assert time.monotonic() - before < 5  # each may wait for a second, and not for another
+    assert time.monotonic() - before < 10  # three seconds each, and not one after the other
     assert counts(two.run(2, identity, "client", "10.1.0.1", "80", "5", "10.1.0.2")) == (5, 0, 0)
     assert two.hosts[1].control.status().counters[Reason.NO_FLOW] == 5
 
