@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+import textwrap
+
+import pytest
 from lab import DATA_PATHS, Can
+from lab.hands import Mother
 
 from slimnet.model import Feature
 from slimnet.place import Part
@@ -22,3 +28,37 @@ def test_what_the_backend_states(lab):
     endpoint = lab.endpoint()
     assert (Part.NETNS in stated.needs) == lab.can(Can.OWN_NAMESPACE)
     assert (endpoint.netns is not endpoint.host.netns) == lab.can(Can.OWN_NAMESPACE)
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch):
+    """A module in whose process a child has ended before anybody asks for its pidfd."""
+    (tmp_path / "slow_pidfd.py").write_text(
+        textwrap.dedent(
+            """
+            import os
+            from pathlib import Path
+
+            def late(pid, opened=os.pidfd_open):
+                status = Path(f"/proc/{pid}/stat")
+                while status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                    pass
+                return opened(pid)
+
+            os.pidfd_open = late
+            """
+        )
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return "slow_pidfd"
+
+
+def test_a_process_that_ends_at_once_leaves_its_mother_alive(slow, tmp_path, capfd):
+    mother = Mother([slow])
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = mother.fork(theirs, None, tmp_path / "no cgroup", None, {})
+            assert process.wait(10) == 0
+    assert capfd.readouterr().err.count("No such file or directory") == 3
+    mother.close()

@@ -125,6 +125,11 @@ class Mother:
             answer, (descriptor,), _, _ = socket.recv_fds(self._channel, 4, 1)
         return Forked(*struct.unpack("=i", answer), descriptor)
 
+    def close(self) -> None:
+        """It ends when nobody can ask it."""
+        self._channel.close()
+        self._process.wait(DEADLINE)
+
 
 _mother = functools.cache(Mother)
 

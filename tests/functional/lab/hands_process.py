@@ -10,6 +10,7 @@ processes, a backend) stay here and go over the channel as numbers.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -170,10 +171,18 @@ def _child(request: bytes, descriptors: list[int]) -> None:
             raise OSError(ctypes.get_errno(), "setns")
         os.close(descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path
     _begin(channel, cgroup, uid)
+
+
+def _reap(*_: object) -> None:
+    """Nobody waits for the children but by a pidfd."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def main() -> None:
@@ -182,12 +191,14 @@ def main() -> None:
         exec(_MODULES, {})
         for module in modules:
             importlib.import_module(module)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them but by a pidfd
+        signal.signal(signal.SIGCHLD, _reap)
         gc.freeze()
         while True:
             request, descriptors, *_ = socket.recv_fds(channel, 1 << 18, 2)
             if not request:
                 return
+            # One that ends at once is reaped later: what has no process any more has no pidfd.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
             pid = os.fork()
             if pid == 0:
                 try:
@@ -198,6 +209,7 @@ def main() -> None:
                 finally:
                     os._exit(0)
             pidfd = os.pidfd_open(pid)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             socket.send_fds(channel, [struct.pack("=i", pid)], [pidfd])
             for descriptor in (pidfd, *descriptors):
                 os.close(descriptor)
