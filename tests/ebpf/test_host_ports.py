@@ -186,6 +186,28 @@ def test_a_port_is_counted_once(lab):
                 time.sleep(0.05)
 
 
+def test_at_its_share_an_endpoint_connects_to_nothing(lab):
+    """Not to another destination either, where one of its ports could go again: nobody knows
+    before a connect which one the kernel is going to take."""
+    host = lab.hosts[0]
+    client, server = lab.endpoint(0), lab.endpoint(1)
+    lab.outside.root.serve(7000)
+    targets = [(lab.outside.address, 7000), (server.address, 7000), (server.address, 7001)]
+    for _, port in targets[1:]:
+        server.serve(port)
+    with source_ports(lab, host, 16):  # of which 12 are the endpoints', and one has half
+        refused = (errno.EADDRNOTAVAIL, "connect")
+        assert client.call(_take, STREAM, "connect", targets[0], 10) == (6, *refused)
+        before = host.counters().get(Reason.PORT_LIMIT, 0)
+        for target in targets[1:]:
+            assert client.call(_take, STREAM, "connect", target, 1) == (0, *refused)
+        assert host.counters()[Reason.PORT_LIMIT] == before + 2
+        client.call(_give_back)
+        for target in targets[1:]:
+            assert client.call(_take, STREAM, "connect", target, 1) == (1, 0, "")
+        client.call(_give_back)
+
+
 def ports_taken(host):
     """Distinct ports of the host by index."""
     usage = pinned(host.instance, "slim_local")
