@@ -10,6 +10,7 @@ import errno
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -369,6 +370,52 @@ def test_a_handshake_that_is_older_than_a_denial(lab, ends):
     answering = listener._hands.start(_answer, listener, 2)
     assert other.call(_ask, stays, b"request", 2).startswith(b"answer")
     assert answering.result(5)
+
+
+def _pause_at_a_dump(backend, directory):
+    """The next list of sockets is some time on its way."""
+    sockets, here = backend._sockets.sockets, Path(directory)
+
+    def slow(*args, **options):
+        found = sockets(*args, **options)
+        del backend._sockets.sockets
+        (here / "listed").touch()
+        while not (here / "go").exists():
+            time.sleep(0.01)
+        return found
+
+    backend._sockets.sockets = slow
+
+
+def test_a_handshake_that_ends_while_new_tables_come(lab, tmp_path):
+    """It is a request where the sockets are listed and established where its record is
+    looked for, with the same cookie."""
+    client, server, other = lab.endpoint(0), lab.endpoint(1), lab.endpoint(1)
+    sock, listener = deferred(client, server)
+    host = server.host
+    assert len(requests(host)) == len(records(host)) == 1
+    host.driver.call(_pause_at_a_dump, host.backend, str(tmp_path))
+    lab.isolate(other, INGRESS)
+    with ThreadPoolExecutor(1) as pool:
+        installed = pool.submit(lab.install)
+        try:
+            until = time.monotonic() + 20
+            while not (tmp_path / "listed").exists():
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            sock.sendall(b"request")
+            child, _ = server.call(_accept, listener)
+            assert records(host) == {}
+        finally:
+            (tmp_path / "go").touch()
+        installed.result(20)
+    child.sendall(b"answer")
+    assert client.call(_ask, sock, b"", 5) == b"answer"
+
+
+def _accept(listener):
+    listener.settimeout(10)
+    return listener.accept()
 
 
 def test_a_handshake_to_a_published_port(lab):

@@ -19,6 +19,7 @@ import pytest
 from pinned import count, pinned
 
 from slimnet import contract
+from slimnet.encoding import u32
 from slimnet.layout import Layout
 from slimnet.model import Reason
 from slimnet_ebpf import contract as private
@@ -112,7 +113,7 @@ def _begin(address: str, port: int, count: int) -> None:
 
 
 def _sweep_in(backend: Any, seconds: float) -> None:
-    backend._events._swept = backend._events._kept = time.monotonic() + seconds
+    backend._swept = backend._kept = time.monotonic() + seconds
 
 
 @contextlib.contextmanager
@@ -198,6 +199,25 @@ def test_a_handshake_that_finds_no_room_leaves_no_record(lab):
     client.call(_keep_connecting, server.address, 81, 100)
     time.sleep(0.1)
     assert handshakes(host) - before <= 2
+
+
+@pytest.mark.parametrize("whose", ["all", "its own", "its port's"])
+def test_a_count_below_zero_is_none(lab, whose):
+    """Two processors that both find one may each take it off: nobody is refused for that."""
+    client, server = lab.endpoint(0), lab.endpoint(0)
+    server.serve(80)
+    talk(client, server)
+    host = lab.hosts[0]
+    index = host.backend.status().detail["indexes"][client.id]
+    if whose == "its port's":
+        pinned(host.instance, "slim_opening").set(u32(index << 16), b"\xff" * 4)
+    else:
+        usage = pinned(host.instance, "slim_local")
+        key = u32(0 if whose == "all" else index)
+        held = USAGE.unpack(usage.get(key))
+        usage.set(key, USAGE.pack(**(held | {"flows": 0xFFFFFFFF})))
+    for _ in range(3):
+        talk(client, server)
 
 
 def test_a_flood_to_a_published_port_leaves_no_record(lab):

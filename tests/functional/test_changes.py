@@ -213,7 +213,12 @@ def visit(lab, others):
     lab.follow(evolve(state, endpoints=(*state.endpoints, record)))
     guest = lab.attach(lab.host(record.host), record, NETWORK)
     guest.serve(80)
-    guest.connect(guest.address, 80)
+    before = refusals(lab)
+    try:
+        guest.connect(guest.address, 80)
+    except OSError as error:
+        error.add_note(f"refused {before} before, now {refusals(lab)}; records {records(lab)}")
+        raise
     lab.remove(guest)
 
 

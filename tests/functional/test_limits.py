@@ -184,6 +184,66 @@ def test_what_it_receives_beside_is_not_slowed(lab, ends):
         assert time.monotonic() - begin < 0.9  # a SYN is sent again after a second
 
 
+def _drain(children: list[socket.socket]) -> None:
+    def read(child: socket.socket) -> None:
+        while child.recv(1 << 18):
+            pass
+
+    for child in children:
+        threading.Thread(target=read, args=(child,), daemon=True).start()
+
+
+def _window(children: list[socket.socket], seconds: float) -> float:
+    """Bytes a second that the kernel takes in on these (struct tcp_info, tcpi_bytes_received):
+    when somebody reads them, on a busy machine, does not matter."""
+
+    def received() -> tuple[float, int]:
+        while True:
+            begin = time.monotonic()
+            infos = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136) for one in children]
+            end = time.monotonic()
+            if end - begin < 0.02:
+                counts = [struct.unpack_from("=Q", info, 128)[0] for info in infos]
+                return (begin + end) / 2, sum(counts)
+
+    begin, before = received()
+    time.sleep(seconds)
+    end, after = received()
+    return (after - before) / (end - begin)
+
+
+@LIMITS
+@pytest.mark.parametrize("beside", ["nothing", "download", "loopback", "connections"])
+def test_the_rate_is_kept_within_five_percent(lab, ends, beside):
+    """Of 8, 20 and 100 Mbit/s, each an endpoint's of its own, all at once. A machine with much
+    to do may take time from a sender: it has some windows for the rate, and none for more."""
+    client, server = ends
+    rates = {1_000_000: client}
+    rates |= {rate: lab.endpoint(lab.hosts.index(client.host)) for rate in (2_500_000, 12_500_000)}
+    for rate, each in rates.items():
+        lab.limit(each, rate=rate)
+    lab.install()
+    flows = {}
+    for number, (rate, each) in enumerate(rates.items()):
+        up = flood(each, server, 7000 + number, 16 if beside == "connections" else 1)
+        server.call(_drain, up)
+        flows[rate] = up
+        if beside == "download":
+            each.call(_drain, flood(server, each, 7000, 1))
+        elif beside == "loopback":
+            each.call(_drain, flood(each, each, 7001, 1))
+    time.sleep(1)  # the first segments, which nobody paces
+    for _ in range(6):
+        windows = {rate: server.start(_window, up, 5) for rate, up in flows.items()}
+        found = {rate: window.result(30) / rate for rate, window in windows.items()}
+        print(found)
+        assert max(found.values()) < 1.05, found
+        flows = {rate: flows[rate] for rate, part in found.items() if part < 0.95}
+        if not flows:
+            break
+    assert not flows, found
+
+
 @LIMITS
 @pytest.mark.parametrize("own", ["127.0.0.1", "::1", "address"])
 @pytest.mark.parametrize("kind", ["rate", "connection_rate"])

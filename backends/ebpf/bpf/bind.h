@@ -511,7 +511,7 @@ static __always_inline bool slim_datagram_open(void)
 	if (!local->index)
 		return true;
 	if (!slim_state_get(&state) || !slim_share_get(local->index, &share) ||
-	    share.mine->datagrams >= state.control->held_limit ||
+	    slim_share_held(share.mine->datagrams) >= state.control->held_limit ||
 	    !slim_share_room(&share, datagrams, state.control->port_room))
 		return false;
 	slim_share_take(&share, datagrams);

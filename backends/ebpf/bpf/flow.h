@@ -43,7 +43,7 @@ static __always_inline void slim_flow_drop(const struct slim_tuple *tuple)
 static __always_inline bool
 slim_flow_may(const struct slim_share *share, const __u32 *opening)
 {
-	return *opening < slim_share_room(share, flows, SLIM_FLOW_ROOM);
+	return slim_share_held(*opening) < slim_share_room(share, flows, SLIM_FLOW_ROOM);
 }
 
 /*

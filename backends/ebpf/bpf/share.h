@@ -10,8 +10,9 @@
  *
  * Each count is kept for the endpoint, by its index, and for all together at
  * index 0, which is nobody's. A count that was lost (an index given to another
- * endpoint, two processors at once) is at worst a smaller count, never one below
- * zero; what all hold together is summed up anew by each whole sweep.
+ * endpoint, two processors at once, a sum that came in between) is at worst a smaller
+ * count; below zero it counts as none. What all hold together is summed up anew by each
+ * sweep that looks at every place.
  */
 #ifndef SLIMNET_SHARE_H
 #define SLIMNET_SHARE_H
@@ -37,17 +38,26 @@ static __always_inline bool slim_share_get(__u32 index, struct slim_share *share
 	return share->mine && share->all;
 }
 
+/* Two processors that both found one may each have taken it off. */
+static __always_inline __u32 slim_share_held(__u32 count)
+{
+	return (__s32)count > 0 ? count : 0;
+}
+
 /* How much of `room` an endpoint that holds `mine` may still take, while all hold `all`. */
 static __always_inline __u32 slim_share_left(__u32 mine, __u32 all, __u32 room)
 {
-	__u32 left = all < room ? room - all : 0;
+	__u32 left;
 
+	mine = slim_share_held(mine);
+	all = slim_share_held(all);
+	left = all < room ? room - all : 0;
 	return mine < left ? left - mine : 0;
 }
 
 static __always_inline void slim_share_less(__u32 *count)
 {
-	if (*(volatile __u32 *)count)
+	if (*(volatile __s32 *)count > 0)
 		__sync_fetch_and_add(count, -1);
 }
 
@@ -75,12 +85,12 @@ slim_share_sum(void *map, const void *key, void *value, void *context)
 
 	if (!*(const __u32 *)key)
 		return 0;
-	sum->held += usage->held;
-	sum->flows += usage->flows;
-	sum->bound += usage->bound;
-	sum->places += usage->places;
-	sum->listeners += usage->listeners;
-	sum->datagrams += usage->datagrams;
+	sum->held += slim_share_held(usage->held);
+	sum->flows += slim_share_held(usage->flows);
+	sum->bound += slim_share_held(usage->bound);
+	sum->places += slim_share_held(usage->places);
+	sum->listeners += slim_share_held(usage->listeners);
+	sum->datagrams += slim_share_held(usage->datagrams);
 	return 0;
 }
 
@@ -151,7 +161,7 @@ static __always_inline void slim_usage_wait(struct slim_usage *usage)
 /* By bind(0), also where the socket is in TIME_WAIT by now: no connect() shares such a port. */
 static __always_inline __u32 slim_usage_held(const struct slim_usage *usage)
 {
-	return usage->held + slim_usage_waiting(usage);
+	return slim_share_held(usage->held) + slim_usage_waiting(usage);
 }
 
 /*

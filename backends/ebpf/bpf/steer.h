@@ -651,7 +651,8 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 	tuple.source_port = ctx->remote_port;
 	tuple.destination_port = bpf_htons(port);
 	flow = bpf_map_lookup_elem(&slim_flow, &tuple);
-	if (!flow || bpf_ktime_get_ns() - flow->time > SLIM_HANDSHAKE)
+	/* Signed: another processor's clock, by which it was written, may be a little ahead. */
+	if (!flow || (__s64)(bpf_ktime_get_ns() - flow->time) > (__s64)SLIM_HANDSHAKE)
 		return slim_steer_shielded(ctx);
 	if (flow->flags & SLIM_FLOW_DIRECT && inner)
 		return SK_PASS;

@@ -77,8 +77,12 @@ slim_sweep_lives(struct __sk_buff *skb, const struct slim_tuple *tuple, __u32 fl
 /*
  * Newer tables than those that admitted a handshake: do they deny it? A peer that
  * they do not know any more is no reason, as it is none for a live connection.
+ *
+ * Nothing is written into the record: its place may be another's by now, of which
+ * nothing was decided. Whoever is established by it asks once more (sockops.h).
  */
-static __noinline int slim_sweep_denies(struct slim_state *state, struct slim_flow *flow)
+static __noinline int slim_sweep_denies(struct slim_state *state, const struct slim_tuple *tuple,
+					const struct slim_flow *flow)
 {
 	const struct slim_account one = { .refused = 1 };
 	struct slim_target opener = {};
@@ -86,7 +90,7 @@ static __noinline int slim_sweep_denies(struct slim_state *state, struct slim_fl
 	struct slim_verdict verdict;
 	struct slim_event *event;
 
-	if (!state || !flow || flow->generation == state->active >> 1)
+	if (!state || !tuple || !flow || flow->generation == state->active >> 1)
 		return 0;
 	source = slim_endpoint_get(state, flow->source_endpoint);
 	destination = slim_endpoint_get(state, flow->destination_endpoint);
@@ -97,11 +101,9 @@ static __noinline int slim_sweep_denies(struct slim_state *state, struct slim_fl
 	opener.port = flow->destination_port;
 	verdict = slim_target_decide(state, flow->destination_endpoint, destination->identity,
 				     &opener, SLIM_INGRESS, IPPROTO_TCP);
-	if (verdict.action == SLIM_ALLOW) {
-		flow->rule = verdict.rule;
-		flow->generation = state->active >> 1;
+	/* Of two records, where the place was given away while they were read, it says nothing. */
+	if (verdict.action == SLIM_ALLOW || bpf_map_lookup_elem(&slim_flow, tuple) != flow)
 		return 0;
-	}
 	slim_count(SLIM_REASON_GENERATION);
 	slim_account_add(flow->destination_endpoint, verdict.rule, SLIM_INGRESS, &one);
 	event = slim_event_refused(destination->index, SLIM_REASON_GENERATION, verdict.rule,
@@ -121,11 +123,11 @@ static __noinline int slim_sweep_denies(struct slim_state *state, struct slim_fl
 static long slim_sweep_flow(void *map, const void *key, void *value, void *context)
 {
 	struct slim_sweep *sweep = context;
-	struct slim_flow *flow = value;
+	const struct slim_flow *flow = value;
 	struct slim_tuple tuple;
 
 	__builtin_memcpy(&tuple, key, sizeof(tuple));
-	if (!slim_sweep_denies(&sweep->state, flow) &&
+	if (!slim_sweep_denies(&sweep->state, &tuple, flow) &&
 	    (!slim_sweep_is_older(flow->time, SLIM_ANSWER) ||
 	     slim_sweep_lives(sweep->skb, &tuple, flow->flags)))
 		return 0;

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
-__all__ = ["LISTENING", "LIVE", "PRESENT", "STATES", "Diagnosis", "Socket"]
+__all__ = ["LISTENING", "LIVE", "PRESENT", "REQUESTS", "STATES", "Diagnosis", "Socket"]
 
 _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY = 20
@@ -63,6 +63,8 @@ LISTENING = 1 << _LISTEN
 PRESENT = _EVERY & ~(1 << STATES.index("TIME-WAIT"))
 #: Neither listeners nor anything unconnected.
 LIVE = PRESENT & ~sum(1 << STATES.index(name) for name in ("UNCONN", "LISTEN"))
+#: Handshakes, of which some are no more than a request yet.
+REQUESTS = 1 << STATES.index("SYN-RECV")
 
 
 @frozen

@@ -32,7 +32,7 @@ from slimnet.exceptions import (
 from slimnet.layout import Layout, to_bytes16
 from slimnet.linux import cgroup, sysctl
 from slimnet.linux.netns import Netns
-from slimnet.linux.sock_diag import LIVE
+from slimnet.linux.sock_diag import LIVE, REQUESTS, Socket
 from slimnet.local import broadcast_addresses, local_ranges
 from slimnet.mending import Mending
 from slimnet.model import (
@@ -417,15 +417,12 @@ class EbpfBackend(Backend):
         self._writer.settle()  # after this no program decides by the generation before
         self._sweep_records(private.SLIM_SWEEP_FLOWS)
         live = self._sockets.sockets(socket.IPPROTO_TCP, socket.IPPROTO_UDP, states=LIVE)
-        flows: Map = self._maps[private.SLIM_MAP_FLOW]
-        lost = {
-            one: key
-            for one in live
-            if (key := handshake(one, self._is_inside)) and flows.get(key) is None
-        }
-        # Looked up a second time before it is destroyed: a SYN that is sent again replaces its
-        # record, which is missing for a moment.
-        self._sockets.destroy(one for one, key in lost.items() if flows.get(key) is None)
+        if lost := self._lost(live):
+            # A SYN that is sent again replaces its record, which is missing for a moment, and who
+            # is established by now, with the cookie of the request, has none any more. Only
+            # where there was none and is none, and is a request in between, is it lost.
+            again = self._lost(self._sockets.sockets(states=REQUESTS))
+            self._sockets.destroy(again[cookie] for cookie in lost.keys() & again.keys())
         found = list(
             revoked(
                 live,
@@ -444,6 +441,15 @@ class EbpfBackend(Backend):
         first, *rest = struct.unpack(f"={possible_cpus()}Q", counter.get(key) or b"")
         counter.set(key, struct.pack(f"={possible_cpus()}Q", first + len(found), *rest))
         self._events.tell([_to_event(one) for one in found])
+
+    def _lost(self, sockets: Iterable[Socket]) -> dict[int, Socket]:
+        """The handshakes without a record, by the socket's cookie."""
+        flows: Map = self._maps[private.SLIM_MAP_FLOW]
+        return {
+            one.cookie: one
+            for one in sockets
+            if (key := handshake(one, self._is_inside)) and flows.get(key) is None
+        }
 
     def _is_inside(self, address: IPAddress, port: int) -> bool:
         """Whether an endpoint is reached there only with a record of its handshake."""
