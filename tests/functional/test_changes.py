@@ -23,6 +23,10 @@ from slimnet.policy import Policy, State, parse
 
 CHANGES = 200
 ALLOWED = {Reason.RULE_ALLOW, Reason.DEFAULT_ALLOW, Reason.SELF}
+# The kernel looks connections up without a lock: a FIN that comes while a socket gives its place
+# to its TIME_WAIT may find neither, and is looked up as if it were for a listener. That is one in
+# millions, and no connection notices; one whose SYN is shielded fails, and says so.
+NEVER_SYN = {Reason.SHIELD}
 NETWORK = Network("default", 1, "10.1.0.0/16")
 
 
@@ -227,9 +231,10 @@ def records(lab):
     return sum(lab.path.records(host.instance) for host in lab.hosts)
 
 
-def refusals(lab):
+def refusals(lab, *, but=frozenset()):
+    passed = ALLOWED | but
     return [
-        {reason: count for reason, count in host.counters().items() if reason not in ALLOWED}
+        {reason: count for reason, count in host.counters().items() if reason not in passed}
         for host in lab.hosts
     ]
 
@@ -245,7 +250,7 @@ def test_connections_that_stay_allowed_never_notice(mode):
         for server in servers:
             server.call(_answer, 80)
         assert records(lab) == 0
-        refused = refusals(lab)
+        refused = refusals(lab, but=NEVER_SYN)
         again = [host.statistic("TcpExtTCPSynRetrans") for host in lab.hosts]
         targets = [(server.address, 80) for server in servers]
         dialling = [client.start(_dial, targets) for client in clients]
@@ -263,7 +268,7 @@ def test_connections_that_stay_allowed_never_notice(mode):
             assert failures == []
             assert longest < 1  # a SYN that is lost is sent again after a second
             assert count > changes
-        assert refusals(lab) == refused
+        assert refusals(lab, but=NEVER_SYN) == refused
         assert [host.statistic("TcpExtTCPSynRetrans") for host in lab.hosts] == again
         assert records(lab) == 0
         # It was policy that let them: what it does not allow is refused still.
