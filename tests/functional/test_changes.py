@@ -181,17 +181,19 @@ def _dial(targets):
     count, longest, failures = 0, 0.0, []
     while not stopped:
         for target, old in zip(map(tuple, targets), lasting, strict=True):
-            started = time.monotonic()
+            started, which = time.monotonic(), "connecting"
             try:
                 with socket.socket() as sock:
                     sock.connect(target)
                     longest = max(longest, time.monotonic() - started)
                     for each in (sock, old):
+                        which = "new" if each is sock else "lasting"
                         each.settimeout(5)
                         each.sendall(b"x")
                         assert each.recv(1) == b"x"
             except (OSError, AssertionError) as error:
-                failures.append(repr(error))
+                passed = time.monotonic() - started
+                failures.append(f"{which} one to {target}, in {passed:.1f} s: {error!r}")
             count += 1
     for sock in lasting:
         sock.close()
