@@ -350,11 +350,16 @@ class Store(AbstractContextManager["Store"], abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def open(cls, url: str) -> Store:
+    def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Store:
         """Open the store that ``url`` names (``sqlite:///var/lib/...``).
 
+        Args:
+            url: its scheme is the driver's name.
+            options: the configuration's table ``[store.<driver>]``.
+
         Raises:
-            ConfigError: the URL is not one of this driver's.
+            ConfigError: the URL is not one of this driver's, or an option is wrong: its
+                field is ``store.<driver>.<option>``.
         """
 
     @abc.abstractmethod
@@ -389,7 +394,9 @@ class Store(AbstractContextManager["Store"], abc.ABC):
         Raises:
             Conflict: an expectation does not hold; nothing changed.
             NotFound: a lease ran out already; nothing changed.
-            InvalidValue: ``leases`` names a key that is not in ``put``; nothing changed.
+            InvalidValue: ``leases`` names a key that is not in ``put``, or it is larger than
+                this store takes: says what. Nothing changed. Every store takes 1 MiB of keys
+                and values, 1,000 keys and 64 expectations.
         """
 
     @abc.abstractmethod

@@ -24,7 +24,9 @@
     wire_ports = 4790
 
 TOML lets no key be text and table at once: in a file with a ``[backend.<name>]``
-the backend is named by ``backend.name = "ebpf"``, or left at ``auto``.
+the backend is named by ``backend.name = "ebpf"``, or left at ``auto``. The same holds for
+a store's own options: with a ``[store.etcd]`` there is ``store.url``, or neither, where that
+table says all there is to say.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import difflib
 import os
 import socket
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +53,8 @@ DEFAULT_PATH = Path("/etc/slimnet/slimnet.toml")
 
 _LEVELS = ("debug", "info", "warning", "error")
 _RUN = Path("/run/slimnet")
+#: Names of keys that are tables elsewhere.
+_SHORT = {"backend.name": "backend", "store.url": "store"}
 
 
 def _host_name() -> str:
@@ -81,6 +85,7 @@ class Config:
         host: this host's name in the cluster.
         backend: a plugin's name, or ``auto``.
         store: URL of the store.
+        store_options: that driver's own options.
         key_file: file of the cluster's secret, 32 hexadecimal digits.
         lease: seconds after which the others take a silent host for lost.
         underlay: address and interface of this host.
@@ -95,6 +100,7 @@ class Config:
     host: str = field(factory=_host_name)
     backend: str = "auto"
     store: str = "sqlite:////var/lib/slimnet/store.db"
+    store_options: Mapping[str, Any] = field(factory=dict, hash=False)
     key_file: Path = Path("/etc/slimnet/key")
     lease: float = 10.0
     underlay: UnderlayConfig = UnderlayConfig()
@@ -141,7 +147,7 @@ def load_config(path: str | os.PathLike[str] | None = None) -> Config:
     found = given is not None or main.exists()
     for part in [main] * found + sorted((main.parent / "conf.d").glob("*.toml")):
         for key, value in _flatten(_read(part)):
-            merged["backend" if key == "backend.name" else key] = (value, part)
+            merged[_SHORT.get(key, key)] = (value, part)
     return _Check(merged).config(main if found else None)
 
 
@@ -187,7 +193,8 @@ class _Check:
 
     def config(self, path: Path | None) -> Config:
         files = {key: file for key, (_, file) in self._left.items()}
-        options = self._options()
+        options = self._options("backend", backend_names())
+        stores = self._options("store", store_names())
         labels = self._labels()
         self._unknown()
         default = Config()
@@ -196,7 +203,8 @@ class _Check:
             instance=self._instance(default.instance),
             host=self._name("host", default.host),
             backend=self._backend(default.backend),
-            store=self._store(default.store),
+            store=(store := self._store(stores, default.store)),
+            store_options=stores.get(store.partition("://")[0], {}),
             key_file=Path(
                 self._text("key_file", str(default.key_file), "an absolute path", _is_absolute)
             ),
@@ -254,10 +262,10 @@ class _Check:
             raise self._wrong("backend", suggest(str(value), names))
         return str(value)
 
-    def _store(self, default: str) -> str:
+    def _store(self, tables: Mapping[str, Any], default: str) -> str:
         return self._text(
             "store",
-            default,
+            f"{next(iter(tables))}://" if len(tables) == 1 else default,
             "a URL, "
             + suggest(str(self._value("store")), [f"{name}://" for name in store_names()]),
             lambda text: text.partition("://")[0] in store_names() and "://" in text,
@@ -291,14 +299,14 @@ class _Check:
             raise self._wrong(key, "this host's IP address on the underlay")
         return address
 
-    def _options(self) -> Mapping[str, Mapping[str, Any]]:
-        """``[backend.<name>]``: its keys are the plugin's to check."""
+    def _options(self, kind: str, names: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        """``[backend.<name>]`` or ``[store.<name>]``: its keys are the plugin's to check."""
         tables: dict[str, dict[str, Any]] = {}
-        for key in [key for key in self._left if key.startswith("backend.")]:
+        for key in [key for key in self._left if key.startswith(f"{kind}.")]:
             _, name, *rest = key.split(".")
-            if name not in backend_names():
+            if name not in names:
                 raise ConfigError(
-                    f"{self._left[key][1]}: backend.{name}", suggest(name, backend_names()), name
+                    f"{self._left[key][1]}: {kind}.{name}", suggest(name, names), name
                 )
             value, path = self._left.pop(key)
             table = tables.setdefault(name, {})
@@ -321,13 +329,22 @@ class _Check:
         return MappingProxyType(labels)
 
     def _unknown(self) -> None:
-        tables = {key.partition(".")[0] for key in self._KEYS if "." in key} | {"backend", "labels"}
+        tables = {key.partition(".")[0] for key in self._KEYS if "." in key} | {
+            "backend",
+            "labels",
+            "store",
+        }
         for key, (value, path) in self._left.items():
             if key in self._KEYS or (value == {} and key in tables):
                 continue
-            if key in tables and key != "backend":
+            if key in tables:
                 raise ConfigError(f"{path}: {key}", f"a table, [{key}]", value)
-            known = [*self._KEYS, "backend.<name>.<option>", "labels.<key>"]
+            known = [
+                *self._KEYS,
+                "backend.<name>.<option>",
+                "labels.<key>",
+                "store.<name>.<option>",
+            ]
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -175,18 +175,27 @@ def choose_backend(name: str, ask: Callable[[str], Probe] = look) -> Choice:
     return Choice(backend_class(best), "; ".join(reasons), answers[best].capabilities)
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, options: Mapping[str, Any] | None = None) -> Store:
     """Open the store that ``url`` names; its scheme is the driver's name.
 
+    Args:
+        url: of the store.
+        options: the driver's own.
+
     Raises:
-        ConfigError: no driver for the scheme, or the driver refuses the URL.
+        ConfigError: no driver for the scheme, or the driver refuses the URL or an option.
         StoreUnreachable: it cannot be reached.
     """
     scheme = url.partition("://")[0]
     if scheme not in store_names():
         raise ConfigError("store", suggest(f"{scheme}://", [f"{n}://" for n in store_names()]), url)
-    driver: Any = DriverManager(_STORES, scheme).driver
-    store: Store = driver.open(url)
+
+    def failed(_manager: object, _point: object, error: BaseException) -> None:
+        wanted = f"a store that can be imported ({error})"
+        raise ConfigError("store", wanted, url) from error
+
+    driver: Any = DriverManager(_STORES, scheme, on_load_failure_callback=failed).driver
+    store: Store = driver.open(url, options)
     return store
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCES = (ROOT / "src", *sorted((ROOT / "backends").glob("*/src")))
+SOURCES = (ROOT / "src", *sorted(ROOT.glob("backends/*/src")), *sorted(ROOT.glob("stores/*/src")))
 POLICY = ROOT / "src" / "slimnet" / "policy"
 
 #: What the modules of each wing of the policy engine may import of it; the values on the

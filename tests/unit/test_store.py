@@ -7,12 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from slimnet.exceptions import ConfigError, Conflict, StoreUnreachable
+from slimnet.exceptions import ConfigError, Conflict, InvalidValue, StoreUnreachable
 from slimnet.plugins import open_store
 from slimnet.store import sqlite
 from slimnet.store.sqlite import SqliteStore
@@ -55,11 +55,27 @@ def away(url):
     return moved
 
 
-def test_contract(url, away):
-    """Every clause of slimnet.abc.Store holds."""
-    told = check_store(url, SqliteStore.open, away=away)
+@pytest.fixture
+def forget(url):
+    """Has the store lose its history."""
+
+    def lose():
+        file = url.removeprefix("sqlite://")
+        with closing(sqlite3.connect(file, timeout=120)) as connection, connection:
+            connection.execute("DELETE FROM history")
+            connection.execute(
+                "UPDATE meta SET value=(SELECT value FROM meta WHERE name='revision')"
+                " WHERE name='trimmed'"
+            )
+
+    return lose
+
+
+def test_contract_of_what_cannot_be_taken_away(url):
+    """What is only tried with a store that is away, or forgets, is left out, and not told."""
+    told = check_store(url, SqliteStore.open)
     assert len(told) > 20
-    assert "unreachable_when_away" in told
+    assert not {"unreachable_when_away", "history_that_was_compacted"} & set(told)
 
 
 class Slow(SqliteStore):
@@ -129,9 +145,71 @@ class Plain(SqliteStore):
             raise ConnectionResetError(str(error)) from error
 
 
+class InPieces(SqliteStore):
+    """Divides what is large."""
+
+    def transact(self, *, expect=None, put=None, delete=(), leases=None):
+        every = list((put or {}).items())
+        for at in range(128, len(every), 128):
+            piece = dict(every[at : at + 128])
+            some = {key: lease for key, lease in (leases or {}).items() if key in piece}
+            super().transact(expect=expect, put=piece, leases=some)
+        first = dict(every[:128])
+        leases = {key: lease for key, lease in (leases or {}).items() if key in first}
+        return super().transact(expect=expect, put=first, delete=delete, leases=leases)
+
+
+class Clipped(SqliteStore):
+    """Keeps what it has room for."""
+
+    def transact(self, *, expect=None, put=None, delete=(), leases=None):
+        put = {key: value[: 2**20] for key, value in (put or {}).items()}
+        return super().transact(expect=expect, put=put, delete=delete, leases=leases)
+
+
+class Silent(SqliteStore):
+    """Refuses what is large, and does not say what that is."""
+
+    def transact(self, *, expect=None, put=None, delete=(), leases=None):
+        if any(len(value) > 2**20 for value in (put or {}).values()):
+            raise InvalidValue("value", "less", "much")
+        return super().transact(expect=expect, put=put, delete=delete, leases=leases)
+
+
+class Careless(SqliteStore):
+    """Goes on after an outage with what is new by then."""
+
+    lost = False
+
+    def watch(self, prefix, *more, after, timeout):
+        try:
+            if self.lost:
+                _, after = self.list("none")
+            self.lost = False
+            return super().watch(prefix, *more, after=after, timeout=timeout)
+        except StoreUnreachable:
+            self.lost = True
+            raise
+
+
+class Polite(SqliteStore):
+    """Does not say that it has forgotten."""
+
+    def watch(self, prefix, *more, after, timeout):
+        try:
+            return super().watch(prefix, *more, after=after, timeout=timeout)
+        except Conflict:
+            return [], self.list("none")[1]
+
+
 @pytest.mark.parametrize(
     ("broken", "clause"),
     [
+        (InPieces, "transaction_of_many_keys"),
+        (Clipped, "too_much_is_refused"),
+        (Silent, "too_much_is_refused"),
+        (Careless, "watch_that_is_cut"),
+        (Polite, "history_that_was_compacted"),
         (Forgetful, "expectations"),
         (OneLease, "lease_of_each_key"),
         (Deaf, "watch_takes_prefixes"),
@@ -140,10 +218,10 @@ class Plain(SqliteStore):
         (Plain, "unreachable_when_closed: .* renew wants StoreUnreachable, got ConnectionReset"),
     ],
 )
-def test_contract_finds_a_broken_store(url, broken, clause):
+def test_contract_finds_a_broken_store(url, broken, clause, away, forget):
     """The suite is able to fail, and says at which clause."""
     with pytest.raises(AssertionError, match=f"^{clause}"):
-        check_store(url, broken.open)
+        check_store(url, broken.open, away=away, forget=forget)
 
 
 def test_open_by_url(url):

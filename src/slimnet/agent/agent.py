@@ -100,7 +100,7 @@ class Agent:
         self._ports = backend.ports(config.options.get(backend.name, {}))
         if backend.name not in there:  # one that runs goes on, and status says so
             self._refuse_cut_off(backend.name)
-        store = self._held.enter_context(open_store(config.store))
+        store = self._held.enter_context(open_store(config.store, config.store_options))
         instance.check_store(config, store_id(store), there.get(backend.name))
         self.store = OwnStore(store)
         self.cluster = Cluster(self.store)

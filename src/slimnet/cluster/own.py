@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from slimnet import records
 from slimnet.abc import Revision, Store, StoreEvent
@@ -68,9 +69,9 @@ class OwnStore(Store):
         self.look()
 
     @classmethod
-    def open(cls, url: str) -> Store:
+    def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Store:
         """No URL is one of this class."""
-        raise NotImplementedError(url)
+        raise NotImplementedError(url, options)
 
     def look(self) -> None:
         """Whether it is there, and still the same.

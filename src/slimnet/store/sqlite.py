@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, InvalidValue, NotFound, StoreUnreachable
@@ -79,7 +80,9 @@ class SqliteStore(Store):
             self._make(connection)
 
     @classmethod
-    def open(cls, url: str) -> SqliteStore:
+    def open(cls, url: str, options: Mapping[str, Any] | None = None) -> SqliteStore:
+        for option, value in (options or {}).items():
+            raise ConfigError(f"store.sqlite.{option}", "no options", value)
         scheme, found, rest = url.partition("://")
         if scheme != "sqlite" or not found or not rest.startswith("/") or not rest.strip("/"):
             raise ConfigError("store", "sqlite:///<absolute path>", url)

@@ -32,6 +32,7 @@ def check_store(
     *,
     patience: float = 5.0,
     away: Callable[[], AbstractContextManager[object]] | None = None,
+    forget: Callable[[], object] | None = None,
 ) -> list[str]:
     """Run every clause of the contract on a store.
 
@@ -45,6 +46,8 @@ def check_store(
         patience: seconds for what takes the store a while.
         away: nobody reaches the store while its block lasts; by default only a store
             that was closed is tried.
+        forget: has the store lose its history; by default a revision that is yet to come
+            stands for one that is gone.
 
     Returns:
         the names of the clauses that were run.
@@ -61,6 +64,9 @@ def check_store(
         _expectations,
         _nothing_done_is_no_revision,
         _counters_lose_nothing,
+        _transaction_of_many_keys,
+        _value_of_a_mebibyte,
+        _too_much_is_refused,
         _watch_tells_in_order,
         _watch_ends_by_itself,
         _watch_wakes_up,
@@ -79,10 +85,14 @@ def check_store(
         _closes_twice,
     ]
     if away is not None:
-        clauses.append(_unreachable_when_away)
+        clauses += [_watch_that_is_cut, _unreachable_when_away]
+    if forget is not None:
+        clauses.append(_history_that_was_compacted)
     for clause in clauses:
         brief = _LEASE
-        while not _holds(clause, url, opened, patience, away or nullcontext, brief):
+        while not _holds(
+            clause, url, opened, patience, away or nullcontext, forget or (lambda: None), brief
+        ):
             brief *= 2
     return [clause.__name__.strip("_") for clause in clauses]
 
@@ -93,6 +103,7 @@ def _holds(
     opened: Callable[[str], Store],
     patience: float,
     away: Callable[[], AbstractContextManager[object]],
+    forget: Callable[[], object],
     brief: float,
 ) -> bool:
     """Whether it was quick enough to say so with leases of ``brief`` seconds.
@@ -104,7 +115,7 @@ def _holds(
     store = opened(url)
     other = opened(url)
     try:
-        clause(_Trial(url, opened, store, other, prefix, patience, away, brief))
+        clause(_Trial(url, opened, store, other, prefix, patience, away, forget, brief))
     except _SlowError as error:
         if brief < _LEASE * 2**_LONGER:
             return False
@@ -135,6 +146,7 @@ class _Trial:
         prefix: str,
         patience: float,
         away: Callable[[], AbstractContextManager[object]],
+        forget: Callable[[], object],
         brief: float,
     ) -> None:
         self.url = url
@@ -144,6 +156,7 @@ class _Trial:
         self.prefix = prefix
         self.patience = patience
         self.away = away
+        self.forget = forget
         self.brief = brief
 
     def told(
@@ -219,6 +232,70 @@ def _transaction_is_whole(trial: _Trial) -> None:
     revision = trial.store.transact(put={a: b"2", b: b"2"}, delete=[c])
     found = trial.store.list(trial.prefix)[0]
     _equal({a: (b"2", revision), b: (b"2", revision)}, found, "one revision for all of it")
+
+
+def _transaction_of_many_keys(trial: _Trial) -> None:
+    guard, lease = trial.key("guard"), trial.store.lease(60)
+    start = trial.store.transact(put={guard: b"1"})
+    put = {trial.key(f"many/{number:04}"): b"%d" % number for number in range(1000)}
+    leases = dict.fromkeys(list(put)[::2], lease)
+    try:
+        trial.store.transact(expect={guard: None}, put=put, leases=leases)
+    except Conflict:
+        _equal({}, trial.store.list(trial.key("many/"))[0], "a conflict changes nothing of it")
+    else:
+        raise AssertionError("an expectation of a large transaction does not hold: Conflict")
+    revision = trial.store.transact(expect={guard: start}, put=put, leases=leases)
+    found, _ = trial.other.list(trial.key("many/"))
+    _equal({key: (value, revision) for key, value in put.items()}, found, "a thousand keys")
+    told = trial.told(trial.other, start)
+    _equal([(key, value, revision) for key, value in put.items()], sorted(told), "are told of")
+    gone = trial.store.transact(expect={guard: start}, delete=[*put, trial.key("none")])
+    _equal({}, trial.other.list(trial.key("many/"))[0], "a thousand keys that are deleted")
+    told = trial.told(trial.other, revision)
+    _equal([(key, None, gone) for key in put], sorted(told, key=str), "are told of")
+    both = trial.key("both")
+    trial.store.transact(put={both: b"1"})
+    trial.store.transact(put={both: b"2"}, delete=[both, both])
+    _equal(b"2", (trial.store.get(both) or [None])[0], "what is deleted and put at once")
+
+
+def _value_of_a_mebibyte(trial: _Trial) -> None:
+    key, start = trial.key("large"), trial.store.list(trial.prefix)[1]
+    value = bytes(range(256)) * 4095  # with its key and what is around it
+    guards = [trial.key(f"none/{number}") for number in range(64)]
+    revision = trial.store.transact(expect=dict.fromkeys(guards), put={key: value})
+    _whole(trial, key, value, start, revision)
+
+
+def _whole(trial: _Trial, key: str, value: bytes, start: Revision, revision: Revision) -> None:
+    _true(trial.other.get(key) == (value, revision), "a large value is got whole")
+    found, _ = trial.other.list(trial.prefix)
+    _true(found.get(key) == (value, revision), "and listed whole")
+    _true((key, value, revision) in trial.told(trial.other, start), "and told whole")
+
+
+def _too_much_is_refused(trial: _Trial) -> None:
+    large, small = trial.key("large"), trial.key("small")
+    several = {trial.key(f"large/{number}"): bytes(2**20) for number in range(4)}
+    guards = {trial.key(f"none/{number}"): None for number in range(500)}
+    attempts: list[tuple[str, dict[str, bytes], dict[str, None]]] = [
+        (large, {small: b"1", large: bytes(2**21)}, {}),
+        (trial.key("large/"), {small: b"1", **several}, {}),
+        ("", {small: b"1"}, guards),
+    ]
+    for name, put, expect in attempts:
+        _, start = trial.store.list(trial.prefix)
+        try:
+            revision = trial.store.transact(expect=expect, put=put)
+        except InvalidValue as error:
+            _true(name in str(error), f"the refusal names {name}: {error}")
+            _equal({}, trial.other.list(trial.prefix)[0], "what is refused changes nothing")
+            _equal([], trial.told(trial.other, start), "and nobody is told of it")
+            continue
+        for key, value in put.items():
+            _whole(trial, key, value, start, revision)
+        trial.store.transact(delete=put)
 
 
 def _expectations(trial: _Trial) -> None:
@@ -492,6 +569,75 @@ def _unreachable_when_away(trial: _Trial) -> None:
     _equal((b"1", revision), trial.store.get(key), "what a store has that is back")
     _equal([(key, b"1", revision)], trial.told(trial.store, revision - 1), "its history")
     trial.store.renew(lease)
+
+
+def _watch_that_is_cut(trial: _Trial) -> None:
+    a, b = trial.key("a"), trial.key("b")
+    _, start = trial.store.list(trial.prefix)
+    told: list[tuple[str, bytes | None, Revision]] = []
+    failures: list[BaseException] = []
+    cut, changed, over = (threading.Event() for _ in range(3))
+
+    def follow() -> None:
+        after = start
+        while not over.is_set():
+            try:
+                events, after = trial.store.watch(trial.prefix, after=after, timeout=0.5)
+            except StoreUnreachable:
+                cut.set()
+                changed.wait()  # what it is not told of while it is away
+                continue
+            except BaseException as error:  # noqa: BLE001  # told below, in the right thread
+                failures.append(error)
+                return
+            told.extend((each.key, each.value, each.revision) for each in events)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        first = trial.other.transact(put={a: b"1"})
+        _true(trial.eventually(lambda: bool(told or failures)), "a watcher is told before the cut")
+        with trial.away():
+            cut.wait(2)  # one that asks others meanwhile is not cut
+        second = trial.other.transact(put={b: b"2"})
+        third = trial.other.transact(delete=[a])
+        changed.set()
+        trial.eventually(lambda: len(told) >= 3 or bool(failures))
+    finally:
+        over.set()
+        changed.set()
+        thread.join()
+    _equal([], failures, "errors of a watcher that was cut")
+    wanted = [(a, b"1", first), (b, b"2", second), (a, None, third)]
+    _equal(wanted, told, "with the same revision again nothing is lost and nothing told twice")
+
+
+def _history_that_was_compacted(trial: _Trial) -> None:
+    key = trial.key("a")
+    start = trial.store.transact(put={key: b"1"})
+    for value in (b"2", b"3"):
+        last = trial.store.transact(put={key: value})
+    told: list[tuple[str, bytes | None, Revision]] = []
+
+    def follow() -> None:
+        told.extend(trial.told(trial.store, last, trial.patience * 2))
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    trial.forget()
+    with trial.opened(trial.url) as fresh:
+        try:
+            fresh.watch(trial.prefix, after=start, timeout=0)
+        except Conflict:
+            pass
+        else:
+            raise AssertionError("a history that is gone was no Conflict")
+        found, at = fresh.list(trial.prefix)
+        _equal({key: (b"3", last)}, found, "the keys stay")
+        fourth = trial.other.transact(put={key: b"4"})
+        _equal([(key, b"4", fourth)], trial.told(fresh, at), "what is told after a new list")
+    thread.join()
+    _equal([(key, b"4", fourth)], told, "one that knew everything waits on")
 
 
 def _unreachable(trial: _Trial, store: Store, lease: int, what: str) -> None:
