@@ -77,11 +77,23 @@
             pythonImportsCheck = [ "slimnet_noop" ];
           };
 
+          slimnet-overlay-etcd = distribution ./stores/etcd {
+            sourceRoot = "source/stores/etcd";
+            dependencies = [
+              slimnet-overlay
+              python.attrs
+              python.grpcio
+              python.protobuf
+            ];
+            pythonImportsCheck = [ "slimnet_etcd" ];
+          };
+
           default =
             let
               environment = pkgs.python3.withPackages (_: [
                 slimnet-overlay
                 slimnet-overlay-ebpf
+                slimnet-overlay-etcd
                 slimnet-overlay-noop
               ]);
             in
@@ -145,7 +157,7 @@
           ARCH_INCLUDE = "-idirafter ${pkgs.linuxHeaders}/include -isystem ${pkgs.libbpf}/include";
           shellHook = ''
             export LD_LIBRARY_PATH=${pkgs.libbpf}/lib''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/noop/src''${PYTHONPATH:+:$PYTHONPATH}
+            export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/noop/src:$PWD/stores/etcd/src''${PYTHONPATH:+:$PYTHONPATH}
           '';
         };
       });

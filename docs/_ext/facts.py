@@ -63,6 +63,7 @@ _PUBLIC = (
     "slimnet.testbed",
     "slimnet.testing",
     "slimnet_ebpf",
+    "slimnet_etcd",
     "slimnet_noop",
 )
 
@@ -86,11 +87,13 @@ def _keys() -> dict[str, object]:
     try:
         from slimnet.fallback import PORT  # noqa: PLC0415
         from slimnet_ebpf.options import Options  # noqa: PLC0415  # may be absent
+        from slimnet_etcd._settings import OPTIONS  # noqa: PLC0415  # may be absent
     except ImportError:
-        _LOG.warning("a backend of ours is not installed: their options are not checked")
+        _LOG.warning("a plugin of ours is not installed: their options are not checked")
         return keys
     keys |= {f"backend.ebpf.{key}": value for key, value in _options(Options())}
     keys["backend.noop.port"] = PORT
+    keys |= {f"store.etcd.{key}": default for key, default in OPTIONS.items()}
     return keys
 
 

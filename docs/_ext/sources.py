@@ -23,7 +23,7 @@ from sphinx.util import logging
 _LOG = logging.getLogger(__name__)
 _ROOT = Path(__file__).parents[2]
 #: Where the code is.
-HOMES = ("src/slimnet", "backends", "kernel")
+HOMES = ("src/slimnet", "backends", "stores", "kernel")
 _SUFFIXES = (".c", ".h", ".py")
 _SKIPPED = {"__pycache__", "build", "dist"}
 

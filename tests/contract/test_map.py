@@ -42,6 +42,7 @@ def test_paths_in_the_text_are_there():
         ROOT / "src/slimnet",
         *ROOT.glob("src/slimnet/*/"),
         *ROOT.glob("backends/*/src"),
+        *ROOT.glob("stores/*/src"),
     )
     lost = [
         f"{page.name}: {path}"

@@ -141,7 +141,7 @@ def test_the_version_is_one():
     )
     versions = {
         re.search(r'^version = "(.+)"', path.read_text(), re.MULTILINE)[1]
-        for path in (ROOT / "pyproject.toml", *ROOT.glob("backends/*/pyproject.toml"))
+        for path in (ROOT / "pyproject.toml", *ROOT.glob("*s/*/pyproject.toml"))
     }
     assert len(versions) == 1
     assert done.stdout.split()[-1] in versions

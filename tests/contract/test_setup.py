@@ -39,13 +39,14 @@ def test_it_leaves_no_policy_behind():
 
 
 def test_the_python_of_the_machine_makes_the_environment():
-    """And it holds all three distributions, editable."""
+    """And it holds all four distributions, editable."""
     listing = subprocess.run(
         [ROOT / ".venv/bin/pip", "list", "--editable", "--format=freeze"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert {"slimnet-overlay", "slimnet-overlay-ebpf", "slimnet-overlay-noop"} <= {
+    plugins = {f"slimnet-overlay-{name}" for name in ("ebpf", "etcd", "noop")}
+    assert {"slimnet-overlay", *plugins} <= {
         line.partition("==")[0].lower() for line in listing.splitlines()
     }

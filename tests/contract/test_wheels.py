@@ -17,6 +17,7 @@ from generate_contract import ROOT
 DISTRIBUTIONS = {
     "slimnet-overlay": ROOT,
     "slimnet-overlay-ebpf": ROOT / "backends/ebpf",
+    "slimnet-overlay-etcd": ROOT / "stores/etcd",
     "slimnet-overlay-noop": ROOT / "backends/noop",
 }
 
@@ -91,6 +92,13 @@ def test_the_noop_wheel(wheels):
     assert "slimnet_noop/__init__.py" in wheel.namelist()
 
 
+def test_the_etcd_wheel(wheels):
+    """Is pure Python, with nothing generated."""
+    wheel = wheels["slimnet-overlay-etcd"]
+    assert entry_points(wheel) == {"slimnet.stores": {"etcd": "slimnet_etcd:EtcdStore"}}
+    assert "slimnet_etcd/_messages.py" in wheel.namelist()
+
+
 def test_each_has_the_name_that_is_ours(wheels):
     """And one version; ``slimnet`` on the index is another project's, and nothing asks for it."""
     found = {name: metadata(wheel) for name, wheel in wheels.items()}
@@ -100,16 +108,16 @@ def test_each_has_the_name_that_is_ours(wheels):
     assert [line for line in wanted if re.match(r"slimnet(?!-overlay\b)", line)] == []
 
 
-def test_a_backend_fits_its_core_and_no_other(wheels):
-    """Each is pinned to the other; the core asks for a backend by an extra of its name."""
+def test_a_plugin_fits_its_core_and_no_other(wheels):
+    """Each is pinned to the other; the core asks for a plugin by an extra of its name."""
     core = metadata(wheels["slimnet-overlay"])
-    for backend in ("ebpf", "noop"):
-        name = f"slimnet-overlay-{backend}"
+    for plugin in ("ebpf", "etcd", "noop"):
+        name = f"slimnet-overlay-{plugin}"
         wanted = metadata(wheels[name]).get_all("Requires-Dist")
         assert f"slimnet-overlay=={core['Version']}" in wanted
-        extra = f"{name}=={core['Version']}; extra == '{backend}'"
+        extra = f"{name}=={core['Version']}; extra == '{plugin}'"
         assert extra in core.get_all("Requires-Dist")
-        assert backend in core.get_all("Provides-Extra")
+        assert plugin in core.get_all("Provides-Extra")
 
 
 def test_licences_travel(wheels):
@@ -166,11 +174,11 @@ def test_a_missing_object_is_an_answer(wheels, tmp_path):
 
 def test_the_wheels_are_all_that_a_user_installs(built, tmp_path):
     """By the core's name and its extras, in a fresh environment: with no compiler in sight both
-    backends answer, and the command says its version."""
+    backends answer, the store is there, and the command says its version."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     pip = [tmp_path / "env/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
     found = [f"--find-links={path.parent}" for path in built.values()]
-    subprocess.run([*pip, *found, "slimnet-overlay[ebpf,noop]"], check=True)
+    subprocess.run([*pip, *found, "slimnet-overlay[ebpf,etcd,noop]"], check=True)
 
     def answer(*words):
         done = subprocess.run(
@@ -187,5 +195,8 @@ def test_the_wheels_are_all_that_a_user_installs(built, tmp_path):
     backends = answer("backends", "-o", "json")
     assert {row["backend"] for row in json.loads(backends)} == {"ebpf", "noop"}
     assert ".bpf.o" not in backends, "an object is missing"
+    python = [tmp_path / "env/bin/python", "-c", "import slimnet_etcd; print('there')"]
+    done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "there\n", done.stderr
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert answer("--version").split() == ["slimnet", version[1]]

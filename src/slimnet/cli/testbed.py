@@ -53,13 +53,20 @@ def testbed() -> None:
 Examples:
   slimnet testbed up --hosts 3
   slimnet testbed up --name trial --backend noop
+  slimnet testbed up --store etcd:3
   slimnet testbed exec h1 -- slimnet status""",
 )
 @click.option("--hosts", metavar="N", type=int, help="[default: 2, or as many as there are]")
 @click.option("--backend", metavar="B", default="auto", show_default=True)
+@click.option(
+    "--store",
+    metavar="S",
+    help="What the agents share: sqlite, etcd, or etcd:N for a cluster of N servers."
+    " [env: SLIMNET_TESTBED_STORE; default: sqlite]",
+)
 @_name_option
 @output_option
-def up(hosts: int | None, backend: str, name: str, output: str) -> None:
+def up(hosts: int | None, backend: str, store: str | None, name: str, output: str) -> None:
     """Bring up a testbed, or complete one."""
     from slimnet.testbed import Testbed  # noqa: PLC0415  # attrs, when it runs
 
@@ -67,13 +74,14 @@ def up(hosts: int | None, backend: str, name: str, output: str) -> None:
     begun = time.monotonic()
     if hosts is None:
         hosts = next((len(each.hosts) for each in Testbed.all() if each.name == name), 2)
-    bed = Testbed(name, hosts, backend)
+    bed = Testbed(name, hosts, backend, store=store)
     bed.up()
     show(map(_host, bed.hosts), _HOST_COLUMNS, output)
     if output == "table":
         took = time.monotonic() - begun
+        kept = "" if bed.store == "sqlite" else f", store {bed.store}"
         click.echo(
-            f"\ntestbed {name} is up, backend {bed.backend}, {took:.1f} s;"
+            f"\ntestbed {name} is up, backend {bed.backend}{kept}, {took:.1f} s;"
             f" `slimnet testbed exec{_named(bed)} h1 -- bash` is a shell there",
             err=True,
         )

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from slimnet import lock
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
-from slimnet.linux import cgroup
+from slimnet.linux import cgroup, netns
 from slimnet.names import NAME
 from slimnet.testbed.host import TestbedHost
 
 if TYPE_CHECKING:
+    from slimnet.testbed.etcd import Etcd
     from slimnet.testing import Underlay
 
 __all__ = ["Testbed"]
@@ -29,8 +32,20 @@ _log = logging.getLogger(__name__)
 _RUN = Path("/run/slimnet")
 _ALL = _RUN / "testbed"
 _HOSTS_MAX = 250
+_STORES = ("sqlite", "etcd", *(f"etcd:{number}" for number in range(1, 8)))
+#: Of the underlay's addresses, the one of its etcd: behind those of all hosts.
+_ETCD_NUMBER = 257
 #: Characters; a host's instance is called ``<name>-<host>``, which 63 must hold.
 _NAME_MAX = 40
+
+
+_NAMED_CGROUPS = """
+import sys
+from slimnet.cluster import Cluster
+from slimnet.plugins import open_store
+with open_store(sys.argv[1]) as store:
+    print(*{each.cgroup for each in Cluster(store).endpoints() if each.cgroup}, sep="\\n")
+"""
 
 
 class Testbed:
@@ -43,6 +58,9 @@ class Testbed:
         options: of the backend.
         level: how much the agents log.
         mtu: of the underlay, in bytes.
+        store: what all agents share: ``sqlite``, ``etcd``, or ``etcd:N`` for N servers of it
+            that form one cluster, on an address of the underlay. ``SLIMNET_TESTBED_STORE``
+            by default, or ``sqlite``.
 
     Raises:
         InvalidValue: one of these is wrong.
@@ -59,13 +77,19 @@ class Testbed:
         options: Mapping[str, Any] | None = None,
         level: str = "info",
         mtu: int = 1500,
+        store: str | None = None,
     ) -> None:
         if not NAME.fullmatch(name) or len(name) > _NAME_MAX:
             raise InvalidValue("name", "lower-case letters, digits and '-', at most 40", name)
         if not 1 <= hosts <= _HOSTS_MAX:
             raise InvalidValue("hosts", f"1 to {_HOSTS_MAX}", hosts)
+        default = os.environ.get("SLIMNET_TESTBED_STORE") or "sqlite"
+        self.store = default if store is None else store
+        if self.store not in _STORES:
+            raise InvalidValue("store", f"one of: {', '.join(_STORES)}", self.store)
         self.name = name
         self.backend = backend
+        self._store_asked = store is not None
         self.options = dict(options or {})
         self.level = level
         self.mtu = mtu
@@ -123,8 +147,9 @@ class Testbed:
         nothing is left behind.
 
         Raises:
-            AlreadyExists: it is there, with another backend or more hosts.
-            SlimnetError: an agent does not start; with the last line of its log.
+            AlreadyExists: it is there, with another backend or store, or more hosts.
+            CapabilityMissing: there is no etcd on this machine.
+            SlimnetError: an agent or a server does not start; with the last line of its log.
         """
         with (
             lock.hold(_RUN, shared=True),
@@ -134,6 +159,7 @@ class Testbed:
             if not self._adopt():
                 undo.callback(self._remove)
             self._underlay().up()
+            self._start_store()
             hosts = self.hosts
             for host in hosts:
                 self._configure(host)
@@ -169,6 +195,7 @@ class Testbed:
             "options": self.options,
             "level": self.level,
             "mtu": self.mtu,
+            "store": self.store,
         }
 
     def _adopt(self, *, complete: bool = False) -> bool:
@@ -185,13 +212,15 @@ class Testbed:
             return False
         if complete:
             self._count, self.backend, self.options = len(there.hosts), there.backend, there.options
-            self.mtu = there.mtu
+            self.mtu, self.store = there.mtu, there.store
             return True
         if self.backend not in ("auto", there.backend):
             raise AlreadyExists(f"testbed {self.name!r} is there, with backend {there.backend}")
         if self._count < len(there.hosts):
             raise AlreadyExists(f"testbed {self.name!r} is there, with {len(there.hosts)} hosts")
-        self.backend, self.mtu = there.backend, there.mtu
+        if self._store_asked and self.store != there.store:
+            raise AlreadyExists(f"testbed {self.name!r} is there, with store {there.store}")
+        self.backend, self.mtu, self.store = there.backend, there.mtu, there.store
         self.options = self.options or there.options
         return True
 
@@ -205,7 +234,7 @@ class Testbed:
             "instance": host.instance,
             "host": host.name,
             "backend.name": self.backend,
-            "store": f"sqlite:///{self.directory}/store.db",
+            "store": self._store_url,
             "key_file": f"{self.directory}/key",
             "underlay.address": str(host.address),
             "underlay.interface": host.interface,
@@ -216,6 +245,32 @@ class Testbed:
         # JSON's strings, numbers, booleans and lists are TOML's too.
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
         host.config.write_text("".join(lines))
+
+    @property
+    def etcd(self) -> Etcd | None:
+        """The servers of its store, if it has some."""
+        kind, _, members = self.store.partition(":")
+        if kind != "etcd":
+            return None
+        from slimnet.testbed.etcd import Etcd  # noqa: PLC0415  # only where it is wanted
+
+        underlay = self._underlay()
+        address = str(underlay.network[_ETCD_NUMBER])
+        directory = self.directory / "etcd"
+        return Etcd(directory, address, int(members or 1), namespace=underlay.switch)
+
+    @property
+    def _store_url(self) -> str:
+        etcd = self.etcd
+        return f"sqlite:///{self.directory}/store.db" if etcd is None else etcd.url
+
+    def _start_store(self) -> None:
+        """What does not run of it; the underlay is up."""
+        etcd = self.etcd
+        if etcd is not None:
+            underlay = self._underlay()
+            underlay.join(underlay.network[_ETCD_NUMBER])
+            etcd.start()
 
     def _cgroups(self) -> dict[str, Path]:
         return {host.name: cgroup.mount() / "slimnet" / host.instance for host in self.hosts}
@@ -246,6 +301,9 @@ class Testbed:
                 cgroup.remove(self._cgroups()[host.name])
             host.clear()
         with _noted(troubles):
+            if (etcd := self.etcd) is not None:
+                etcd.remove()
+        with _noted(troubles):
             self._underlay().down()
         shutil.rmtree(self.directory, ignore_errors=True)
         left = [str(path) for path in self._places() if path.exists()]
@@ -259,10 +317,32 @@ class Testbed:
         from slimnet.cluster import Cluster  # noqa: PLC0415  # only where it is wanted
         from slimnet.plugins import open_store  # noqa: PLC0415  # only where it is wanted
 
+        if self.etcd is not None:
+            return self._asked_apart() if self.etcd.directory.exists() else []
         if not (self.directory / "store.db").exists():
             return []
-        with open_store(f"sqlite:///{self.directory}/store.db") as store:
+        with open_store(self._store_url) as store:
             return [Path(each.cgroup) for each in Cluster(store).endpoints() if each.cgroup]
+
+    def _asked_apart(self) -> list[Path]:
+        """By a process of its own, which is in the underlay with all the threads that its
+        client makes."""
+        try:
+            self._underlay().up()
+            self._start_store()
+        except (SlimnetError, OSError) as error:  # the rest has to go all the same
+            _log.warning("testbed %s: its store is lost: %s", self.name, error)
+            return []
+        with netns.enter(self._underlay().switch):
+            done = subprocess.run(
+                [sys.executable, "-c", _NAMED_CGROUPS, self._store_url],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode:
+            _log.warning("testbed %s: its store does not answer: %s", self.name, done.stderr)
+        return [Path(line) for line in done.stdout.splitlines() if line]
 
     def _tear_down(self, troubles: list[str]) -> None:
         """Have each host's backend remove its data path. Where it cannot, what it left

@@ -124,6 +124,18 @@ class Underlay:
             )
             route.link("set", index=index, state="up")
 
+    def join(self, address: IPAddress) -> None:
+        """Give the switch an address, for who is in its namespace; again is no error."""
+        with netns.netlink(self.switch) as switch:
+            for name in ("lo", "br0"):
+                switch.link("set", index=switch.link_lookup(ifname=name)[0], state="up")
+            switch.addr(
+                "replace",
+                index=switch.link_lookup(ifname="br0")[0],
+                address=str(address),
+                prefixlen=self.network.prefixlen,
+            )
+
     def down(self) -> None:
         """Remove it all. Removing what is not there is no error."""
         for path in (*(host.netns for host in self.hosts), self.switch):
