@@ -395,6 +395,8 @@ def test_a_handshake_that_ends_while_new_tables_come(lab, tmp_path):
     before = set(records(host))  # of the tests before, which a sweep has still to find
     sock, listener = deferred(client, server)
     (made,) = set(records(host)) - before
+    port = int.from_bytes(made[32:34], "big")
+    assert sum(line.split()[2].endswith(f":{port:04X}") for line in requests(host)) == 1
     host.driver.call(_pause_at_a_dump, host.backend, str(tmp_path))
     lab.isolate(other, INGRESS)
     with ThreadPoolExecutor(1) as pool:
