@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from slimnet.abc import Revision, Store, StoreEvent
-from slimnet.exceptions import ConfigError, Conflict, InvalidValue, NotFound, StoreUnreachable
+from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
 from slimnet.linux import sysctl
+from slimnet.store import check_leases, unmet
 from slimnet.trusted import make_trusted
 
 __all__ = ["SqliteStore"]
@@ -136,15 +137,14 @@ class SqliteStore(Store):
         leases: Mapping[str, int] | None = None,
     ) -> Revision:
         leases, put = leases or {}, put or {}
-        for key in leases.keys() - put.keys():
-            raise InvalidValue(f"lease of store key {key}", "a key that is put", leases[key])
+        check_leases(leases, put)
         with self._connection() as connection, _transaction(connection):
             self._purge(connection, time.clock_gettime(time.CLOCK_BOOTTIME))
             for key, wanted in (expect or {}).items():
                 row = connection.execute("SELECT revision FROM pair WHERE key=?", (key,)).fetchone()
                 found = row[0] if row else None
                 if found != wanted:
-                    raise Conflict(f"store key {key}: expected revision {wanted}, found {found}")
+                    raise unmet(key, wanted, found)
             for lease in leases.values():
                 self._need_lease(connection, lease)
             revision = _revision(connection) + 1

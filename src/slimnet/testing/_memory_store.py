@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from attrs import define, field
 
 from slimnet.abc import Revision, Store, StoreEvent
-from slimnet.exceptions import ConfigError, Conflict, InvalidValue, NotFound, StoreUnreachable
+from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
+from slimnet.store import check_leases, unmet
 
 __all__ = ["MemoryStore"]
 
@@ -128,13 +129,12 @@ class MemoryStore(Store):
         leases: Mapping[str, int] | None = None,
     ) -> Revision:
         leases, put = leases or {}, put or {}
-        for key in leases.keys() - put.keys():
-            raise InvalidValue(f"lease of store key {key}", "a key that is put", leases[key])
+        check_leases(leases, put)
         with self._held() as state:
             for key, wanted in (expect or {}).items():
                 found = state.pairs[key].revision if key in state.pairs else None
                 if found != wanted:
-                    raise Conflict(f"store key {key}: expected revision {wanted}, found {found}")
+                    raise unmet(key, wanted, found)
             for lease in leases.values():
                 self._need_lease(lease)
             state.change(put, delete, leases)

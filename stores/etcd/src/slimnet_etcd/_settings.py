@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from attrs import field, frozen
 
 from slimnet.exceptions import ConfigError
+from slimnet.plugins import suggest
 
 __all__ = ["OPTIONS", "SCHEME", "Settings"]
 
@@ -74,11 +74,7 @@ class Settings:
             raise ConfigError("store", "etcd://<host>:<port>,.../<prefix>", url)
         for option in options:
             if option not in OPTIONS:
-                near = difflib.get_close_matches(option, OPTIONS, n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(
-                    _FIELD + option, f"one of: {', '.join(sorted(OPTIONS))}{hint}", "an unknown key"
-                )
+                raise ConfigError(_FIELD + option, suggest(option, OPTIONS), "an unknown key")
         servers, _, prefix = url.removeprefix(SCHEME).partition("/")
         files, pem = _pem(options)
         user, password = _login(options)

@@ -14,6 +14,7 @@ import grpc
 
 from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, InvalidValue, NotFound, StoreUnreachable
+from slimnet.store import check_leases, unmet
 from slimnet_etcd._client import Client, Doubt, Refused
 from slimnet_etcd._feed import Cut, Feed
 from slimnet_etcd._messages import MOD, VERSION, new
@@ -84,8 +85,7 @@ class EtcdStore(Store):
         leases: Mapping[str, int] | None = None,
     ) -> Revision:
         expect, put, leases = expect or {}, put or {}, leases or {}
-        for key in leases.keys() - put.keys():
-            raise InvalidValue(f"lease of store key {key}", "a key that is put", leases[key])
+        check_leases(leases, put)
         if len(expect) >= _OPERATIONS:
             raise InvalidValue(
                 "store transaction", f"at most {_OPERATIONS - 1} expectations", len(expect)
@@ -319,7 +319,7 @@ class EtcdStore(Store):
             kvs = each.response_range.kvs
             found = kvs[0].mod_revision if kvs else None
             if found != wanted:
-                return Conflict(f"store key {key}: expected revision {wanted}, found {found}")
+                return unmet(key, wanted, found)
         raise AssertionError(answer)
 
 
