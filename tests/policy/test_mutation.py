@@ -232,7 +232,7 @@ WAY_MUTATIONS = {
         "return address[2] == slim_htobe32(0xffff) || !address[2];\n",
     ),
     # wire.h
-    "one wire port less": ("SLIM_WIRE_PORTS + SLIM_BOUND_PORTS", "SLIM_WIRE_PORTS"),
+    "one wire port less": ("< SLIM_WIRE_PORTS + SLIM_BOUND_PORTS", "< SLIM_WIRE_PORTS"),
 }
 
 
@@ -261,8 +261,10 @@ ADMIT_MUTATIONS = {
         "&opener, SLIM_INGRESS, IPPROTO_TCP);",
         "&opener, SLIM_EGRESS, IPPROTO_TCP);",
     ),
-    "of the wire port": ("slim_admit_from(env, tuple->source, option->port,",
-        "slim_admit_from(env, tuple->source, tuple->destination_port,"),
+    "of the wire port": (
+        "slim_admit_from(env, tuple->source, option->port,",
+        "slim_admit_from(env, tuple->source, tuple->destination_port,",
+    ),
     "of the called one's identity": (
         ".identity = admitted->source->identity,",
         ".identity = admitted->destination->identity,",
