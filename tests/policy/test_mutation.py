@@ -156,10 +156,7 @@ WAY_MUTATIONS = {
         "if (!(way->target.peer->flags & (SLIM_ENDPOINT_WIRE_SYN | SLIM_ENDPOINT_WIRE_ANNOUNCE)))",
         "if (0)",
     ),
-    "every listener is judged here": (
-        "if (way->target.peer->flags & SLIM_ENDPOINT_JUDGED &&",
-        "if (1 &&",
-    ),
+    # That every one is would change no answer: the tables have no rules of the others.
     "no listener elsewhere is judged here": (
         "if (way->target.peer->flags & SLIM_ENDPOINT_JUDGED &&",
         "if (0 &&",

@@ -262,7 +262,7 @@ class Lab:
     ) -> None:
         self.mode = mode
         self.path = DATA_PATHS.get(mode)
-        self.name = f"slt-{os.getpid()}-{next(_labs)}"
+        self.name = f"slt-l{os.getpid()}-{next(_labs)}"
         self.directory = Path(tempfile.mkdtemp(prefix="slt-"))
         self.directory.chmod(0o777)
         self.cgroup = cgroup_mount() / self.name
