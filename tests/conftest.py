@@ -10,10 +10,15 @@ it is not loaded: most machines cannot, and the machines of ``tests/vm`` do.
 A run that is ended by SIGTERM removes what its tests made, as after Ctrl-C.
 
 ``SLIMNET_FAILURES`` names a file that gets what failed, for a reader of many runs' last lines.
+
+``SLIMNET_CASES_OF`` names a commit: what it had no test for is left out, so that two commits'
+times can be compared.
 """
 
 import os
+import re
 import signal
+import subprocess
 from pathlib import Path
 
 import hypothesis
@@ -79,7 +84,19 @@ def pytest_report_header():
     return None
 
 
+def functions(commit):
+    """The names of the tests that a commit has, wherever they are today."""
+    words = ["git", "-C", Path(__file__).parent, "grep", "-hoE", r"def test_\w+", commit, "--", "."]
+    found = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"\w+$", found, re.MULTILINE))
+
+
 def pytest_collection_modifyitems(config, items):
+    if commit := os.environ.get("SLIMNET_CASES_OF"):
+        wanted = functions(commit)
+        newer = [item for item in items if item.originalname not in wanted]
+        config.hook.pytest_deselected(items=newer)
+        items[:] = [item for item in items if item.originalname in wanted]
     without = [item for item in items if item.get_closest_marker("module")]
     if without and not MODULE.exists():
         config.hook.pytest_deselected(items=without)

@@ -28,12 +28,12 @@ def environment(directory, **more):
     return {**own, "SLIMNET_FAILURES": str(directory / "failed"), **more}
 
 
-def outcome(directory, body, required):
+def outcome(directory, body, required, **more):
     shutil.copy(ROOT / "tests/conftest.py", directory)
     (directory / "test_it.py").write_text(f"import pytest\n{body}")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-ra", directory],
-        env=environment(directory, SLIMNET_REQUIRE_ALL=required),
+        env=environment(directory, SLIMNET_REQUIRE_ALL=required, **more),
         capture_output=True,
         text=True,
         check=False,
@@ -69,6 +69,17 @@ def test_what_needs_the_kernel_module_is_left_out_without_it(required, tmp_path)
     assert code == 0, output
     assert "1 passed, 1 deselected" in output
     assert "left out: what needs the kernel module slimnet" in output
+
+
+def test_of_a_commit_only_what_it_had_tests_for(tmp_path):
+    body = "def test_old(): pass\ndef test_older(): pass\n"
+    (tmp_path / "test_it.py").write_text(body)
+    git = ["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "test_it.py"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    code, output = outcome(tmp_path, f"{body}def test_new(): pass\n", "1", SLIMNET_CASES_OF="HEAD")
+    assert code == 0, output
+    assert "2 passed, 1 deselected" in output
 
 
 def test_an_expected_failure_is_not_a_skip(tmp_path):
