@@ -214,7 +214,10 @@ bool slim_host_still(struct slim_host *host, u32 endpoint, u32 peer, __be16 port
 		return true;
 	me = slim_endpoint_lookup(&env, endpoint);
 	other = slim_endpoint_lookup(&env, peer);
-	if (!me || !other || me->vni != other->vni)
+	/* One that the tables lost, with its host's lease say, is no policy: it is asked anew. */
+	if (!me || !other)
+		return true;
+	if (me->vni != other->vni)
 		return false;
 	target.identity = other->identity;
 	verdict = slim_target_decide(&env, endpoint, me->identity, &target, (u8)direction,

@@ -17,7 +17,7 @@ from slimnet.testing import Underlay
 
 _NUMBER = itertools.count()
 #: Seconds; a process starts in less on a busy machine too.
-LEASE = 4
+LEASE = 4 * PATIENCE
 
 
 class Host:
