@@ -128,6 +128,7 @@ def test_read(name, said, value, operations):
     [
         ("nginx", "100 requests in 1s\nRequests/sec: 1\n  Socket errors: connect 3", "connect 3"),
         ("nginx", "unable to connect", "Requests/sec"),
+        ("iperf3", '{"end": {}, "error": "error - control socket has closed"}', "has closed"),
         ("memcached", "", "TPS"),
         ("redis", "Could not connect", "throughput"),
         ("postgresql", "", "tps"),

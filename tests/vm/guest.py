@@ -328,7 +328,7 @@ class Bare(Guest):
         disk: a file that is /dev/vda there.
     """
 
-    MODULES = ("veth", "virtio_pci", "virtio_blk")
+    MODULES = ("veth", "vxlan", "virtio_pci", "virtio_blk")
     LOG = "bare"
 
     def __init__(self, directory, commands, *, deadline, files, disk):

@@ -1391,6 +1391,153 @@ static void trial_loads(int count)
 	AWAIT(!in_use("h0") && !in_use("h1") && !in_use("e0") && !in_use("e1") && !in_use("e2"));
 }
 
+/*
+ * Speed beside the host's own and a classic overlay's, one after the other in each round. The
+ * machine is emulated, so only the ratios say something; it has one processor, which both ends
+ * keep busy, so that a time is a processor's time too.
+ */
+
+#define MESSAGE 128
+#define BULK (1 << 16)
+
+static const struct way {
+	const char *name, *caller, *called, *address;
+} ways[] = {
+	{ "host", "h0", "h1", "198.18.0.2" },
+	{ "vxlan", "v0", "v1", "10.8.1.2" },
+	{ "kmod", "e0", "e1", "10.9.0.2" },
+};
+
+/* As the fallback overlay has it: a veth(4) and a route, VXLAN between the hosts. */
+static void build_vxlan(void)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		run("ip netns add v%d", i);
+		run("ip -n h%d link add vx type vxlan id 7 dstport 8472 dev cable local %s remote %s",
+		    i, hosts[i], hosts[!i]);
+		run("ip -n h%d address add 10.8.0.%d/24 dev vx && ip -n h%d link set vx up", i, i + 1, i);
+		run("ip -n h%d link add vv type veth peer name eth0 netns v%d", i, i);
+		run("ip -n h%d address add 169.254.0.1/32 dev vv && ip -n h%d link set vv up", i, i);
+		run("ip -n v%d link set eth0 mtu 1450 up && ip -n v%d address add 10.8.1.%d/32 dev eth0",
+		    i, i, i + 1);
+		run("ip -n v%d route add 169.254.0.1 dev eth0 &&"
+		    " ip -n v%d route add default via 169.254.0.1", i, i);
+		run("ip -n h%d route add 10.8.1.%d dev vv && ip -n h%d route add 10.8.1.%d via 10.8.0.%d",
+		    i, i + 1, i, 2 - i, 2 - i);
+		run("ip netns exec h%d sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'", i);
+	}
+}
+
+static void whole(int fd, void *data, size_t size, bool out)
+{
+	size_t done = 0;
+
+	while (done < size) {
+		ssize_t some = out ? write(fd, (char *)data + done, size - done) :
+				     read(fd, (char *)data + done, size - done);
+
+		CHECK(some > 0);
+		done += (size_t)some;
+	}
+}
+
+/* For ever: gives back messages, or takes in so many bytes and says that it has them. */
+static void serve(const char *called)
+{
+	static char bytes[BULK];
+	int listener = listener_at(called, AF_INET, 0, PORT);
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;) {
+		int fd = accept(listener, NULL, NULL);
+		__u32 left = 0;
+
+		CHECK(fd >= 0);
+		if (read(fd, &left, sizeof(left)) == sizeof(left)) {
+			for (; left; left--) {
+				whole(fd, bytes, BULK, false);
+				if (left == 1)
+					whole(fd, bytes, 1, true);
+			}
+			while (read(fd, bytes, MESSAGE) == MESSAGE)
+				whole(fd, bytes, MESSAGE, true);
+		}
+		close(fd);
+	}
+}
+
+static double seconds(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+/* In microseconds each: a connect(2), a request with its response, 64 KiB one way. */
+static void measure(const struct way *way, int count)
+{
+	const struct linger now = { .l_onoff = 1 };
+	struct sockaddr_storage to = sockaddr(AF_INET, way->address, PORT);
+	static char bytes[BULK];
+	double before, connects = 0;
+	__u32 bulks = (__u32)count;
+	int i, fd;
+
+	enter(way->caller);
+	for (i = 0; i < count; i++) {
+		fd = socket(AF_INET, SOCK_STREAM, 0);
+		before = seconds();
+		CHECK(fd >= 0 && !connect(fd, (void *)&to, sizeof(struct sockaddr_in)));
+		connects += seconds() - before;
+		CHECK(!setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now)));
+		close(fd);
+	}
+	printf("speed connect %s %.3f\n", way->name, connects * 1e6 / count);
+	fd = socket(AF_INET, SOCK_STREAM, 0);
+	CHECK(fd >= 0 && !connect(fd, (void *)&to, sizeof(struct sockaddr_in)));
+	whole(fd, &bulks, sizeof(bulks), true);
+	before = seconds();
+	for (i = 0; i < count; i++)
+		whole(fd, bytes, BULK, true);
+	whole(fd, bytes, 1, false);
+	printf("speed bulk %s %.3f\n", way->name, (seconds() - before) * 1e6 / count);
+	before = seconds();
+	for (i = 0; i < count; i++) {
+		whole(fd, bytes, MESSAGE, true);
+		whole(fd, bytes, MESSAGE, false);
+	}
+	printf("speed request %s %.3f\n", way->name, (seconds() - before) * 1e6 / count);
+	close(fd);
+	enter(NULL);
+}
+
+static void trial_speed(int rounds)
+{
+	const size_t every = sizeof(ways) / sizeof(ways[0]);
+	int children[sizeof(ways) / sizeof(ways[0])], round;
+	size_t i;
+
+	build_vxlan();
+	begin();
+	for (i = 0; i < every; i++) {
+		children[i] = fork();
+		if (!children[i])
+			serve(ways[i].called);
+	}
+	sleep(2);
+	for (round = 0; round < rounds; round++)
+		for (i = 0; i < every; i++)
+			measure(&ways[(i + (size_t)round) % every], 500);
+	for (i = 0; i < every; i++) {
+		kill(children[i], SIGKILL);
+		waitpid(children[i], NULL, 0);
+	}
+	end();
+}
+
 static const struct {
 	const char *name;
 	void (*run)(int count);
@@ -1408,6 +1555,7 @@ static const struct {
 	{ "forced", trial_forced },
 	{ "endpoints", trial_endpoints },
 	{ "loads", trial_loads },
+	{ "speed", trial_speed },
 };
 
 int main(int argc, char **argv)

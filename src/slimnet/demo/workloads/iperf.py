@@ -38,7 +38,10 @@ class Iperf(Workload):
 
     def read(self, output: str) -> Reading:
         """See :meth:`.Workload.read`."""
-        end = json.loads(output)["end"]
+        said = json.loads(output)
+        end = said["end"]
+        if "sum_received" not in end:
+            raise ValueError(f"iperf3: {said.get('error', 'said nothing of what it received')}")
         received = end["sum_received"]
         return Reading(
             value=received["bits_per_second"] / 1e9,
