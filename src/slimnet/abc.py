@@ -306,6 +306,11 @@ class Backend(abc.ABC):
         """Whether the data path itself needs this TCP port of the host."""
         return any(port in each for each in self.ports(self.context.options).values())
 
+    def holds(self) -> frozenset[int]:
+        """Inodes of the sockets by which the data path itself listens on published ports of
+        the host: none of them keeps a port from being published."""
+        return frozenset()
+
     def observe(self, *, enabled: bool) -> None:
         """Whether opened and closed connections make events. Refusals always
         do. Off until somebody asks, since nobody should pay for what nobody

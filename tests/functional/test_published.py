@@ -31,6 +31,17 @@ def closed(hands, address, port):
     assert time.monotonic() - started < 0.5
 
 
+def refused(lab, hands, address, port):
+    """The same where the port is published: some data paths can only take it back."""
+    if lab.can(Can.REFUSES_SYNS):
+        closed(hands, address, port)
+        return
+    started = time.monotonic()
+    with pytest.raises((ConnectionRefusedError, ConnectionResetError)):
+        hands.connect(address, port).recv(1)
+    assert time.monotonic() - started < 0.5
+
+
 @PUBLISHED
 @pytest.mark.parametrize("where", ["every address", "one address"])
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "dual-stack"])
@@ -114,7 +125,7 @@ def test_nobody_listens(lab):
     lab.publish(server, 8080, 80)
     lab.install()
     before = server.host.counters()
-    closed(lab.outside.root, server.host.address, 8080)
+    refused(lab, lab.outside.root, server.host.address, 8080)
     assert grew(server.host, before, Reason.SYN_NO_LISTENER) == 1
 
 
@@ -124,7 +135,7 @@ def test_a_listener_on_the_endpoints_loopback_is_not_reached(lab):
     server.serve(80, "127.0.0.1")
     lab.publish(server, 8080, 80)
     lab.install()
-    closed(lab.outside.root, server.host.address, 8080)
+    refused(lab, lab.outside.root, server.host.address, 8080)
 
 
 @contextlib.contextmanager
@@ -155,15 +166,17 @@ def test_ingress_policy_decides(lab):
         lab.install()
         server.host.observe()
         before = server.host.counters()
-        closed(lab.outside.root, server.host.address, 8080)
+        refused(lab, lab.outside.root, server.host.address, 8080)
         assert grew(server.host, before, Reason.DEFAULT_DENY) == 1
         (event,) = server.host.events(1)
         assert (event.kind, event.direction) == (EventKind.REFUSED, INGRESS)
         assert (event.endpoint, event.peer_endpoint) == (server.id, 0)
         assert str(event.source[0]) == lab.outside.address
         assert event.destination == (server.record.address, 80)
-        (account,) = server.host.backend.accounts()
-        assert (account.endpoint, account.refused, account.direction) == (server.id, 1, INGRESS)
+        if lab.can(Can.COUNTS):
+            (account,) = server.host.backend.accounts()
+            assert (account.endpoint, account.refused) == (server.id, 1)
+            assert account.direction == INGRESS
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()

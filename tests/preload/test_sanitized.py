@@ -4,10 +4,12 @@
 import subprocess
 
 import pytest
+from attrs import evolve
 from bench import SOURCES, bench, compile_test, make
 from test_carried import counts
 
-from slimnet.model import Direction
+from slimnet.model import Direction, Protocol
+from slimnet.tables import PublishKey, PublishRecord
 
 UAPI = SOURCES.parents[1] / "kernel" / "uapi"
 
@@ -24,7 +26,7 @@ def runtime(name: str) -> str:
     ("sanitizers", "library"), [("address,undefined", "libasan.so"), ("thread", "libtsan.so")]
 )
 def test_nothing_is_found(sanitizers, library, tmp_path, monkeypatch):
-    """Connections, refusals, a change, threads, and every odd call."""
+    """Connections, refusals, a change, threads, every odd call, and a published port."""
     options = "halt_on_error=1:exitcode=66:abort_on_error=0"
     monkeypatch.setenv("ASAN_OPTIONS", f"{options}:detect_leaks=0")
     monkeypatch.setenv("UBSAN_OPTIONS", "halt_on_error=1:print_stacktrace=1")
@@ -45,8 +47,13 @@ def test_nothing_is_found(sanitizers, library, tmp_path, monkeypatch):
         if library == "libasan.so":
             # ThreadSanitizer's own threads and signals are not those that it counts on.
             assert made.run(2, program["calls"], timeout=60) == "right\n"
+        published = {PublishKey(None, Protocol.TCP, 8080): PublishRecord(1, 80)}
+        made.extra = evolve(made.extra, published=published)
         made.deny(1, 2, Direction.INGRESS)
         made.install()
+        words = ["client", str(made.hosts[1].address), "8080", "100", str(made.hosts[0].address)]
+        said = made.run(None, program["identity"], *words, host=made.hosts[0])
+        assert counts(said) == (100, 0, 0)
         words = ["client", "10.1.0.1", "80", "5", "10.1.0.2"]
         assert counts(made.run(2, program["identity"], *words)) == (0, 0, 5)
         made.hosts[0].kill()

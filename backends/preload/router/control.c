@@ -127,6 +127,7 @@ static int do_status(struct agent *agent)
 	};
 	uint32_t index;
 
+	published_trouble(status.trouble, sizeof(status.trouble));
 	memcpy(status.refused, refused, sizeof(refused));
 	memcpy(status.allowed, allowed, sizeof(allowed));
 	for (index = 0; index < SLIM_CONTROL_ENDPOINTS; index++)
@@ -170,6 +171,7 @@ static int do_tables(struct agent *agent, const struct slim_control_request *req
 	left = flows_revoke();
 	tables_close(old);
 	link_tables();
+	published_tables();
 	if (left)
 		say("%d connections that the new tables forbid could not be closed", left);
 	return plain(agent, request->call, 0, "");

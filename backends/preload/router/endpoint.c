@@ -145,13 +145,33 @@ __be16 endpoint_listener(uint32_t endpoint, __be16 port)
 
 static void process_end(struct process *process);
 
-static void reply(struct process *process, const struct slim_shim_answer *answer)
+/* `fd` goes along, or is -1. */
+static void reply_with(struct process *process, const struct slim_shim_answer *answer, int fd)
 {
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr header;
+	} control = {};
+	struct iovec part = { (void *)(uintptr_t)answer, sizeof(*answer) };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+
+	if (fd >= 0) {
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_LEN(sizeof(int));
+	}
 	process->waits = WAITS_NOT;
 	loop_clear(&process->timer);
-	if (send(process->watch.fd, answer, sizeof(*answer), MSG_NOSIGNAL | MSG_DONTWAIT) !=
-	    sizeof(*answer))
+	if (sendmsg(process->watch.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof(*answer))
 		process_end(process);
+}
+
+static void reply(struct process *process, const struct slim_shim_answer *answer)
+{
+	reply_with(process, answer, -1);
 }
 
 static struct slim_shim_answer blank(const struct process *process)
@@ -1023,49 +1043,86 @@ static void accept_late(struct timer *timer)
 	stranger(CONTAINER(timer, struct process, timer), SLIM_REASON_NO_FLOW);
 }
 
+static struct slim_event accepting(uint32_t kind, const struct flow *flow, const struct answer *why)
+{
+	struct slim_event event = {
+		.kind = kind,
+		.reason = why->reason,
+		.rule = why->rule,
+		.direction = SLIM_INGRESS,
+		.endpoint = flow->server,
+		.peer_endpoint = flow->client,
+		.source_port = flow->client_name.port,
+		.destination_port = flow->server_name.port,
+		.protocol = IPPROTO_TCP,
+	};
+
+	slim_copy(event.source, flow->client_name.address);
+	slim_copy(event.destination, flow->server_name.address);
+	return event;
+}
+
+/* Somebody has it, with `client` in its place where that is a socket. */
+static void accepted(struct process *process, struct flow *flow, const struct answer *why,
+		     int client)
+{
+	struct slim_event event = accepting(SLIM_EVENT_OPENED, flow, why);
+	struct slim_shim_answer answer = blank(process);
+
+	flow->peer_reason = why->reason;
+	flow->peer_rule = why->rule;
+	flow->reported |= 2;
+	flow->missed = 0;
+	flow_commit(flow, FLOW_OPEN);
+	count(1, SLIM_INGRESS, why->reason);
+	tell(&event);
+	answer.local = flow->server_name;
+	answer.peer = flow->client_name;
+	if (client >= 0)
+		answer.flags = SLIM_SHIM_GIVEN;
+	reply_with(process, &answer, client);
+}
+
+/* A client of a published port. 1: it is answered; 0: it is none. */
+static int accept_published(struct process *process)
+{
+	struct flow *flow;
+	struct answer why;
+	int client;
+
+	if (!published_accepted(&process->tuple, process->endpoint->record->id,
+				!!(process->request.flags & SLIM_SHIM_V4), &client, &flow, &why))
+		return 0;
+	if (client < 0) {
+		fail(process, (int)why.error, why.reason);
+		return 1;
+	}
+	accepted(process, flow, &why, client);
+	close(client);
+	return 1;
+}
+
 /* 1: it is answered; 0: there is no announcement. */
 static int accept_known(struct process *process)
 {
 	const struct state_endpoint *me = process->endpoint->record;
 	struct flow *flow = flow_find(&process->tuple);
-	struct slim_shim_answer answer = blank(process);
-	struct slim_event event = { .kind = SLIM_EVENT_OPENED };
 	struct answer why;
 
 	if (!flow || !flow->server_here || flow->server != me->id)
 		return 0;
 	if (flow->used == FLOW_OPEN && flow->reported & 2)
 		return 0;	/* it was for one connection */
-	event.direction = SLIM_INGRESS;
-	event.endpoint = flow->server;
-	event.peer_endpoint = flow->client;
-	event.source_port = flow->client_name.port;
-	event.destination_port = flow->server_name.port;
-	event.protocol = IPPROTO_TCP;
-	slim_copy(event.source, flow->client_name.address);
-	slim_copy(event.destination, flow->server_name.address);
 	if (tables_admit(tables, flow->client, flow->server, flow->port, &why)) {
-		event.kind = SLIM_EVENT_REFUSED;
-		event.reason = why.reason;
-		event.rule = why.rule;
+		struct slim_event event = accepting(SLIM_EVENT_REFUSED, flow, &why);
+
 		count(0, SLIM_INGRESS, why.reason);
 		tell(&event);
 		flow_drop(flow);
 		fail(process, (int)why.error, why.reason);
 		return 1;
 	}
-	flow->peer_reason = why.reason;
-	flow->peer_rule = why.rule;
-	flow->reported |= 2;
-	flow->missed = 0;
-	flow_commit(flow, FLOW_OPEN);
-	event.reason = why.reason;
-	event.rule = why.rule;
-	count(1, SLIM_INGRESS, why.reason);
-	tell(&event);
-	answer.local = flow->server_name;
-	answer.peer = flow->client_name;
-	reply(process, &answer);
+	accepted(process, flow, &why, -1);
 	return 1;
 }
 
@@ -1105,7 +1162,8 @@ static void do_accept(struct process *process)
 	};
 	slim_copy(process->tuple.source, request->peer.address);
 	slim_copy(process->tuple.destination, request->local.address);
-	if (accept_known(process))
+	/* First: the tuple of an announced one that has gone may be a knock's now. */
+	if (accept_published(process) || accept_known(process))
 		return;
 	/* On this host what is announced is announced before it connects. */
 	if (own_find(request->peer.address) || slim_is_loopback(request->peer.address) ||
@@ -1374,6 +1432,7 @@ void endpoint_close(uint32_t id)
 	__atomic_store_n(&endpoint->record->used, 0, __ATOMIC_RELEASE);
 	port_each(drop_port, &id);
 	link_forget(id);
+	published_forget(id);
 	loop_free(endpoint);
 }
 

@@ -75,6 +75,13 @@ static void withdraw(struct flow *flow)
 		link_withdraw(flow);
 }
 
+void flows_end(struct flow *flow)
+{
+	withdraw(flow);
+	closed(flow, SLIM_REASON_NONE);
+	flow_drop(flow);
+}
+
 void flows_check(struct flow *flow)
 {
 	struct diag socket;
@@ -84,9 +91,7 @@ void flows_check(struct flow *flow)
 	if (!diag_find(&flow->tuple, &socket) && socket.cookie == flow->cookie &&
 	    socket.state != DIAG_TIME_WAIT)
 		return;
-	withdraw(flow);
-	closed(flow, SLIM_REASON_NONE);
-	flow_drop(flow);
+	flows_end(flow);
 }
 
 /* The tuple as the acceptor's socket has it. */
@@ -168,9 +173,7 @@ static void forget(struct flow *flow, void *data)
 		if (flow->client_here && flow->kind != SLIM_WAY_OUTSIDE &&
 		    (age < SWEEP_MS || (age < SLIM_ANNOUNCE_ANNOUNCED_MS && is_to_come(flow))))
 			return;
-		withdraw(flow);
-		closed(flow, SLIM_REASON_NONE);
-		flow_drop(flow);
+		flows_end(flow);
 	} else if (age > SLIM_ANNOUNCE_ANNOUNCED_MS) {
 		flow_drop(flow);	/* it never came */
 	}
@@ -190,6 +193,7 @@ static void sweep(struct timer *timer)
 {
 	flows_sweep();
 	endpoint_sweep();
+	published_sweep();
 	loop_set(timer, SWEEP_MS, sweep);
 }
 
@@ -218,6 +222,9 @@ static int allowed(const struct flow *flow, struct answer *why)
 	*why = (struct answer){ .direction = SLIM_EGRESS };
 	if (flow->kind == SLIM_WAY_SELF)
 		return tables_endpoint(tables, flow->client) != NULL;
+	if (flow->kind == SLIM_WAY_OUTSIDE && flow->server_here)
+		return !tables_admit_from(tables, flow->tuple.source, flow->server, flow->port,
+					  why) || !denies(why);
 	if (flow->kind == SLIM_WAY_OUTSIDE) {
 		const struct slim_endpoint *me = tables_endpoint(tables, flow->client);
 		struct slim_shim_name name = flow->dialled;

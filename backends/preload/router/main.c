@@ -276,6 +276,7 @@ int main(int argc, char **argv)
 		return failed("--listen", listen);
 	flows_start();
 	endpoint_start();
+	published_tables();
 	if (control_start(control))
 		return failed("--control", control);
 	loop_run();

@@ -49,8 +49,27 @@ void flows_start(void);
 int flows_revoke(void);
 /* Forgets what is gone. Called by itself every second. */
 void flows_sweep(void);
+/* It is over, and told so. */
+void flows_end(struct flow *flow);
 /* The socket of the client is gone before anybody accepted it. */
 void flows_check(struct flow *flow);
+
+/* published.c: ports of this host that are endpoints' */
+/* The tables changed. */
+void published_tables(void);
+/* Tries again what was not to be had. */
+void published_sweep(void);
+/* Nobody of the endpoint is there any more. */
+void published_forget(uint32_t endpoint);
+/*
+ * `endpoint` accepted a connection with this tuple. 0: it is none of ours. 1: it stands for
+ * a client's, and `*client` is the client's socket, which is the caller's from now on, or -1
+ * where that one may not come in any more; `*flow` is yet to be committed.
+ */
+int published_accepted(const struct slim_tuple *tuple, uint32_t endpoint, int v4, int *client,
+		       struct flow **flow, struct answer *why);
+/* One line about ports that others have; empty where there are none. */
+void published_trouble(char *text, size_t room);
 
 /* link.c: other hosts */
 int link_start(const struct slim_shim_name *listen, const uint8_t *key);

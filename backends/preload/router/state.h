@@ -46,7 +46,11 @@ enum flow_used {
 /* A connection. The tuple is its opener's: underlay names. */
 struct flow {
 	uint32_t used;			/* enum flow_used */
-	uint32_t kind;			/* enum slim_way_kind; OUTSIDE: no tuple, but a cookie */
+	/*
+	 * enum slim_way_kind. OUTSIDE: no tuple, but a cookie; with `server_here` of a client
+	 * outside that came to a published port, and then the tuple is that one's.
+	 */
+	uint32_t kind;
 	struct slim_tuple tuple;
 	uint32_t client, server;	/* endpoint ids; 0: outside */
 	uint8_t client_here, server_here;

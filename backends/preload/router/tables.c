@@ -427,6 +427,16 @@ const __be32 *tables_host_at(const struct tables *tables, size_t index)
 	return (const __be32 *)row(&tables->table[SLIM_FILE_HOSTS], index);
 }
 
+size_t tables_published_count(const struct tables *tables)
+{
+	return tables ? tables->table[SLIM_FILE_PUBLISHED].count : 0;
+}
+
+const struct slim_publish_key *tables_published_at(const struct tables *tables, size_t index)
+{
+	return (const void *)row(&tables->table[SLIM_FILE_PUBLISHED], index);
+}
+
 static void from_way(const struct slim_way *way, struct answer *answer)
 {
 	*answer = (struct answer){
@@ -515,6 +525,23 @@ int tables_admit(const struct tables *tables, uint32_t client, uint32_t server, 
 		 struct answer *answer)
 {
 	return both(tables, client, server, port, SLIM_INGRESS, answer);
+}
+
+int tables_admit_from(const struct tables *tables, const __be32 *address, uint32_t server,
+		      __be16 port, struct answer *answer)
+{
+	const struct slim_endpoint *called = tables_endpoint(tables, server);
+	struct slim_target client = { .port = port };
+
+	*answer = (struct answer){
+		.reason = SLIM_REASON_SYN_UNKNOWN,
+		.error = ECONNREFUSED,
+		.direction = SLIM_INGRESS,
+	};
+	if (!called)
+		return (int)answer->error;
+	slim_target_range((void *)(uintptr_t)tables, called->vni, address, &client);
+	return judge(tables, server, called->identity, &client, SLIM_INGRESS, ECONNREFUSED, answer);
 }
 
 int tables_leave(const struct tables *tables, uint32_t client, uint32_t server, __be16 port,

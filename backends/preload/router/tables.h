@@ -30,6 +30,9 @@ const struct slim_file_host *tables_host(const struct tables *tables, const __be
 size_t tables_hosts(const struct tables *tables);
 /* Its key and right behind it struct slim_file_host. */
 const __be32 *tables_host_at(const struct tables *tables, size_t index);
+size_t tables_published_count(const struct tables *tables);
+/* Its value comes right behind it: struct slim_publish. */
+const struct slim_publish_key *tables_published_at(const struct tables *tables, size_t index);
 /* What became of a question to the policy: see slim_way() for the fields. */
 struct answer {
 	uint32_t kind;			/* enum slim_way_kind */
@@ -55,6 +58,9 @@ void tables_way(const struct tables *tables, uint32_t vni, uint32_t client,
 /* May `client` come in to a port of `server`, which lives here? 0, or an errno; answer->reason. */
 int tables_admit(const struct tables *tables, uint32_t client, uint32_t server, __be16 port,
 		 struct answer *answer);
+/* The same for a client at `address`, outside of the overlay. */
+int tables_admit_from(const struct tables *tables, const __be32 *address, uint32_t server,
+		      __be16 port, struct answer *answer);
 /* May a live connection of `client` to `server` go on, as `client`'s egress policy says? */
 int tables_leave(const struct tables *tables, uint32_t client, uint32_t server, __be16 port,
 		 struct answer *answer);

@@ -28,6 +28,7 @@ struct cached {
 	uint16_t is;		/* enum cached_is */
 	uint16_t pending;	/* its connect(2) did not wait for the end */
 	struct slim_shim_name local, peer, underlay;
+	uint32_t family;	/* that its names have, if not the socket's own; or 0 */
 };
 
 /* 1: found. */

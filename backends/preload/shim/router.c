@@ -234,20 +234,37 @@ static long send_one(int connection, const struct slim_shim_request *request, in
 	return sent;
 }
 
+/* `*given`: what came along, or -1. */
+static long receive_one(int connection, struct slim_shim_answer *answer, int *given)
+{
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr header;
+	} control = {};
+	struct iovec part = { answer, sizeof(*answer) };
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	long size;
+
+	*given = -1;
+	do
+		size = raw(SYS_recvmsg, connection, (long)&message, MSG_CMSG_CLOEXEC, 0, 0, 0);
+	while (size == -EINTR);
+	if (size > 0 && message.msg_controllen >= CMSG_LEN(sizeof(int)) &&
+	    control.header.cmsg_level == SOL_SOCKET && control.header.cmsg_type == SCM_RIGHTS)
+		memcpy(given, CMSG_DATA(&control.header), sizeof(*given));
+	return size;
+}
+
 static void pause_ms(long ms)
 {
 	const struct timespec wait = { .tv_nsec = ms * 1000000 };
 
 	raw(SYS_nanosleep, (long)&wait, 0, 0, 0, 0, 0);
-}
-
-int router_ask(struct slim_shim_request *request, int fd, int patience,
-	       struct slim_shim_answer *answer)
-{
-	int connection = -1, error = router_ask_first(request, fd, patience, answer, &connection);
-
-	router_done(connection);
-	return error;
 }
 
 void router_done(int connection)
@@ -256,8 +273,8 @@ void router_done(int connection)
 		give(connection, raw(SYS_getpid, 0, 0, 0, 0, 0, 0));
 }
 
-int router_ask_first(struct slim_shim_request *request, int fd, int patience,
-		     struct slim_shim_answer *answer, int *kept)
+static int ask(struct slim_shim_request *request, int fd, int patience,
+	       struct slim_shim_answer *answer, int *kept, int *given)
 {
 	const long pid = raw(SYS_getpid, 0, 0, 0, 0, 0, 0);
 	int stale = 0;
@@ -270,16 +287,16 @@ int router_ask_first(struct slim_shim_request *request, int fd, int patience,
 		if (connection >= 0) {
 			size = send_one(connection, request, fd);
 			if (size == (long)sizeof(*request)) {
-				do
-					size = raw(SYS_recvfrom, connection, (long)answer,
-						   sizeof(*answer), 0, 0, 0);
-				while (size == -EINTR);
+				size = receive_one(connection, answer, given);
 			} else if (size >= 0) {
 				size = -EPIPE;
 			}
 			if (size == (long)sizeof(*answer)) {
 				if (answer->version != SLIM_SHIM_VERSION ||
 				    (answer->error == EPROTO && answer->call != request->call)) {
+					if (*given >= 0)
+						drop(*given);
+					*given = -1;
 					drop(connection);
 					complain(": a router of another version\n");
 					return EPROTO;
@@ -287,6 +304,9 @@ int router_ask_first(struct slim_shim_request *request, int fd, int patience,
 				*kept = connection;
 				return 0;
 			}
+			if (*given >= 0)
+				drop(*given);
+			*given = -1;
 			drop(connection);
 			if (size == -EAGAIN) {
 				complain(": the router does not answer\n");
@@ -310,4 +330,35 @@ int router_ask_first(struct slim_shim_request *request, int fd, int patience,
 		pause_ms(PAUSE_MS);
 		patience -= PAUSE_MS;
 	}
+}
+
+int router_ask_first(struct slim_shim_request *request, int fd, int patience,
+		     struct slim_shim_answer *answer, int *kept)
+{
+	int given = -1, error = ask(request, fd, patience, answer, kept, &given);
+
+	/* Nobody waits for it. */
+	if (given >= 0)
+		drop(given);
+	return error;
+}
+
+int router_ask_given(struct slim_shim_request *request, int patience,
+		     struct slim_shim_answer *answer, int *given)
+{
+	int connection = -1, error;
+
+	*given = -1;
+	error = ask(request, -1, patience, answer, &connection, given);
+	router_done(connection);
+	return error;
+}
+
+int router_ask(struct slim_shim_request *request, int fd, int patience,
+	       struct slim_shim_answer *answer)
+{
+	int connection = -1, error = router_ask_first(request, fd, patience, answer, &connection);
+
+	router_done(connection);
+	return error;
 }

@@ -20,6 +20,10 @@ const char *router_preload(void);
 int router_ask(struct slim_shim_request *request, int fd, int patience,
 	       struct slim_shim_answer *answer);
 
+/* The same; `*given` is a socket that came with the answer, close-on-exec, or -1. */
+int router_ask_given(struct slim_shim_request *request, int patience,
+		     struct slim_shim_answer *answer, int *given);
+
 /*
  * The same, in two halves: until router_done(`*kept`) the router sees that whoever asked
  * lives. When that ends it takes back what was announced and is not there yet.

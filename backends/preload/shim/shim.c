@@ -4,6 +4,7 @@
  * and but for sockets that are not TCP or UDP over IP it is libc's own altogether.
  * No call that carries data is here, but those that may name an address.
  */
+#include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <netinet/in.h>
@@ -467,38 +468,106 @@ static void reset(int fd)
 	raw(SYS_close, fd, 0, 0, 0, 0, 0);
 }
 
+/* What a socket has of its listener, where the router's had nothing of that. */
+static void inherit(int from, int to)
+{
+	static const struct {
+		int level, name;
+	} options[] = {
+		{ SOL_SOCKET, SO_KEEPALIVE },
+		{ SOL_SOCKET, SO_OOBINLINE },
+		{ SOL_SOCKET, SO_PRIORITY },
+		{ SOL_SOCKET, SO_RCVLOWAT },
+		{ IPPROTO_IP, IP_TOS },
+		{ IPPROTO_IP, IP_TTL },
+		{ IPPROTO_TCP, TCP_NODELAY },
+		{ IPPROTO_TCP, TCP_KEEPIDLE },
+		{ IPPROTO_TCP, TCP_KEEPINTVL },
+		{ IPPROTO_TCP, TCP_KEEPCNT },
+		{ IPPROTO_TCP, TCP_USER_TIMEOUT },
+		{ IPPROTO_TCP, TCP_NOTSENT_LOWAT },
+	};
+	static const int whole[] = { SO_LINGER, SO_RCVTIMEO, SO_SNDTIMEO };
+	size_t index;
+
+	for (index = 0; index < sizeof(options) / sizeof(*options); index++) {
+		const int level = options[index].level, name = options[index].name;
+		int wanted, has;
+
+		if (!raw_option(from, level, name, &wanted, sizeof(wanted)) &&
+		    !raw_option(to, level, name, &has, sizeof(has)) && wanted != has)
+			raw(SYS_setsockopt, to, level, name, (long)&wanted, sizeof(wanted), 0);
+	}
+	for (index = 0; index < sizeof(whole) / sizeof(*whole); index++) {
+		struct timeval value = {};	/* struct linger is no larger */
+		const size_t size = whole[index] == SO_LINGER ? sizeof(struct linger) :
+								sizeof(value);
+
+		if (!raw_option(from, SOL_SOCKET, whole[index], &value, size) &&
+		    (value.tv_sec || value.tv_usec))
+			raw(SYS_setsockopt, to, SOL_SOCKET, whole[index], (long)&value,
+			    (long)size, 0);
+	}
+}
+
+/* Puts another socket under the number of one that was accepted, as that one was asked for. */
+static void replace(int fd, int given, int flags)
+{
+	inherit(fd, given);
+	if (flags >= 0 && flags & SOCK_NONBLOCK)
+		raw(SYS_fcntl, given, F_SETFL, O_RDWR | O_NONBLOCK, 0, 0, 0);
+	raw(SYS_dup3, given, fd, flags >= 0 && flags & SOCK_CLOEXEC ? O_CLOEXEC : 0, 0, 0, 0);
+	raw(SYS_close, given, 0, 0, 0, 0, 0);
+}
+
 /*
  * Who is on a connection that was accepted? 1: `name` says so, or the kernel did; 0: nobody
- * who may be, and it is closed. errno is as it was.
+ * who may be, and it is closed; -1: the same, and errno says why. Else errno is as it was.
  */
-static int admit(int fd, union name *name, socklen_t *size)
+static int admit(int fd, int flags, union name *name, socklen_t *size)
 {
-	const int error = errno;
+	const int error = errno, family = name->any.sa_family;
 	struct slim_shim_request request = { .call = SLIM_SHIM_ACCEPT };
 	struct slim_shim_answer answer;
 	struct slim_shim_name peer;
 	struct cached cached;
+	int given, failed;
 
-	if ((name->any.sa_family != AF_INET && name->any.sa_family != AF_INET6) ||
-	    what_is(fd) != STREAM || kernel_names(fd, &request.local, &peer))
+	if ((family != AF_INET && family != AF_INET6) || what_is(fd) != STREAM ||
+	    kernel_names(fd, &request.local, &peer))
 		return 1;
 	/* As accept(2) told it: a peer that has gone since has no name any more. */
 	to_name(&name->any, *size, &request.peer);
-	if (router_ask(&request, -1, ACCEPT_PATIENCE_MS, &answer) || answer.error) {
+	if (family == AF_INET)
+		request.flags = SLIM_SHIM_V4;
+	failed = router_ask_given(&request, ACCEPT_PATIENCE_MS, &answer, &given);
+	if (failed || answer.error) {
+		if (given >= 0)
+			reset(given);
 		reset(fd);
 		errno = error;
 		return 0;
 	}
+	if (answer.flags & SLIM_SHIM_GIVEN) {
+		if (given < 0) {
+			/* There was no number left for it. */
+			reset(fd);
+			return no(EMFILE);
+		}
+		replace(fd, given, flags);
+		request.peer = answer.peer;
+	}
 	errno = error;
 	if (answer.flags & SLIM_SHIM_PLAIN)
 		return 1;
-	*size = from_name(&answer.peer, family_of(fd), name);
+	*size = from_name(&answer.peer, family, name);
 	cached = (struct cached){
 		.cookie = cookie_of(fd),
 		.is = CACHED_CONNECTED,
 		.local = answer.local,
 		.peer = answer.peer,
 		.underlay = request.peer,
+		.family = (uint32_t)family,
 	};
 	cache_put(fd, &cached);
 	return 1;
@@ -510,7 +579,7 @@ static int accept_one(int fd, struct sockaddr *address, socklen_t *room, int fla
 	for (;;) {
 		union name name = {};
 		socklen_t size = sizeof(name);
-		int new;
+		int new, admitted;
 
 		/* Bad memory is told before a connection is taken out of the queue. */
 		if (address && !room)
@@ -519,7 +588,10 @@ static int accept_one(int fd, struct sockaddr *address, socklen_t *room, int fla
 				  real_accept4(fd, &name.any, &size, flags);
 		if (new < 0)
 			return new;
-		if (admit(new, &name, &size)) {
+		admitted = admit(new, flags, &name, &size);
+		if (admitted < 0)
+			return -1;
+		if (admitted) {
 			hand_out(&name, size, address, room);
 			return new;
 		}
@@ -576,7 +648,7 @@ EXPORT int getsockname(int fd, struct sockaddr *address, socklen_t *room)
 	if (real_getsockname(fd, &name.any, &size))
 		return -1;
 	if (!to_name(&name.any, size, &local) && local.port && names(fd, 0, &cached)) {
-		const int family = name.any.sa_family;
+		const int family = cached.family ? (int)cached.family : name.any.sa_family;
 
 		/* Outside, the address is the endpoint's, and the port the kernel's. */
 		if (!cached.local.port)
@@ -604,7 +676,8 @@ EXPORT int getpeername(int fd, struct sockaddr *address, socklen_t *room)
 		return -1;
 	if (!to_name(&name.any, size, &peer) && names(fd, 1, &cached) &&
 	    (cached.is == CACHED_CONNECTED || cached.is == CACHED_NOWHERE))
-		size = from_name(&cached.peer, name.any.sa_family, &name);
+		size = from_name(&cached.peer,
+				 cached.family ? (int)cached.family : name.any.sa_family, &name);
 	errno = error;
 	hand_out(&name, size, address, room);
 	return 0;

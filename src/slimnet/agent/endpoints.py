@@ -173,7 +173,7 @@ class Endpoints:
         if address is not None and not is_own(address):
             wanted = f"an address of host {self._site.host.name}"
             raise InvalidValue("spec.address", wanted, str(address))
-        return listener(address, port, self.cgroups())
+        return listener(address, port, self.cgroups(), self._backend.holds())
 
     def cgroups(self) -> list[Path]:
         """Those of attached endpoints."""

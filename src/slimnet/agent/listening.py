@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from netaddr import IPAddress
@@ -48,7 +48,12 @@ def cut_off(ports: range, endpoints: Iterable[Path], address: IPAddress | None) 
     )
 
 
-def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) -> str | None:
+def listener(
+    address: IPAddress | None,
+    port: int,
+    endpoints: Iterable[Path],
+    held: Container[int] = frozenset(),
+) -> str | None:
     """The address on which a socket of this host stands in the way of a published
     port; ``None`` where none does.
 
@@ -60,10 +65,11 @@ def listener(address: IPAddress | None, port: int, endpoints: Iterable[Path]) ->
         address: of the host; ``None`` for all of them.
         port: of the host.
         endpoints: the cgroups of its endpoints.
+        held: inodes of sockets that are the data path's own: :meth:`slimnet.abc.Backend.holds`.
     """
     theirs = _cgroups(endpoints)
     for found, one in _listeners():
-        if one.ports[0] != port or one.cgroup in theirs:
+        if one.ports[0] != port or one.cgroup in theirs or one.inode in held:
             continue
         if address is None or found == address or not int(found):
             return str(found)

@@ -81,6 +81,9 @@ class Can(enum.Enum):
     SEES_DATAGRAMS = "sees datagrams"
     #: With IP_BIND_ADDRESS_NO_PORT bind(2) takes no port yet. Without: it does.
     BINDS_LATE = "binds late"
+    #: Who may not come to a published port, or finds nobody there, is told by the SYN's answer.
+    #: Without: the connection is made, and reset at once.
+    REFUSES_SYNS = "refuses SYNs"
 
 
 @frozen
@@ -136,6 +139,7 @@ EVERY = {
             frozenset(Can)
             - {
                 Can.PUBLISHED_PORTS,
+                Can.REFUSES_SYNS,
                 Can.EGRESS_LIMITS,
                 Can.KNOWS_ITS_HOST,
                 Can.OWN_NAMESPACE,
@@ -171,6 +175,7 @@ EVERY = {
             frozenset(
                 {
                     Can.SERVICES,
+                    Can.PUBLISHED_PORTS,
                     Can.DECIDES_AT_CONNECT,
                     Can.OUTLIVES_PEERS,
                     Can.OBSERVES,

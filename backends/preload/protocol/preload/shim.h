@@ -52,6 +52,10 @@ enum slim_shim_call {
 	/*
 	 * A connection was accepted: its underlay names. Answer: its overlay names, or an
 	 * error: nobody announced it, or policy forbids it, and the shim resets it.
+	 *
+	 * A client of a port of the host that is published comes to the router, which connects
+	 * to the listener in its stead. With GIVEN the client's own socket is attached
+	 * (SCM_RIGHTS), and the shim puts it in the place of the one that was accepted.
 	 */
 	SLIM_SHIM_ACCEPT = 4,
 	/*
@@ -68,6 +72,8 @@ enum slim_shim_flag {
 	SLIM_SHIM_PLAIN = 8,		/* answer: no connection of the overlay; names are as they are */
 	SLIM_SHIM_EMPTY = 16,		/* CONNECT of a datagram socket: nothing is sent yet */
 	SLIM_SHIM_NOWHERE = 32,		/* answer: to `underlay`, where what is sent is refused */
+	SLIM_SHIM_GIVEN = 64,		/* answer of ACCEPT: another socket is attached */
+	SLIM_SHIM_V4 = 128,		/* ACCEPT: the listener is a socket of IPv4 */
 };
 
 struct slim_shim_name {

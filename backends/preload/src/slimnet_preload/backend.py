@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -46,6 +47,8 @@ from slimnet_preload.router import SHIM, RouterProcess
 __all__ = ["PreloadBackend"]
 
 _TABLES = "tables-"
+#: Seconds between two looks at the ports that the router listens on.
+_LOOK = 1.0
 
 
 class PreloadBackend(Backend):
@@ -77,6 +80,8 @@ class PreloadBackend(Backend):
             )
         self._lock = threading.RLock()
         self._closed = False
+        self._trouble = ""
+        self._look = 0.0
         self._state.mkdir(parents=True, exist_ok=True)
         self._router = RouterProcess(self._state, context.host.address, context.key, self._options)
         try:
@@ -128,6 +133,11 @@ class PreloadBackend(Backend):
     def claims(self, port: int) -> bool:
         """What its router hears others at, and what endpoints' ports are."""
         return port == self._options.port or port in self._options.range
+
+    def holds(self) -> frozenset[int]:
+        """All of its router's sockets: it listens on published ports as anybody would."""
+        with self._working():
+            return processes.sockets(self._router.control.status().pid)
 
     # Endpoints
 
@@ -311,12 +321,21 @@ class PreloadBackend(Backend):
         with self._working(start=False):
             self._bring_up()
             mending = Mending()
+            mending.attempt(self._look_at_ports)
             try:
                 socket.if_nametoindex(self.context.interface)
             except OSError:
                 mending.lacks_interface(self.context.interface)
             if lacking := mending.end():
                 raise BackendError(lacking)
+
+    def _look_at_ports(self) -> None:
+        """A published port that somebody else has: the router tries again by itself."""
+        if time.monotonic() >= self._look:
+            self._trouble = self._router.control.status().trouble
+            self._look = time.monotonic() + _LOOK
+        if self._trouble:
+            raise BackendError(self._trouble)
 
     def _bring_up(self) -> None:
         """A router runs, and knows what this instance has."""

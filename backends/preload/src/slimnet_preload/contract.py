@@ -15,8 +15,8 @@ from typing import Final
 from slimnet.contract import slim_event, slim_question
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x359F56ADEFFBB029
-FINGERPRINT_HEX: Final[str] = "359f56adeffbb029"
+FINGERPRINT: Final[int] = 0x2AD6F6CF6676ED86
+FINGERPRINT_HEX: Final[str] = "2ad6f6cf6676ed86"
 
 # enum slim_control_version
 SLIM_CONTROL_VERSION: Final[int] = 1
@@ -65,6 +65,8 @@ SLIM_SHIM_FRESH: Final[int] = 4
 SLIM_SHIM_PLAIN: Final[int] = 8
 SLIM_SHIM_EMPTY: Final[int] = 16
 SLIM_SHIM_NOWHERE: Final[int] = 32
+SLIM_SHIM_GIVEN: Final[int] = 64
+SLIM_SHIM_V4: Final[int] = 128
 
 # Struct to the fields that hold network order.
 BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
@@ -128,7 +130,7 @@ class slim_control_answer(ctypes.Structure):
 
 
 class slim_control_status(ctypes.Structure):
-    """struct slim_control_status, 5560 bytes."""
+    """struct slim_control_status, 5816 bytes."""
 
     answer: slim_control_answer
     generation: int
@@ -141,6 +143,7 @@ class slim_control_status(ctypes.Structure):
     links: int
     connections: int
     revokes: int
+    trouble: ctypes.Array[ctypes.c_int8]
     count: int
     endpoints: ctypes.Array[ctypes.c_uint32]
 
@@ -156,6 +159,7 @@ class slim_control_status(ctypes.Structure):
         ("links", ctypes.c_uint32),
         ("connections", ctypes.c_uint32),
         ("revokes", ctypes.c_uint32),
+        ("trouble", ctypes.c_int8 * 256),
         ("count", ctypes.c_uint32),
         ("endpoints", ctypes.c_uint32 * 1024),
     )

@@ -48,6 +48,7 @@ class RouterStatus:
         pid: its process.
         links: how many other hosts it is connected to.
         connections: how many it knows.
+        trouble: published ports that are not to be had, in one line; empty without.
     """
 
     generation: int
@@ -57,6 +58,7 @@ class RouterStatus:
     pid: int
     links: int
     connections: int
+    trouble: str
 
 
 class Control:
@@ -95,6 +97,7 @@ class Control:
             pid=found["pid"],
             links=found["links"],
             connections=found["connections"],
+            trouble=_text(found["trouble"]),
         )
 
     def attach(self, endpoint: int, vni: int, address: bytes, path: Path, user: int | None) -> None:
@@ -209,9 +212,12 @@ class Control:
             raise RouterGone(f"the router on {self.path} has ended")
         answer = _ANSWER.unpack(data[: _ANSWER.size])
         if answer["error"]:
-            text = answer["text"].partition(b"\0")[0].decode(errors="replace")
-            raise BackendError(text or os.strerror(answer["error"]))
+            raise BackendError(_text(answer["text"]) or os.strerror(answer["error"]))
         return data
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode(errors="replace")
 
 
 def _to_connection(found: dict[str, Any]) -> Connection:

@@ -27,7 +27,7 @@ def capabilities() -> Capabilities:
         needs.add(Part.CGROUP)
     return Capabilities(
         wires=frozenset({WireFormat(Wire.ANNOUNCE, contract.SLIM_ANNOUNCE_VERSION)}),
-        features=frozenset({Feature.SERVICES}),
+        features=frozenset({Feature.SERVICES, Feature.PUBLISHED_PORTS}),
         needs=frozenset(needs),
     )
 

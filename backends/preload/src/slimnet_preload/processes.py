@@ -57,6 +57,18 @@ def kill(path: Path, timeout: float = 5.0) -> None:
         time.sleep(0.005)
 
 
+def sockets(pid: int) -> frozenset[int]:
+    """Inodes of the sockets that a process has; none of one that has ended."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since
+                kind, _, inode = str(descriptor.readlink()).partition(":[")
+                if kind == "socket":
+                    found.add(int(inode.rstrip("]")))
+    return frozenset(found)
+
+
 def _environments() -> Iterator[tuple[int, list[bytes]]]:
     """Of the processes that may be seen; one that has ended, and was not waited for, has none."""
     for directory in Path("/proc").glob("[0-9]*"):
