@@ -198,16 +198,18 @@ bool slim_host_answer(struct slim_host *host, struct slim_question *question)
 /*
  * Whether a connection may still be: of an endpoint of this host with a peer, in
  * the direction that it was opened in. `*generation` is the one that it was decided
- * by, and becomes the one that it is decided by now; `*rule` likewise.
+ * by, and becomes the one that it is decided by now; `*rule` likewise. If it may not,
+ * `*forbids` is the rule that says so.
  */
 bool slim_host_still(struct slim_host *host, u32 endpoint, u32 peer, __be16 port, u32 direction,
-		     u64 *generation, u32 *rule)
+		     u64 *generation, u32 *rule, u32 *forbids)
 {
 	const struct slim_endpoint *me, *other;
 	struct slim_target target = { .endpoint = peer, .port = port };
 	struct slim_verdict verdict;
 	struct slim_env env;
 
+	*forbids = 0;
 	if (!slim_env_get(&env, host))
 		return false;
 	if (*generation == env.tables->generation)
@@ -222,8 +224,10 @@ bool slim_host_still(struct slim_host *host, u32 endpoint, u32 peer, __be16 port
 	target.identity = other->identity;
 	verdict = slim_target_decide(&env, endpoint, me->identity, &target, (u8)direction,
 				     IPPROTO_TCP);
-	if (verdict.action != SLIM_ALLOW)
+	if (verdict.action != SLIM_ALLOW) {
+		*forbids = verdict.rule;
 		return false;
+	}
 	*generation = env.tables->generation;
 	*rule = verdict.rule;
 	return true;

@@ -260,7 +260,7 @@ int slim_host_syn(struct slim_host *host, const struct slim_tuple *tuple, __be32
 		  const struct slim_option *option, struct slim_syn *syn);
 bool slim_host_answer(struct slim_host *host, struct slim_question *question);
 bool slim_host_still(struct slim_host *host, u32 endpoint, u32 peer, __be16 port, u32 direction,
-		     u64 *generation, u32 *rule);
+		     u64 *generation, u32 *rule, u32 *forbids);
 u64 slim_host_generation(struct slim_host *host);
 
 /* hook.c */

@@ -783,7 +783,7 @@ static bool slim_child(struct slim_socket *listener, const struct request_sock *
 	struct slim_host *host = place->host;
 	struct slim_socket *socket = NULL;
 	struct slim_flow *flow = slim_flow_take(host, &key);
-	u32 reason = SLIM_REASON_NO_FLOW;
+	u32 reason = SLIM_REASON_NO_FLOW, forbids;
 
 	if (!flow || flow->place != place)
 		goto no;
@@ -813,7 +813,7 @@ static bool slim_child(struct slim_socket *listener, const struct request_sock *
 	/* Decided at the SYN; tables that came since may say otherwise. */
 	reason = SLIM_REASON_GENERATION;
 	if (!slim_host_still(host, place->endpoint, socket->peer_endpoint, socket->target_port,
-			     SLIM_INGRESS, &socket->generation, &socket->rule))
+			     SLIM_INGRESS, &socket->generation, &socket->rule, &forbids))
 		goto no;
 	return true;
 no:
@@ -948,7 +948,7 @@ int slim_inet6_getname(struct socket *sock, struct sockaddr *name, int peer)
 
 /* Opened and closed */
 
-static void slim_connection_tell(struct slim_socket *socket, u32 kind,
+static void slim_connection_tell(struct slim_socket *socket, u32 kind, u32 reason, u32 rule,
 				 const struct slim_account *more)
 {
 	const struct sock *sk = socket->sk;
@@ -957,8 +957,8 @@ static void slim_connection_tell(struct slim_socket *socket, u32 kind,
 	struct slim_event event = {
 		.time = now,
 		.kind = kind,
-		.reason = socket->reason,
-		.rule = socket->rule,
+		.reason = reason,
+		.rule = rule,
 		.endpoint = socket->place->endpoint,
 		.peer_endpoint = socket->peer_endpoint,
 		.protocol = IPPROTO_TCP,
@@ -1001,7 +1001,8 @@ void slim_tcp_state(struct sock *sk, int state)
 		socket->flags |= SLIM_SOCKET_OPENED;
 		socket->opened = ktime_get_ns();
 		if (socket->place->host->observe & SLIM_NL_OBSERVE_OPENED)
-			slim_connection_tell(socket, SLIM_EVENT_OPENED, NULL);
+			slim_connection_tell(socket, SLIM_EVENT_OPENED, socket->reason,
+					     socket->rule, NULL);
 	} else if (state == TCP_CLOSE && (socket->flags & SLIM_SOCKET_OPENED) &&
 		   !(socket->flags & SLIM_SOCKET_CLOSED)) {
 		const bool opener = !(socket->flags & SLIM_SOCKET_ACCEPTED);
@@ -1017,7 +1018,8 @@ void slim_tcp_state(struct sock *sk, int state)
 		slim_account(socket->place, socket->rule, opener ? SLIM_EGRESS : SLIM_INGRESS,
 			     &more);
 		if (socket->place->host->observe & SLIM_NL_OBSERVE_CLOSED)
-			slim_connection_tell(socket, SLIM_EVENT_CLOSED, &more);
+			slim_connection_tell(socket, SLIM_EVENT_CLOSED, socket->reason,
+					     socket->rule, &more);
 	}
 out:
 	rcu_read_unlock();
@@ -1047,10 +1049,12 @@ static u32 slim_sockets_batch(struct slim_host *host, const struct slim_place *p
 	return count;
 }
 
+/* Whether the tables in force let a socket go on; if not, it is counted and told. */
 static bool slim_socket_still(struct sock *sk)
 {
 	struct slim_socket *socket;
 	bool still = true;
+	u32 forbids;
 
 	lock_sock(sk);
 	rcu_read_lock();
@@ -1060,7 +1064,11 @@ static bool slim_socket_still(struct sock *sk)
 					socket->peer_endpoint, socket->target_port,
 					socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS :
 									       SLIM_EGRESS,
-					&socket->generation, &socket->rule);
+					&socket->generation, &socket->rule, &forbids);
+	if (!still) {
+		slim_count(socket->place->host, SLIM_REASON_REVOKED);
+		slim_connection_tell(socket, SLIM_EVENT_REFUSED, SLIM_REASON_REVOKED, forbids, NULL);
+	}
 	rcu_read_unlock();
 	release_sock(sk);
 	return still;
@@ -1078,12 +1086,8 @@ void slim_sockets_close(struct slim_host *host, struct slim_place *place, bool f
 	host->visit++;
 	while ((count = slim_sockets_batch(host, place, batch))) {
 		for (i = 0; i < count; i++) {
-			if (!forbidden) {
+			if (!forbidden || !slim_socket_still(batch[i]))
 				tcp_abort(batch[i], ECONNRESET);
-			} else if (!slim_socket_still(batch[i])) {
-				slim_count(host, SLIM_REASON_REVOKED);
-				tcp_abort(batch[i], ECONNRESET);
-			}
 			sock_put(batch[i]);
 		}
 		cond_resched();

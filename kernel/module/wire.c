@@ -385,12 +385,14 @@ enum slim_flow_why {
 static bool slim_flow_goes(struct slim_host *host, struct slim_flow *flow,
 			   const struct slim_place *place, enum slim_flow_why why)
 {
+	u32 forbids;
+
 	if (why == SLIM_FLOW_OLD)
 		return time_after(jiffies, flow->time + SLIM_HANDSHAKE);
 	if (why == SLIM_FLOW_ALL)
 		return !place || flow->place == place;
 	return !slim_host_still(host, flow->place->endpoint, flow->source_endpoint, flow->port,
-				SLIM_INGRESS, &flow->generation, &flow->rule);
+				SLIM_INGRESS, &flow->generation, &flow->rule, &forbids);
 }
 
 static void slim_flows_walk(struct slim_host *host, const struct slim_place *place,

@@ -172,7 +172,7 @@ def test_from_a_published_port(lab):
     assert ends_within(child, 2) in ORDINARY
 
 
-@pytest.mark.needs(Can.ENDS_AT_ONCE)
+@pytest.mark.needs(Can.ENDS_OUTSIDE)
 def test_to_the_outside(lab):
     client = lab.endpoint(0)
     listener = lab.outside.root.listen(9000)
@@ -181,6 +181,21 @@ def test_to_the_outside(lab):
     lab.isolate(client, EGRESS)
     lab.install()
     assert ends_within(sock, 2) in ORDINARY
+
+
+@pytest.mark.lacks(Can.ENDS_OUTSIDE)
+def test_to_the_outside_at_the_next_packet(lab):
+    client = lab.endpoint(0)
+    listener = lab.outside.root.listen(9000)
+    sock = client.connect(lab.outside.address, 9000)
+    child, _ = listener.accept()
+    lab.isolate(client, EGRESS)
+    lab.install()
+    sock.sendall(b"too late")
+    assert ends_within(sock, DEADLINE) in ORDINARY
+    child.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        child.recv(100)
 
 
 def datagrams_to_the_outside(lab):
@@ -210,7 +225,7 @@ def test_datagrams_to_the_outside(lab):
         there.recv(100)
 
 
-@pytest.mark.lacks(Can.SEES_DATAGRAMS, Can.OWN_NAMESPACE)
+@pytest.mark.lacks(Can.SEES_DATAGRAMS, Can.DATAGRAMS)
 def test_datagrams_to_the_outside_go_on(lab):
     """Of a socket that was connected before; what a new one sends is refused."""
     client, sock, there = datagrams_to_the_outside(lab)

@@ -55,6 +55,9 @@ class Can(enum.Enum):
     #: What new tables forbid ends at both ends at once, whoever waits there. Without: at
     #: its next packet.
     ENDS_AT_ONCE = "ends at once"
+    #: What goes outside is a socket of the host, and new tables end it at once as well. Without:
+    #: it goes by the fallback overlay, and is refused at its next packet.
+    ENDS_OUTSIDE = "ends outside"
     #: An install writes what differs from the tables before, as ``change`` says.
     WRITES_CHANGES = "writes changes"
     #: Connections between hosts go over the underlay as they are.
@@ -144,6 +147,8 @@ EVERY = {
                 Can.KNOWS_ITS_HOST,
                 Can.OWN_NAMESPACE,
                 Can.WRITES_CHANGES,
+                Can.ENDS_OUTSIDE,
+                Can.SEES_DATAGRAMS,
             },
             Wire.SYN,
             errno.EACCES,
@@ -181,6 +186,7 @@ EVERY = {
                     Can.OBSERVES,
                     Can.ANSWERS,
                     Can.ENDS_AT_ONCE,
+                    Can.ENDS_OUTSIDE,
                     Can.DIRECT,
                 }
             ),
