@@ -164,6 +164,10 @@ class Agent:
                     tended = now
                 self.mirror.wait(0.25)
                 self.sync()
+                if self.mirror.remade:
+                    _log.info("the store was restored; registering again")
+                    self._register()
+                    self.mirror.remade = False
             except StoreUnreachable as error:
                 self.mirror.forget()  # what answers next may be another store, or a backup
                 self.stale = str(error)

@@ -33,6 +33,7 @@ _COMMANDS = {
     "policy": "slimnet.cli.policy:policy",
     "run": "slimnet.cli.run:run",
     "status": "slimnet.cli.status:status",
+    "store": "slimnet.cli.store:store",
     "testbed": "slimnet.cli.testbed:testbed",
     "usage": "slimnet.cli.usage:usage",
 }

@@ -40,10 +40,13 @@ class Key:
     Attributes:
         pattern: ``<name>`` stands for what differs.
         meaning: of the value, for the reference.
+        passing: whether it goes with a lease: it says what is so now, and nothing to a store
+            that is restored.
     """
 
     pattern: str
     meaning: str
+    passing: bool = False
 
     @property
     def kind(self) -> str:
@@ -64,7 +67,9 @@ class Key:
 NETWORK = Key("networks/<network>", "a :class:`~slimnet.Network`")
 HOST = Key("hosts/<host>", "a live :class:`~slimnet.Host`; goes when its lease runs out")
 INSTALLED = Key(
-    "installed/<host>", "the revision up to which that host follows the store; leased as well"
+    "installed/<host>",
+    "the revision up to which that host follows the store; leased as well",
+    passing=True,
 )
 SEEN = Key(
     "seen/<host>",
@@ -82,8 +87,9 @@ CLUSTER_POLICY = Key("clusterpolicies/<name>", "a ClusterNetworkPolicy")
 INQUIRY = Key(
     "inquiries/<host>/<id>",
     "a question to that host's agent; leased, and gone after two seconds",
+    passing=True,
 )
-ANSWER = Key("answers/<id>", "the answer to it; tied to the same lease")
+ANSWER = Key("answers/<id>", "the answer to it; tied to the same lease", passing=True)
 IDENTITY = Key(
     "identities/<network>/<namespace>/<labels>", "the number of a distinct label set, for ever"
 )
