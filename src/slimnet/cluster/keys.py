@@ -29,6 +29,7 @@ __all__ = [
     "PUBLISHED_PORT",
     "SEEN",
     "SERVICE",
+    "TOKEN",
     "Key",
 ]
 
@@ -90,6 +91,12 @@ INQUIRY = Key(
     passing=True,
 )
 ANSWER = Key("answers/<id>", "the answer to it; tied to the same lease", passing=True)
+TOKEN = Key(
+    "tokens/<id>",
+    "what a token to join may still do: how often, and the cluster's key, sealed with the token's"
+    " secret; leased, and gone when it expires",
+    passing=True,
+)
 IDENTITY = Key(
     "identities/<network>/<namespace>/<labels>", "the number of a distinct label set, for ever"
 )
@@ -118,6 +125,7 @@ KEYS = (
     SEEN,
     INQUIRY,
     ANSWER,
+    TOKEN,
     IDENTITY,
     ID,
     COUNTER,
