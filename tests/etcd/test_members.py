@@ -171,11 +171,11 @@ def test_a_cluster_from_nothing(machines):
         assert [(row["name"], row["lost"]) for row in rows] == [("h1", False), ("h2", False)]
     said = slimnet(one, "cluster", "rm", "h2", status=2)
     assert said == "slimnet: host h2 lives: stop its agent first"
-    before = files(two)
+    written = {path.name for path in two.directory.rglob("*")}
     assert f"runs instance {two.instance}: stop it first" in slimnet(
         two, "cluster", "leave", status=2
     )
-    assert files(two) == before
+    assert {path.name for path in two.directory.rglob("*")} == written
     two.stop_agent()
     slimnet(two, "cluster", "leave")
     remaining = {path.name for path in two.directory.rglob("*")}
@@ -346,3 +346,30 @@ def test_a_store_that_trusts_certificates(machines):
             options=[f"--cacert={machines.options[1][3:]}", f"--cert={machines.client[0]}",
                      f"--key={machines.client[1]}"],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("machines", ["sqlite"], indirect=True)
+def test_one_host_becomes_a_cluster(machines):
+    """While its agent runs, with its store, its key and its endpoints; a second host of its name
+    or with another key would be noticed."""
+    one, two, _ = machines.hosts
+    one.config.write_text(
+        f'{one.config.read_text()}host = "h1"\nstore = "{machines.url}"\n'
+        f'key_file = "{one.directory}/own"\n'
+    )
+    one.start_agent().wait()
+    with one.node() as here:
+        here.create_network("prod", "10.1.0.0/16")
+        here.attach("prod", "me")
+        key = (one.directory / "own").read_text()
+        said = slimnet(one, "cluster", "init")
+        slimnet(two, "cluster", "join", "--host", "h2", said.split()[-1])
+        assert (two.directory / "key").read_text() == key
+        two.start_agent().wait()
+        with two.node() as there:
+            there.attach("prod", "web")
+            here.wait()
+            assert here.ping("web", source="me")["carried"]
+    one.stop_agent()
+    slimnet(one, "cluster", "leave", "--force")
+    assert (one.directory / "own").read_text() == key, "what the user named is the user's"

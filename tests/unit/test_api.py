@@ -785,7 +785,8 @@ def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):
     node.request("POST", "policies", policies=DOCUMENTS, network="prod")
     url = f"sqlite://{tmp_path}/store.db"
     read_key(tmp_path / "joined")  # makes it
-    invite(Config(store=url, key_file=tmp_path / "joined"), Terms())
+    files = {"host": tmp_path / "conf.d/cluster.toml"}
+    invite(Config(store=url, key_file=tmp_path / "joined", files=files), Terms())
     with SqliteStore.open(url) as store:
         # The agent of the fixture does not follow by itself, but before each answer.
         follow = threading.Timer(0.1, lambda: node.request("POST", "check"))

@@ -135,7 +135,7 @@ def form(path: str | None, wishes: Wishes, store: str | None = None) -> tuple[Co
         with contextlib.suppress(Conflict):  # its agent has said more of it
             store_own.transact(expect={keys.SEEN.at(host.name): None}, put=_seen(host))
         files.publish()
-    return config, own
+    return load_config(path), own
 
 
 def invite(config: Config, terms: Terms) -> Token:
@@ -147,8 +147,11 @@ def invite(config: Config, terms: Terms) -> Token:
     """
     with open_configured(config) as store:
         number = store_id(store)
-        if not number or not config.key_file.exists():
-            raise NotFound(f"{config.store}: this host is in no cluster: `slimnet cluster init`")
+        # Else nothing says that the key here is that cluster's.
+        member = any(file.match("conf.d/cluster.toml") for file in config.files.values())
+        if not number or not member:
+            raise NotFound(f"this host is in no cluster on {config.store}: `slimnet cluster init`")
+        _refuse_key(store, config, read_key(config.key_file))
         options = dict(config.store_options)
         files = {}
         for option in PUBLIC & options.keys():
@@ -240,7 +243,7 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
                 continue
             break
         files.publish()
-    return config, own
+    return load_config(path), own
 
 
 def leave(path: str | None, *, force: bool = False) -> Config:
