@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's API against whatever may come: a real agent behind its socket, without a kernel."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import random
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import time
 from collections import Counter
 from urllib.parse import quote
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
@@ -24,10 +27,11 @@ from slimnet.agent import fields as kinds
 from slimnet.agent.client import Client
 from slimnet.agent.fields import fields
 from slimnet.agent.inquiry import Inquiries
+from slimnet.agent.member import Terms, invite
 from slimnet.agent.requests import Nothing
 from slimnet.agent.routes import ROUTES, Route, Routes
 from slimnet.agent.server import Server
-from slimnet.agent.site import Site
+from slimnet.agent.site import Site, read_key
 from slimnet.cli import slimnet
 from slimnet.cluster import Cluster
 from slimnet.cluster.keys import KEYS
@@ -779,7 +783,11 @@ def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):
     body = {"network": "prod", "namespace": "other", "name": "web", "labels": {"a.b/c": "d"}}
     node.request("POST", "endpoints", **body)
     node.request("POST", "policies", policies=DOCUMENTS, network="prod")
-    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
+    url = f"sqlite://{tmp_path}/store.db"
+    read_key(tmp_path / "joined")  # makes it
+    files = {"host": tmp_path / "conf.d/cluster.toml"}
+    invite(Config(store=url, key_file=tmp_path / "joined", files=files), Terms())
+    with SqliteStore.open(url) as store:
         # The agent of the fixture does not follow by itself, but before each answer.
         follow = threading.Timer(0.1, lambda: node.request("POST", "check"))
         follow.start()
@@ -1009,3 +1017,13 @@ def test_status_is_shown_also_where_a_host_is_silent(path, silent):
     assert "not everywhere" not in done.stdout
     done = status("--host", "h1")
     assert str(done.exception) == "--host: wanted --wait beside it, got 'h1'"
+
+
+def test_a_start_that_takes_longer_than_the_lease(agent, tmp_path):
+    """What the data path then says of the host is told all the same, with another lease."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as connection, connection:
+        connection.execute("UPDATE lease SET expires=0")
+    assert agent.cluster.hosts() == []
+    changed = attrs.evolve(agent.site.host, labels={"zone": "a"})
+    agent._tell(changed)
+    assert agent.cluster.hosts() == [changed]

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from slimnet import records
 from slimnet.agent.mirror import Mirror
 from slimnet.cluster import Cluster
+from slimnet.cluster.archive import Archive
+from slimnet.cluster.own import OwnStore
+from slimnet.exceptions import StoreUnreachable
 from slimnet.model import Endpoint, Host, Namespace, Network
 from slimnet.policy import parse
 from slimnet.store import sqlite
@@ -256,3 +259,26 @@ def test_a_store_that_is_to_be_read_anew_is(store):
     store.read = 0
     assert mirror.catch_up()
     assert store.read == 1
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_store_that_is_wiped_and_restored(tmp_path, at_once):
+    """What was known stays until all of it is back; then the host has to register again."""
+    with OwnStore(SqliteStore.open(f"sqlite://{tmp_path}/store.db")) as store:
+        Cluster(store).create_network("prod", "10.1.0.0/16")
+        mirror = Mirror(store, "h1", store.id)
+        mirror.catch_up()
+        before = mirror.state(HERE).networks
+        archive = Archive.take(store)
+        with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as same:
+            same.transact(delete=same.list("")[0])
+            if not at_once:
+                for _ in range(2):
+                    with pytest.raises(StoreUnreachable, match="restore it"):
+                        mirror.catch_up()
+                assert not mirror.remade
+            assert mirror.state(HERE).networks == before
+            archive.put(same)
+        mirror.catch_up()
+        assert mirror.state(HERE).networks == before
+        assert mirror.remade

@@ -164,6 +164,10 @@ class Agent:
                     tended = now
                 self.mirror.wait(0.25)
                 self.sync()
+                if self.mirror.remade:
+                    _log.info("the store was restored; registering again")
+                    self._register()
+                    self.mirror.remade = False
             except StoreUnreachable as error:
                 self.mirror.forget()  # what answers next may be another store, or a backup
                 self.stale = str(error)
@@ -439,8 +443,12 @@ class Agent:
     def _tell(self, host: Host) -> None:
         """The others that this is what the host is now."""
         if host != self.site.host:
-            self.cluster.set_host(host, self._lease)
-            self.site = attrs.evolve(self.site, host=host)
+            try:
+                self.cluster.set_host(host, self._lease)
+                self.site = attrs.evolve(self.site, host=host)
+            except NotFound:  # a busy machine takes longer to start a data path than a lease lasts
+                self.site = attrs.evolve(self.site, host=host)
+                self._register()
 
     def _report(self) -> None:
         """Tell the cluster up to which revision this host has followed."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from slimnet import records
-from slimnet.abc import Store
+from slimnet.abc import Revision, Store
 from slimnet.cluster import keys
 from slimnet.cluster.own import ID_KEY, check_id
 from slimnet.exceptions import Conflict, InvalidValue
@@ -59,6 +59,12 @@ class Mirror:
         # of N hosts would be woken N times.
         self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked)
         self._cluster = cluster
+        self._own = keys.CLUSTER_ID.at(cluster) if cluster else ""
+        if self._own:
+            self._prefixes += (self._own,)
+        self._made: Revision | None = None
+        #: Whether the store was wiped and restored: who set it again takes it back.
+        self.remade = False
         #: Of the store, up to which this is a copy; 0 before the first.
         self.revision = 0
         #: Up to which every change that can concern tables was taken over.
@@ -162,6 +168,9 @@ class Mirror:
     def _follow(self) -> bool:
         changed = False
         events, reached = self.store.watch(*self._prefixes, after=self.revision, timeout=0)
+        if any(event.key == self._own for event in events):
+            # Everything went, or comes again: nothing of it is to be taken for a change.
+            raise Conflict("the store was wiped, or restored")
         with self._lock:
             for event in events:
                 changed |= self._take(event.key, event.value)
@@ -174,6 +183,9 @@ class Mirror:
         pairs, revision = self.store.list("")
         if self._cluster:
             check_id(pairs[ID_KEY][0] if ID_KEY in pairs else None, self._cluster)
+            _, made = pairs.get(self._own, (b"", None))
+            self.remade |= self._made not in (None, made)
+            self._made = made
         with self._lock:
             self.problems.clear()
             self.inquiries.clear()

@@ -34,7 +34,18 @@ from slimnet.rtnetlink import Rtnetlink
 from slimnet.trusted import make_trusted
 from slimnet.wires import ACCELERATED
 
-__all__ = ["Site", "able", "directory", "fingerprint", "moved", "ranges", "survey", "taken"]
+__all__ = [
+    "Site",
+    "able",
+    "directory",
+    "fingerprint",
+    "moved",
+    "ranges",
+    "read_key",
+    "survey",
+    "taken",
+    "underlay",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +90,8 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
     """
     if Part.CGROUP in capabilities.needs:
         cgroup.mount()
-    interface, address = _underlay(config)
-    key = _key(config.key_file)
+    interface, address = underlay(config)
+    key = read_key(config.key_file)
     return Site(
         host=able(
             Host(
@@ -170,7 +181,12 @@ def taken() -> dict[IPNetwork, str]:
     return {each: found[each] for each in widest[:_RANGES_MAX]}
 
 
-def _underlay(config: Config) -> tuple[str, IPAddress]:
+def underlay(config: Config) -> tuple[str, IPAddress]:
+    """The interface and the address of this host's underlay.
+
+    Raises:
+        ConfigError: the machine has not what the configuration says.
+    """
     wanted = config.underlay
     names = [name for _, name in socket.if_nameindex()]
     owned = interface_addresses()
@@ -195,8 +211,12 @@ def _underlay(config: Config) -> tuple[str, IPAddress]:
     raise ConfigError(which, f"one of this host's IPv4 addresses: {there}", got)
 
 
-def _key(path: Path) -> bytes:
-    """The cluster's secret; made when the file is not there."""
+def read_key(path: Path) -> bytes:
+    """The cluster's secret; made when the file is not there.
+
+    Raises:
+        ConfigError: others may read it, or it is no key.
+    """
     try:
         make_trusted(path.parent)
         if not path.exists():

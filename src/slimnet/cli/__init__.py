@@ -21,6 +21,7 @@ _COMMANDS = {
     "agent": "slimnet.cli.agent:agent",
     "backends": "slimnet.cli.check:backends",
     "check": "slimnet.cli.check:check",
+    "cluster": "slimnet.cli.cluster:cluster",
     "completion": "slimnet.cli.completion:completion",
     "connections": "slimnet.cli.observe:connections",
     "endpoint": "slimnet.cli.endpoint:endpoint",
@@ -33,6 +34,7 @@ _COMMANDS = {
     "policy": "slimnet.cli.policy:policy",
     "run": "slimnet.cli.run:run",
     "status": "slimnet.cli.status:status",
+    "store": "slimnet.cli.store:store",
     "testbed": "slimnet.cli.testbed:testbed",
     "usage": "slimnet.cli.usage:usage",
 }

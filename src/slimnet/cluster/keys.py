@@ -29,6 +29,7 @@ __all__ = [
     "PUBLISHED_PORT",
     "SEEN",
     "SERVICE",
+    "TOKEN",
     "Key",
 ]
 
@@ -40,10 +41,13 @@ class Key:
     Attributes:
         pattern: ``<name>`` stands for what differs.
         meaning: of the value, for the reference.
+        passing: whether it goes with a lease: it says what is so now, and nothing to a store
+            that is restored.
     """
 
     pattern: str
     meaning: str
+    passing: bool = False
 
     @property
     def kind(self) -> str:
@@ -64,7 +68,9 @@ class Key:
 NETWORK = Key("networks/<network>", "a :class:`~slimnet.Network`")
 HOST = Key("hosts/<host>", "a live :class:`~slimnet.Host`; goes when its lease runs out")
 INSTALLED = Key(
-    "installed/<host>", "the revision up to which that host follows the store; leased as well"
+    "installed/<host>",
+    "the revision up to which that host follows the store; leased as well",
+    passing=True,
 )
 SEEN = Key(
     "seen/<host>",
@@ -82,8 +88,15 @@ CLUSTER_POLICY = Key("clusterpolicies/<name>", "a ClusterNetworkPolicy")
 INQUIRY = Key(
     "inquiries/<host>/<id>",
     "a question to that host's agent; leased, and gone after two seconds",
+    passing=True,
 )
-ANSWER = Key("answers/<id>", "the answer to it; tied to the same lease")
+ANSWER = Key("answers/<id>", "the answer to it; tied to the same lease", passing=True)
+TOKEN = Key(
+    "tokens/<id>",
+    "what a token to join may still do: how often, and the cluster's key, sealed with the token's"
+    " secret; leased, and gone when it expires",
+    passing=True,
+)
 IDENTITY = Key(
     "identities/<network>/<namespace>/<labels>", "the number of a distinct label set, for ever"
 )
@@ -112,6 +125,7 @@ KEYS = (
     SEEN,
     INQUIRY,
     ANSWER,
+    TOKEN,
     IDENTITY,
     ID,
     COUNTER,
