@@ -2,12 +2,17 @@
 """What is wrong around a process: its environment, its router, its descriptors, its memory. A
 message, once, on standard error, of a program that connects something; and an honest errno."""
 
+import contextlib
 import errno
+import os
+import resource
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from test_carried import SERVER, python
@@ -145,6 +150,31 @@ def test_a_full_table_of_descriptors(one):
     )
     assert said == [str(errno.EMFILE), "0"]
     assert complaints == []
+
+
+def spent(pid):
+    """Seconds of a processor."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_router_without_descriptors(one):
+    """It waits until it has some, and is not busy with that; then who waited is answered."""
+    one.serve(1, *python(SERVER))
+    pid = one.hosts[0].router.pid
+    limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    # What it has fills the table: numbers are given from the lowest.
+    full = max(int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()) + 1
+    before = spent(pid)
+    with contextlib.ExitStack() as held:
+        held.callback(resource.prlimit, pid, resource.RLIMIT_NOFILE, limit)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (full, limit[1]))
+        for _ in range(full):
+            sock = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            sock.connect(str(one.socket(2)))
+        time.sleep(2)
+        assert spent(pid) - before < 0.25
+    assert run(one, one.socket(2)) == (["0"] * 3, [])
 
 
 def test_no_memory_for_what_is_remembered(one):

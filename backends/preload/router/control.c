@@ -300,7 +300,7 @@ static void on_agent(struct watch *watch, uint32_t events)
 	struct agent *agent;
 	struct ucred who;
 	socklen_t size = sizeof(who);
-	int fd = accept4(watch->fd, NULL, NULL, SOCK_CLOEXEC);
+	int fd = loop_accept(watch, NULL, NULL, SOCK_CLOEXEC);
 
 	(void)events;
 	if (fd < 0)

@@ -1325,7 +1325,7 @@ static void endpoint_ready(struct watch *watch, uint32_t events)
 	struct endpoint *endpoint = CONTAINER(watch, struct endpoint, watch);
 	struct ucred who;
 	socklen_t size = sizeof(who);
-	int fd = accept4(watch->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	int fd = loop_accept(watch, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	(void)events;
 	if (fd < 0)

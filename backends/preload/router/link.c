@@ -923,7 +923,8 @@ static void on_stranger(struct watch *watch, uint32_t events)
 	struct sockaddr_in6 name = {};
 	socklen_t size = sizeof(name);
 	__be32 host[4];
-	int fd = accept4(watch->fd, (struct sockaddr *)&name, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	int fd = loop_accept(watch, (struct sockaddr *)&name, &size,
+			     SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	(void)events;
 	if (fd < 0)

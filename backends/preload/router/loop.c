@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define BATCH 256
+#define REST_MS 200
 
 static int epoll = -1;
 static int stopped;
@@ -22,6 +23,9 @@ struct grave {
 	void *memory;
 };
 static struct grave *graves;
+
+static struct watch *resting;
+static struct timer rest;
 
 uint64_t loop_now(void)
 {
@@ -61,8 +65,45 @@ void loop_want(struct watch *watch, uint32_t events)
 	epoll_ctl(epoll, EPOLL_CTL_MOD, watch->fd, &event);
 }
 
+int loop_is_short(int error)
+{
+	return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
+}
+
+static void rested(struct timer *timer)
+{
+	(void)timer;
+	while (resting) {
+		struct watch *watch = resting;
+
+		resting = watch->resting;
+		loop_want(watch, EPOLLIN);
+	}
+}
+
+int loop_accept(struct watch *watch, struct sockaddr *name, socklen_t *size, int flags)
+{
+	int fd = accept4(watch->fd, name, size, flags), error = errno;
+
+	if (fd < 0 && loop_is_short(error) && watch->events) {
+		loop_want(watch, 0);
+		watch->resting = resting;
+		resting = watch;
+		loop_set(&rest, REST_MS, rested);
+		errno = error;
+	}
+	return fd;
+}
+
 void loop_forget(struct watch *watch)
 {
+	struct watch **link;
+
+	for (link = &resting; *link; link = &(*link)->resting)
+		if (*link == watch) {
+			*link = watch->resting;
+			break;
+		}
 	if (watch->fd >= 0) {
 		/* Explicitly: a duplicate of it elsewhere would keep the registration. */
 		epoll_ctl(epoll, EPOLL_CTL_DEL, watch->fd, NULL);

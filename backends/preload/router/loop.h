@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 /* The member of a struct that a callback was given, back to the struct. */
 #define CONTAINER(pointer, type, member) \
@@ -14,6 +15,7 @@ struct watch {
 	int fd;
 	uint32_t events;	/* EPOLLIN and so on: what is waited for */
 	void (*ready)(struct watch *watch, uint32_t events);
+	struct watch *resting;	/* the next of those that wait for descriptors or memory */
 };
 
 struct timer {
@@ -28,6 +30,13 @@ int loop_start(void);
 int loop_watch(struct watch *watch, int fd, uint32_t events,
 	       void (*ready)(struct watch *watch, uint32_t events));
 void loop_want(struct watch *watch, uint32_t events);
+/*
+ * accept4(2) on a watched listener. Where this process lacks a descriptor or memory for it, the
+ * listener is left alone for a while: epoll would say again and again that somebody is there.
+ */
+int loop_accept(struct watch *watch, struct sockaddr *name, socklen_t *size, int flags);
+/* Whether an errno says that this process, or the system, has too little of something. */
+int loop_is_short(int error);
 /* Closes its descriptor. Its memory may be freed by loop_free() only. */
 void loop_forget(struct watch *watch);
 /* Frees what may still be named by an event that was fetched, when these are through. */

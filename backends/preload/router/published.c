@@ -221,11 +221,6 @@ static int knock(struct given *given, __be16 underlay)
 	return error;
 }
 
-static int is_short(int error)
-{
-	return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
-}
-
 /* A client has connected. */
 static void come(struct listener *listener, int client, const struct slim_tuple *tuple)
 {
@@ -254,7 +249,7 @@ static void come(struct listener *listener, int client, const struct slim_tuple 
 	given->tuple = *tuple;
 	error = knock(given, underlay);
 	if (error) {
-		listener->lacks = (uint8_t)is_short(error);
+		listener->lacks = (uint8_t)loop_is_short(error);
 		want(listener);
 		refused(endpoint, port, tuple,
 			error == ECONNREFUSED || error == ECONNRESET || error == EPIPE ?
@@ -287,7 +282,7 @@ static void on_client(struct watch *watch, uint32_t events)
 		int client = accept4(watch->fd, &name.any, &size, SOCK_CLOEXEC);
 
 		if (client < 0) {
-			if (is_short(errno)) {
+			if (loop_is_short(errno)) {
 				listener->lacks = 1;
 				want(listener);
 			}
