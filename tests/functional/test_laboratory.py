@@ -27,8 +27,8 @@ def test_what_the_backend_states(lab):
     assert stated.features == {each for each in Feature if lab.can(Can(each))}
     assert lab.wire in {each.wire for each in stated.wires}
     endpoint = lab.endpoint()
-    assert (Part.NETNS in stated.needs) == lab.can(Can.OWN_NAMESPACE)
-    assert (endpoint.netns is not endpoint.host.netns) == lab.can(Can.OWN_NAMESPACE)
+    assert (Part.NETNS in stated.needs) == lab.can(Can.OWN_DEVICES)
+    assert (endpoint.netns is not endpoint.host.netns) == lab.can(Can.OWN_DEVICES)
 
 
 @pytest.fixture

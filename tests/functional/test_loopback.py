@@ -157,7 +157,7 @@ def meeting(endpoint, target, client, listener, port):
 
 
 @pytest.mark.needs(Can.SPARES_PORTS)
-@pytest.mark.lacks(Can.OWN_NAMESPACE)
+@pytest.mark.lacks(Can.OWN_DEVICES)
 @pytest.mark.parametrize("listener", SIX_ONLY, ids=str)
 def test_an_ipv4_source_reaches_no_listener_that_takes_none(lab, listener):
     """A socket that is bound to ``[::]:PORT`` sits at an inner address of IPv4 and leaves by

@@ -172,7 +172,7 @@ def test_from_a_published_port(lab):
     assert ends_within(child, 2) in ORDINARY
 
 
-@pytest.mark.needs(Can.ENDS_OUTSIDE)
+@pytest.mark.lacks(Can.OWN_DEVICES)
 def test_to_the_outside(lab):
     client = lab.endpoint(0)
     listener = lab.outside.root.listen(9000)
@@ -183,7 +183,7 @@ def test_to_the_outside(lab):
     assert ends_within(sock, 2) in ORDINARY
 
 
-@pytest.mark.lacks(Can.ENDS_OUTSIDE)
+@pytest.mark.needs(Can.OWN_DEVICES)
 def test_to_the_outside_at_the_next_packet(lab):
     client = lab.endpoint(0)
     listener = lab.outside.root.listen(9000)

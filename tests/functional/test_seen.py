@@ -20,7 +20,7 @@ def addresses(endpoint):
     return {line.split()[3].partition("/")[0] for line in shown.splitlines()}
 
 
-@pytest.mark.needs(Can.OWN_NAMESPACE)
+@pytest.mark.needs(Can.OWN_DEVICES)
 def test_it_sees_its_own(lab):
     """Listeners by the port that it chose, and its address at an interface."""
     web, other = lab.endpoint(0), lab.endpoint(0)
@@ -30,7 +30,7 @@ def test_it_sees_its_own(lab):
     assert web.address in addresses(web)
 
 
-@pytest.mark.lacks(Can.OWN_NAMESPACE)
+@pytest.mark.lacks(Can.OWN_DEVICES)
 def test_it_sees_the_hosts(lab):
     """All listeners, its own by no port that it knows; interfaces without its address."""
     web, other = lab.endpoint(0), lab.endpoint(0)

@@ -297,7 +297,7 @@ class Lab:
     def can(self, what: Can) -> bool:
         """Whether its data path says so; plain containers can whatever containers can."""
         if self.path is None:
-            return what in {Can.DATAGRAMS, Can.OWN_NAMESPACE}
+            return what in {Can.DATAGRAMS, Can.OWN_DEVICES, Can.OWN_NAMESPACE}
         return what in self.path.can
 
     def once(self, count: int) -> bool:

@@ -55,9 +55,9 @@ class Can(enum.Enum):
     #: What new tables forbid ends at both ends at once, whoever waits there. Without: at
     #: its next packet.
     ENDS_AT_ONCE = "ends at once"
-    #: What goes outside is a socket of the host, and new tables end it at once as well. Without:
-    #: it goes by the fallback overlay, and is refused at its next packet.
-    ENDS_OUTSIDE = "ends outside"
+    #: Its loopback and its way outside are devices of a network namespace of its own. Without:
+    #: sockets of the host stand in for them, which are watched as those between endpoints are.
+    OWN_DEVICES = "own devices"
     #: An install writes what differs from the tables before, as ``change`` says.
     WRITES_CHANGES = "writes changes"
     #: Connections between hosts go over the underlay as they are.
@@ -132,7 +132,7 @@ EVERY = {
     for path in (
         DataPath(
             "ebpf",
-            frozenset(Can) - {Can.DATAGRAMS, Can.OWN_NAMESPACE},
+            frozenset(Can) - {Can.DATAGRAMS, Can.OWN_DEVICES, Can.OWN_NAMESPACE},
             Wire.SYN,
             errno.EACCES,
             records=_handshakes,
@@ -147,7 +147,6 @@ EVERY = {
                 Can.KNOWS_ITS_HOST,
                 Can.OWN_NAMESPACE,
                 Can.WRITES_CHANGES,
-                Can.ENDS_OUTSIDE,
                 Can.SEES_DATAGRAMS,
             },
             Wire.SYN,
@@ -161,6 +160,7 @@ EVERY = {
             frozenset(
                 {
                     Can.DATAGRAMS,
+                    Can.OWN_DEVICES,
                     Can.OWN_NAMESPACE,
                     Can.ENFORCES,
                     Can.ANY_PROGRAM,
@@ -186,7 +186,6 @@ EVERY = {
                     Can.OBSERVES,
                     Can.ANSWERS,
                     Can.ENDS_AT_ONCE,
-                    Can.ENDS_OUTSIDE,
                     Can.DIRECT,
                 }
             ),
