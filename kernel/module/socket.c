@@ -1067,7 +1067,8 @@ static bool slim_socket_still(struct sock *sk)
 					&socket->generation, &socket->rule, &forbids);
 	if (!still) {
 		slim_count(socket->place->host, SLIM_REASON_REVOKED);
-		slim_connection_tell(socket, SLIM_EVENT_REFUSED, SLIM_REASON_REVOKED, forbids, NULL);
+		slim_connection_tell(socket, SLIM_EVENT_REFUSED, SLIM_REASON_REVOKED, forbids,
+				     NULL);
 	}
 	rcu_read_unlock();
 	release_sock(sk);

@@ -68,10 +68,13 @@ def _check(wanted: Path, at: Path, found: os.stat_result, *, last: bool) -> None
     others = found.st_mode & stat.S_IWOTH or (
         found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid())
     )
-    if others and (last or not found.st_mode & stat.S_ISVTX):
+    shared = found.st_mode & stat.S_ISVTX
+    if others and (last or not shared):
+        # What everybody uses stays everybody's: who would take our word broke the machine.
+        mend = f"take a directory of its own in {at}" if shared else f"chmod go-w {at}"
         raise CapabilityMissing(
             f"{wanted} is not safe: others may write to {at}"
-            f" (mode {stat.S_IMODE(found.st_mode):04o}): chmod go-w {at}"
+            f" (mode {stat.S_IMODE(found.st_mode):04o}): {mend}"
         )
 
 

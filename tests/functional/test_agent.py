@@ -176,6 +176,7 @@ def test_agent_killed_again_and_again_while_endpoints_come_and_go(hosts, residen
         time.sleep(0.3)
         one.kill()
         one.start()
+    until(lambda: attached)
     stop.set()
     thread.join()
     assert attached

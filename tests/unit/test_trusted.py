@@ -27,6 +27,14 @@ def test_made_where_it_is_missing(tmp_path):
         open_trusted(tmp_path / "none")
 
 
+def test_what_everybody_uses_is_left_to_everybody(tmp_path):
+    """Nobody is told to close /tmp to others, whom much on the machine would miss."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    with pytest.raises(CapabilityMissing, match=r"mode 1777\): take a directory of its own in /"):
+        make_trusted(tmp_path / "tmp")
+
+
 def test_links_of_ones_own_are_followed(tmp_path):
     """/var/run is one to /run."""
     (tmp_path / "run").mkdir()
