@@ -24,7 +24,8 @@ CASES = {
 
 def environment(directory, **more):
     """Of a run by itself, which is no process of this one."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    not_its_own = ("PYTEST_", "SLIMNET_CASES_OF")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(not_its_own)}
     return {**own, "SLIMNET_FAILURES": str(directory / "failed"), **more}
 
 
