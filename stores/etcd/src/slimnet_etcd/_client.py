@@ -42,6 +42,8 @@ _LATER = (
 _PAUSE = 0.1
 #: Seconds that each step of a handshake may take that is only tried to see what is wrong.
 _SHAKE = 2.0
+#: How often it is tried with a server that resets.
+_SHAKES = 3
 _OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
@@ -247,16 +249,23 @@ class Client:
         settings = self.settings
         for each in settings.endpoints:
             host, _, port = each.rpartition(":")
-            host = host.strip("[]")
-            try:
-                with socket.create_connection((host, int(port)), _SHAKE) as connection:
-                    found = _shake(connection, host, settings)
-            except OSError:
-                continue
-            if found:
+            if found := _shake_hands(host.strip("[]"), int(port), settings):
                 name, wanted, got = found
                 return ConfigError(f"store.etcd.{name}", f"{wanted} of {each}", got)
         return None
+
+
+def _shake_hands(host: str, port: int, settings: Settings) -> tuple[str, str, str | None] | None:
+    """As :func:`_shake`; nothing of a server that cannot be asked."""
+    for _ in range(_SHAKES):
+        try:
+            with socket.create_connection((host, port), _SHAKE) as connection:
+                return _shake(connection, host, settings)
+        except ConnectionResetError:
+            continue  # who speaks no TLS may reset before its words are read
+        except OSError:
+            break
+    return None
 
 
 def _shake(
