@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any, Self
 
-from attrs import fields, frozen
+from attrs import frozen
 
 from slimnet import contract
 from slimnet.exceptions import ConfigError
+from slimnet.options import FIRST_PORT, check_names
 
 __all__ = ["PreloadOptions"]
 
-#: Below are those that only root may bind (ip(7), ip_unprivileged_port_start).
-_FIRST_PORT = 1024
 _PORTS = re.compile("([0-9]{1,5})-([0-9]{1,5})")
 
 
@@ -46,20 +44,15 @@ class PreloadOptions:
         Raises:
             ConfigError: a key that is unknown or a value that will not do.
         """
-        names = [attribute.name for attribute in fields(cls)]
-        for key in table:
-            if key not in names:
-                close = difflib.get_close_matches(str(key), names, n=1)
-                hint = f" (did you mean {close[0]}?)" if close else ""
-                raise ConfigError(f"backend.preload.{key}", f"one of {', '.join(names)}{hint}", key)
+        check_names("backend.preload", table, cls)
         options = cls(**table)
         port = options.port
         if not isinstance(port, int) or isinstance(port, bool) or not _is_port(port):
-            raise ConfigError("backend.preload.port", f"a port, {_FIRST_PORT} to 65535", port)
+            raise ConfigError("backend.preload.port", f"a port, {FIRST_PORT} to 65535", port)
         found = _PORTS.fullmatch(options.ports) if isinstance(options.ports, str) else None
         ends = [int(each) for each in found.groups()] if found is not None else []
         if not ends or ends != sorted(ends) or not all(map(_is_port, ends)):
-            wanted = f"FIRST-LAST, two ports from {_FIRST_PORT} to 65535"
+            wanted = f"FIRST-LAST, two ports from {FIRST_PORT} to 65535"
             raise ConfigError("backend.preload.ports", wanted, options.ports)
         if port in options.range:
             raise ConfigError("backend.preload.port", f"one that is not in {options.ports}", port)
@@ -67,4 +60,4 @@ class PreloadOptions:
 
 
 def _is_port(number: int) -> bool:
-    return _FIRST_PORT <= number < 1 << 16
+    return FIRST_PORT <= number < 1 << 16
