@@ -7,13 +7,25 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.layout import Layout, from_bytes16, to_bytes16
-from slimnet.model import Decision, Direction, Event, EventKind, Reason, Verdict, Way, WayKind
+from slimnet.model import (
+    Decision,
+    Direction,
+    Event,
+    EventKind,
+    Flow,
+    Network,
+    Reason,
+    Verdict,
+    Way,
+    WayKind,
+)
 
 __all__ = ["FlowQuestion", "decision", "events"]
 
@@ -47,6 +59,13 @@ class FlowQuestion:
     destination: IPAddress
     protocol: int
     port: int
+
+    @classmethod
+    def of(cls, flow: Flow, network: Network) -> Self:
+        """What :meth:`slimnet.abc.Backend.ask` is asked."""
+        return cls(
+            network.vni, flow.direction, flow.source, flow.destination, flow.protocol, flow.port
+        )
 
     def pack(self) -> bytes:
         """As it is asked. What chooses among a service's endpoints is drawn, as in connect()."""

@@ -5,7 +5,7 @@ for each that is written in C."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from attrs import frozen
@@ -138,6 +138,11 @@ class Encoding:
         """The table, out of all."""
         table: Mapping[Any, Any] = getattr(tables, self.table)
         return table
+
+    def records(self, tables: Tables) -> Iterator[bytes]:
+        """Key and value, behind one another, of each of its records."""
+        for key, record in self.of(tables).items():
+            yield self.key(key) + self.value(key, record)
 
     def gone(self, change: Change) -> frozenset[Any]:
         """The keys that went, out of a change."""

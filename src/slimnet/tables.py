@@ -208,6 +208,15 @@ class Tables:
     limits: Mapping[int, LimitRecord] = field(factory=dict, hash=False)
     hosts: Mapping[IPAddress, HostRecord] = field(factory=dict, hash=False)
 
+    def hears_packets(self, host: IPAddress) -> bool:
+        """Whether the fallback overlay reaches a host, or nothing is known of it.
+
+        Args:
+            host: its underlay address.
+        """
+        record = self.hosts.get(host)
+        return record is None or any(each.wire is Wire.VXLAN for each in record.wires)
+
 
 @frozen
 class Change:

@@ -20,7 +20,6 @@ from slimnet_kmod import messages, module, requirements
 from slimnet_kmod.backend import carried
 from slimnet_kmod.options import KmodOptions
 from slimnet_kmod.tables import parts as parts_of
-from slimnet_kmod.tables import records as records_of
 
 HEADER = (Path(__file__).parents[2] / "kernel/uapi/slimnet/netlink.h").read_text()
 SAID = dict(re.findall(r"SLIM_ATTR_(\w+) = \d+,\s*/\* ([\w\[]+)", HEADER))
@@ -88,7 +87,7 @@ def test_tables_are_sent_in_whole_records():
     """As many as an attribute has room for, in their order."""
     tables = Tables(1, services=dict(service(number) for number in range(1, 20)))
     (kind,) = [each for each in encodings({}) if each.table == "services"]
-    records = records_of(kind, tables)
+    records = list(kind.records(tables))
     parts = list(parts_of(records))
     assert b"".join(parts) == b"".join(records)
     assert [len(part) / len(records[0]) for part in parts] == [7, 7, 5]

@@ -37,7 +37,7 @@ from netaddr import IPNetwork
 
 from slimnet import contract
 from slimnet.fallback.intervals import flatten
-from slimnet.model import Direction, Protocol, Reason, Wire
+from slimnet.model import Direction, Protocol, Reason
 from slimnet.tables import PolicyKey, PolicyRecord, Tables
 
 __all__ = [
@@ -261,8 +261,7 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
                 local[address] = record.identity
             else:
                 remote.append(str(address))
-                host = tables.hosts.get(record.host)
-                if host is not None and all(each.wire is not Wire.VXLAN for each in host.wires):
+                if not tables.hears_packets(record.host):
                     apart.append(str(address))
     script.table(
         "map",

@@ -531,15 +531,7 @@ class EbpfBackend(Backend):
         with self._open():
             if not self._writer.generation:
                 return None
-            question = FlowQuestion(
-                network.vni,
-                flow.direction,
-                flow.source,
-                flow.destination,
-                flow.protocol,
-                flow.port,
-            )
-            return ask(self._ask.fd, question)
+            return ask(self._ask.fd, FlowQuestion.of(flow, network))
 
     @classmethod
     def ports(cls, options: Mapping[str, Any]) -> Mapping[str, range]:

@@ -297,14 +297,7 @@ class KmodBackend(Backend):
         """See :meth:`slimnet.abc.Backend.ask`: the module's answer, but for a way that only
         the module refuses."""
         with self._open():
-            question = FlowQuestion(
-                network.vni,
-                flow.direction,
-                flow.source,
-                flow.destination,
-                flow.protocol,
-                flow.port,
-            )
+            question = FlowQuestion.of(flow, network)
             try:
                 answer = self._module.request(private.SLIM_CMD_ASK, QUESTION=question.pack())
             except RequestRefused as error:
@@ -456,8 +449,7 @@ def carried(answer: Decision, tables: Tables | None) -> Decision:
     peer = None if tables is None else tables.endpoints.get(answer.endpoint)
     if tables is None or peer is None or way is None or way.kind is not WayKind.REFUSED:
         return answer
-    host = tables.hosts.get(peer.host)
-    hears = peer.local or host is None or any(each.wire is Wire.VXLAN for each in host.wires)
+    hears = peer.local or tables.hears_packets(peer.host)
     return evolve(answer, way=None) if hears and way.reason in _NOT_MOVED else answer
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from slimnet.encoding import Encoding, encodings
+from slimnet.encoding import encodings
 from slimnet.tables import Change, Tables
 from slimnet_kmod import contract
 from slimnet_kmod.messages import ROOM
 from slimnet_kmod.module import Module
 
-__all__ = ["commit", "parts", "prepare", "records"]
+__all__ = ["commit", "parts", "prepare"]
 
 _TABLES = {
     "addresses": contract.SLIM_NL_ADDRESSES,
@@ -45,7 +45,7 @@ def prepare(module: Module, tables: Tables, change: Change | None = None) -> Non
         gone = [] if change is None else [kind.key(key) for key in kind.gone(change)]
         for attribute, items in (
             ("GONE", gone),
-            ("RECORDS", records(kind, tables if change is None else change.set)),
+            ("RECORDS", [*kind.records(tables if change is None else change.set)]),
         ):
             for part in parts(items):
                 module.request(
@@ -62,11 +62,6 @@ def commit(module: Module, tables: Tables) -> None:
         RequestRefused: the tables before stay in force.
     """
     module.request(contract.SLIM_CMD_TABLES_COMMIT, GENERATION=tables.generation)
-
-
-def records(kind: Encoding, tables: Tables) -> list[bytes]:
-    """Key and value of each of a table's records."""
-    return [kind.key(key) + kind.value(key, value) for key, value in kind.of(tables).items()]
 
 
 def parts(items: Sequence[bytes]) -> Iterator[bytes]:

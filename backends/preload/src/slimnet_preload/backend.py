@@ -288,15 +288,7 @@ class PreloadBackend(Backend):
         with self._working():
             if not self._router.control.status().generation:
                 return None
-            question = FlowQuestion(
-                network.vni,
-                flow.direction,
-                flow.source,
-                flow.destination,
-                flow.protocol,
-                flow.port,
-            )
-            return decision(self._router.control.ask(question))
+            return decision(self._router.control.ask(FlowQuestion.of(flow, network)))
 
     def connections(self) -> Iterable[Connection]:
         """As the router knows them."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from netaddr import AddrFormatError, IPAddress
 
 from slimnet import contract as shared
-from slimnet.encoding import Encoding, encodings
+from slimnet.encoding import encodings
 from slimnet.layout import Layout, to_bytes16
 from slimnet.model import Wire
 from slimnet.tables import HostRecord, Tables
@@ -45,7 +45,7 @@ def write(tables: Tables, path: Path) -> None:
     every = {each.table: each for each in encodings({})}
     sections, bodies, at = [], [], _HEADER.size
     for name, (key_size, value_size) in _TABLES.items():
-        rows = _hosts(tables) if name == "hosts" else _rows(every[name], tables)
+        rows = _hosts(tables) if name == "hosts" else every[name].records(tables)
         body = b"".join(rows)
         count = len(body) // (key_size + value_size)
         sections.append(
@@ -69,11 +69,6 @@ def write(tables: Tables, path: Path) -> None:
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
-
-
-def _rows(encoding: Encoding, tables: Tables) -> Iterator[bytes]:
-    for key, value in encoding.of(tables).items():
-        yield encoding.key(key) + encoding.value(key, value)
 
 
 def _hosts(tables: Tables) -> Iterator[bytes]:
