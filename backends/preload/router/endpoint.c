@@ -24,9 +24,12 @@
 #include <slimnet/address.h>
 #include <slimnet/announce.h>
 
+#include <preload/rights.h>
+
 #include "diag.h"
 #include "fuzzing.h"
 #include "loop.h"
+#include "name.h"
 #include "own.h"
 #include "ports.h"
 
@@ -148,21 +151,11 @@ static void process_end(struct process *process);
 /* `fd` goes along, or is -1. */
 static void reply_with(struct process *process, const struct slim_shim_answer *answer, int fd)
 {
-	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr header;
-	} control = {};
 	struct iovec part = { (void *)(uintptr_t)answer, sizeof(*answer) };
 	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	union slim_rights rights;
 
-	if (fd >= 0) {
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-		message.msg_control = &control;
-		message.msg_controllen = CMSG_LEN(sizeof(int));
-	}
+	slim_rights_give(&message, &rights, fd);
 	process->waits = WAITS_NOT;
 	loop_clear(&process->timer);
 	if (sendmsg(process->watch.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof(*answer))
@@ -227,53 +220,26 @@ static void process_end(struct process *process)
 
 /* Names: what the kernel has against what the application sees. */
 
-static int read_name(int socket, int peer, struct slim_shim_name *name, int *family)
+static int read_name(int socket, struct slim_shim_name *name, int *family)
 {
-	union {
-		struct sockaddr any;
-		struct sockaddr_in v4;
-		struct sockaddr_in6 v6;
-	} address = {};
+	union name address = {};
 	socklen_t size = sizeof(address);
 
-	if (peer ? getpeername(socket, &address.any, &size) :
-		   getsockname(socket, &address.any, &size))
+	if (getsockname(socket, &address.any, &size))
 		return -1;
 	*name = (struct slim_shim_name){};
 	*family = address.any.sa_family;
-	if (address.any.sa_family == AF_INET) {
-		slim_map_v4(name->address, address.v4.sin_addr.s_addr);
-		name->port = address.v4.sin_port;
-	} else if (address.any.sa_family == AF_INET6) {
-		memcpy(name->address, &address.v6.sin6_addr, sizeof(name->address));
-		name->port = address.v6.sin6_port;
-	} else {
-		errno = EAFNOSUPPORT;
-		return -1;
-	}
-	return 0;
+	if (!name_read(&address, name->address, &name->port))
+		return 0;
+	errno = EAFNOSUPPORT;
+	return -1;
 }
 
 static int bind_to(int socket, int family, const struct slim_shim_name *name)
 {
-	union {
-		struct sockaddr any;
-		struct sockaddr_in v4;
-		struct sockaddr_in6 v6;
-	} address = {};
-	socklen_t size;
+	union name address;
+	socklen_t size = name_make(&address, family, name->address, name->port);
 
-	if (family == AF_INET) {
-		address.v4.sin_family = AF_INET;
-		address.v4.sin_addr.s_addr = name->address[3];
-		address.v4.sin_port = name->port;
-		size = sizeof(address.v4);
-	} else {
-		address.v6.sin6_family = AF_INET6;
-		memcpy(&address.v6.sin6_addr, name->address, sizeof(name->address));
-		address.v6.sin6_port = name->port;
-		size = sizeof(address.v6);
-	}
 	return bind(socket, &address.any, size);
 }
 
@@ -718,7 +684,7 @@ static void go(struct process *process, __be16 underlay_port)
 			  way->kind == SLIM_WAY_WIRE ? way->host : state->host);
 	}
 	tuple.destination_port = underlay_port;
-	if (read_name(process->socket, 0, &name, &family)) {
+	if (read_name(process->socket, &name, &family)) {
 		error = errno;
 		goto failed;
 	}
@@ -732,7 +698,7 @@ static void go(struct process *process, __be16 underlay_port)
 	error = bind_source(process, family, &any, &tuple);
 	if (error && error != EINVAL)
 		goto failed;
-	if (!error && read_name(process->socket, 0, &name, &family)) {
+	if (!error && read_name(process->socket, &name, &family)) {
 		error = errno;
 		goto failed;
 	}
@@ -774,11 +740,7 @@ static void go(struct process *process, __be16 underlay_port)
 		fail(process, EADDRNOTAVAIL, SLIM_REASON_NONE);
 		return;
 	}
-	flow = flow_new(&tuple);
-	if (!flow) {
-		flows_sweep();
-		flow = flow_new(&tuple);
-	}
+	flow = flows_new(&tuple);
 	if (!flow) {
 		struct answer full = *way;
 
@@ -935,7 +897,7 @@ static void do_connect(struct process *process)
 		getsockopt(process->socket, SOL_SOCKET, SO_TYPE, &type, &size);
 		size = sizeof(info);
 		if (process->socket < 0 || type != SOCK_STREAM || protocol != IPPROTO_TCP ||
-		    read_name(process->socket, 0, &name, &family) ||
+		    read_name(process->socket, &name, &family) ||
 		    getsockopt(process->socket, IPPROTO_TCP, TCP_INFO, &info, &size)) {
 			drop_socket(process);
 			fail(process, EPROTONOSUPPORT, SLIM_REASON_PROTOCOL);
@@ -1230,29 +1192,23 @@ static void came(struct process *process)
 static void process_ready(struct watch *watch, uint32_t events)
 {
 	struct process *process = CONTAINER(watch, struct process, watch);
-	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control;
+	union slim_rights rights;
 	struct slim_shim_request request;
 	struct iovec part = { &request, sizeof(request) };
 	struct msghdr message = {
 		.msg_iov = &part,
 		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
+		.msg_control = &rights,
+		.msg_controllen = sizeof(rights),
 	};
-	const struct cmsghdr *header;
 	int socket = -1;
 	ssize_t size = recvmsg(watch->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
 	(void)events;
 	if (size < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
-	header = size > 0 ? CMSG_FIRSTHDR(&message) : NULL;
-	if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
-	    header->cmsg_len == CMSG_LEN(sizeof(int)))
-		memcpy(&socket, CMSG_DATA(header), sizeof(socket));
+	if (size > 0)
+		socket = slim_rights_take(&message);
 	/* A second question while the first is open is no shim of ours. */
 	if (size <= 0 || !process->endpoint || process->waits) {
 		if (socket >= 0)

@@ -75,6 +75,16 @@ static void withdraw(struct flow *flow)
 		link_withdraw(flow);
 }
 
+struct flow *flows_new(const struct slim_tuple *tuple)
+{
+	struct flow *flow = flow_new(tuple);
+
+	if (flow)
+		return flow;
+	flows_sweep();
+	return flow_new(tuple);
+}
+
 void flows_end(struct flow *flow)
 {
 	withdraw(flow);

@@ -24,6 +24,7 @@
 #include "link.h"
 #include "loop.h"
 #include "mac.h"
+#include "name.h"
 
 #define STRANGERS 64		/* links that have not shown that they know the key */
 #define LINKS 4096
@@ -483,28 +484,24 @@ static struct link *link_to(const __be32 *host)
 
 static void dial(const __be32 *host, const struct slim_file_host *where)
 {
-	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_port = where->port };
-	struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_port = where->port };
-	const _Bool is4 = slim_is_mapped(where->control);
-	struct sockaddr_in own = { .sin_family = AF_INET, .sin_addr.s_addr = state->host[3] };
+	const int family = name_family(where->control);
+	static const int on = 1;
+	union name own, name;
+	socklen_t own_size, size;
 	int fd;
 
 	if (link_number >= LINKS)
 		return;
-	fd = socket(is4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return;
-	v4.sin_addr.s_addr = where->control[3];
-	memcpy(&v6.sin6_addr, where->control, sizeof(v6.sin6_addr));
+	own_size = name_make(&own, family, state->host, 0);
+	size = name_make(&name, family, where->control, where->port);
 	/* The other end knows a host by the address that its link comes from. */
-	if (is4) {
-		static const int on = 1;
-
+	if (family == AF_INET)
 		setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on));
-	}
-	if ((is4 && bind(fd, (struct sockaddr *)&own, sizeof(own))) ||
-	    (connect(fd, is4 ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6,
-		     is4 ? sizeof(v4) : sizeof(v6)) && errno != EINPROGRESS)) {
+	if ((family == AF_INET && bind(fd, &own.any, own_size)) ||
+	    (connect(fd, &name.any, size) && errno != EINPROGRESS)) {
 		close(fd);
 		rest(host);
 		return;
@@ -726,20 +723,28 @@ static void resolve_again(struct link *link)
 	}
 }
 
+/* The connection that a frame of an opener is about. */
+static struct slim_tuple tuple_of(const struct link *link, const struct slim_frame *frame)
+{
+	struct slim_tuple tuple = {
+		.source_port = frame->source_port,
+		.destination_port = frame->underlay_port,
+	};
+
+	slim_copy(tuple.source, link->host);
+	slim_copy(tuple.destination, state->host);
+	return tuple;
+}
+
 static void announced(struct link *link, const struct slim_frame *frame)
 {
 	const uint32_t client = ntohl(frame->client), server = ntohl(frame->server);
 	const struct slim_endpoint *opener = tables_endpoint(tables, client);
 	const struct slim_endpoint *called = tables_endpoint(tables, server);
 	const struct state_port *port = port_of(frame->underlay_port);
-	struct slim_tuple tuple = {
-		.source_port = frame->source_port,
-		.destination_port = frame->underlay_port,
-	};
+	const struct slim_tuple tuple = tuple_of(link, frame);
 	struct flow *flow;
 
-	slim_copy(tuple.source, link->host);
-	slim_copy(tuple.destination, state->host);
 	/* Only for its own: endpoints of that host, from its address, to a port of the called. */
 	if (!opener || !called || !slim_same(opener->host, link->host) ||
 	    opener->vni != called->vni || !slim_same(frame->source, link->host) || !port ||
@@ -776,15 +781,9 @@ static void announced(struct link *link, const struct slim_frame *frame)
 
 static void withdrawn(const struct link *link, const struct slim_frame *frame)
 {
-	struct slim_tuple tuple = {
-		.source_port = frame->source_port,
-		.destination_port = frame->underlay_port,
-	};
-	struct flow *flow;
+	const struct slim_tuple tuple = tuple_of(link, frame);
+	struct flow *flow = flow_find(&tuple);
 
-	slim_copy(tuple.source, link->host);
-	slim_copy(tuple.destination, state->host);
-	flow = flow_find(&tuple);
 	if (flow && flow->server_here && !flow->client_here && flow->used == FLOW_ANNOUNCED &&
 	    flow->token == be64toh(frame->token))
 		flow_drop(flow);
@@ -807,10 +806,7 @@ static void refused_there(const struct link *link, const struct slim_frame *fram
 
 static void acceptor_frame(struct link *link, const struct slim_frame *frame)
 {
-	struct slim_tuple tuple = {
-		.source_port = frame->source_port,
-		.destination_port = frame->underlay_port,
-	};
+	const struct slim_tuple tuple = tuple_of(link, frame);
 
 	switch (ntohs(frame->kind)) {
 	case SLIM_FRAME_RESOLVE:
@@ -830,8 +826,6 @@ static void acceptor_frame(struct link *link, const struct slim_frame *frame)
 		endpoint_listened(be64toh(frame->token));
 		return;
 	case SLIM_FRAME_PROBED:
-		slim_copy(tuple.source, link->host);
-		slim_copy(tuple.destination, state->host);
 		endpoint_announced(&tuple);
 		return;
 	default:
@@ -920,21 +914,17 @@ static void tick(struct timer *timer)
 
 static void on_stranger(struct watch *watch, uint32_t events)
 {
-	struct sockaddr_in6 name = {};
+	union name name = {};
 	socklen_t size = sizeof(name);
 	__be32 host[4];
-	int fd = loop_accept(watch, (struct sockaddr *)&name, &size,
-			     SOCK_CLOEXEC | SOCK_NONBLOCK);
+	__be16 port;
+	int fd = loop_accept(watch, &name.any, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	(void)events;
 	if (fd < 0)
 		return;
-	if (name.sin6_family == AF_INET)
-		slim_map_v4(host, ((struct sockaddr_in *)(void *)&name)->sin_addr.s_addr);
-	else
-		memcpy(host, &name.sin6_addr, sizeof(host));
 	/* Who is no host of the cluster need not be heard at all. */
-	if (strangers >= STRANGERS || link_number >= LINKS || !tables_host(tables, host)) {
+	if (name_read(&name, host, &port) || strangers >= STRANGERS || link_number >= LINKS || !tables_host(tables, host)) {
 		close(fd);
 		return;
 	}
@@ -945,9 +935,9 @@ int link_start(const struct slim_shim_name *listen_at, const uint8_t *key)
 {
 	static struct timer ticking;
 	static const int on = 1;
-	struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_port = listen_at->port };
-	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_port = listen_at->port };
-	const _Bool is4 = slim_is_mapped(listen_at->address);
+	const int family = name_family(listen_at->address);
+	union name name;
+	socklen_t size = name_make(&name, family, listen_at->address, listen_at->port);
 	uint64_t half[2];
 	int fd;
 
@@ -956,15 +946,11 @@ int link_start(const struct slim_shim_name *listen_at, const uint8_t *key)
 	cluster_key[1] = le64toh(half[1]);
 	if (getrandom(&tokens, sizeof(tokens), 0) != sizeof(tokens))
 		return -1;
-	fd = socket(is4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return -1;
-	v4.sin_addr.s_addr = listen_at->address[3];
-	memcpy(&v6.sin6_addr, listen_at->address, sizeof(v6.sin6_addr));
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-	if (bind(fd, is4 ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6,
-		 is4 ? sizeof(v4) : sizeof(v6)) ||
-	    listen(fd, 128) || loop_watch(&listener, fd, EPOLLIN, on_stranger)) {
+	if (bind(fd, &name.any, size) || listen(fd, 128) || loop_watch(&listener, fd, EPOLLIN, on_stranger)) {
 		int error = errno;
 
 		close(fd);

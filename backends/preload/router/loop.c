@@ -55,14 +55,22 @@ int loop_watch(struct watch *watch, int fd, uint32_t events,
 	return -1;
 }
 
+static void apply(struct watch *watch)
+{
+	struct epoll_event event = {
+		.events = watch->rests ? 0 : watch->events,
+		.data.ptr = watch,
+	};
+
+	epoll_ctl(epoll, EPOLL_CTL_MOD, watch->fd, &event);
+}
+
 void loop_want(struct watch *watch, uint32_t events)
 {
-	struct epoll_event event = { .events = events, .data.ptr = watch };
-
 	if (watch->fd < 0 || watch->events == events)
 		return;
 	watch->events = events;
-	epoll_ctl(epoll, EPOLL_CTL_MOD, watch->fd, &event);
+	apply(watch);
 }
 
 int loop_is_short(int error)
@@ -77,21 +85,29 @@ static void rested(struct timer *timer)
 		struct watch *watch = resting;
 
 		resting = watch->resting;
-		loop_want(watch, EPOLLIN);
+		watch->rests = 0;
+		apply(watch);
 	}
+}
+
+void loop_rest(struct watch *watch)
+{
+	if (watch->fd < 0 || watch->rests)
+		return;
+	watch->rests = 1;
+	watch->resting = resting;
+	resting = watch;
+	apply(watch);
+	loop_set(&rest, REST_MS, rested);
 }
 
 int loop_accept(struct watch *watch, struct sockaddr *name, socklen_t *size, int flags)
 {
 	int fd = accept4(watch->fd, name, size, flags), error = errno;
 
-	if (fd < 0 && loop_is_short(error) && watch->events) {
-		loop_want(watch, 0);
-		watch->resting = resting;
-		resting = watch;
-		loop_set(&rest, REST_MS, rested);
-		errno = error;
-	}
+	if (fd < 0 && loop_is_short(error))
+		loop_rest(watch);
+	errno = error;
 	return fd;
 }
 

@@ -15,7 +15,8 @@ struct watch {
 	int fd;
 	uint32_t events;	/* EPOLLIN and so on: what is waited for */
 	void (*ready)(struct watch *watch, uint32_t events);
-	struct watch *resting;	/* the next of those that wait for descriptors or memory */
+	struct watch *resting;	/* the next of those that rest */
+	uint8_t rests;
 };
 
 struct timer {
@@ -30,9 +31,11 @@ int loop_start(void);
 int loop_watch(struct watch *watch, int fd, uint32_t events,
 	       void (*ready)(struct watch *watch, uint32_t events));
 void loop_want(struct watch *watch, uint32_t events);
+/* Nothing of it is told for a while: this process lacks what it takes. */
+void loop_rest(struct watch *watch);
 /*
  * accept4(2) on a watched listener. Where this process lacks a descriptor or memory for it, the
- * listener is left alone for a while: epoll would say again and again that somebody is there.
+ * listener rests: epoll would say again and again that somebody is there.
  */
 int loop_accept(struct watch *watch, struct sockaddr *name, socklen_t *size, int flags);
 /* Whether an errno says that this process, or the system, has too little of something. */

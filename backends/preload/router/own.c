@@ -4,11 +4,10 @@
 
 #include <ifaddrs.h>
 #include <net/if.h>
-#include <netinet/in.h>
 #include <stddef.h>
 #include <time.h>
 
-#include <slimnet/address.h>
+#include "name.h"
 
 static __be32 host[4];
 static struct ifaddrs *devices;
@@ -26,18 +25,11 @@ const __be32 *own_host(void)
 
 static _Bool is(const struct sockaddr *name, const __be32 *address)
 {
-	__be32 mapped[4];
+	__be32 found[4];
+	__be16 port;
 
-	if (!name)
-		return 0;
-	if (name->sa_family == AF_INET)
-		slim_map_v4(mapped, ((const struct sockaddr_in *)(const void *)name)->sin_addr.s_addr);
-	else if (name->sa_family == AF_INET6)
-		__builtin_memcpy(mapped, &((const struct sockaddr_in6 *)(const void *)name)->sin6_addr,
-				 sizeof(mapped));
-	else
-		return 0;
-	return slim_same(mapped, address);
+	return name && !name_read((const union name *)(const void *)name, found, &port) &&
+	       slim_same(found, address);
 }
 
 enum own own_find(const __be32 *address)

@@ -22,6 +22,7 @@
 #include <slimnet/address.h>
 
 #include "loop.h"
+#include "name.h"
 
 #define QUEUE 1024	/* clients of one port that the kernel keeps while its listener is full */
 #define WAITING 1024	/* and that wait here to be accepted */
@@ -36,7 +37,6 @@ struct listener {
 	uint32_t waiting;
 	uint32_t slow;			/* of these, whose knock waits for room */
 	uint8_t wanted;
-	uint8_t lacks;			/* the router has no descriptors left: until the next sweep */
 };
 
 /* A client that nobody accepted yet. */
@@ -55,38 +55,6 @@ struct given {
 
 static struct listener *listeners;
 static struct given *every;
-
-union name {
-	struct sockaddr any;
-	struct sockaddr_in v4;
-	struct sockaddr_in6 v6;
-};
-
-static socklen_t to_name(const __be32 *address, __be16 port, int v6, union name *name)
-{
-	memset(name, 0, sizeof(*name));
-	if (v6) {
-		name->v6.sin6_family = AF_INET6;
-		name->v6.sin6_port = port;
-		memcpy(&name->v6.sin6_addr, address, sizeof(name->v6.sin6_addr));
-		return sizeof(name->v6);
-	}
-	name->v4.sin_family = AF_INET;
-	name->v4.sin_port = port;
-	name->v4.sin_addr.s_addr = address[3];
-	return sizeof(name->v4);
-}
-
-static void from_name(const union name *name, __be32 *address, __be16 *port)
-{
-	if (name->any.sa_family == AF_INET) {
-		slim_map_v4(address, name->v4.sin_addr.s_addr);
-		*port = name->v4.sin_port;
-	} else {
-		memcpy(address, &name->v6.sin6_addr, sizeof(name->v6.sin6_addr));
-		*port = name->v6.sin6_port;
-	}
-}
 
 /* RST when it is closed, and no TIME_WAIT. */
 static void set_reset(int fd)
@@ -127,7 +95,7 @@ static void refused(uint32_t endpoint, __be16 port, const struct slim_tuple *tup
 /* Takes in more, or no more for now. */
 static void want(struct listener *listener)
 {
-	const int full = listener->lacks || listener->slow || listener->waiting >= WAITING;
+	const int full = listener->slow || listener->waiting >= WAITING;
 
 	loop_want(&listener->watch, full ? 0 : EPOLLIN);
 }
@@ -187,10 +155,10 @@ static void knock_ready(struct watch *watch, uint32_t events)
 /* 0: it is under way; else an errno. */
 static int knock(struct given *given, __be16 underlay)
 {
-	const int v6 = !slim_is_mapped(state->host);
+	const int family = name_family(state->host);
 	union name name;
-	socklen_t size = to_name(state->host, underlay, v6, &name);
-	int fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	socklen_t size = name_make(&name, family, state->host, underlay);
+	int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	int error = 0;
 
 	if (fd < 0)
@@ -204,7 +172,7 @@ static int knock(struct given *given, __be16 underlay)
 	if (!error && getsockname(fd, &name.any, &size))
 		error = errno;
 	if (!error) {
-		from_name(&name, given->knocked.source, &given->knocked.source_port);
+		name_read(&name, given->knocked.source, &given->knocked.source_port);
 		error = ring(fd);
 		given->slow = error == EAGAIN;
 		/* Where nobody listens a socket may find itself, if its port is the same. */
@@ -249,8 +217,8 @@ static void come(struct listener *listener, int client, const struct slim_tuple 
 	given->tuple = *tuple;
 	error = knock(given, underlay);
 	if (error) {
-		listener->lacks = (uint8_t)loop_is_short(error);
-		want(listener);
+		if (loop_is_short(error))
+			loop_rest(&listener->watch);
 		refused(endpoint, port, tuple,
 			error == ECONNREFUSED || error == ECONNRESET || error == EPIPE ?
 				SLIM_REASON_SYN_NO_LISTENER : SLIM_REASON_FLOW_FULL, 0);
@@ -275,40 +243,36 @@ static void on_client(struct watch *watch, uint32_t events)
 	int turn;
 
 	(void)events;
-	for (turn = 0; turn < TURN && watch->events; turn++) {
+	for (turn = 0; turn < TURN && watch->events && !watch->rests; turn++) {
 		struct slim_tuple tuple = {};
 		union name name = {};
 		socklen_t size = sizeof(name);
-		int client = accept4(watch->fd, &name.any, &size, SOCK_CLOEXEC);
+		int client = loop_accept(watch, &name.any, &size, SOCK_CLOEXEC);
 
 		if (client < 0) {
-			if (loop_is_short(errno)) {
-				listener->lacks = 1;
-				want(listener);
-			}
 			if (errno == ECONNABORTED || errno == EINTR)
 				continue;
 			return;
 		}
-		from_name(&name, tuple.source, &tuple.source_port);
+		name_read(&name, tuple.source, &tuple.source_port);
 		size = sizeof(name);
 		if (getsockname(client, &name.any, &size)) {
 			close(client);
 			continue;
 		}
-		from_name(&name, tuple.destination, &tuple.destination_port);
+		name_read(&name, tuple.destination, &tuple.destination_port);
 		come(listener, client, &tuple);
 	}
 }
 
 /* As the listener of an endpoint, which has a socket of IPv6, wants it: see give_family(). */
-static int open_at(const struct slim_publish_key *key, int v6)
+static int open_at(const struct slim_publish_key *key, int family)
 {
 	static const int on = 1;
 	__be32 address[4];
 	union name name;
 	socklen_t size;
-	int fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)
 		return -1;
@@ -317,7 +281,7 @@ static int open_at(const struct slim_publish_key *key, int v6)
 		slim_map_v4(address, 0);
 	else
 		slim_copy(address, key->address);
-	size = to_name(address, key->port, v6, &name);
+	size = name_make(&name, family, address, key->port);
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (bind(fd, &name.any, size) || listen(fd, QUEUE)) {
 		int error = errno;
@@ -339,10 +303,10 @@ static void describe(const struct listener *listener, char *text, size_t room)
 
 static void listen_for(struct listener *listener)
 {
-	int fd = open_at(&listener->key, 1), error;
+	int fd = open_at(&listener->key, AF_INET6), error;
 
 	if (fd < 0 && (errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL))
-		fd = open_at(&listener->key, 0);	/* a host without IPv6 */
+		fd = open_at(&listener->key, AF_INET);	/* a host without IPv6 */
 	error = fd < 0 ? errno : 0;
 	if (fd >= 0 && loop_watch(&listener->watch, fd, EPOLLIN, on_client)) {
 		error = errno;
@@ -424,12 +388,9 @@ void published_sweep(void)
 {
 	struct listener *listener;
 
-	for (listener = listeners; listener; listener = listener->next) {
+	for (listener = listeners; listener; listener = listener->next)
 		if (listener->watch.fd < 0)
 			listen_for(listener);
-		listener->lacks = 0;
-		want(listener);
-	}
 }
 
 void published_forget(uint32_t endpoint)
@@ -494,11 +455,7 @@ int published_accepted(const struct slim_tuple *tuple, uint32_t endpoint, int v4
 	new = flow_find(&given->tuple);
 	if (new)
 		flows_end(new);
-	new = flow_new(&given->tuple);
-	if (!new) {
-		flows_sweep();
-		new = flow_new(&given->tuple);
-	}
+	new = flows_new(&given->tuple);
 	if (!new) {
 		why->error = ENOBUFS;
 		why->reason = SLIM_REASON_FLOW_FULL;

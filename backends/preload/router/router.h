@@ -49,6 +49,8 @@ void flows_start(void);
 int flows_revoke(void);
 /* Forgets what is gone. Called by itself every second. */
 void flows_sweep(void);
+/* As flow_new(); where there is no room, what is gone is forgotten first. */
+struct flow *flows_new(const struct slim_tuple *tuple);
 /* It is over, and told so. */
 void flows_end(struct flow *flow);
 /* The socket of the client is gone before anybody accepted it. */

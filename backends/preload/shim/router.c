@@ -11,6 +11,8 @@
 #include <sys/un.h>
 #include <time.h>
 
+#include <preload/rights.h>
+
 #include "real.h"
 
 extern char **environ;
@@ -212,22 +214,12 @@ static void give(int fd, long pid)
 
 static long send_one(int connection, const struct slim_shim_request *request, int fd)
 {
-	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr header;
-	} control = {};
 	struct iovec part = { (void *)(uintptr_t)request, sizeof(*request) };
 	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	union slim_rights rights;
 	long sent;
 
-	if (fd >= 0) {
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-		message.msg_control = &control;
-		message.msg_controllen = CMSG_LEN(sizeof(int));
-	}
+	slim_rights_give(&message, &rights, fd);
 	do
 		sent = raw(SYS_sendmsg, connection, (long)&message, MSG_NOSIGNAL, 0, 0, 0);
 	while (sent == -EINTR);
@@ -237,26 +229,20 @@ static long send_one(int connection, const struct slim_shim_request *request, in
 /* `*given`: what came along, or -1. */
 static long receive_one(int connection, struct slim_shim_answer *answer, int *given)
 {
-	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr header;
-	} control = {};
+	union slim_rights rights;
 	struct iovec part = { answer, sizeof(*answer) };
 	struct msghdr message = {
 		.msg_iov = &part,
 		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
+		.msg_control = &rights,
+		.msg_controllen = sizeof(rights),
 	};
 	long size;
 
-	*given = -1;
 	do
 		size = raw(SYS_recvmsg, connection, (long)&message, MSG_CMSG_CLOEXEC, 0, 0, 0);
 	while (size == -EINTR);
-	if (size > 0 && message.msg_controllen >= CMSG_LEN(sizeof(int)) &&
-	    control.header.cmsg_level == SOL_SOCKET && control.header.cmsg_type == SCM_RIGHTS)
-		memcpy(given, CMSG_DATA(&control.header), sizeof(*given));
+	*given = size > 0 ? slim_rights_take(&message) : -1;
 	return size;
 }
 

@@ -16,6 +16,8 @@
 
 #include <slimnet/address.h>
 
+#include <preload/rights.h>
+
 #include "diag.h"
 #include "fuzzing.h"
 #include "loop.h"
@@ -178,10 +180,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 		abort();
 	fuzz_process(pair[1]);
 	while (size) {
-		union {
-			char bytes[CMSG_SPACE(sizeof(int))];
-			struct cmsghdr header;
-		} control = {};
+		union slim_rights rights;
 		struct slim_shim_request request;
 		struct iovec part = { &request, sizeof(request) };
 		struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
@@ -202,12 +201,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 			int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 
 			peers[count++] = fd;
-			control.header.cmsg_level = SOL_SOCKET;
-			control.header.cmsg_type = SCM_RIGHTS;
-			control.header.cmsg_len = CMSG_LEN(sizeof(int));
-			memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-			message.msg_control = &control;
-			message.msg_controllen = CMSG_LEN(sizeof(int));
+			slim_rights_give(&message, &rights, fd);
 		}
 		if (sendmsg(pair[0], &message, MSG_NOSIGNAL) < 0)
 			break;

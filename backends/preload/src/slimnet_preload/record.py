@@ -25,12 +25,20 @@ ABI = (
 )
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a file, for its owner only; whole or not at all."""
+def replace(path: Path, *parts: bytes) -> None:
+    """Write a file, for its owner only; whole or not at all.
+
+    Raises:
+        OSError: it could not be.
+    """
     fresh = path.with_name(f"{path.name}.new")
-    with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
-    fresh.rename(path)
+    try:
+        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.writelines(parts)
+        fresh.rename(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 @frozen

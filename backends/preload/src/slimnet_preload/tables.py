@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from ctypes import sizeof
 from pathlib import Path
@@ -16,6 +15,7 @@ from slimnet.layout import Layout, to_bytes16
 from slimnet.model import Wire
 from slimnet.tables import HostRecord, Tables
 from slimnet_preload import contract
+from slimnet_preload.record import replace
 
 __all__ = ["write"]
 
@@ -61,14 +61,7 @@ def write(tables: Tables, path: Path) -> None:
         size=at,
         sections=b"".join(sections),
     )
-    fresh = path.with_name(f"{path.name}.new")
-    try:
-        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.writelines([header, *bodies])
-        fresh.rename(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
+    replace(path, header, *bodies)
 
 
 def _hosts(tables: Tables) -> Iterator[bytes]:
