@@ -125,6 +125,18 @@ static struct slim_host *slim_host_held(struct genl_info *info)
 	return host;
 }
 
+/* As slim_host_held(), of one whose tables are being prepared. */
+static struct slim_host *slim_host_preparing(struct genl_info *info)
+{
+	struct slim_host *host = slim_host_held(info);
+
+	if (!IS_ERR(host) && !host->next) {
+		NL_SET_ERR_MSG(info->extack, "no tables are being prepared");
+		return ERR_PTR(-ENOENT);
+	}
+	return host;
+}
+
 static u64 slim_get_u64(const struct nlattr *attribute)
 {
 	u64 value;
@@ -391,15 +403,10 @@ static int slim_do_put(struct sk_buff *skb, struct genl_info *info)
 	if (error)
 		return error;
 	mutex_lock(&slim_mutex);
-	host = slim_host_held(info);
+	host = slim_host_preparing(info);
 	error = PTR_ERR_OR_ZERO(host);
 	if (error)
 		goto out;
-	if (!host->next) {
-		NL_SET_ERR_MSG(info->extack, "no tables are being prepared");
-		error = -ENOENT;
-		goto out;
-	}
 	error = slim_records_put(host->next, info, table);
 	if (error) {
 		/* Half of a message is in them. */
@@ -420,15 +427,10 @@ static int slim_do_commit(struct sk_buff *skb, struct genl_info *info)
 	if (error)
 		return error;
 	mutex_lock(&slim_mutex);
-	host = slim_host_held(info);
+	host = slim_host_preparing(info);
 	error = PTR_ERR_OR_ZERO(host);
 	if (error)
 		goto out;
-	if (!host->next) {
-		NL_SET_ERR_MSG(info->extack, "no tables are being prepared");
-		error = -ENOENT;
-		goto out;
-	}
 	if (host->next->generation != slim_get_u64(info->attrs[SLIM_ATTR_GENERATION])) {
 		SLIM_BAD(info, SLIM_ATTR_GENERATION, "not of the tables that are being prepared");
 		error = -EINVAL;

@@ -894,28 +894,34 @@ struct sock *slim_inet_csk_reqsk_queue_add(struct sock *sk, struct request_sock 
 
 /* getsockname(2), getpeername(2), and the name that accept(2) gives */
 
+/* Whether a socket has moved; then its name, or its peer's. A port of the kernel's own stays. */
+static bool slim_socket_name(struct sock *sk, int peer, __be32 *address, __be16 *port)
+{
+	struct slim_socket *socket;
+
+	lock_sock(sk);
+	socket = slim_socket_find(sk);
+	if (socket) {
+		slim_copy(address, peer ? socket->peer : socket->local);
+		if (peer)
+			*port = socket->peer_port;
+		else if (socket->local_port)
+			*port = socket->local_port;
+	}
+	release_sock(sk);
+	return socket;
+}
+
 int slim_inet_getname(struct socket *sock, struct sockaddr *name, int peer)
 {
 	struct sockaddr_in *sin = (struct sockaddr_in *)name;
-	struct sock *sk = sock->sk;
-	struct slim_socket *socket;
+	__be32 address[4];
 	int length;
 
 	slim_hook_enter();
 	length = inet_getname(sock, name, peer);
-	if (length > 0) {
-		lock_sock(sk);
-		socket = slim_socket_find(sk);
-		if (socket && peer) {
-			sin->sin_addr.s_addr = socket->peer[3];
-			sin->sin_port = socket->peer_port;
-		} else if (socket) {
-			sin->sin_addr.s_addr = socket->local[3];
-			if (socket->local_port)
-				sin->sin_port = socket->local_port;
-		}
-		release_sock(sk);
-	}
+	if (length > 0 && slim_socket_name(sock->sk, peer, address, &sin->sin_port))
+		sin->sin_addr.s_addr = address[3];
 	slim_hook_leave();
 	return length;
 }
@@ -923,25 +929,13 @@ int slim_inet_getname(struct socket *sock, struct sockaddr *name, int peer)
 int slim_inet6_getname(struct socket *sock, struct sockaddr *name, int peer)
 {
 	struct sockaddr_in6 *sin = (struct sockaddr_in6 *)name;
-	struct sock *sk = sock->sk;
-	struct slim_socket *socket;
+	__be32 address[4];
 	int length;
 
 	slim_hook_enter();
 	length = inet6_getname(sock, name, peer);
-	if (length > 0) {
-		lock_sock(sk);
-		socket = slim_socket_find(sk);
-		if (socket && peer) {
-			memcpy(&sin->sin6_addr, socket->peer, sizeof(sin->sin6_addr));
-			sin->sin6_port = socket->peer_port;
-		} else if (socket) {
-			memcpy(&sin->sin6_addr, socket->local, sizeof(sin->sin6_addr));
-			if (socket->local_port)
-				sin->sin6_port = socket->local_port;
-		}
-		release_sock(sk);
-	}
+	if (length > 0 && slim_socket_name(sock->sk, peer, address, &sin->sin6_port))
+		memcpy(&sin->sin6_addr, address, sizeof(sin->sin6_addr));
 	slim_hook_leave();
 	return length;
 }

@@ -129,6 +129,16 @@ static int slim_resize(struct slim_table *table, u32 key_size, u32 size)
 	return 0;
 }
 
+/* The key of a record, with nothing behind its prefix. */
+static void slim_key(u32 number, const u8 *bytes, u8 *key)
+{
+	u32 size = slim_shapes[number].key;
+
+	memcpy(key, bytes, size);
+	if (slim_shapes[number].longest)
+		slim_cut(key, size, slim_prefix(key));
+}
+
 /* Sets one record: key and value behind one another, which slim_table_check() has seen. */
 int slim_table_set(struct slim_tables *tables, u32 number, const u8 *bytes)
 {
@@ -137,9 +147,7 @@ int slim_table_set(struct slim_tables *tables, u32 number, const u8 *bytes)
 	struct slim_record *record;
 	u8 key[SLIM_KEY_MAX];
 
-	memcpy(key, bytes, size);
-	if (slim_shapes[number].longest)
-		slim_cut(key, size, slim_prefix(key));
+	slim_key(number, bytes, key);
 	record = slim_find(table, key, size);
 	if (record) {
 		memcpy(record->bytes + size, bytes + size, value);
@@ -166,9 +174,7 @@ void slim_table_remove(struct slim_tables *tables, u32 number, const u8 *bytes)
 	struct slim_record *record;
 	u8 key[SLIM_KEY_MAX];
 
-	memcpy(key, bytes, size);
-	if (slim_shapes[number].longest)
-		slim_cut(key, size, slim_prefix(key));
+	slim_key(number, bytes, key);
 	record = slim_find(table, key, size);
 	if (!record)
 		return;

@@ -8,10 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from lab.agents import until
 
 from slimnet.testing import Underlay
 
@@ -19,14 +19,6 @@ pytestmark = pytest.mark.root
 
 USER, ANOTHER = 64321, 64322
 SLIMNET = [sys.executable, "-m", "slimnet.cli"]
-
-
-def until(holds, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.02)
-    return found
 
 
 def as_user(user, *argv):
@@ -86,7 +78,7 @@ class Host:
             self.agent = subprocess.Popen(
                 self.argv("agent"), stdout=log, stderr=log, env=self.environment, cwd="/"
             )
-        until(lambda: self.socket.exists() or self.agent.poll() is not None)
+        until(lambda: self.socket.exists() or self.agent.poll() is not None, 20)
         assert self.agent.poll() is None, self.log.read_text()
 
     def stop(self):
@@ -272,7 +264,7 @@ def test_a_router_that_was_killed_is_another_one_soon(host):
 
     before = router()
     os.kill(before, 9)
-    until(lambda: router() != before)
+    until(lambda: router() != before, 20)
 
 
 def test_without_control_groups(cluster):
@@ -288,7 +280,7 @@ def test_without_control_groups(cluster):
             stderr=log,
             env=host.environment,
         )
-    until(lambda: host.socket.exists() or host.agent.poll() is not None)
+    until(lambda: host.socket.exists() or host.agent.poll() is not None, 20)
     assert host.agent.poll() is None, host.log.read_text()
     done = host.run("run", "--name", "bare", "--", "printenv", "SLIMNET_SOCKET")
     assert done.stdout.startswith(str(host.runtime))
@@ -331,4 +323,4 @@ def test_endpoints_talk(cluster, place):
     assert done.stdout.split() == ["10.61.0.51", "10.61.0.50", "10.61.0.51"]
     server.terminate()
     server.communicate()
-    until(lambda: "db" not in there.endpoints())
+    until(lambda: "db" not in there.endpoints(), 20)

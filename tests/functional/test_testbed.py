@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lab import PATIENCE
+from lab.agents import until
 from lab.paths import DATA_PATHS, require
 
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
@@ -64,14 +64,6 @@ def links():
     return sorted(link["ifname"] for link in json.loads(found))
 
 
-def wait_for(what, seconds=10):
-    deadline = time.monotonic() + seconds * PATIENCE
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return found
-
-
 def test_up_again_changes_nothing(bed):
     before = links()
     bed.up()
@@ -121,7 +113,7 @@ def test_up_completes_what_is_missing(bed):
     assert bigger.hosts[0].pid == first
     assert bigger.hosts[1].pid not in (None, second)
     with bigger.hosts[2].node() as node:
-        wait_for(lambda: {each.name for each in node.hosts()} == {"h1", "h2", "h3"})
+        until(lambda: {each.name for each in node.hosts()} == {"h1", "h2", "h3"})
 
 
 def test_another_backend_or_fewer_hosts_are_refused(bed):

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 #: Where testbed/setup unpacks Debian's kernels, which are not installed.
 KERNELS = ROOT / ".build" / "kernels"
 MEMORY = "3072M"
+#: What a kernel writes when something is wrong with it, as an expression of grep -E and of Python.
+TROUBLE = r"WARNING:|BUG|Oops|KASAN|refcount|\bleak|hung task|lockup|Call Trace|general protection"
 #: Landlock and BPF of the security modules, as Debian has them; the rest costs much time here.
 #: The check of the timer's interrupts fails, and ends the boot, where the machine is too busy; and
 #: what looks for processors that are stuck finds those that wait for one of this machine's. What

@@ -1128,24 +1128,34 @@ static void into(int state)
 	CHECK(state_of(client) == state);
 }
 
+/* Kills a process that has it; `unplugged`: nothing that it sends on the way out arrives. */
+static void killed_in(int state, bool unplugged)
+{
+	int pid, status, ready[2];
+	char byte;
+
+	CHECK(!pipe(ready));
+	pid = fork();
+	if (!pid) {
+		into(state);
+		if (unplugged)
+			run("ip -n h0 link set cable down");
+		CHECK(write(ready[1], "", 1) == 1);
+		pause();
+	}
+	close(ready[1]);
+	CHECK(read(ready[0], &byte, 1) == 1);
+	close(ready[0]);
+	CHECK(!kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+}
+
 static void trial_killed(int count)
 {
-	int state, pid, status, ready[2];
-	char byte;
+	int state;
 
 	begin();
 	for (state = TCP_ESTABLISHED; state <= TCP_CLOSING; state++) {
-		CHECK(!pipe(ready));
-		pid = fork();
-		if (!pid) {
-			into(state);
-			CHECK(write(ready[1], "", 1) == 1);
-			pause();
-		}
-		close(ready[1]);
-		CHECK(read(ready[0], &byte, 1) == 1);
-		close(ready[0]);
-		CHECK(!kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+		killed_in(state, false);
 		run("ip -n h0 link set cable up");
 		run("ip -n h0 neighbour replace %s lladdr 02:00:00:00:00:09 dev cable", hosts[2]);
 		AWAIT(!sockets(0) && !sockets(1));
@@ -1228,26 +1238,14 @@ static void trial_deleted(int count)
  */
 static void trial_forced(int count)
 {
-	int state, pid, status, ready[2];
-	char byte;
+	int state;
 
 	run("ip -n e0 link add inside type veth peer name witness netns h0");
 	load();
 	for (state = TCP_ESTABLISHED; state <= TCP_CLOSING; state++) {
 		start(0);
 		start(1);
-		CHECK(!pipe(ready));
-		pid = fork();
-		if (!pid) {
-			into(state);
-			run("ip -n h0 link set cable down");
-			CHECK(write(ready[1], "", 1) == 1);
-			pause();
-		}
-		close(ready[1]);
-		CHECK(read(ready[0], &byte, 1) == 1);
-		close(ready[0]);
-		CHECK(!kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+		killed_in(state, true);
 		CHECK(!teardown(0, true) && !teardown(1, true));
 		AWAIT(!in_use("e0") && !in_use("e1") && !in_use("h0") && !in_use("h1"));
 		run("ip -n h0 link set cable up");
