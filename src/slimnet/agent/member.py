@@ -271,9 +271,8 @@ def leave(path: str | None, *, force: bool = False) -> Config:
             with contextlib.suppress(NotFound):  # another host was quicker
                 Cluster(store).remove_host(config.host)
     written = [own, *(_public(own, option) for option in PUBLIC)]
-    if (
-        config.files.get("key_file", own).absolute() == own
-    ):  # others may have the one that the user named
+    named = config.files.get("key_file", own)
+    if named.absolute() == own:  # others may have the one that the user named
         written.append(config.key_file)
     for each in written:
         each.unlink(missing_ok=True)

@@ -278,9 +278,13 @@ def remove_token(number: str, config: str | None, output: str) -> None:
 
 
 def _expires(row: Any) -> str:
-    left = max(row["expires"] - time.time(), 0)
-    unit = next((unit for unit in "dhm" if left >= 2 * _UNITS[unit]), "s")
-    return f"in {left / _UNITS[unit]:.0f}{unit}"
+    return f"in {_written(max(row['expires'] - time.time(), 0))}"
+
+
+def _written(seconds: float) -> str:
+    """As :func:`_seconds` reads it, to two digits or so."""
+    unit = next((unit for unit in "dhm" if seconds >= 2 * _UNITS[unit]), "s")
+    return f"{seconds / _UNITS[unit]:.0f}{unit}"
 
 
 def _print_token(token: Token, terms: Terms, output: str) -> None:
@@ -288,7 +292,7 @@ def _print_token(token: Token, terms: Terms, output: str) -> None:
     if output == "table":
         click.echo(command)
         hosts_left = "1 host" if terms.uses == 1 else f"{terms.uses} hosts"
-        text = f"good for {hosts_left}, {_expires({'expires': time.time() + terms.seconds})[3:]}"
+        text = f"good for {hosts_left}, {_written(terms.seconds)}"
         click.echo(f"{text}; who has it and reaches the store may join", err=True)
     else:
         row = {"token": str(token), "id": token.id, "cluster": token.cluster}
