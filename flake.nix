@@ -45,6 +45,7 @@
               attrs
               click
               netaddr
+              dnspython
               pyroute2
               pyyaml
               rich
@@ -148,6 +149,7 @@
                 netaddr
                 pyroute2
                 pytest
+                dnspython
                 pyyaml
                 rich
                 stevedore

@@ -66,6 +66,7 @@ const struct slim_cidr *slim_cidr_lookup(void *env, __u32 vni, const __be32 *add
 #include "slimnet/netlink.h"
 #include "slimnet/rate.h"
 #include "slimnet/reason.h"
+#include "slimnet/resolver.h"
 #include "slimnet/service.h"
 #include "slimnet/siphash.h"
 #include "slimnet/sockopt.h"

@@ -104,6 +104,15 @@ WAY_MUTATIONS = {
         "if (slim_is_any(aim->address) || slim_is_loopback(aim->address)) {",
         "if (slim_is_any(aim->address)) {",
     ),
+    "no resolver": ("slim_is_resolver(aim->address, aim->port, aim->client)) {", "0) {"),
+    "a resolver for bound sockets": ("dialled->source == SLIM_SOURCE_ANY &&", "1 &&"),
+    # resolver.h
+    "a resolver at every port": ("slim_be16toh(port) == SLIM_RESOLVER_PORT", "1"),
+    "a resolver of high ids": ("(endpoint & SLIM_RESOLVER_MASK)", "endpoint"),
+    "one resolver for all": (
+        "address[3] == slim_htobe32(SLIM_RESOLVER_NETWORK |",
+        "(address[3] | slim_htobe32(0xff)) == slim_htobe32(SLIM_RESOLVER_NETWORK | 0xff |",
+    ),
     "datagrams to loopback": ("		if (!stream)\n", "		if (0)\n"),
     "loopback is somebody else's": (
         "way->target.endpoint = aim->client;",

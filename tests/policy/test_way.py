@@ -69,6 +69,7 @@ HOSTS = (
     Host("h4", "192.0.2.4", wires={Wire.ANNOUNCE}),
 )
 OWN, NEAR, FAR, MUTE, HEARD = 1, 2, 3, 4, 5
+LATE = 0xFF800009
 NAMES = {"own": "h1", "near": "h1", "far": "h2", "mute": "h3", "heard": "h4"}
 PORT, LOOPBACK = 1, 2  # enum slim_way_source
 
@@ -96,6 +97,9 @@ def _state(directory):
         )
         for number, (name, host) in enumerate(NAMES.items(), 1)
     ]
+    endpoints.append(
+        Endpoint("n", "late", "10.1.0.9", "h1", id=LATE, labels={"name": "late"}, identity=299)
+    )
     services = [_service(1, "near"), _service(2, "far"), _service(3, "nobody"), _service(4, "mute")]
     return State([NETWORK], HOSTS, [], endpoints, load(file), 1, services)
 
@@ -130,6 +134,7 @@ DATAGRAM = refused("DATAGRAM", errno.ENETUNREACH, later=1)
 INNER = refused("INNER_ADDRESS", errno.EACCES, later=0)
 NO_TABLES = refused("NO_TABLES", errno.EACCES, later=0)
 WIRE_PORT = refused("WIRE_PORT", errno.EACCES)
+RESOLVER = goes(WayKind.OUTSIDE, port=53, reason="SELF", later=0)
 
 #: What is dialled by ``own`` (or by ``client``), and what becomes of it.
 CASES = (
@@ -146,6 +151,20 @@ CASES = (
     (to("::ffff:127.0.0.1", 23), goes(SELF, OWN, 23, "SELF")),
     (to("::ffff:0.0.0.0"), goes(SELF, OWN, reason="SELF")),
     *((datagram(each), DATAGRAM) for each in ("127.0.0.1", "0.0.0.0", "::1", "::")),
+    # Its own resolver there, whatever policy says, and nobody else's.
+    (datagram("127.128.0.1", 53), RESOLVER),
+    (to("127.128.0.1", 53), RESOLVER),
+    (to("::ffff:127.128.0.1", 53), RESOLVER),
+    (datagram("127.128.0.2", 53, client=NEAR), RESOLVER),
+    *((datagram(each, 53), DATAGRAM) for each in ("127.128.0.2", "127.0.0.1", "127.0.0.53")),
+    (datagram("127.128.0.9", 53, client=LATE), RESOLVER),
+    (datagram("127.128.0.1", 53, client=LATE), DATAGRAM),
+    (datagram("127.128.0.1", 54), DATAGRAM),
+    (datagram("127.128.0.1", 53, source=LOOPBACK), DATAGRAM),
+    (datagram("127.128.0.1", 53, source=PORT), DATAGRAM),
+    (to("127.128.0.2", 53), goes(SELF, OWN, 53, "SELF")),
+    (to("127.128.0.1", 54), goes(SELF, OWN, 54, "SELF")),
+    (to("127.128.0.1", 53, source=PORT), goes(SELF, OWN, 53, "SELF")),
     (to("128.0.0.1"), goes(OUTSIDE)),
     (to("126.255.255.255"), goes(OUTSIDE)),
     # What is not carried.

@@ -53,12 +53,14 @@ static __always_inline __u32 slim_guard_aim(struct __sk_buff *skb, struct slim_a
 	return head.ip.ihl == SLIM_IPV4_WORDS ? SLIM_REASON_NONE : SLIM_REASON_OPTION;
 }
 
-/* Is it for this host, and not only on the way there? */
+/* Is it for this host, and not only on the way there? Loopback is nobody's, but for resolvers. */
 static __always_inline bool slim_guard_is_own(const struct slim_aim *aim)
 {
 	struct slim_cidr_key key = { .prefixlen = 32 + 128 };
 	const __u32 *own;
 
+	if (slim_is_resolver(aim->address, aim->port, aim->client))
+		return true;
 	slim_copy(key.address, aim->address);
 	own = bpf_map_lookup_elem(&slim_own, &key);
 	return own && *own == SLIM_OWN_LOCAL;

@@ -4,7 +4,7 @@
  * that are compiled from the desired state, and questions put to them.
  *
  * Every constant and layout that crosses from Python to C (or back), whatever
- * the data path, stands here, in reason.h, event.h, wire.h and inner.h, and
+ * the data path, stands here, in reason.h, event.h, wire.h, inner.h and resolver.h, and
  * nowhere else. Python reads them from the generated module
  * src/slimnet/contract.py, which a generator makes from the BTF of these
  * headers; CI fails when that module is stale. What only one data path keeps

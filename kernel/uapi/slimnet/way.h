@@ -11,7 +11,7 @@
  *  1. Before the first tables, and from an endpoint that they do not know:
  *     nothing.
  *  2. Inner addresses are no destinations.
- *  3. Loopback in all its forms is the endpoint's own.
+ *  3. Loopback in all its forms is the endpoint's own; its resolver is there too.
  *  4. What is not carried: IPv6, and datagrams to many.
  *  5. An overlay address: the endpoint that has it, behind a service too. Its
  *     host must be reached by a wire; egress policy decides, and ingress policy as
@@ -22,6 +22,7 @@
 #define SLIMNET_WAY_H
 
 #include "inner.h"
+#include "resolver.h"
 #include "target.h"
 #include "wire.h"
 
@@ -105,6 +106,14 @@ slim_way(void *env, const struct slim_inner_range *range, __u16 first_port,
 		return slim_way_refuse(way, SLIM_REASON_INNER_ADDRESS, EACCES);
 
 	if (slim_is_any(aim->address) || slim_is_loopback(aim->address)) {
+		if (dialled->source == SLIM_SOURCE_ANY &&
+		    slim_is_resolver(aim->address, aim->port, aim->client)) {
+			way->target.identity = me->identity;
+			way->target.port = aim->port;
+			way->kind = SLIM_WAY_OUTSIDE;
+			way->reason = SLIM_REASON_SELF;
+			return 0;
+		}
 		if (!stream)
 			return slim_way_refuse(way, SLIM_REASON_DATAGRAM, ENETUNREACH);
 		way->target.endpoint = aim->client;

@@ -34,6 +34,7 @@ from slimnet.agent.inquiry import Inquiries
 from slimnet.agent.installer import Installer
 from slimnet.agent.listening import cut_off
 from slimnet.agent.mirror import Mirror
+from slimnet.agent.names import Names
 from slimnet.agent.notify import notify, watchdog_interval
 from slimnet.agent.site import Site, able, moved, ranges, survey, taken
 from slimnet.cluster import Cluster
@@ -131,9 +132,12 @@ class Agent:
         self._tell(able(self.site.host, self.backend.capabilities, self.site.key))
         instance.note(config, backend.name)
         self.feed = Feed(self.backend)
-        self.installer = Installer(self.backend, self.site.host, config.run)
+        self.names = Names(config.run)
+        self._held.callback(self.names.close)
+        self.installer = Installer(self.backend, self.site.host, self.names)
         self.endpoints = Endpoints(
-            self.site, config.run, self.backend, self.cluster, self.mirror, self.sync
+            *(self.site, config.run, self.backend, self.cluster, self.mirror, self.names),
+            self.sync,
         )
 
     def start(self) -> None:
@@ -308,7 +312,10 @@ class Agent:
             "detail": records.encode(status.detail),
             "ready": not trouble,
             "trouble": trouble,
-            "warnings": list(map(str, uncarried(self.mirror.state(self.site.host)))),
+            "warnings": [
+                *map(str, uncarried(self.mirror.state(self.site.host))),
+                *self.names.warnings(),
+            ],
         }
 
     def wait(

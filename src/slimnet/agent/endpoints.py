@@ -15,25 +15,27 @@ import attrs
 from netaddr import AddrFormatError, IPAddress
 
 from slimnet.abc import Backend, Revision
-from slimnet.agent import hostsfile
 from slimnet.agent.admission import admit, check_free, publishers
 from slimnet.agent.holder import Holders
 from slimnet.agent.listening import is_own, listener
 from slimnet.agent.mirror import Mirror
+from slimnet.agent.names import Names
 from slimnet.agent.site import Site
 from slimnet.attached import PlacedEndpoint
 from slimnet.cluster import Cluster
 from slimnet.exceptions import (
     AlreadyExists,
     BackendError,
+    Conflict,
     InUse,
     InvalidValue,
     StoreUnreachable,
 )
 from slimnet.linux import cgroup
 from slimnet.model import Endpoint
-from slimnet.place import HOSTS, Life, Place
+from slimnet.place import Life, Place
 from slimnet.policy import State
+from slimnet.resolver import address
 
 __all__ = ["Endpoints"]
 
@@ -49,6 +51,7 @@ class Endpoints:
         backend: what attaches them.
         cluster: where they are written down.
         mirror: what of it this host has read.
+        names: their hosts files and resolvers.
         sync: brings the tables to what the store says; answers what hinders it.
     """
 
@@ -59,10 +62,11 @@ class Endpoints:
         backend: Backend,
         cluster: Cluster,
         mirror: Mirror,
+        names: Names,
         sync: Callable[[], str],
     ) -> None:
         self._site = site
-        self._run = run
+        self._names = names
         self._backend = backend
         self._cluster = cluster
         self._mirror = mirror
@@ -121,7 +125,9 @@ class Endpoints:
                 hindrance = self._sync()
                 if hindrance:
                     raise BackendError(f"host {self._site.host.name}: {hindrance}")
-                self.attached[endpoint.id] = self._backend.attach(endpoint, network)
+                place = self._backend.attach(endpoint, network)
+                self._names.add(endpoint, place)
+                self.attached[endpoint.id] = place
             except BaseException:
                 self._undo(endpoint)
                 raise
@@ -211,11 +217,10 @@ class Endpoints:
     def placed(self, endpoint: Endpoint, *, created: bool = False) -> PlacedEndpoint:
         """Where the processes of an attached endpoint belong."""
         place = self.attached[endpoint.id]
-        hosts = hostsfile.path(self._run, endpoint.network, endpoint.namespace)
         place = attrs.evolve(
             place,
             netns=place.netns or Path(f"/proc/{os.getpid()}/ns/net"),
-            mounts={HOSTS: hosts, **place.mounts},
+            mounts={**self._names.files(endpoint), **place.mounts},
         )
         return PlacedEndpoint(endpoint, place, created)
 
@@ -244,6 +249,7 @@ class Endpoints:
                         " does not have: stop them"
                     )
                 place = self._backend.attach(endpoint, networks[endpoint.network])
+                self._names.add(endpoint, place)
                 self.attached[endpoint.id] = place
                 _log.info("endpoint %s is adopted", endpoint.name)
         self.unpoliced = unpoliced
@@ -259,6 +265,7 @@ class Endpoints:
                 with self._noting(number, str(number)):
                     self._backend.detach(number)
                     self.attached.pop(number, None)
+                    self._names.remove(number)
                     self._holders.drop(number)
             self.adopt()
             for number, endpoint in mine.items():
@@ -299,7 +306,13 @@ class Endpoints:
 
     def _admit(self, endpoint: Endpoint) -> None:
         """Refuse what could not be held to what is written for it, or has a port that this
-        host itself listens on."""
+        host itself listens on.
+
+        Raises:
+            Conflict: its id is to be drawn again.
+        """
+        if any(address(each) == address(endpoint.id) for each in self.attached):
+            raise Conflict(f"endpoint {endpoint.id} would share its resolver's address")
         state = self._state_with(endpoint)
         for document, host in publishers(state, state.published, [endpoint]):
             check_free(document, host, self.listener(document.address, document.port))
@@ -367,6 +380,7 @@ class Endpoints:
         self._backend.detach(endpoint.id)
         self.attached.pop(endpoint.id, None)
         self.trouble.pop(endpoint.id, None)
+        self._names.remove(endpoint.id)
         self._cluster.remove_endpoint(endpoint)
         self._holders.drop(endpoint.id)
         if place.cgroup is not None and place.cgroup.is_relative_to(self._site.cgroups):

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import attrs
 
 from slimnet.abc import Backend
-from slimnet.agent import hostsfile
 from slimnet.agent.mirror import Mirror
+from slimnet.agent.names import Names
 from slimnet.model import Host
 from slimnet.policy import Compiler
 from slimnet.tables import Change, Tables
@@ -21,18 +20,18 @@ _log = logging.getLogger(__name__)
 
 
 class Installer:
-    """Compiles and installs for one host, and keeps its hosts files.
+    """Compiles and installs for one host, and tells its endpoints' names.
 
     Args:
         backend: what installs.
         host: whose tables they are.
-        run: where the hosts files go.
+        names: of the endpoints here.
     """
 
-    def __init__(self, backend: Backend, host: Host, run: Path) -> None:
+    def __init__(self, backend: Backend, host: Host, names: Names) -> None:
         self._backend = backend
         self._host = host
-        self._run = run
+        self._names = names
         self._compiler = Compiler(host.name)
         #: Those in force; ``None`` before the first of this process.
         self.tables: Tables | None = None
@@ -58,7 +57,7 @@ class Installer:
             self._hinder(f"cannot install: {type(error).__name__}: {error}")
             return
         try:
-            hostsfile.write(self._run, state.namespaces, state.endpoints, state.services)
+            self._names.update(state)
         except OSError as error:
             self._hinder(f"cannot write the hosts files: {error}")
             return

@@ -118,7 +118,7 @@ def run(
     Signals are passed on, a terminal is the command's. It has mount, PID, IPC,
     UTS and cgroup namespaces of its own and a container's default
     capabilities without CAP_NET_RAW; its host name is NAME, and every
-    endpoint's name resolves.
+    endpoint's name resolves, by DNS too.
 
     An ordinary user's command has none of these: it has the endpoint's
     environment, and is otherwise as it would be without slimnet.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import socket
 import sys
@@ -219,15 +220,22 @@ class Netns:
     Attributes:
         fd: a descriptor of it.
         inode: by which the kernel shows it to users (``netns_ino`` of a BPF link).
-        cookie: by which BPF programs know it (bpf_get_netns_cookie()); never used again.
     """
 
     def __init__(self) -> None:
         self.fd = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
         self.inode = os.fstat(self.fd).st_ino
-        with socket.socket(socket.AF_UNIX) as one:
+
+    @functools.cached_property
+    def cookie(self) -> int:
+        """By which BPF programs know it (bpf_get_netns_cookie()); never used again.
+
+        Raises:
+            OSError: a kernel before 5.14.
+        """
+        with self.entered(), socket.socket(socket.AF_UNIX) as one:
             raw = one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        self.cookie = int.from_bytes(raw, sys.byteorder)
+        return int.from_bytes(raw, sys.byteorder)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

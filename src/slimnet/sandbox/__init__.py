@@ -8,7 +8,7 @@ bpffs, no store, no socket of the agent or another daemon, a container
 runtime's default capabilities without CAP_NET_RAW, no inherited descriptor
 but 0, 1 and 2, and a small system call filter (:mod:`slimnet.sandbox.seccomp`).
 Its host name is the endpoint's, ``/etc/hosts`` knows every endpoint, and
-``/etc/resolv.conf`` names no resolver on the host's loopback.
+``/etc/resolv.conf`` names its resolver; where it has none, none that is on the host's loopback.
 
 Of an ordinary user, and an endpoint that is known by its environment alone, the command
 has that environment and nothing else of this: no namespaces, no filter, the user's own host

@@ -17,7 +17,7 @@ import stat
 
 from slimnet.linux import libc
 from slimnet.linux.mounts import in_sight
-from slimnet.linux.resolvers import resolv_conf
+from slimnet.linux.resolvers import RESOLV_CONF, resolv_conf
 
 __all__ = ["FORBIDDEN", "arrange", "put_console"]
 
@@ -94,12 +94,14 @@ def arrange(
     """
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
     covered = {}  # what is seen below /run, which is to be another
+    names = _resolv_conf(files.get(RESOLV_CONF))
     for seen, file in files.items():
+        if seen == RESOLV_CONF:
+            continue  # often a link into /run, which is to be another
         if _is_below(seen, "/run"):
             covered[seen] = os.open(file, os.O_PATH | os.O_CLOEXEC)
         else:
             _bind(file, os.path.realpath(seen), read_only=True)
-    names = resolv_conf()
     console = libc.open_tree(terminal) if terminal else None
 
     existing = [path for path in hidden if os.path.lexists(path)]
@@ -119,10 +121,18 @@ def arrange(
         _hide(path)
     for seen, descriptor in covered.items():
         _uncover(descriptor, seen)
-    _text("/etc/resolv.conf", names)
+    _text(RESOLV_CONF, names)
     _text("/etc/hostname", f"{hostname}\n")
     if left := [each.point for each in in_sight(*FORBIDDEN)]:
         raise OSError(f"cannot take away {', '.join(left)}")
+
+
+def _resolv_conf(file: str | None) -> str:
+    """What names its resolver, or the host's that it can reach."""
+    if file is None:
+        return resolv_conf()
+    with open(file) as text:
+        return text.read()
 
 
 def _take_away() -> None:
