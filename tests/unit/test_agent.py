@@ -18,6 +18,7 @@ from slimnet.agent.feed import Feed
 from slimnet.agent.holder import Holders
 from slimnet.agent.installer import Installer
 from slimnet.agent.mirror import Mirror
+from slimnet.agent.names import Names
 from slimnet.agent.site import Site
 from slimnet.cluster import Cluster
 from slimnet.config import Config
@@ -51,9 +52,10 @@ class Agent:
         site = Site(HERE, "eth0", directory / "cgroups", bytes(16))
         context = Context(f"test-{directory}", HERE, "eth0", site.cgroups, directory, bytes(16))
         self.backend = MemoryBackend(context)
-        self.installer = Installer(self.backend, HERE, directory)
+        self.naming = Names(directory)
+        self.installer = Installer(self.backend, HERE, self.naming)
         self.endpoints = Endpoints(
-            site, directory, self.backend, self.cluster, self.mirror, self.sync
+            *(site, directory, self.backend, self.cluster, self.mirror, self.naming), self.sync
         )
 
     def sync(self):
@@ -93,6 +95,7 @@ def started(tmp_path, url):
 
     yield start
     for agent in agents:
+        agent.naming.close()
         agent.backend.close()
         agent.store.close()
     MemoryBackend.running.pop(f"test-{tmp_path}", None)

@@ -84,9 +84,9 @@ class Resolver:
         self._zones: dict[str, Zone] = {}
         self._oracle: Oracle | None = None
         self._verdicts: dict[tuple[int, str], bool] = {}
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="slimnet-resolver", daemon=True)
-        self._thread.start()
+        #: That of the thread, which starts with the first endpoint.
+        self._loop = asyncio.new_event_loop()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -98,8 +98,9 @@ class Resolver:
             return
         for number in list(self._clients):
             self.remove(number)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5)
         self._loop.close()
         self._host.close()
 
@@ -127,6 +128,8 @@ class Resolver:
             except OSError as error:
                 return f"cannot listen at {where}:{PORT}: {error.strerror}"
             self._clients[endpoint.id] = client
+            if not self._thread.is_alive():
+                self._thread.start()
         self._loop.call_soon_threadsafe(self._serve, client)
         return ""
 
@@ -156,7 +159,10 @@ class Resolver:
             self._zones.clear()
             self._verdicts.clear()
 
-        self._loop.call_soon_threadsafe(swap)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(swap)
+        else:
+            swap()
 
     # In the thread
 
