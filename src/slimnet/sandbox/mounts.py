@@ -98,6 +98,8 @@ def arrange(
     for seen, file in files.items():
         if seen == RESOLV_CONF:
             continue  # often a link into /run, which is to be another
+        if seen == "/etc/hosts" and not os.path.exists(seen):
+            continue  # a minimal machine has none, and a resolver
         if _is_below(seen, "/run"):
             covered[seen] = os.open(file, os.O_PATH | os.O_CLOEXEC)
         else:
