@@ -6,7 +6,6 @@ The first run makes that Debian (``.build/clean``); each test works on a copy of
 gone afterwards, in mount, network and process namespaces of its own.
 """
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
