@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts for containers, and what containers start from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab.paths import DATA_PATHS, Can
+from slimnet.engines.container import attachments
+from slimnet.testbed import Testbed
+
+#: Data paths that take a container's network namespace.
+TAKING = [name for name, path in DATA_PATHS.items() if Can.OWN_DEVICES in path.can]
+PLUGIN = Path(sys.executable).with_name("slimnet-cni")
+
+
+@contextmanager
+def two_hosts(backend, name):
+    """Two hosts with a network ``prod``, 10.1.0.0/16."""
+    with Testbed(f"slt-{name}{os.getpid()}", hosts=2, backend=backend) as testbed:
+        with testbed.hosts[0].node() as node:
+            node.create_network("prod", "10.1.0.0/16")
+            node.wait()
+        yield testbed.hosts
+
+
+def left(owner, *hosts):
+    """What is still there of containers: of the hosts' records, and written down."""
+    found = [each.file.name for each in attachments(owner)]
+    for host in hosts:
+        with host.node() as node:
+            found += [each.path for each in node.endpoints() if each.host == host.name]
+            found += [each.name for each in node.policies()]
+    return found
+
+
+def ask(command, config, *, plugin=PLUGIN, **environment):
+    """One request to the plugin, as a runtime makes it: status, answer, and what was told."""
+    variables = {f"CNI_{key}": str(value) for key, value in environment.items()}
+    done = subprocess.run(
+        [plugin],
+        input=config if isinstance(config, str) else json.dumps(config),
+        env={"PATH": os.environ["PATH"], "CNI_COMMAND": command, **variables},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    answer = json.loads(done.stdout) if done.stdout else None
+    return done.returncode, answer, done.stderr
+
+
+def root_file_system(directory, *programs):
+    """One with busybox, and programs of this machine with the libraries that they need."""
+    for each in ("bin", "dev", "etc", "proc", "run", "sys", "tmp", "usr/sbin", "var/run"):
+        (directory / each).mkdir(parents=True)
+    for program in ("busybox", *programs):
+        found = shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin")
+        assert found is not None, program
+        needed = subprocess.run(["ldd", found], capture_output=True, text=True, check=False).stdout
+        for file in (found, *re.findall(r"/[^ ]+(?= \()", needed)):
+            target = directory / file.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    busybox = next(directory.glob("**/busybox")).relative_to(directory)
+    command = ["chroot", directory, f"/{busybox}", "--install", "-s", "/bin"]
+    subprocess.run(command, check=True)
+    (directory / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    return directory
