@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from attrs import asdict, field, frozen
@@ -71,6 +71,10 @@ class Published:
     address: str = ""
 
 
+def _to_texts(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
 @frozen
 class Container:
     """One container's part in one network, as it is written down.
@@ -93,7 +97,7 @@ class Container:
     namespace: str
     netns: str
     agent: str
-    published: tuple[str, ...] = field(default=(), converter=tuple)
+    published: tuple[str, ...] = field(default=(), converter=_to_texts)
 
     @property
     def file(self) -> Path:

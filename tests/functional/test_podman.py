@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Podman: containers of two hosts in one network, by Podman's own words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+from attrs import frozen
+from lab.engines import PLUGIN, TAKING, left, root_file_system, two_hosts
+from lab.paths import require
+
+from slimnet.testbed.host import TestbedHost
+
+pytestmark = pytest.mark.root
+
+NAME = f"slt-pod{os.getpid()}"
+CONTAINERS_CONF = """
+[network]
+network_backend = "cni"
+network_config_dir = "{0}/net.d"
+cni_plugin_dirs = ["{1}"]
+[engine]
+cgroup_manager = "cgroupfs"
+runtime = "runc"
+events_logger = "file"
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
+"""
+
+
+@frozen
+class Podman:
+    """One host's, with a store of its own."""
+
+    host: TestbedHost
+    directory: object
+    image: object
+
+    def start(self, *words, **how):
+        """Of the machine's podman, in the host's network."""
+        command = ["nsenter", f"--net={self.host.netns}", "podman", "--root", self.directory / "s"]
+        command += ["--runroot", self.directory / "r", "--log-level=error", *words]
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.directory)}
+        environment["CONTAINERS_CONF"] = str(self.directory / "containers.conf")
+        return subprocess.Popen(
+            [str(each) for each in command], env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
+        )  # fmt: skip
+
+    def __call__(self, *words, status=0):
+        with self.start(*words) as process:
+            output, errors = process.communicate(timeout=60)
+        assert process.returncode == status, (words, output, errors)
+        return output if status == 0 else errors
+
+    def run(self, *words, status=0, options=()):
+        """A container from the root file system: its options, ``--``, its command."""
+        cut = words.index("--")
+        options, command = words[:cut], words[cut + 1 :]
+        return self("run", "--network", NAME, *options, "--rootfs", self.image, *command,
+                    status=status)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=TAKING)
+def podmans(request, tmp_path_factory) -> Iterator[tuple[Podman, Podman]]:
+    require(request.param)
+    if shutil.which("podman") is None:
+        pytest.skip("needs podman: run testbed/setup")
+    programs = ("memcached", "redis-server", "redis-cli")
+    image = root_file_system(tmp_path_factory.mktemp("image"), *programs)
+    with two_hosts(request.param, "pod") as hosts, contextlib.ExitStack() as undo:
+        made = []
+        for host in hosts:
+            directory = tmp_path_factory.mktemp(host.name)
+            (directory / "net.d").mkdir()
+            plugin = {"type": "slimnet-cni", "network": "prod", "agent": str(host.agent)}
+            plugin |= {"labels": {"app": "web"}, "capabilities": {"ips": True}}
+            plugin["capabilities"]["portMappings"] = True
+            network = {"cniVersion": "0.4.0", "name": NAME, "plugins": [plugin]}
+            (directory / "net.d" / f"{NAME}.conflist").write_text(json.dumps(network))
+            text = CONTAINERS_CONF.format(directory, PLUGIN.parent)
+            (directory / "containers.conf").write_text(text)
+            made.append(Podman(host, directory, image))
+            undo.callback(_end, made[-1])
+        yield tuple(made)
+
+
+def _end(podman):
+    podman("rm", "--all", "--force", "--time=0")
+    for kind in ("s/overlay", "s/vfs", "r"):
+        subprocess.run(
+            ["umount", "--quiet", "--recursive", podman.directory / kind],
+            check=False, capture_output=True,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def nothing_left(podmans):
+    yield
+    for podman in podmans:
+        podman("rm", "--all", "--force", "--time=0")
+    assert left(f"cni-{NAME}", *(each.host for each in podmans)) == []
+
+
+def served(podman, *words):
+    """Until a server that has just been started answers."""
+    until = time.monotonic() + 20
+    while True:
+        with podman.start(*words) as process:
+            output, errors = process.communicate(timeout=30)
+        if process.returncode == 0:
+            return output
+        assert time.monotonic() < until, errors
+        time.sleep(0.1)
+
+
+def test_real_programs_on_two_hosts(podmans, nothing_left):
+    """Redis and memcached on one host, their clients on the other, by name."""
+    first, second = podmans
+    first.run("-d", "--name=cache", "--", "redis-server", "--protected-mode", "no")
+    first.run("-d", "--name=mem", "--", "memcached", "-u", "root")
+    second.run("-d", "--name=client", "--", "sleep", "1000")
+    assert served(second, "exec", "client", "redis-cli", "-h", "cache", "ping") == "PONG\n"
+    stats = "printf 'version\\r\\nquit\\r\\n' | nc mem.default.prod.slimnet 11211"
+    assert served(second, "exec", "client", "sh", "-c", stats).startswith("VERSION 1.")
+    with first.host.node() as node:
+        found = {each.name: each for each in node.endpoints()}
+        assert set(found) == {"cache", "mem", "client"}
+        assert {each.labels["app"] for each in found.values()} == {"web"}
+    shown = json.loads(first("inspect", "cache"))[0]["NetworkSettings"]["Networks"][NAME]
+    assert shown["IPAddress"] == str(found["cache"].address)
+
+
+def test_policy_holds(podmans, nothing_left):
+    """Also for root in the container with every network capability."""
+    first, second = podmans
+    first.run("-d", "--name=cache", "--", "redis-server", "--protected-mode", "no")
+    second.run("-d", "--name=client", "--cap-add=NET_ADMIN,NET_RAW", "--", "sleep", "1000")
+    assert served(second, "exec", "client", "redis-cli", "-h", "cache", "ping") == "PONG\n"
+    with first.host.node() as node:
+        node.apply_policy(
+            """
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata: {name: closed}
+            spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
+            """,
+            "prod",
+        )
+        node.wait()
+        try:
+            with second.start(
+                *("exec", "client", "timeout", "2", "redis-cli", "-h", "cache", "ping")
+            ) as process:
+                assert process.stdout.read() == ""
+            assert process.returncode != 0
+        finally:
+            node.remove_policy("closed", "prod")
+    assert served(second, "exec", "client", "redis-cli", "-h", "cache", "ping") == "PONG\n"
+
+
+def test_its_life(podmans, nothing_left):
+    """Stop, start, restart, pause, exec, rename, and a network that is left and joined again:
+    what runs has its address and name, what does not has none."""
+    podman, other = podmans
+    host = podman.host
+    other.run("-d", "--name=client", "--", "sleep", "1000")
+
+    def endpoints():
+        with host.node() as node:
+            return {each.name: each for each in node.endpoints() if each.host == host.name}
+
+    podman.run("-d", "--name=web", "--", "redis-server", "--protected-mode", "no")
+    ping = ("exec", "client", "redis-cli", "-h", "web.default.prod.slimnet", "ping")
+    assert served(other, *ping) == "PONG\n"
+    podman("stop", "--time=0", "web")
+    assert endpoints() == {}
+    podman("start", "web")
+    assert served(other, *ping) == "PONG\n"
+    podman("restart", "--time=0", "web")
+    assert served(other, *ping) == "PONG\n"
+    podman("pause", "web")
+    podman("unpause", "web")
+    assert served(other, *ping) == "PONG\n"
+    assert "10.1.0." in podman("exec", "web", "ip", "-o", "-4", "address", "show", "eth0")
+    podman("network", "disconnect", NAME, "web")
+    assert endpoints() == {}
+    podman("network", "connect", NAME, "web")
+    assert served(other, *ping) == "PONG\n"
+    podman("rename", "web", "shop")
+    assert set(endpoints()) == {"web"}
+    podman("restart", "--time=0", "shop")
+    assert set(endpoints()) == {"shop"}
+
+
+def test_killed_engine_and_agent(podmans, nothing_left):
+    """What ran goes on without either, and is let go of when it went."""
+    podman, other = podmans
+    podman.run("-d", "--name=web", "--", "redis-server", "--protected-mode", "no")
+    other.run("-d", "--name=client", "--", "sleep", "1000")
+    ping = ("exec", "client", "redis-cli", "-h", "web", "ping")
+    assert served(other, *ping) == "PONG\n"
+    podman.host.kill_agent()
+    assert other(*ping) == "PONG\n"
+    podman.host.start_agent().wait()
+    assert served(other, *ping) == "PONG\n"
+    for delay in (0.1, 0.4, 0.8):
+        with podman.start(
+            *("run", "-d", "--network", NAME, "--name=half", "--rootfs", podman.image),
+            *("sleep", "1000"),
+            start_new_session=True,
+        ) as engine:
+            time.sleep(delay)
+            os.killpg(engine.pid, signal.SIGKILL)
+        podman("rm", "--force", "--time=0", "--ignore", "half")
+    assert served(other, *ping) == "PONG\n"
+
+
+WRONG = {
+    "an address of another network": (("--ip=10.9.0.1",), "wanted an address in 10.1.0.0/16"),
+    "a port of UDP": (("-p", "53:53/udp"), "port 53: wanted protocol tcp"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_words(podmans, nothing_left, what):
+    """Podman's own error has one line of ours; the next try works."""
+    words, message = WRONG[what]
+    errors = podmans[0].run("--rm", *words, "--", "true", status=126)
+    assert message in errors
+    assert left(f"cni-{NAME}", podmans[0].host) == []
+    podmans[0].run("--rm", "--", "true")
+
+
+def test_without_an_agent(podmans, nothing_left):
+    host = podmans[0].host
+    host.kill_agent()
+    began = time.monotonic()
+    try:
+        errors = podmans[0].run("--rm", "--", "true", status=126)
+        assert "slimnet: agent on" in errors
+        assert time.monotonic() - began < 10
+    finally:
+        host.start_agent().wait()
+    podmans[0].run("--rm", "--", "true")
