@@ -19,6 +19,7 @@
 
 #include <slimnet/announce.h>
 #include <slimnet/address.h>
+#include <slimnet/keys.h>
 
 #include "fuzzing.h"
 #include "link.h"
@@ -53,6 +54,7 @@ struct link {
 	uint8_t connecting, greeted, ready, dead;
 	__be32 host[4];			/* the other end's */
 	struct slim_hello mine, theirs;
+	uint64_t by[2];			/* which of the cluster's keys */
 	uint64_t in_key[2], out_key[2];
 	uint64_t in_number, out_number;
 	uint64_t heard;
@@ -76,7 +78,7 @@ static struct timer dialling;
 static struct link *links;
 static struct pause *pauses;
 static size_t link_number, strangers;
-static uint64_t cluster_key[2];
+static struct slim_keys keys;
 static uint64_t tokens;
 
 static void on_ready(struct watch *watch, uint32_t events);
@@ -347,6 +349,17 @@ static void become_ready(struct link *link)
 	endpoint_reachable(link->host);
 }
 
+/* The link's keys, out of one of the cluster's two. */
+static void take_keys(struct link *link, uint32_t which)
+{
+	const struct slim_hello *opener = link->opener ? &link->mine : &link->theirs;
+	const struct slim_hello *acceptor = link->opener ? &link->theirs : &link->mine;
+
+	memcpy(link->by, keys.key[which], sizeof(link->by));
+	mac_link_key(link->by, opener, acceptor, link->opener, link->out_key);
+	mac_link_key(link->by, opener, acceptor, !link->opener, link->in_key);
+}
+
 static void hello(struct link *link, const struct slim_hello *theirs)
 {
 	link->theirs = *theirs;
@@ -364,10 +377,7 @@ static void hello(struct link *link, const struct slim_hello *theirs)
 			return;
 	}
 	link->greeted = 1;
-	mac_link_key(cluster_key, link->opener ? &link->mine : &link->theirs,
-		     link->opener ? &link->theirs : &link->mine, link->opener, link->out_key);
-	mac_link_key(cluster_key, link->opener ? &link->mine : &link->theirs,
-		     link->opener ? &link->theirs : &link->mine, !link->opener, link->in_key);
+	take_keys(link, keys.signs);
 	if (link->opener)
 		put_frame(link, (struct slim_frame){ .kind = htons(SLIM_FRAME_READY) });
 }
@@ -375,7 +385,12 @@ static void hello(struct link *link, const struct slim_hello *theirs)
 static void on_frame(struct link *link, const struct slim_frame *frame)
 {
 	const uint16_t kind = ntohs(frame->kind);
+	uint32_t which;
 
+	/* Which of the keys a link is by, the opener says with its first frame. */
+	for (which = 0; which < 2 && !link->opener && !link->ready; which++)
+		if (frame->tag != mac_frame(link->in_key, link->in_number, frame))
+			take_keys(link, which);
 	if (frame->tag != mac_frame(link->in_key, link->in_number++, frame)) {
 		link_end(link);
 		return;
@@ -931,19 +946,49 @@ static void on_stranger(struct watch *watch, uint32_t events)
 	link_new(fd, 0, host);
 }
 
-int link_start(const struct slim_shim_name *listen_at, const uint8_t *key)
+static int is_current(const struct link *link)
+{
+	return !memcmp(link->by, keys.key[0], sizeof(link->by)) ||
+	       !memcmp(link->by, keys.key[1], sizeof(link->by));
+}
+
+void link_keys(const uint8_t both[2][16])
+{
+	__u64 half[2][2];
+	struct link *link, *next;
+	int index;
+
+	memcpy(half, both, sizeof(half));
+	for (index = 0; index < 4; index++)
+		half[index / 2][index % 2] = le64toh(half[index / 2][index % 2]);
+	slim_keys_set(&keys, half[0], half[1]);
+	for (link = links; link; link = next) {
+		struct pause *pause;
+
+		next = link->next;
+		if (!link->greeted || is_current(link))
+			continue;
+		link_end(link);
+		/* Nothing is wrong with the host: a link by the new key follows at once. */
+		pause = pause_of(link->host);
+		if (pause) {
+			pause->length = 0;
+			pause->until = 0;
+		}
+		loop_set(&dialling, 0, dial_all);
+	}
+}
+
+int link_start(const struct slim_shim_name *listen_at, const uint8_t both[2][16])
 {
 	static struct timer ticking;
 	static const int on = 1;
 	const int family = name_family(listen_at->address);
 	union name name;
 	socklen_t size = name_make(&name, family, listen_at->address, listen_at->port);
-	uint64_t half[2];
 	int fd;
 
-	memcpy(half, key, sizeof(half));
-	cluster_key[0] = le64toh(half[0]);
-	cluster_key[1] = le64toh(half[1]);
+	link_keys(both);
 	if (getrandom(&tokens, sizeof(tokens), 0) != sizeof(tokens))
 		return -1;
 	fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
 from attrs import frozen
 
 from slimnet import contract
@@ -62,13 +63,13 @@ class Here:
         address: underlay, as the contract holds it.
         port: at which it hears what others announce.
         wire_port: the first of its wire ports.
-        key: the cluster's.
+        keys: the cluster's; the first makes links, the others are good as well.
     """
 
     address: bytes
     port: int
     wire_port: int
-    key: bytes
+    keys: tuple[bytes, ...]
 
     @property
     def v4(self) -> str:
@@ -132,6 +133,11 @@ class Announcer:
             self._thread.start()
         os.eventfd_write(self._wake, 1)
 
+    def rekey(self, keys: tuple[bytes, ...]) -> None:
+        """Other keys from now on; links by one that is not among them end, and are made again."""
+        self._here = attrs.evolve(self._here, keys=keys)
+        os.eventfd_write(self._wake, 1)
+
     def close(self) -> None:
         """End the links. Closing twice is no error."""
         if self._ring is None:
@@ -178,7 +184,9 @@ class Announcer:
         self._listen()
         for link in list(self._links):
             age = now - link.heard
-            if link.host not in self._hosts:
+            if link.by not in self._here.keys:
+                self._end(link, "by a key that is no more")
+            elif link.host not in self._hosts:
                 self._end(link, "no host that announces")
             elif age > (_DEAD if link.ready else _LINK):
                 self._end(link, "silent")
@@ -253,7 +261,7 @@ class Announcer:
     def _add(self, sock: socket.socket, host: bytes, *, opener: bool) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link = AnnounceLink(sock, self._here.address, host, self._here.key, opener=opener)
+        link = AnnounceLink(sock, self._here.address, host, self._here.keys, opener=opener)
         self._links.append(link)
         self._selector.register(sock, self._mask(link), link)
 
