@@ -281,7 +281,7 @@ class Backend(abc.ABC):
                 next calls try again. Users read the text in ``slimnet status``.
         """
 
-    def rekey(self, key: bytes, other: bytes | None = None) -> None:  # noqa: B027
+    def rekey(self, key: bytes, other: bytes | None = None) -> None:
         """Sign with ``key`` from now on, and take ``other`` as well from other hosts; no
         connection is lost or refused. A backend whose wires need no key has nothing to do.
 

@@ -11,103 +11,12 @@ from pathlib import Path
 
 import attrs
 import pytest
+from machines import Machines, files, first, slimnet
 from servers import etcdctl
 
 from slimnet.cluster.token import Token
-from slimnet.cluster.which import open_named
-from slimnet.linux import netns
-from slimnet.testbed.etcd import Etcd
-from slimnet.testbed.host import TestbedHost
-from slimnet.testing import Underlay
 
 pytestmark = pytest.mark.root
-
-PATIENCE = 120
-
-
-class Machines:
-    """Three of them, each with a directory of its own, and a store that they reach."""
-
-    def __init__(self, directory, kind, authority):
-        self.directory = directory
-        self.underlay = Underlay(hosts=3, name=f"mem-{os.getpid()}")
-        self.hosts = [self._host(each) for each in self.underlay.hosts]
-        address = str(self.underlay.network[100])
-        self.options, secure = [], {}
-        if kind == "tls":
-            ours = authority("ours")
-            cert, key = ours.sign("server", f"IP:{address}")
-            self.client = ours.sign("client")
-            options = [f"--cert-file={cert}", f"--key-file={key}", f"--trusted-ca-file={ours.ca}"]
-            secure = {"scheme": "https", "options": [*options, "--client-cert-auth"]}
-            self.options = ["-O", f"ca={ours.ca}", *self.certificate()]
-        self.etcd = Etcd(directory / "etcd", address, namespace=self.underlay.switch, **secure)
-        self.url = f"sqlite://{directory}/store.db" if kind == "sqlite" else self.etcd.url
-        self.kind = kind
-
-    def _host(self, each):
-        instance = f"{self.underlay.name}-{each.name}"
-        agent = Path("/run/slimnet", instance, "agent.sock")
-        path = self.directory / each.name
-        host = TestbedHost(
-            each.name, instance, each.netns, each.address, each.interface, path, agent
-        )
-        path.mkdir()
-        host.config.write_text(
-            f'instance = "{instance}"\nunderlay.interface = "{each.interface}"\n'
-        )
-        return host
-
-    def certificate(self):
-        cert, key = self.client
-        return ["-O", f"cert={cert}", "-O", f"key={key}"]
-
-    def up(self):
-        self.underlay.up()
-        if self.kind != "sqlite":
-            self.underlay.join(self.underlay.network[100])
-            self.etcd.start()
-
-    def down(self):
-        for host in self.hosts:
-            host.stop_agent()
-            if (host.config.parent / "conf.d/cluster.toml").exists():
-                slimnet(host, "agent", "--teardown", "--force")
-            host.clear()
-        if self.kind != "sqlite":
-            self.etcd.remove()
-        self.underlay.down()
-
-    def held(self):
-        """What the store holds."""
-        with netns.enter(self.underlay.switch):
-            url = self.url if self.kind != "tls" else str(self.hosts[0].config)
-            with open_named(url) as store:
-                return store.list("")[0]
-
-
-def slimnet(host, *words, status=0, typed=None):
-    """What it prints; where it is refused, its one line."""
-    environment = {k: v for k, v in host.environment().items() if k != "SLIMNET_CONFIG"}
-    environment |= {"SLIMNET_CONFIG": str(host.config), "NO_COLOR": "1"}
-    argv = [sys.executable, "-m", "slimnet.cli", *words]
-    with host.enter():
-        done = subprocess.run(
-            argv, env=environment, capture_output=True, text=True, timeout=PATIENCE, input=typed
-        )
-    assert done.returncode == status, done.stdout + done.stderr
-    if not status:
-        return done.stdout
-    (line,) = done.stderr.splitlines()
-    return line
-
-
-def files(host):
-    """What it has written, and when."""
-    return {
-        str(path): (path.stat().st_mtime_ns, path.stat().st_mode)
-        for path in host.directory.rglob("*")
-    }
 
 
 @pytest.fixture
@@ -118,17 +27,6 @@ def machines(request, tmp_path, authority):
         yield made
     finally:
         made.down()
-
-
-def first(machines, *words):
-    """The token of a cluster that the first machine made."""
-    host = machines.hosts[0]
-    options = machines.options
-    said = slimnet(host, "cluster", "init", "--host", "h1", "--store", machines.url,
-                   *options, *words)  # fmt: skip
-    command, token = said.strip().rsplit(" ", 1)
-    assert command == "slimnet cluster join"
-    return token
 
 
 @pytest.mark.parametrize("machines", ["sqlite", "etcd", "tls"], indirect=True)

@@ -31,7 +31,7 @@ from slimnet.agent.member import Terms, invite
 from slimnet.agent.requests import Nothing
 from slimnet.agent.routes import ROUTES, Route, Routes
 from slimnet.agent.server import Server
-from slimnet.agent.site import Site, read_key
+from slimnet.agent.site import Site, read_keys
 from slimnet.cli import slimnet
 from slimnet.cluster import Cluster
 from slimnet.cluster.keys import KEYS
@@ -65,7 +65,7 @@ SEED = int(os.environ.get("SLIMNET_API_SEED", "1"))
 def agent(tmp_path, monkeypatch):
     """An agent with a network; it follows its store before each answer only."""
     host = Host("h1", "192.0.2.1", {"vxlan"}, "memory")
-    site = Site(host, "eth0", tmp_path / "cgroups", bytes(16))
+    site = Site(host, "eth0", tmp_path / "cgroups", (bytes(16),))
     monkeypatch.setattr(directories, "run", lambda: tmp_path / "run")
     monkeypatch.setattr(agents.instance, "running", lambda _: {})
     monkeypatch.setattr(
@@ -784,7 +784,7 @@ def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):
     node.request("POST", "endpoints", **body)
     node.request("POST", "policies", policies=DOCUMENTS, network="prod")
     url = f"sqlite://{tmp_path}/store.db"
-    read_key(tmp_path / "joined")  # makes it
+    read_keys(tmp_path / "joined")  # makes it
     files = {"host": tmp_path / "conf.d/cluster.toml"}
     invite(Config(store=url, key_file=tmp_path / "joined", files=files), Terms())
     with SqliteStore.open(url) as store:

@@ -52,6 +52,7 @@ struct link {
 	struct link *next;
 	uint8_t opener;			/* this end opened it */
 	uint8_t connecting, greeted, ready, dead;
+	uint8_t old;			/* by a key that another one follows: it ends soon */
 	__be32 host[4];			/* the other end's */
 	struct slim_hello mine, theirs;
 	uint64_t by[2];			/* which of the cluster's keys */
@@ -153,7 +154,7 @@ static void link_end(struct link *link)
 	strangers -= !link->opener && !link->ready;
 	loop_clear(&link->timer);
 	loop_forget(&link->watch);
-	if (link->opener)
+	if (link->opener && !link->old)
 		rest(link->host);
 	free(link->out);
 	free(link->known);
@@ -162,7 +163,7 @@ static void link_end(struct link *link)
 	link->known = NULL;
 	link->later = NULL;
 	loop_free(link);
-	if (link->opener && is_down(link->host))
+	if (link->opener && !link->old && is_down(link->host))
 		endpoint_unreachable(link->host);
 }
 
@@ -328,7 +329,8 @@ static void become_ready(struct link *link)
 	link->ready = 1;
 	if (!link->opener)
 		strangers--;
-	loop_set(&link->timer, SLIM_ANNOUNCE_IDLE_MS, silence);
+	if (!link->old)
+		loop_set(&link->timer, SLIM_ANNOUNCE_IDLE_MS, silence);
 	if (!link->opener) {
 		put_frame(link, (struct slim_frame){ .kind = htons(SLIM_FRAME_READY) });
 		if (link->theirs.flags & htons(SLIM_HELLO_LISTENERS))
@@ -487,14 +489,28 @@ static struct known *known_place(struct link *link, uint32_t client, uint32_t se
 	return &link->known[(mixed ^ mixed >> 15) & (KNOWN - 1)];
 }
 
-static struct link *link_to(const __be32 *host)
+/* The one that this router opened, or opens, by the key that signs. */
+static struct link *link_current(const __be32 *host)
 {
 	struct link *link;
 
 	for (link = links; link; link = link->next)
-		if (link->opener && !link->dead && slim_same(link->host, host))
+		if (link->opener && !link->dead && !link->old && slim_same(link->host, host))
 			return link;
 	return NULL;
+}
+
+/* The one to use; one by an old key until the one that follows it is ready. */
+static struct link *link_to(const __be32 *host)
+{
+	struct link *current = link_current(host), *link;
+
+	if (current && current->ready)
+		return current;
+	for (link = links; link; link = link->next)
+		if (link->opener && link->ready && !link->dead && slim_same(link->host, host))
+			return link;
+	return current;
 }
 
 static void dial(const __be32 *host, const struct slim_file_host *where)
@@ -533,7 +549,7 @@ static void dial_all(struct timer *timer)
 		const __be32 *host = tables_host_at(tables, index);
 		const struct pause *pause = pause_of(host);
 
-		if (slim_same(host, state->host) || link_to(host) ||
+		if (slim_same(host, state->host) || link_current(host) ||
 		    (pause && pause->until > loop_now()))
 			continue;
 		dial(host, tables_host(tables, host));
@@ -946,37 +962,32 @@ static void on_stranger(struct watch *watch, uint32_t events)
 	link_new(fd, 0, host);
 }
 
-static int is_current(const struct link *link)
+/* Whether another one has to follow it, or the other end's. */
+static int is_old(const struct link *link)
 {
-	return !memcmp(link->by, keys.key[0], sizeof(link->by)) ||
-	       !memcmp(link->by, keys.key[1], sizeof(link->by));
+	const uint32_t signs = keys.signs;
+
+	return link->greeted && memcmp(link->by, keys.key[signs], sizeof(link->by)) &&
+	       (link->opener || memcmp(link->by, keys.key[!signs], sizeof(link->by)));
 }
 
 void link_keys(const uint8_t both[2][16])
 {
 	__u64 half[2][2];
-	struct link *link, *next;
+	struct link *link;
 	int index;
 
 	memcpy(half, both, sizeof(half));
 	for (index = 0; index < 4; index++)
 		half[index / 2][index % 2] = le64toh(half[index / 2][index % 2]);
 	slim_keys_set(&keys, half[0], half[1]);
-	for (link = links; link; link = next) {
-		struct pause *pause;
-
-		next = link->next;
-		if (!link->greeted || is_current(link))
-			continue;
-		link_end(link);
-		/* Nothing is wrong with the host: a link by the new key follows at once. */
-		pause = pause_of(link->host);
-		if (pause) {
-			pause->length = 0;
-			pause->until = 0;
+	for (link = links; link; link = link->next)
+		if (!link->old && is_old(link)) {
+			/* What is under way on it arrives. */
+			link->old = 1;
+			loop_set(&link->timer, SLIM_ANNOUNCE_LINK_MS, timed_out);
+			loop_set(&dialling, 0, dial_all);
 		}
-		loop_set(&dialling, 0, dial_all);
-	}
 }
 
 int link_start(const struct slim_shim_name *listen_at, const uint8_t both[2][16])

@@ -76,7 +76,7 @@ void published_trouble(char *text, size_t room);
 /* link.c: other hosts */
 /* Of the two keys, which may be the same, the first makes new links. */
 int link_start(const struct slim_shim_name *listen, const uint8_t both[2][16]);
-/* Others from now on; links by one that is neither end. */
+/* Others from now on; links by the first of them follow those by another. */
 void link_keys(const uint8_t both[2][16]);
 /* main.c: reads a file of them. 0, or -1 and errno. */
 int read_keys(const char *path, uint8_t both[2][16]);

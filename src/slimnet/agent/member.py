@@ -14,7 +14,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,21 @@ from netaddr import AddrFormatError, IPAddress
 from slimnet import agent, directories, records
 from slimnet.abc import Revision, Store
 from slimnet.agent import instance
-from slimnet.agent.site import fingerprint, read_key, underlay
+from slimnet.agent.site import read_keys, underlay, write_keys
 from slimnet.cluster import Cluster, keys
+from slimnet.cluster.keyring import Keyring, fingerprint
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.cluster.token import PUBLIC, Token
 from slimnet.cluster.which import open_configured
 from slimnet.config import Config, load_config
-from slimnet.exceptions import AlreadyExists, ConfigError, Conflict, InvalidValue, NotFound
+from slimnet.exceptions import (
+    AlreadyExists,
+    ConfigError,
+    Conflict,
+    InUse,
+    InvalidValue,
+    NotFound,
+)
 from slimnet.model import Host, HostState
 from slimnet.names import missing
 from slimnet.trusted import make_trusted
@@ -40,11 +48,14 @@ __all__ = [
     "Invitation",
     "Terms",
     "Wishes",
+    "check_member",
     "form",
     "invitations",
     "invite",
     "join",
+    "join_again",
     "leave",
+    "refuse_key",
     "withdraw",
 ]
 
@@ -117,7 +128,7 @@ def form(path: str | None, wishes: Wishes, store: str | None = None) -> tuple[Co
             held.enter_context(instance.hold(config))
         host = _host(config)
         there = config.key_file.exists()
-        key = read_key(config.key_file) if there else secrets.token_bytes(16)
+        own_keys = read_keys(config.key_file) if there else (secrets.token_bytes(16),)
         opened = held.enter_context(open_configured(config, make=True))
         number = store_id(opened)
         if number and not there:
@@ -125,11 +136,11 @@ def form(path: str | None, wishes: Wishes, store: str | None = None) -> tuple[Co
                 f"the store holds cluster {number}, whose key is not here: join it with a token"
                 " (`slimnet cluster token create` on a host of it), or name another prefix"
             )
-        _refuse_key(opened, config, key)
+        refuse_key(opened, config, own_keys)
         _refuse_twin(opened, host, itself=True)
         files = held.enter_context(_files())
         if not there:
-            files.add(config.key_file, f"{key.hex()}\n")
+            files.add(config.key_file, f"{own_keys[0].hex()}\n")
         files.add(own, _toml(found, config, "init"))
         store_own = OwnStore(opened)
         with contextlib.suppress(Conflict):  # its agent has said more of it
@@ -142,16 +153,17 @@ def invite(config: Config, terms: Terms) -> Token:
     """A token for others.
 
     Raises:
-        NotFound: the store holds no cluster.
+        NotFound: this host is in no cluster.
+        InUse: its key is being changed.
         ConfigError, StoreUnreachable: nothing was changed.
     """
     with open_configured(config) as store:
-        number = store_id(store)
-        # Else nothing says that the key here is that cluster's.
-        member = any(file.match("conf.d/cluster.toml") for file in config.files.values())
-        if not number or not member:
-            raise NotFound(f"this host is in no cluster on {config.store}: `slimnet cluster init`")
-        _refuse_key(store, config, read_key(config.key_file))
+        number = check_member(config, store)
+        own = read_keys(config.key_file)
+        refuse_key(store, config, own)
+        ring, revision = Keyring.read(store)
+        if ring is not None and ring.next:
+            raise InUse("the cluster's key is being changed: `slimnet cluster rotate-key` ends it")
         options = dict(config.store_options)
         files = {}
         for option in PUBLIC & options.keys():
@@ -163,11 +175,31 @@ def invite(config: Config, terms: Terms) -> Token:
             "expires": time.time() + terms.seconds,
             "host": config.host,
             "lease": lease,
-            "sealed": token.seal(read_key(config.key_file)).hex(),
+            "sealed": token.seal(own[0]).hex(),
         }
         key = keys.TOKEN.at(token.id)
-        OwnStore(store).transact(expect={key: None}, put=_dumped(key, record), leases={key: lease})
+        try:
+            OwnStore(store).transact(
+                expect={key: None, keys.KEYRING.at(): revision},
+                put=_dumped(key, record),
+                leases={key: lease},
+            )
+        except Conflict:
+            raise InUse("the cluster's key was changed just now: try again") from None
     return token
+
+
+def check_member(config: Config, store: Store) -> str:
+    """The id of the cluster that this host is in.
+
+    Raises:
+        NotFound: the store holds none, or nothing says that the key here is that cluster's.
+    """
+    number = store_id(store)
+    member = any(file.match("conf.d/cluster.toml") for file in config.files.values())
+    if not number or not member:
+        raise NotFound(f"this host is in no cluster on {config.store}: `slimnet cluster init`")
+    return number
 
 
 def invitations(store: Store) -> list[Invitation]:
@@ -230,12 +262,12 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
             record, revision = _record(store, token)
             key = token.unseal(bytes.fromhex(record["sealed"]))
             if config.key_file.exists():
-                if read_key(config.key_file) != key:
+                if key not in read_keys(config.key_file):
                     got = f"{config.key_file} with another: remove it, if nothing else needs it"
                     raise ConfigError("key_file", "the cluster's key, or no file", got)
             elif config.key_file not in files:
                 files.add(config.key_file, f"{key.hex()}\n")
-            _refuse_key(store, config, key)
+            refuse_key(store, config, [key])
             _refuse_twin(store, host)
             try:
                 _claim(store, token, record, revision, host)
@@ -244,6 +276,39 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
             break
         files.publish()
     return load_config(path), own
+
+
+def join_again(path: str | None, token: Token) -> Config:
+    """Give a host of a cluster the key that it has by now; with its configuration. Its agent,
+    which may run, takes it from the file.
+
+    Args:
+        path: of the configuration; ``None``: the default one.
+        token: of the same cluster.
+
+    Raises:
+        NotFound: this machine is in no cluster.
+        InvalidValue: the token is expired, used up, or of another cluster.
+        ConfigError, StoreUnreachable: nothing was changed.
+    """
+    config = load_config(path)
+    with open_configured(config) as opened:
+        number = check_member(config, opened)
+        if number != token.cluster:
+            got = f"one for cluster {token.cluster}"
+            raise InvalidValue("token", f"one for cluster {number}, which this host is in", got)
+        store = OwnStore(opened)
+        while True:
+            record, revision = _record(store, token)
+            key = token.unseal(bytes.fromhex(record["sealed"]))
+            if read_keys(config.key_file)[0] == key:
+                return config  # it has it
+            try:
+                _spend(store, token, record, revision)
+            except Conflict:
+                continue
+            write_keys(config.key_file, [key])
+            return config
 
 
 def leave(path: str | None, *, force: bool = False) -> Config:
@@ -350,11 +415,16 @@ def _refuse_other(store: Store, token: Token) -> None:
         raise InvalidValue("token", wanted, f"one for cluster {token.cluster}")
 
 
-def _refuse_key(store: Store, config: Config, key: bytes) -> None:
-    own = fingerprint(key)
+def refuse_key(store: Store, config: Config, own: Sequence[bytes]) -> None:
+    """Whether the keys of this host are those of the others.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    names = [fingerprint(each) for each in own]
     for each in Cluster(store).hosts():
-        if each.key not in ("", own):
-            got = f"{config.key_file} with {own}"
+        if each.key not in ("", *names):
+            got = f"{config.key_file} with {', '.join(names)}"
             raise ConfigError("key_file", f"the key of host {each.name} ({each.key})", got)
 
 
@@ -393,10 +463,22 @@ def _record(store: Store, token: Token) -> tuple[dict[str, Any], Revision]:
 def _claim(
     store: Store, token: Token, record: Mapping[str, Any], revision: Revision, host: Host
 ) -> None:
-    """Use it once, and keep the host's name for it.
+    """Use it once, and keep the host's name for it."""
+    _spend(store, token, record, revision, {keys.SEEN.at(host.name): None}, _seen(host))
+
+
+def _spend(
+    store: Store,
+    token: Token,
+    record: Mapping[str, Any],
+    revision: Revision,
+    expect: Mapping[str, Revision | None] | None = None,
+    put: Mapping[str, bytes] | None = None,
+) -> None:
+    """Use it once.
 
     Raises:
-        Conflict: something of it has changed.
+        Conflict: it, or what else is expected, has changed.
         InvalidValue: it expired just now.
     """
     key = keys.TOKEN.at(token.id)
@@ -404,8 +486,8 @@ def _claim(
     spent = {**record, "uses": left, "sealed": record["sealed"] if left else ""}
     try:
         store.transact(
-            expect={key: revision, keys.SEEN.at(host.name): None},
-            put={**_dumped(key, spent), **_seen(host)},
+            expect={**(expect or {}), key: revision},
+            put={**(put or {}), **_dumped(key, spent)},
             leases={key: record["lease"]},
         )
     except NotFound as error:

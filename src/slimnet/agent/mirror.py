@@ -12,6 +12,7 @@ from typing import Any
 from slimnet import records
 from slimnet.abc import Revision, Store
 from slimnet.cluster import keys
+from slimnet.cluster.keyring import Keyring
 from slimnet.cluster.own import ID_KEY, check_id
 from slimnet.exceptions import Conflict, InvalidValue
 from slimnet.model import Endpoint, Host, Network
@@ -57,8 +58,10 @@ class Mirror:
         self._asked = keys.INQUIRY.below(host)
         # Not what every host writes after every change, such as installed/<host>: each
         # of N hosts would be woken N times.
-        self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked)
+        self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked, keys.KEYRING.at())
         self._cluster = cluster
+        #: Which the cluster's keys are; ``None``: it has never changed them.
+        self.keyring: Keyring | None = None
         self._own = keys.CLUSTER_ID.at(cluster) if cluster else ""
         if self._own:
             self._prefixes += (self._own,)
@@ -190,6 +193,7 @@ class Mirror:
             self.problems.clear()
             self.inquiries.clear()
             self.changed = 0
+            self.keyring = None
             self._kinds = {kind: {} for kind in _DECODE}
             for key, (value, changed) in pairs.items():
                 self._take(key, value)
@@ -203,6 +207,8 @@ class Mirror:
             self.inquiries.pop(key, None)
             if value is not None:
                 self.inquiries[key] = value
+        if key == keys.KEYRING.at():
+            self._take_keyring(key, value)
         if kind not in _DECODE:
             return False
         mended = self.problems.pop(key, None) is not None
@@ -219,3 +225,12 @@ class Mirror:
             return mended
         self._kinds[kind][key] = found
         return True
+
+    def _take_keyring(self, key: str, value: bytes | None) -> None:
+        """One that cannot be read changes no key of this host."""
+        self.problems.pop(key, None)
+        try:
+            self.keyring = None if value is None else Keyring.load(value)
+        except InvalidValue as error:
+            self.problems[key] = str(error)
+            _log.warning("%s", error)

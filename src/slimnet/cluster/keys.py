@@ -17,11 +17,13 @@ __all__ = [
     "COUNTER",
     "EGRESS_LIMIT",
     "ENDPOINT",
+    "HELD",
     "HOST",
     "ID",
     "IDENTITY",
     "INQUIRY",
     "INSTALLED",
+    "KEYRING",
     "KEYS",
     "NAMESPACE",
     "NETWORK",
@@ -41,8 +43,8 @@ class Key:
     Attributes:
         pattern: ``<name>`` stands for what differs.
         meaning: of the value, for the reference.
-        passing: whether it goes with a lease: it says what is so now, and nothing to a store
-            that is restored.
+        passing: whether it says what is so now, and nothing to a store that is restored, as
+            what goes with a lease does.
     """
 
     pattern: str
@@ -97,6 +99,17 @@ TOKEN = Key(
     " secret; leased, and gone when it expires",
     passing=True,
 )
+KEYRING = Key(
+    "keyring",
+    "which the cluster's keys are: fingerprints, and while one follows another the new one,"
+    " sealed with the old one",
+    passing=True,
+)
+HELD = Key(
+    "keys/<host>",
+    "the fingerprints of the keys that host takes, that which it signs with first; leased",
+    passing=True,
+)
 IDENTITY = Key(
     "identities/<network>/<namespace>/<labels>", "the number of a distinct label set, for ever"
 )
@@ -126,6 +139,8 @@ KEYS = (
     INQUIRY,
     ANSWER,
     TOKEN,
+    KEYRING,
+    HELD,
     IDENTITY,
     ID,
     COUNTER,

@@ -134,7 +134,8 @@ class Announcer:
         os.eventfd_write(self._wake, 1)
 
     def rekey(self, keys: tuple[bytes, ...]) -> None:
-        """Other keys from now on; links by one that is not among them end, and are made again."""
+        """Other keys from now on. A link by the first of them follows each that is by another,
+        which ends a little later: what is under way on it arrives."""
         self._here = attrs.evolve(self._here, keys=keys)
         os.eventfd_write(self._wake, 1)
 
@@ -184,7 +185,10 @@ class Announcer:
         self._listen()
         for link in list(self._links):
             age = now - link.heard
-            if link.by not in self._here.keys:
+            stale = link.by not in self._here.keys[: 1 if link.opener else None]
+            if stale and link.until is None:
+                link.until = now + _LINK
+            if link.until is not None and now > link.until:
                 self._end(link, "by a key that is no more")
             elif link.host not in self._hosts:
                 self._end(link, "no host that announces")
@@ -192,7 +196,7 @@ class Announcer:
                 self._end(link, "silent")
             elif link.ready and age > _IDLE:
                 self._send(link, contract.SLIM_FRAME_PING)
-        opened = {link.host for link in self._links if link.opener}
+        opened = {link.host for link in self._links if link.opener and link.until is None}
         for host in self._hosts.keys() - opened:
             if now - self._dialled.get(host, 0.0) >= _TICK:
                 self._dialled[host] = now
@@ -279,10 +283,14 @@ class Announcer:
         self._links.remove(link)
         self._selector.unregister(link.sock)
         link.close()
-        if link.opener:
+        if link.opener and not self._opened(link.host):
             self._remote.remove(
                 [key for key, _ in self._remote.items() if key.startswith(link.host)]
             )
+
+    def _opened(self, host: bytes) -> bool:
+        """Whether a link to a host tells which listeners it has."""
+        return any(link.opener and link.synced and link.host == host for link in self._links)
 
     def _send(self, link: AnnounceLink, kind: int, **fields: int | bytes) -> None:
         try:
@@ -442,7 +450,12 @@ class Announcer:
         names = _TUPLE.unpack(one.told["tuple"])
         host = names["destination"]
         link = to or next(
-            (each for each in self._links if each.opener and each.ready and each.host == host),
+            # Of two, the later one: the other one ends soon.
+            (
+                each
+                for each in reversed(self._links)
+                if each.opener and each.ready and each.host == host
+            ),
             None,
         )
         if link is None or link.host != host:

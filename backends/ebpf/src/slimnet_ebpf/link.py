@@ -89,6 +89,8 @@ class AnnounceLink:
         self._cluster = tuple(keys)
         #: Which of the cluster's keys it is by.
         self.by = self._cluster[0]
+        #: When it ends, in seconds of the monotonic clock, since another one follows it.
+        self.until: float | None = None
         self._mine = b""
         self._both = b""
         self._keys: tuple[bytes, bytes] | None = None

@@ -37,7 +37,7 @@ enum slim_control_call {
 	SLIM_CONTROL_EVENTS = 7,
 	SLIM_CONTROL_OBSERVE = 8,	/* `number` 1: opened and closed connections make events too */
 	SLIM_CONTROL_STOP = 9,		/* answered, then the router ends; its state file stays */
-	/* Takes the keys of the file `path`, as at the start; links by others end. */
+	/* Takes the keys of the file `path`, as at the start; other links follow. */
 	SLIM_CONTROL_KEYS = 10,
 };
 
