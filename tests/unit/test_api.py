@@ -21,7 +21,7 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from slimnet import directories
+from slimnet import directories, records
 from slimnet.agent import agent as agents
 from slimnet.agent import fields as kinds
 from slimnet.agent.client import Client
@@ -34,7 +34,8 @@ from slimnet.agent.server import Server
 from slimnet.agent.site import Site, read_keys
 from slimnet.cli import slimnet
 from slimnet.cluster import Cluster
-from slimnet.cluster.keys import KEYS
+from slimnet.cluster.keyring import Keyring
+from slimnet.cluster.keys import KEYRING, KEYS
 from slimnet.config import Config
 from slimnet.exceptions import (
     AlreadyExists,
@@ -794,6 +795,8 @@ def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):
         with pytest.raises(SlimnetError, match="does not know that question"):
             Inquiries(store, "h2", {}).ask("h1", "what?")
         follow.join()
+        ring = Keyring.prepare(*read_keys(tmp_path / "joined"), bytes(16))
+        store.transact(put={KEYRING.at(): records.dump(ring)})
         written = {each.key for each in store.watch("", after=0, timeout=0)[0]}
     patterns = {
         # Names of labels may have a slash.

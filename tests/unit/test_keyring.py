@@ -60,7 +60,8 @@ def test_only_the_old_key_opens_the_new_one():
 @pytest.mark.parametrize(
     "record",
     [b"{}", b"[]", b'{"key":"a","next":"b","signs":"c"}', b'{"key":"a","next":"","signs":""}',
-     b'{"key":"a","next":"","signs":"a","sealed":"x"}', b'{"key":"a","next":"","signs":"a","of":2}'],
+     b'{"key":"a","next":"","signs":"a","sealed":"x"}',
+     b'{"key":"a","next":"","signs":"a","of":2}'],
 )  # fmt: skip
 def test_what_is_no_state(record):
     with pytest.raises(InvalidValue, match="^store key keyring: "):
@@ -85,5 +86,5 @@ def test_a_map_has_a_whole_key_that_signs_at_every_step():
             assert now[was] == before[was], "the key that signs is not written"
             assert is_ == was or before == now, "nor any, when another one is to sign"
             held = after
-        *both, signs, _ = struct.unpack("=16s16sII", held)
-        assert (both[signs], both[1 - signs]) == (native(key), native(other))
+        *both, last, _ = struct.unpack("=16s16sII", held)
+        assert (both[last], both[1 - last]) == (native(key), native(other))

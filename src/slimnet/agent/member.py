@@ -416,15 +416,20 @@ def _refuse_other(store: Store, token: Token) -> None:
 
 
 def refuse_key(store: Store, config: Config, own: Sequence[bytes]) -> None:
-    """Whether the keys of this host are those of the others.
+    """Whether the keys of this host are the cluster's.
 
     Raises:
         ConfigError: they are not.
     """
     names = [fingerprint(each) for each in own]
+    got = f"{config.key_file} with {', '.join(names)}"
+    ring, _ = Keyring.read(store)
+    if ring is not None:  # a host that has another one was away when it was changed
+        if ring.key not in names:
+            raise ConfigError("key_file", f"the cluster's key ({ring.key})", got)
+        return
     for each in Cluster(store).hosts():
         if each.key not in ("", *names):
-            got = f"{config.key_file} with {', '.join(names)}"
             raise ConfigError("key_file", f"the key of host {each.name} ({each.key})", got)
 
 

@@ -175,11 +175,13 @@ def join(
     """Make this machine a host of the cluster that TOKEN is of."""
     from slimnet.agent import member  # noqa: PLC0415
     from slimnet.cluster.token import Token  # noqa: PLC0415
+    from slimnet.exceptions import InvalidValue  # noqa: PLC0415
 
     asked = Token.parse((sys.stdin.read(_LONGEST) if word == "-" else word).strip())
     if again:
-        if host or address or options:
-            raise click.UsageError("--again changes the key, and takes no other option")
+        others = {"--host": host, "--address": address, "--option": options}
+        if given := [name for name, value in others.items() if value]:
+            raise InvalidValue("--again", "no other option", ", ".join(given))
         settings = member.join_again(config, asked)
         show_one({"host": settings.host, "cluster": asked.cluster, "store": settings.store}, output)
         return
