@@ -215,6 +215,87 @@ def test_two_hosts_at_once(machines):
             assert said in at_once(names, json.loads(slimnet(one, *words))["token"])
 
 
+@pytest.mark.parametrize("machines", ["etcd"], indirect=True)
+def test_two_hosts_of_one_address_at_once(machines):
+    """By two tokens and two names: one of them joins."""
+    one, *others = machines.hosts
+    first(machines)
+    address = str(machines.underlay.network[50])
+    for host in others:
+        with host.enter():
+            argv = ["ip", "address", "add", f"{address}/32", "dev", "lo"]
+            subprocess.run(argv, check=True)
+        host.config.write_text(host.config.read_text().replace('"eth0"', '"lo"'))
+
+    def join(host, token):
+        environment = {**os.environ, "SLIMNET_CONFIG": str(host.config)}
+        argv = [sys.executable, "-m", "slimnet.cli", "cluster", "join", "--host", host.name]
+        argv += ["--address", address, token]
+        enter = ["nsenter", f"--net={host.netns}"]
+        return subprocess.run([*enter, *argv], env=environment, capture_output=True, text=True)
+
+    for _ in range(2):
+        words = ("cluster", "token", "create", "-o", "json")
+        tokens = [json.loads(slimnet(one, *words))["token"] for _ in others]
+        with ThreadPoolExecutor() as pool:
+            done = list(pool.map(join, others, tokens))
+        assert sorted(each.returncode for each in done) == [0, 2], done
+        (said,) = (each.stderr for each in done if each.returncode)
+        assert said.startswith(f"slimnet: underlay address {address} is that of host h"), said
+        slimnet(others[[each.returncode for each in done].index(0)], "cluster", "leave")
+
+
+@pytest.mark.parametrize("machines", ["sqlite"], indirect=True)
+def test_a_backend_that_does_not_fit(machines):
+    """None of the hosts could be reached by it: refused, before anything is changed."""
+    one, two, _ = machines.hosts
+    one.config.write_text(one.config.read_text() + 'backend = "preload"\n')
+    token = first(machines)
+    one.start_agent().wait()
+    plain = two.config.read_text()
+    for backend, said in {
+        "noop": "backend: wanted one with a wire that others speak: h1 (preload: announce/",
+        "none": "backend: wanted one of: ",
+    }.items():
+        two.config.write_text(f'{plain}backend = "{backend}"\n')
+        before = files(two)
+        line = slimnet(two, "cluster", "join", "--host", "h2", token, status=2)
+        assert said in line
+        assert files(two) == before
+        assert "seen/h2" not in machines.held()
+
+
+@pytest.mark.parametrize("machines", ["etcd"], indirect=True)
+def test_a_password_that_is_wrong_or_not_there(machines):
+    """One line, and neither the machine nor the store is changed."""
+    one, two, _ = machines.hosts
+    password = machines.directory / "password"
+    password.write_text("secret")
+    password.chmod(0o600)
+    with one.enter():
+        for words in (
+            ("user", "add", "root:secret"), ("user", "grant-role", "root", "root"),
+            ("auth", "enable"),
+        ):  # fmt: skip
+            etcdctl(machines.etcd, *words)
+    machines.options = ["-O", "user=root", "-O", f"password_file={password}"]
+    token = first(machines)
+    assert "secret" not in str(Token.parse(token).options)
+    wrong = machines.directory / "wrong"
+    wrong.write_text("other")
+    wrong.chmod(0o600)
+    before = files(two)
+    for options, said in {
+        f"password_file={wrong}": "store.etcd.password_file: wanted the password of user root",
+        "password_file=/none": "store.etcd.password_file: wanted a readable file",
+        "user=nobody": "store.etcd.password_file: wanted the password of user nobody",
+    }.items():
+        line = slimnet(two, "cluster", "join", "--host", "h2", "-O", options, token, status=2)
+        assert line.startswith(f"slimnet: {said}"), line
+        assert files(two) == before
+    slimnet(two, "cluster", "join", "--host", "h2", token)
+
+
 @pytest.mark.parametrize("machines", ["tls"], indirect=True)
 def test_a_store_that_trusts_certificates(machines):
     """The token has the authority's certificate, and nobody's key; a machine without a

@@ -22,11 +22,12 @@ import attrs
 from attrs import frozen
 from netaddr import AddrFormatError, IPAddress
 
-from slimnet import agent, directories, records
+from slimnet import agent, directories, records, wires
 from slimnet.abc import Revision, Store
 from slimnet.agent import instance
 from slimnet.agent.site import read_keys, underlay, write_keys
 from slimnet.cluster import Cluster, keys
+from slimnet.cluster.change import Guard, counter
 from slimnet.cluster.keyring import Keyring, fingerprint
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.cluster.token import PUBLIC, Token
@@ -42,6 +43,7 @@ from slimnet.exceptions import (
 )
 from slimnet.model import Host, HostState
 from slimnet.names import missing
+from slimnet.plugins import Choice
 from slimnet.trusted import make_trusted
 
 __all__ = [
@@ -254,8 +256,10 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
                 raise ConfigError(error.field, error.wanted, "the token's") from error
             raise
         _refuse_other(store, token)
-        for each in instance.running(config).values():
+        there = instance.running(config)
+        for each in there.values():
             instance.check_store(config, token.cluster, each)
+        _refuse_apart(store, host, instance.choose(config, there))
         files.add(own, _toml(found, config, "join"))
         store = OwnStore(store)
         while True:
@@ -268,10 +272,12 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
             elif config.key_file not in files:
                 files.add(config.key_file, f"{key.hex()}\n")
             refuse_key(store, config, [key])
+            # One after the other: of two with one address, the second has to see the first.
+            turn = counter(store, "joined")
             _refuse_twin(store, host)
             try:
-                _claim(store, token, record, revision, host)
-            except Conflict:  # another host used the token, or took the name
+                _claim(store, token, record, revision, host, turn)
+            except Conflict:  # another host used the token, or joined with another one
                 continue
             break
         files.publish()
@@ -328,9 +334,9 @@ def leave(path: str | None, *, force: bool = False) -> Config:
     if not own.exists():
         raise NotFound(f"this host joined no cluster: there is no {own}")
     with open_configured(config) as opened:
+        store = OwnStore(opened) if store_id(opened) else None  # it was wiped
         agent.teardown(config, force=force)
-        if store_id(opened):  # else it was wiped
-            store = OwnStore(opened)
+        if store is not None:
             # Nobody renews its lease any more.
             store.transact(delete=[each.at(config.host) for each in (keys.HOST, keys.INSTALLED)])
             with contextlib.suppress(NotFound):  # another host was quicker
@@ -433,6 +439,15 @@ def refuse_key(store: Store, config: Config, own: Sequence[bytes]) -> None:
             raise ConfigError("key_file", f"the key of host {each.name} ({each.key})", got)
 
 
+def _refuse_apart(store: Store, host: Host, choice: Choice) -> None:
+    """A backend with which none of the hosts could be reached."""
+    own = attrs.evolve(host, backend=choice.kind.name, wires=choice.capabilities.wires)
+    others = Cluster(store).hosts()
+    if others and all(wires.choose(own, each) is None for each in others):
+        spoken = ", ".join(map(wires.spoken, others))
+        raise ConfigError("backend", f"one with a wire that others speak: {spoken}", own.backend)
+
+
 def _refuse_twin(store: Store, host: Host, *, itself: bool = False) -> None:
     """Two hosts of one name or one address; lost ones may come back."""
     for state in Cluster(store).host_states(0):
@@ -466,10 +481,16 @@ def _record(store: Store, token: Token) -> tuple[dict[str, Any], Revision]:
 
 
 def _claim(
-    store: Store, token: Token, record: Mapping[str, Any], revision: Revision, host: Host
+    store: Store,
+    token: Token,
+    record: Mapping[str, Any],
+    revision: Revision,
+    host: Host,
+    turn: Guard,
 ) -> None:
     """Use it once, and keep the host's name for it."""
-    _spend(store, token, record, revision, {keys.SEEN.at(host.name): None}, _seen(host))
+    expect = {keys.SEEN.at(host.name): None, **turn.expect}
+    _spend(store, token, record, revision, expect, {**_seen(host), **turn.put})
 
 
 def _spend(

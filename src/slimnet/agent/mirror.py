@@ -13,7 +13,7 @@ from slimnet import records
 from slimnet.abc import Revision, Store
 from slimnet.cluster import keys
 from slimnet.cluster.keyring import Keyring
-from slimnet.cluster.own import ID_KEY, check_id
+from slimnet.cluster.own import FORMAT_KEY, ID_KEY, check_format, check_id
 from slimnet.exceptions import Conflict, InvalidValue
 from slimnet.model import Endpoint, Host, Network
 from slimnet.policy.document import EgressLimit, Policy, PublishedPort, Service
@@ -58,7 +58,8 @@ class Mirror:
         self._asked = keys.INQUIRY.below(host)
         # Not what every host writes after every change, such as installed/<host>: each
         # of N hosts would be woken N times.
-        self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked, keys.KEYRING.at())
+        self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked)
+        self._prefixes += (keys.KEYRING.at(), FORMAT_KEY)
         self._cluster = cluster
         #: Which the cluster's keys are; ``None``: it has never changed them.
         self.keyring: Keyring | None = None
@@ -171,9 +172,9 @@ class Mirror:
     def _follow(self) -> bool:
         changed = False
         events, reached = self.store.watch(*self._prefixes, after=self.revision, timeout=0)
-        if any(event.key == self._own for event in events):
+        if any(event.key in (self._own, FORMAT_KEY) for event in events):
             # Everything went, or comes again: nothing of it is to be taken for a change.
-            raise Conflict("the store was wiped, or restored")
+            raise Conflict("the store was wiped, restored, or is of another format")
         with self._lock:
             for event in events:
                 changed |= self._take(event.key, event.value)
@@ -184,6 +185,7 @@ class Mirror:
 
     def _read(self) -> None:
         pairs, revision = self.store.list("")
+        check_format(pairs[FORMAT_KEY][0] if FORMAT_KEY in pairs else None)
         if self._cluster:
             check_id(pairs[ID_KEY][0] if ID_KEY in pairs else None, self._cluster)
             _, made = pairs.get(self._own, (b"", None))

@@ -17,6 +17,7 @@ __all__ = [
     "COUNTER",
     "EGRESS_LIMIT",
     "ENDPOINT",
+    "FORMAT",
     "HELD",
     "HOST",
     "ID",
@@ -122,6 +123,12 @@ CLUSTER = Key(
 )
 CLUSTER_ID = Key("cluster/<id>", "empty: that it exists is expected by every change of this store")
 
+FORMAT = Key(
+    "format",
+    "the number of the format that all this is in, where it is not the first. A version that does"
+    " not know it changes nothing, and leaves what it has in force as it is",
+)
+
 #: All of them, in the order of the reference.
 KEYS = (
     NETWORK,
@@ -146,4 +153,5 @@ KEYS = (
     COUNTER,
     CLUSTER,
     CLUSTER_ID,
+    FORMAT,
 )
