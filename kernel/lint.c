@@ -40,6 +40,7 @@ void slim_affinity_store(void *env, const struct slim_affinity_key *key,
 			 const struct slim_affinity *value);
 
 #include "slimnet/service.h"
+#include "slimnet/keys.h"
 #include "slimnet/wire.h"
 
 __u32 slim_address_lookup(void *env, const struct slim_address_key *key);
@@ -76,14 +77,15 @@ const struct slim_cidr *slim_cidr_lookup(void *env, __u32 vni, const __be32 *add
 #include "slimnet/wire.h"
 
 __u64 slim_lint_account(__u64 bytes, __u32 state);
-int slim_lint_admit(void *env, const __u64 *key, const struct slim_tuple *tuple,
+int slim_lint_admit(void *env, const struct slim_keys *keys, const struct slim_tuple *tuple,
 		    const struct slim_option *option, struct slim_admitted *admitted);
 __u64 slim_lint_rate(__u64 next, __u64 now, __u32 own);
 int slim_lint_sockopt(int level, int name);
 void slim_lint_ask(void *env, const struct slim_inner_range *range, struct slim_question *question);
 void slim_lint_way(void *env, const struct slim_inner_range *range,
 		   const struct slim_dialled *dialled, struct slim_way *way);
-int slim_lint_wire(const __u64 *key, const __u8 *bytes, struct slim_option *option);
+void slim_lint_keys(struct slim_keys *keys, const __u64 *key);
+int slim_lint_wire(const struct slim_keys *keys, const __u8 *bytes, struct slim_option *option);
 struct slim_verdict slim_lint(void *env, const struct slim_query *query);
 const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *service);
 
@@ -97,17 +99,22 @@ const struct slim_backend *slim_lint_pick(void *env, const struct slim_service *
 	return slim_service_pick(env, service, 1, 2, 3);
 }
 
-int slim_lint_wire(const __u64 *key, const __u8 *bytes, struct slim_option *option)
+void slim_lint_keys(struct slim_keys *keys, const __u64 *key)
 {
-	option->tag = slim_tag(key, 0, 0, 0, 0, option);
+	slim_keys_set(keys, key, slim_keys_signing(keys));
+}
+
+int slim_lint_wire(const struct slim_keys *keys, const __u8 *bytes, struct slim_option *option)
+{
+	option->tag = slim_tag(slim_keys_signing(keys), 0, 0, 0, 0, option);
 	return slim_option_find(bytes, SLIM_TCP_OPTIONS_MAX, option) +
 	       slim_wire_has(4790, option->port) + slim_wire_has_bound(4790, option->port);
 }
 
-int slim_lint_admit(void *env, const __u64 *key, const struct slim_tuple *tuple,
+int slim_lint_admit(void *env, const struct slim_keys *keys, const struct slim_tuple *tuple,
 		    const struct slim_option *option, struct slim_admitted *admitted)
 {
-	return slim_admit(env, key, tuple, 0, option, admitted);
+	return slim_admit(env, keys, tuple, 0, option, admitted);
 }
 
 void slim_lint_way(void *env, const struct slim_inner_range *range,

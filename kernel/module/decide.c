@@ -152,7 +152,7 @@ int slim_host_syn(struct slim_host *host, const struct slim_tuple *tuple, __be32
 		syn->reason = SLIM_REASON_NO_TABLES;
 		return -EAGAIN;
 	}
-	answer = slim_admit(&env, host->key, tuple, sequence, option, &admitted);
+	answer = slim_admit(&env, &host->keys, tuple, sequence, option, &admitted);
 	syn->reason = admitted.reason;
 	syn->rule = admitted.rule;
 	syn->source_endpoint = admitted.source_id;

@@ -48,6 +48,7 @@ static const struct nla_policy slim_start_policy[SLIM_ATTR_COUNT] = {
 	[SLIM_ATTR_WIRE_PORT] = { .type = NLA_U16 },
 	[SLIM_ATTR_RANGE] = NLA_POLICY_EXACT_LEN(4),
 	[SLIM_ATTR_KEY] = NLA_POLICY_EXACT_LEN(16),
+	[SLIM_ATTR_KEY_OTHER] = NLA_POLICY_EXACT_LEN(16),
 	[SLIM_ATTR_OBSERVE] = NLA_POLICY_MAX(NLA_U32, SLIM_NL_OBSERVE_OPENED |
 						      SLIM_NL_OBSERVE_CLOSED),
 };
@@ -216,14 +217,25 @@ static int slim_do_start_same(struct genl_info *info, const struct slim_host *ho
 	return 0;
 }
 
+static void slim_key_of(const struct nlattr *attr, u64 *key)
+{
+	__le64 half[2];
+
+	memcpy(half, nla_data(attr), sizeof(half));
+	key[0] = le64_to_cpu(half[0]);
+	key[1] = le64_to_cpu(half[1]);
+	memzero_explicit(half, sizeof(half));
+}
+
 static void slim_host_update(struct genl_info *info, struct slim_host *host)
 {
-	__le64 key[2];
+	u64 key[2], other[2];
 
-	memcpy(key, nla_data(info->attrs[SLIM_ATTR_KEY]), sizeof(key));
-	WRITE_ONCE(host->key[0], le64_to_cpu(key[0]));
-	WRITE_ONCE(host->key[1], le64_to_cpu(key[1]));
+	slim_key_of(info->attrs[SLIM_ATTR_KEY], key);
+	slim_key_of(info->attrs[SLIM_ATTR_KEY_OTHER] ?: info->attrs[SLIM_ATTR_KEY], other);
+	slim_keys_set(&host->keys, key, other);
 	memzero_explicit(key, sizeof(key));
+	memzero_explicit(other, sizeof(other));
 	if (info->attrs[SLIM_ATTR_CLUSTER])
 		nla_strscpy(host->cluster, info->attrs[SLIM_ATTR_CLUSTER], SLIM_NAME_MAX);
 	if (info->attrs[SLIM_ATTR_OBSERVE])

@@ -22,6 +22,7 @@
 
 #include <slimnet/event.h>
 #include <slimnet/inner.h>
+#include <slimnet/keys.h>
 #include <slimnet/netlink.h>
 #include <slimnet/reason.h>
 #include <slimnet/tables.h>
@@ -72,7 +73,7 @@ struct slim_host {
 	__be32 underlay;
 	u16 wire_port;
 	u32 observe;
-	u64 key[2];
+	struct slim_keys keys;
 	bool dead;
 	u64 __percpu *counters;		/* [SLIM_REASON_COUNT] */
 	DECLARE_HASHTABLE(places, 8);	/* by endpoint; written under slim_mutex, read under RCU */

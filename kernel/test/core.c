@@ -379,12 +379,13 @@ void slim_test_way(struct slim_test *test, __u32 vni, __u32 client, const __be32
 	};
 }
 
-/* `key` is two numbers; `option` as it is in the SYN. Answers enum slim_admit_answer. */
-int slim_test_admit(struct slim_test *test, const __u64 *key, const struct slim_tuple *tuple,
-		    __be32 sequence, const struct slim_option *option, __u32 *reason, __u32 *rule)
+/* `option` as it is in the SYN. Answers enum slim_admit_answer. */
+int slim_test_admit(struct slim_test *test, const struct slim_keys *keys,
+		    const struct slim_tuple *tuple, __be32 sequence,
+		    const struct slim_option *option, __u32 *reason, __u32 *rule)
 {
 	struct slim_admitted admitted;
-	int answer = slim_admit(test, key, tuple, sequence, option, &admitted);
+	int answer = slim_admit(test, keys, tuple, sequence, option, &admitted);
 
 	*reason = admitted.reason;
 	*rule = admitted.rule;

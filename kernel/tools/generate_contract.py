@@ -73,7 +73,7 @@ SHARED = Contract(
     "every data path",
     tuple(
         UAPI / "slimnet" / f"{name}.h"
-        for name in ("reason", "tables", "event", "wire", "announce", "inner", "resolver")
+        for name in ("reason", "tables", "event", "wire", "keys", "announce", "inner", "resolver")
     ),
     Path("src/slimnet/contract.py"),
     UAPI / "slimnet" / "fingerprint.h",

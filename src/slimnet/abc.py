@@ -48,6 +48,7 @@ class Context:
         cgroup: the cgroup v2 directory below which endpoints are made.
         state: a directory for what must outlive the process (not a reboot).
         key: the cluster's 128-bit secret.
+        other_key: another that is good as well, while the key rotates.
         options: the backend's own table of the configuration.
         cluster: id of the store whose endpoints it serves. A backend keeps the last
             one with what outlives the process, and tells it in :meth:`Backend.find`.
@@ -61,6 +62,12 @@ class Context:
     key: bytes
     options: Mapping[str, Any] = field(factory=dict, hash=False)
     cluster: str = ""
+    other_key: bytes | None = None
+
+    @property
+    def keys(self) -> tuple[bytes, bytes]:
+        """That which signs, and that which is good as well: the same where there is one."""
+        return self.key, self.key if self.other_key is None else self.other_key
 
 
 class Backend(abc.ABC):
@@ -272,6 +279,18 @@ class Backend(abc.ABC):
         Raises:
             BackendError: what the data path lacks and why it cannot be put back now; the
                 next calls try again. Users read the text in ``slimnet status``.
+        """
+
+    def rekey(self, key: bytes, other: bytes | None = None) -> None:
+        """Sign with ``key`` from now on, and take ``other`` as well from other hosts; no
+        connection is lost or refused. A backend whose wires need no key has nothing to do.
+
+        Args:
+            key: 128 bits.
+            other: 128 bits; ``None``: no other one.
+
+        Raises:
+            BackendError: the data path does not take them; it goes on with those before.
         """
 
     def ask(self, flow: Flow, network: Network) -> Decision | None:

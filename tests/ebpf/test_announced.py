@@ -54,7 +54,7 @@ class Router:
         sock.connect((self.other, PORT))
         sock.setblocking(False)
         self.frames = []
-        self.link = link.AnnounceLink(sock, self.near, self.far, key, opener=True)
+        self.link = link.AnnounceLink(sock, self.near, self.far, [key], opener=True)
         self.link.flush()
         while not self.link.ready:
             self.turn()
@@ -256,7 +256,7 @@ class Acceptor:
         sock, _ = self.plug.accept()
         sock.setblocking(False)
         near, far = (to_bytes16(stage.address(host)) for host in (1, 0))
-        self.link = link.AnnounceLink(sock, near, far, KEY, opener=False)
+        self.link = link.AnnounceLink(sock, near, far, [KEY], opener=False)
         self.frames = []
 
     turn, receive = Router.turn, Router.receive

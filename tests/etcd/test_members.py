@@ -11,103 +11,12 @@ from pathlib import Path
 
 import attrs
 import pytest
+from machines import Machines, files, first, slimnet
 from servers import etcdctl
 
 from slimnet.cluster.token import Token
-from slimnet.cluster.which import open_named
-from slimnet.linux import netns
-from slimnet.testbed.etcd import Etcd
-from slimnet.testbed.host import TestbedHost
-from slimnet.testing import Underlay
 
 pytestmark = pytest.mark.root
-
-PATIENCE = 120
-
-
-class Machines:
-    """Three of them, each with a directory of its own, and a store that they reach."""
-
-    def __init__(self, directory, kind, authority):
-        self.directory = directory
-        self.underlay = Underlay(hosts=3, name=f"mem-{os.getpid()}")
-        self.hosts = [self._host(each) for each in self.underlay.hosts]
-        address = str(self.underlay.network[100])
-        self.options, secure = [], {}
-        if kind == "tls":
-            ours = authority("ours")
-            cert, key = ours.sign("server", f"IP:{address}")
-            self.client = ours.sign("client")
-            options = [f"--cert-file={cert}", f"--key-file={key}", f"--trusted-ca-file={ours.ca}"]
-            secure = {"scheme": "https", "options": [*options, "--client-cert-auth"]}
-            self.options = ["-O", f"ca={ours.ca}", *self.certificate()]
-        self.etcd = Etcd(directory / "etcd", address, namespace=self.underlay.switch, **secure)
-        self.url = f"sqlite://{directory}/store.db" if kind == "sqlite" else self.etcd.url
-        self.kind = kind
-
-    def _host(self, each):
-        instance = f"{self.underlay.name}-{each.name}"
-        agent = Path("/run/slimnet", instance, "agent.sock")
-        path = self.directory / each.name
-        host = TestbedHost(
-            each.name, instance, each.netns, each.address, each.interface, path, agent
-        )
-        path.mkdir()
-        host.config.write_text(
-            f'instance = "{instance}"\nunderlay.interface = "{each.interface}"\n'
-        )
-        return host
-
-    def certificate(self):
-        cert, key = self.client
-        return ["-O", f"cert={cert}", "-O", f"key={key}"]
-
-    def up(self):
-        self.underlay.up()
-        if self.kind != "sqlite":
-            self.underlay.join(self.underlay.network[100])
-            self.etcd.start()
-
-    def down(self):
-        for host in self.hosts:
-            host.stop_agent()
-            if (host.config.parent / "conf.d/cluster.toml").exists():
-                slimnet(host, "agent", "--teardown", "--force")
-            host.clear()
-        if self.kind != "sqlite":
-            self.etcd.remove()
-        self.underlay.down()
-
-    def held(self):
-        """What the store holds."""
-        with netns.enter(self.underlay.switch):
-            url = self.url if self.kind != "tls" else str(self.hosts[0].config)
-            with open_named(url) as store:
-                return store.list("")[0]
-
-
-def slimnet(host, *words, status=0, typed=None):
-    """What it prints; where it is refused, its one line."""
-    environment = {k: v for k, v in host.environment().items() if k != "SLIMNET_CONFIG"}
-    environment |= {"SLIMNET_CONFIG": str(host.config), "NO_COLOR": "1"}
-    argv = [sys.executable, "-m", "slimnet.cli", *words]
-    with host.enter():
-        done = subprocess.run(
-            argv, env=environment, capture_output=True, text=True, timeout=PATIENCE, input=typed
-        )
-    assert done.returncode == status, done.stdout + done.stderr
-    if not status:
-        return done.stdout
-    (line,) = done.stderr.splitlines()
-    return line
-
-
-def files(host):
-    """What it has written, and when."""
-    return {
-        str(path): (path.stat().st_mtime_ns, path.stat().st_mode)
-        for path in host.directory.rglob("*")
-    }
 
 
 @pytest.fixture
@@ -118,17 +27,6 @@ def machines(request, tmp_path, authority):
         yield made
     finally:
         made.down()
-
-
-def first(machines, *words):
-    """The token of a cluster that the first machine made."""
-    host = machines.hosts[0]
-    options = machines.options
-    said = slimnet(host, "cluster", "init", "--host", "h1", "--store", machines.url,
-                   *options, *words)  # fmt: skip
-    command, token = said.strip().rsplit(" ", 1)
-    assert command == "slimnet cluster join"
-    return token
 
 
 @pytest.mark.parametrize("machines", ["sqlite", "etcd", "tls"], indirect=True)
@@ -315,6 +213,87 @@ def test_two_hosts_at_once(machines):
         ):
             words = ("cluster", "token", "create", "--uses", str(uses), "-o", "json")
             assert said in at_once(names, json.loads(slimnet(one, *words))["token"])
+
+
+@pytest.mark.parametrize("machines", ["etcd"], indirect=True)
+def test_two_hosts_of_one_address_at_once(machines):
+    """By two tokens and two names: one of them joins."""
+    one, *others = machines.hosts
+    first(machines)
+    address = str(machines.underlay.network[50])
+    for host in others:
+        with host.enter():
+            argv = ["ip", "address", "add", f"{address}/32", "dev", "lo"]
+            subprocess.run(argv, check=True)
+        host.config.write_text(host.config.read_text().replace('"eth0"', '"lo"'))
+
+    def join(host, token):
+        environment = {**os.environ, "SLIMNET_CONFIG": str(host.config)}
+        argv = [sys.executable, "-m", "slimnet.cli", "cluster", "join", "--host", host.name]
+        argv += ["--address", address, token]
+        enter = ["nsenter", f"--net={host.netns}"]
+        return subprocess.run([*enter, *argv], env=environment, capture_output=True, text=True)
+
+    for _ in range(2):
+        words = ("cluster", "token", "create", "-o", "json")
+        tokens = [json.loads(slimnet(one, *words))["token"] for _ in others]
+        with ThreadPoolExecutor() as pool:
+            done = list(pool.map(join, others, tokens))
+        assert sorted(each.returncode for each in done) == [0, 2], done
+        (said,) = (each.stderr for each in done if each.returncode)
+        assert said.startswith(f"slimnet: underlay address {address} is that of host h"), said
+        slimnet(others[[each.returncode for each in done].index(0)], "cluster", "leave")
+
+
+@pytest.mark.parametrize("machines", ["sqlite"], indirect=True)
+def test_a_backend_that_does_not_fit(machines):
+    """None of the hosts could be reached by it: refused, before anything is changed."""
+    one, two, _ = machines.hosts
+    one.config.write_text(one.config.read_text() + 'backend = "preload"\n')
+    token = first(machines)
+    one.start_agent().wait()
+    plain = two.config.read_text()
+    for backend, said in {
+        "noop": "backend: wanted one with a wire that others speak: h1 (preload: announce/",
+        "none": "backend: wanted one of: ",
+    }.items():
+        two.config.write_text(f'{plain}backend = "{backend}"\n')
+        before = files(two)
+        line = slimnet(two, "cluster", "join", "--host", "h2", token, status=2)
+        assert said in line
+        assert files(two) == before
+        assert "seen/h2" not in machines.held()
+
+
+@pytest.mark.parametrize("machines", ["etcd"], indirect=True)
+def test_a_password_that_is_wrong_or_not_there(machines):
+    """One line, and neither the machine nor the store is changed."""
+    one, two, _ = machines.hosts
+    password = machines.directory / "password"
+    password.write_text("secret")
+    password.chmod(0o600)
+    with one.enter():
+        for words in (
+            ("user", "add", "root:secret"), ("user", "grant-role", "root", "root"),
+            ("auth", "enable"),
+        ):  # fmt: skip
+            etcdctl(machines.etcd, *words)
+    machines.options = ["-O", "user=root", "-O", f"password_file={password}"]
+    token = first(machines)
+    assert "secret" not in str(Token.parse(token).options)
+    wrong = machines.directory / "wrong"
+    wrong.write_text("other")
+    wrong.chmod(0o600)
+    before = files(two)
+    for options, said in {
+        f"password_file={wrong}": "store.etcd.password_file: wanted the password of user root",
+        "password_file=/none": "store.etcd.password_file: wanted a readable file",
+        "user=nobody": "store.etcd.password_file: wanted the password of user nobody",
+    }.items():
+        line = slimnet(two, "cluster", "join", "--host", "h2", "-O", options, token, status=2)
+        assert line.startswith(f"slimnet: {said}"), line
+        assert files(two) == before
+    slimnet(two, "cluster", "join", "--host", "h2", token)
 
 
 @pytest.mark.parametrize("machines", ["tls"], indirect=True)

@@ -76,6 +76,12 @@ class Library:
         ]
 
 
+def two_keys(key: bytes, other: bytes, signs: int = 0) -> bytes:
+    """``struct slim_keys``."""
+    halves = (struct.unpack("<2Q", each) for each in (key, other))
+    return struct.pack("=4QII", *(half for each in halves for half in each), signs, 0)
+
+
 def prefix_length(protocol: int | None, port_bits: int) -> int:
     """``prefixlen`` of struct slim_policy_key."""
     if protocol is None:
@@ -164,15 +170,20 @@ class Decider:
         return dict(zip(WAY, answer, strict=True))
 
     def admit(
-        self, key: bytes, syn: tuple[IPAddress, IPAddress, int, int], sequence: int, option: bytes
+        self,
+        key: bytes,
+        syn: tuple[IPAddress, IPAddress, int, int],
+        sequence: int,
+        option: bytes,
+        other: bytes | None = None,
     ) -> tuple[int, Reason, int]:
-        """Whether a SYN (source, destination, both ports) may come in: enum
+        """Whether a SYN (source, destination, both ports) may come in, by either key: enum
         slim_admit_answer, reason, rule."""
         reason, rule = ctypes.c_uint32(), ctypes.c_uint32()
         source, destination, *ports = syn
         answer = self._c.slim_test_admit(
             self._env,
-            struct.pack("=2Q", *struct.unpack("<2Q", key)),
+            two_keys(key, key if other is None else other),
             to_bytes16(source) + to_bytes16(destination) + struct.pack("!2H", *ports),
             socket.htonl(sequence),
             option,

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from attrs import evolve, frozen
-from decide import Decider, flow
+from decide import Decider, flow, two_keys
 from hypothesis import HealthCheck, given, settings
 from netaddr import IPAddress
 from test_kernel import kernel  # noqa: F401  # the fixture
@@ -33,7 +33,8 @@ sys.path.append(str(Path(__file__).parents[1] / "functional"))
 
 from lab import packets
 
-KEY = bytes(range(16))
+#: The cluster's, while it rotates.
+KEYS = (bytes(range(16)), bytes(range(16, 32)))
 WORLDS = 60
 SYNS_OF_A_HOST = 100
 CONTROL = Layout(private.slim_control)
@@ -66,7 +67,7 @@ def syns(chance, tables, host):
         )
         port = chance.choice(PORTS)
         name = chance.choice([None, chance.randrange(1024, 65536)])
-        syn = packets.option(KEY, syn, port, destination, source, name=name)
+        syn = packets.option(chance.choice(KEYS), syn, port, destination, source, name=name)
         if not chance.randrange(6):
             at = chance.randrange(2, syn.options[1])
             options = bytearray(syn.options)
@@ -82,7 +83,8 @@ def wanted(oracle, tables, syn):
     )
     bare = evolve(syn, options=b"")
     name = int.from_bytes(syn.options[16:18]) if syn.options[1] == 18 else None
-    if packets.option(KEY, bare, port, called, calling, name=name) != syn:
+    good = [packets.option(key, bare, port, called, calling, name=name) for key in KEYS]
+    if syn not in good:
         return Wanted(FORGED, Reason.SYN_TAG)
     source, destination = tables.endpoints.get(calling), tables.endpoints.get(called)
     if source is None or destination is None or not destination.local:
@@ -98,7 +100,7 @@ def wanted(oracle, tables, syn):
 def library_says(decider, syn):
     """The library's answer and reason."""
     ends = (IPAddress(syn.source), IPAddress(syn.destination), syn.source_port, syn.port)
-    answer, reason, rule = decider.admit(KEY, ends, syn.sequence, syn.options)
+    answer, reason, rule = decider.admit(KEYS[0], ends, syn.sequence, syn.options, KEYS[1])
     assert bool(rule) is (reason in (Reason.RULE_ALLOW, Reason.RULE_DENY))
     return answer, reason
 
@@ -128,9 +130,8 @@ class Gate:
     def __init__(self, loaded):
         self._kernel = loaded
         maps = loaded.maps
-        key = int.from_bytes(KEY[:8], "little"), int.from_bytes(KEY[8:], "little")
-        packed = b"".join(each.to_bytes(8, sys.byteorder) for each in key)
-        maps[private.SLIM_MAP_CONTROL].set(bytes(4), CONTROL.pack(key=packed))
+        keys = two_keys(*KEYS)
+        maps[private.SLIM_MAP_CONTROL].set(bytes(4), CONTROL.pack(keys=keys))
         self._counters = maps[private.SLIM_MAP_COUNTER]
         self._program = loaded.program("slim_tc_ingress")
         self._installed = None

@@ -243,7 +243,9 @@ WAY_MUTATIONS = {
 
 
 ADMIT_MUTATIONS = {
-    "no tag is wrong": ("if (option->tag != slim_tag(", "if (0 && option->tag != slim_tag("),
+    "no tag is wrong": ("return option->tag == slim_tag(", "return 1 || option->tag == slim_tag("),
+    "one key only": ("!slim_tag_is_good(keys->key[1], tuple, sequence, option)", "1"),
+    "the other key only": ("!slim_tag_is_good(keys->key[0], tuple, sequence, option)", "1"),
     "a forged one is refused": ("return SLIM_ADMIT_FORGED;", "return SLIM_ADMIT_NO;"),
     "the tag covers no sequence number": (
         "tuple->source_port, sequence, option)",

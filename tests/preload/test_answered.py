@@ -61,7 +61,7 @@ class Played:
         sock, _ = self.plug.accept()
         sock.setblocking(False)
         here, there = (to_bytes16(IPAddress(each)) for each in (HERE, THERE))
-        self.link = link.AnnounceLink(sock, here, there, KEY, opener=False)
+        self.link = link.AnnounceLink(sock, here, there, [KEY], opener=False)
         while not self.link.ready:
             self._turn(10)
 
@@ -72,7 +72,7 @@ class Played:
         sock.connect((THERE, PORT))
         sock.setblocking(False)
         here, there = (to_bytes16(IPAddress(each)) for each in (HERE, THERE))
-        self.link = link.AnnounceLink(sock, here, there, KEY, opener=True)
+        self.link = link.AnnounceLink(sock, here, there, [KEY], opener=True)
         self.link.flush()
         while not self.link.synced:
             self._turn(10)

@@ -49,7 +49,7 @@ class Agent:
         self.store = SqliteStore.open(url)
         self.cluster = Cluster(self.store)
         self.mirror = Mirror(self.store, "h1")
-        site = Site(HERE, "eth0", directory / "cgroups", bytes(16))
+        site = Site(HERE, "eth0", directory / "cgroups", (bytes(16),))
         context = Context(f"test-{directory}", HERE, "eth0", site.cgroups, directory, bytes(16))
         self.backend = MemoryBackend(context)
         self.naming = Names(directory)

@@ -13,18 +13,19 @@ from slimnet.layout import to_bytes16
 
 link = pytest.importorskip("slimnet_ebpf.link")
 
-KEY = b"0123456789abcdef"
+KEY, NEW = b"0123456789abcdef", b"fedcba9876543210"
 ONE, TWO = (to_bytes16(IPAddress(f"192.0.2.{number}")) for number in (1, 2))
 
 
-def pair(key=KEY, says=ONE):
-    """The opener and the acceptor; the opener's key, and the host that it says it is."""
+def pair(key=KEY, says=ONE, good=(KEY,)):
+    """The opener and the acceptor; the opener's key, the host that it says it is, and the keys
+    that the acceptor takes."""
     near, far = socket.socketpair()
     for sock in (near, far):
         sock.setblocking(False)
     return (
-        link.AnnounceLink(near, says, TWO, key, opener=True),
-        link.AnnounceLink(far, TWO, ONE, KEY, opener=False),
+        link.AnnounceLink(near, says, TWO, [key], opener=True),
+        link.AnnounceLink(far, TWO, ONE, good, opener=False),
     )
 
 
@@ -61,6 +62,16 @@ def test_frames_cross():
     near.close()
     with pytest.raises(link.LinkEnd):
         talk(far)
+
+
+@pytest.mark.parametrize("good", [(KEY, NEW), (NEW, KEY)])
+@pytest.mark.parametrize("key", [KEY, NEW])
+def test_a_link_by_either_key(key, good):
+    """Whichever the acceptor itself would begin with; both ends say by which it is."""
+    near, far = pair(key, good=good)
+    assert talk(near, far) == [[], []]
+    assert near.ready
+    assert near.by == far.by == key
 
 
 @pytest.mark.parametrize("other", [{"key": bytes(16)}, {"says": TWO}])

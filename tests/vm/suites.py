@@ -77,8 +77,13 @@ MODULE_SUITES = {
         "the contract's clauses that sockets are needed for",
     ),
     "laboratory": Suite(
-        ["tests/functional/test_names.py", "-k", f"kmod and ({NAMES})"],
-        "the names that sockets say",
+        [
+            "tests/functional/test_names.py",
+            "tests/functional/test_keys.py",
+            "-k",
+            f"kmod and ({NAMES} or key_changes)",
+        ],
+        "the names that sockets say, and connections while the key changes",
     ),
     "mixed": Suite(
         [

@@ -12,6 +12,7 @@
 
 #include <slimnet/event.h>
 #include <slimnet/inner.h>
+#include <slimnet/keys.h>
 #include <slimnet/reason.h>
 #include <slimnet/tables.h>
 #include <slimnet/wire.h>
@@ -148,7 +149,7 @@ struct slim_control {
 	__u32 held_limit;		/* an endpoint's sockets on bind(0), and its UDP sockets */
 	__u32 wire_turn;		/* connects of an endpoint before it takes the next way to a host */
 	__u32 port_room;		/* ports of the host that all endpoints may have, of either kind */
-	__u64 key[2];			/* the cluster's SipHash key */
+	struct slim_keys keys;		/* the cluster's */
 	__u64 netns;			/* cookie of the host's network namespace; 0: not known */
 };
 

@@ -157,7 +157,7 @@ slim_sockops_write(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		option.name = socket->local_port;
 		length = SLIM_OPTION_NAMED;
 	}
-	option.tag = slim_tag(control->key,
+	option.tag = slim_tag(slim_keys_signing(&control->keys),
 			      socket->flags & SLIM_SOCKET_SOURCE_BOUND ?
 				      control->underlay[3] : SLIM_CTX(ctx, local_ip4),
 			      SLIM_CTX(ctx, remote_ip4), source_port, header->seq, &option);

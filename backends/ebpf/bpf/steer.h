@@ -177,7 +177,7 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		admitted.reason = SLIM_REASON_SYN_NO_OPTION;
 		goto forged;
 	}
-	switch (slim_admit(state, state->control->key, &syn->tuple, syn->sequence, &option,
+	switch (slim_admit(state, &state->control->keys, &syn->tuple, syn->sequence, &option,
 			   &admitted)) {
 	case SLIM_ADMIT_YES:
 		break;

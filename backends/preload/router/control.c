@@ -177,6 +177,19 @@ static int do_tables(struct agent *agent, const struct slim_control_request *req
 	return plain(agent, request->call, 0, "");
 }
 
+static int do_keys(struct agent *agent, const struct slim_control_request *request)
+{
+	uint8_t both[2][16];
+
+	if (strnlen(request->path, sizeof(request->path)) == sizeof(request->path))
+		return plain(agent, request->call, EINVAL, "the path does not end");
+	if (read_keys(request->path, both))
+		return plain(agent, request->call, errno, "no file of keys");
+	link_keys((const uint8_t (*)[16])both);
+	explicit_bzero(both, sizeof(both));
+	return plain(agent, request->call, 0, "");
+}
+
 struct listing {
 	struct agent *agent;
 	int failed;
@@ -270,6 +283,8 @@ static int control_request(struct agent *agent, const struct slim_control_reques
 	case SLIM_CONTROL_OBSERVE:
 		state->observed = !!request->number;
 		return plain(agent, request->call, 0, "");
+	case SLIM_CONTROL_KEYS:
+		return do_keys(agent, request);
 	case SLIM_CONTROL_STOP:
 		loop_stop();
 		return plain(agent, request->call, 0, "");

@@ -19,6 +19,7 @@
 
 #include <slimnet/announce.h>
 #include <slimnet/address.h>
+#include <slimnet/keys.h>
 
 #include "fuzzing.h"
 #include "link.h"
@@ -51,8 +52,10 @@ struct link {
 	struct link *next;
 	uint8_t opener;			/* this end opened it */
 	uint8_t connecting, greeted, ready, dead;
+	uint8_t old;			/* by a key that another one follows: it ends soon */
 	__be32 host[4];			/* the other end's */
 	struct slim_hello mine, theirs;
+	uint64_t by[2];			/* which of the cluster's keys */
 	uint64_t in_key[2], out_key[2];
 	uint64_t in_number, out_number;
 	uint64_t heard;
@@ -76,7 +79,7 @@ static struct timer dialling;
 static struct link *links;
 static struct pause *pauses;
 static size_t link_number, strangers;
-static uint64_t cluster_key[2];
+static struct slim_keys keys;
 static uint64_t tokens;
 
 static void on_ready(struct watch *watch, uint32_t events);
@@ -151,7 +154,7 @@ static void link_end(struct link *link)
 	strangers -= !link->opener && !link->ready;
 	loop_clear(&link->timer);
 	loop_forget(&link->watch);
-	if (link->opener)
+	if (link->opener && !link->old)
 		rest(link->host);
 	free(link->out);
 	free(link->known);
@@ -160,7 +163,7 @@ static void link_end(struct link *link)
 	link->known = NULL;
 	link->later = NULL;
 	loop_free(link);
-	if (link->opener && is_down(link->host))
+	if (link->opener && !link->old && is_down(link->host))
 		endpoint_unreachable(link->host);
 }
 
@@ -326,7 +329,8 @@ static void become_ready(struct link *link)
 	link->ready = 1;
 	if (!link->opener)
 		strangers--;
-	loop_set(&link->timer, SLIM_ANNOUNCE_IDLE_MS, silence);
+	if (!link->old)
+		loop_set(&link->timer, SLIM_ANNOUNCE_IDLE_MS, silence);
 	if (!link->opener) {
 		put_frame(link, (struct slim_frame){ .kind = htons(SLIM_FRAME_READY) });
 		if (link->theirs.flags & htons(SLIM_HELLO_LISTENERS))
@@ -347,6 +351,17 @@ static void become_ready(struct link *link)
 	endpoint_reachable(link->host);
 }
 
+/* The link's keys, out of one of the cluster's two. */
+static void take_keys(struct link *link, uint32_t which)
+{
+	const struct slim_hello *opener = link->opener ? &link->mine : &link->theirs;
+	const struct slim_hello *acceptor = link->opener ? &link->theirs : &link->mine;
+
+	memcpy(link->by, keys.key[which], sizeof(link->by));
+	mac_link_key(link->by, opener, acceptor, link->opener, link->out_key);
+	mac_link_key(link->by, opener, acceptor, !link->opener, link->in_key);
+}
+
 static void hello(struct link *link, const struct slim_hello *theirs)
 {
 	link->theirs = *theirs;
@@ -364,10 +379,7 @@ static void hello(struct link *link, const struct slim_hello *theirs)
 			return;
 	}
 	link->greeted = 1;
-	mac_link_key(cluster_key, link->opener ? &link->mine : &link->theirs,
-		     link->opener ? &link->theirs : &link->mine, link->opener, link->out_key);
-	mac_link_key(cluster_key, link->opener ? &link->mine : &link->theirs,
-		     link->opener ? &link->theirs : &link->mine, !link->opener, link->in_key);
+	take_keys(link, keys.signs);
 	if (link->opener)
 		put_frame(link, (struct slim_frame){ .kind = htons(SLIM_FRAME_READY) });
 }
@@ -375,7 +387,12 @@ static void hello(struct link *link, const struct slim_hello *theirs)
 static void on_frame(struct link *link, const struct slim_frame *frame)
 {
 	const uint16_t kind = ntohs(frame->kind);
+	uint32_t which;
 
+	/* Which of the keys a link is by, the opener says with its first frame. */
+	for (which = 0; which < 2 && !link->opener && !link->ready; which++)
+		if (frame->tag != mac_frame(link->in_key, link->in_number, frame))
+			take_keys(link, which);
 	if (frame->tag != mac_frame(link->in_key, link->in_number++, frame)) {
 		link_end(link);
 		return;
@@ -472,14 +489,28 @@ static struct known *known_place(struct link *link, uint32_t client, uint32_t se
 	return &link->known[(mixed ^ mixed >> 15) & (KNOWN - 1)];
 }
 
-static struct link *link_to(const __be32 *host)
+/* The one that this router opened, or opens, by the key that signs. */
+static struct link *link_current(const __be32 *host)
 {
 	struct link *link;
 
 	for (link = links; link; link = link->next)
-		if (link->opener && !link->dead && slim_same(link->host, host))
+		if (link->opener && !link->dead && !link->old && slim_same(link->host, host))
 			return link;
 	return NULL;
+}
+
+/* The one to use; one by an old key until the one that follows it is ready. */
+static struct link *link_to(const __be32 *host)
+{
+	struct link *current = link_current(host), *link;
+
+	if (current && current->ready)
+		return current;
+	for (link = links; link; link = link->next)
+		if (link->opener && link->ready && !link->dead && slim_same(link->host, host))
+			return link;
+	return current;
 }
 
 static void dial(const __be32 *host, const struct slim_file_host *where)
@@ -518,7 +549,7 @@ static void dial_all(struct timer *timer)
 		const __be32 *host = tables_host_at(tables, index);
 		const struct pause *pause = pause_of(host);
 
-		if (slim_same(host, state->host) || link_to(host) ||
+		if (slim_same(host, state->host) || link_current(host) ||
 		    (pause && pause->until > loop_now()))
 			continue;
 		dial(host, tables_host(tables, host));
@@ -931,19 +962,44 @@ static void on_stranger(struct watch *watch, uint32_t events)
 	link_new(fd, 0, host);
 }
 
-int link_start(const struct slim_shim_name *listen_at, const uint8_t *key)
+/* Whether another one has to follow it, or the other end's. */
+static int is_old(const struct link *link)
+{
+	const uint32_t signs = keys.signs;
+
+	return link->greeted && memcmp(link->by, keys.key[signs], sizeof(link->by)) &&
+	       (link->opener || memcmp(link->by, keys.key[!signs], sizeof(link->by)));
+}
+
+void link_keys(const uint8_t both[2][16])
+{
+	__u64 half[2][2];
+	struct link *link;
+	int index;
+
+	memcpy(half, both, sizeof(half));
+	for (index = 0; index < 4; index++)
+		half[index / 2][index % 2] = le64toh(half[index / 2][index % 2]);
+	slim_keys_set(&keys, half[0], half[1]);
+	for (link = links; link; link = link->next)
+		if (!link->old && is_old(link)) {
+			/* What is under way on it arrives. */
+			link->old = 1;
+			loop_set(&link->timer, SLIM_ANNOUNCE_LINK_MS, timed_out);
+			loop_set(&dialling, 0, dial_all);
+		}
+}
+
+int link_start(const struct slim_shim_name *listen_at, const uint8_t both[2][16])
 {
 	static struct timer ticking;
 	static const int on = 1;
 	const int family = name_family(listen_at->address);
 	union name name;
 	socklen_t size = name_make(&name, family, listen_at->address, listen_at->port);
-	uint64_t half[2];
 	int fd;
 
-	memcpy(half, key, sizeof(half));
-	cluster_key[0] = le64toh(half[0]);
-	cluster_key[1] = le64toh(half[1]);
+	link_keys(both);
 	if (getrandom(&tokens, sizeof(tokens), 0) != sizeof(tokens))
 		return -1;
 	fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);

@@ -34,7 +34,8 @@ static const char usage[] =
 	"  --state PATH           file that a router started later takes up\n"
 	"  --host ADDRESS         underlay address of this host\n"
 	"  --listen ADDRESS:PORT  where other hosts' routers reach it\n"
-	"  --key PATH             file of the cluster's key: 16 bytes, or 32 digits\n"
+	"  --key PATH             file of the cluster's key, 32 digits; of two while it rotates,\n"
+	"                         a line each, the first of which makes links\n"
 	"  --ports FIRST-LAST     ports of the host for endpoints' ports (20000-31999)\n";
 
 void say(const char *format, ...)
@@ -135,11 +136,24 @@ static int digit(char sign)
 	return sign >= 'A' && sign <= 'F' ? sign - 'A' + 10 : -1;
 }
 
-static int read_key(const char *path, uint8_t *key)
+static int read_key(const char *digits, uint8_t key[16])
 {
-	char bytes[64];
-	int file = open(path, O_RDONLY | O_CLOEXEC), index;
-	ssize_t size = file < 0 ? -1 : read(file, bytes, sizeof(bytes));
+	int index, value;
+
+	for (index = 0; index < 32; index++) {
+		value = digit(digits[index]);
+		if (value < 0)
+			return -1;
+		key[index / 2] = (uint8_t)(key[index / 2] << 4 | value);
+	}
+	return 0;
+}
+
+int read_keys(const char *path, uint8_t both[2][16])
+{
+	char bytes[80] = "";
+	int file = open(path, O_RDONLY | O_CLOEXEC), result = -1;
+	ssize_t size = file < 0 ? -1 : read(file, bytes, sizeof(bytes) - 1);
 
 	if (file >= 0)
 		close(file);
@@ -147,19 +161,17 @@ static int read_key(const char *path, uint8_t *key)
 		return -1;
 	errno = EINVAL;
 	if (size == 16) {
-		memcpy(key, bytes, 16);
-		return 0;
+		memcpy(both[0], bytes, 16);
+		result = 0;
+	} else if (size == 32 || size == 33 || size == 65 || size == 66) {
+		result = read_key(bytes, both[0]);
 	}
-	if (size != 32 && !(size == 33 && bytes[32] == '\n'))
-		return -1;
-	for (index = 0; index < 32; index++) {
-		int value = digit(bytes[index]);
-
-		if (value < 0)
-			return -1;
-		key[index / 2] = (uint8_t)(key[index / 2] << 4 | value);
-	}
-	return 0;
+	if (size >= 65)
+		result |= bytes[32] == '\n' ? read_key(bytes + 33, both[1]) : -1;
+	else
+		memcpy(both[1], both[0], 16);
+	explicit_bzero(bytes, sizeof(bytes));
+	return result;
 }
 
 static void on_signal(struct watch *watch, uint32_t events)
@@ -206,7 +218,7 @@ int main(int argc, char **argv)
 	struct slim_shim_name name = {};
 	struct rlimit files;
 	struct watch signals;
-	uint8_t key[16] = {};
+	uint8_t keys[2][16] = {};
 	__be32 address[4];
 	sigset_t ends;
 	int option;
@@ -244,7 +256,7 @@ int main(int argc, char **argv)
 	if (read_address(host, address))
 		wrong("--host", host);
 	read_listen(listen, &name);
-	if (read_key(key_file, key))
+	if (read_keys(key_file, keys))
 		return failed("--key", key_file);
 	/* A connection of each process of each endpoint. */
 	if (!getrlimit(RLIMIT_NOFILE, &files)) {
@@ -272,7 +284,7 @@ int main(int argc, char **argv)
 		return failed("--state", file);
 	}
 	take_up_tables();
-	if (link_start(&name, key))
+	if (link_start(&name, (const uint8_t (*)[16])keys))
 		return failed("--listen", listen);
 	flows_start();
 	endpoint_start();

@@ -74,7 +74,12 @@ int published_accepted(const struct slim_tuple *tuple, uint32_t endpoint, int v4
 void published_trouble(char *text, size_t room);
 
 /* link.c: other hosts */
-int link_start(const struct slim_shim_name *listen, const uint8_t *key);
+/* Of the two keys, which may be the same, the first makes new links. */
+int link_start(const struct slim_shim_name *listen, const uint8_t both[2][16]);
+/* Others from now on; links by the first of them follow those by another. */
+void link_keys(const uint8_t both[2][16]);
+/* main.c: reads a file of them. 0, or -1 and errno. */
+int read_keys(const char *path, uint8_t both[2][16]);
 /* The tables changed. */
 void link_tables(void);
 /*

@@ -7,7 +7,8 @@
  * the data path's.
  *
  * The order, for a SYN from tuple->source with an option:
- *  1. The tag is good: only a host of the cluster can have made it, for this SYN.
+ *  1. The tag is good by either key: only a host of the cluster can have made it, for
+ *     this SYN.
  *  2. Both endpoints are known, and the called one lives here.
  *  3. The calling one lives on the host that the SYN comes from, in the same
  *     network.
@@ -16,6 +17,7 @@
 #ifndef SLIMNET_ADMIT_H
 #define SLIMNET_ADMIT_H
 
+#include "keys.h"
 #include "target.h"
 #include "wire.h"
 
@@ -70,17 +72,25 @@ slim_admit_from(void *env, const __be32 *host, __be16 port, struct slim_admitted
 	return verdict.action == SLIM_ALLOW ? SLIM_ADMIT_YES : SLIM_ADMIT_NO;
 }
 
+static __always_inline int
+slim_tag_is_good(const __u64 *key, const struct slim_tuple *tuple, __be32 sequence,
+		 const struct slim_option *option)
+{
+	return option->tag == slim_tag(key, tuple->source[3], tuple->destination[3],
+				       tuple->source_port, sequence, option);
+}
+
 static __always_inline enum slim_admit_answer
-slim_admit(void *env, const __u64 *key, const struct slim_tuple *tuple, __be32 sequence,
-	   const struct slim_option *option, struct slim_admitted *admitted)
+slim_admit(void *env, const struct slim_keys *keys, const struct slim_tuple *tuple,
+	   __be32 sequence, const struct slim_option *option, struct slim_admitted *admitted)
 {
 	admitted->source = NULL;
 	admitted->destination = NULL;
 	admitted->rule = 0;
 	admitted->source_id = slim_be32toh(option->source);
 	admitted->destination_id = slim_be32toh(option->destination);
-	if (option->tag != slim_tag(key, tuple->source[3], tuple->destination[3],
-				    tuple->source_port, sequence, option)) {
+	if (!slim_tag_is_good(keys->key[0], tuple, sequence, option) &&
+	    !slim_tag_is_good(keys->key[1], tuple, sequence, option)) {
 		admitted->reason = SLIM_REASON_SYN_TAG;
 		return SLIM_ADMIT_FORGED;
 	}

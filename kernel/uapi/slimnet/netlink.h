@@ -52,11 +52,11 @@ enum slim_nl_command {
 	SLIM_CMD_INFO = 1,
 
 	/*
-	 * ABI_VERSION, FINGERPRINT, INSTANCE, UNDERLAY, WIRE_PORT, RANGE, KEY, [CLUSTER],
-	 * [OBSERVE] -> none. Starts or adopts, and holds. EBUSY: somebody else holds it.
+	 * ABI_VERSION, FINGERPRINT, INSTANCE, UNDERLAY, WIRE_PORT, RANGE, KEY, [KEY_OTHER],
+	 * [CLUSTER], [OBSERVE] -> none. Starts or adopts, and holds. EBUSY: somebody else holds it.
 	 * EPROTONOSUPPORT: ABI_VERSION or FINGERPRINT is not the module's. EEXIST: one runs
 	 * here that differs in the attribute named (INSTANCE, UNDERLAY, WIRE_PORT, RANGE).
-	 * KEY, CLUSTER and OBSERVE are taken over from the request. Whoever holds it may
+	 * The keys, CLUSTER and OBSERVE are taken over from the request. Whoever holds it may
 	 * send it again.
 	 */
 	SLIM_CMD_START = 2,
@@ -142,7 +142,7 @@ enum slim_nl_attribute {
 	SLIM_ATTR_UNDERLAY = 9,		/* 16 bytes: the host's underlay address, v4-mapped */
 	SLIM_ATTR_WIRE_PORT = 10,	/* u16: the first of SLIM_WIRE_PORTS + SLIM_BOUND_PORTS */
 	SLIM_ATTR_RANGE = 11,		/* 4 bytes, network order: the inner range, a /4 */
-	SLIM_ATTR_KEY = 12,		/* 16 bytes: the cluster's, as in its file */
+	SLIM_ATTR_KEY = 12,		/* 16 bytes: the cluster's, as in its file; signs */
 	SLIM_ATTR_OBSERVE = 13,		/* u32: enum slim_nl_observe; absent in START: as it was */
 	SLIM_ATTR_GENERATION = 14,	/* u64, not 0 */
 	SLIM_ATTR_BASE = 15,		/* u64 */
@@ -166,7 +166,8 @@ enum slim_nl_attribute {
 	SLIM_ATTR_ACCOUNT = 33,		/* struct slim_account */
 	SLIM_ATTR_QUESTION = 34,	/* struct slim_question */
 	SLIM_ATTR_EVENT = 35,		/* struct slim_event */
-	SLIM_ATTR_COUNT = 36,
+	SLIM_ATTR_KEY_OTHER = 36,	/* 16 bytes: good as well, while the key rotates */
+	SLIM_ATTR_COUNT = 37,
 };
 
 /* What this build and this kernel can do besides; none so far. */

@@ -27,7 +27,7 @@
 
 /* Raised whenever a layout or the meaning of a constant changes. */
 enum slim_abi {
-	SLIM_ABI_VERSION = 3,
+	SLIM_ABI_VERSION = 4,
 };
 
 enum slim_direction {

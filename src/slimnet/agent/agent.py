@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 import attrs
@@ -32,12 +32,14 @@ from slimnet.agent.endpoints import Endpoints
 from slimnet.agent.feed import Feed
 from slimnet.agent.inquiry import Inquiries
 from slimnet.agent.installer import Installer
+from slimnet.agent.keyholder import KeyHolder
 from slimnet.agent.listening import cut_off
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.names import Names
 from slimnet.agent.notify import notify, watchdog_interval
 from slimnet.agent.site import Site, able, moved, ranges, survey, taken
 from slimnet.cluster import Cluster
+from slimnet.cluster.keyring import Keyring, fingerprint
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.cluster.ranges import overlapped
 from slimnet.config import Config
@@ -103,6 +105,11 @@ class Agent:
             self._refuse_cut_off(backend.name)
         store = self._held.enter_context(open_store(config.store, config.store_options))
         instance.check_store(config, store_id(store), there.get(backend.name))
+        # Before it says that it is there: who has been away may have other keys to take.
+        self.keys = KeyHolder(config.key_file, config.host)
+        with suppress(InvalidValue):  # the mirror names it
+            self.keys.follow(Keyring.read(store)[0])
+        self._take_keys()
         self.store = OwnStore(store)
         self.cluster = Cluster(self.store)
         self.mirror = Mirror(self.store, config.host, self.store.id)
@@ -129,7 +136,7 @@ class Agent:
         make_trusted(config.run / "state")
         self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
         self._held.callback(self.backend.close)
-        self._tell(able(self.site.host, self.backend.capabilities, self.site.key))
+        self._tell(able(self.site.host, self.backend.capabilities, self.keys.name))
         instance.note(config, backend.name)
         self.feed = Feed(self.backend)
         self.names = Names(config.run)
@@ -144,6 +151,7 @@ class Agent:
         """Adopt the endpoints that run, install the first tables, read events."""
         with self._lock:
             self.mirror.catch_up()
+            self._follow_keys()
             self.endpoints.adopt()
             self.installer.apply(self.mirror)
             self._report()
@@ -206,6 +214,7 @@ class Agent:
         with self._lock:
             if self.mirror.catch_up() or self.installer.trouble:
                 self.installer.apply(self.mirror)
+            self._follow_keys()
             self._report()
             self.inquiries.answer(self.mirror.inquiries)
             return self.installer.trouble
@@ -395,7 +404,24 @@ class Agent:
         else:
             self._untended = ""
 
+    def _take_keys(self) -> None:
+        key = self.keys.name if self.site.host.key else ""
+        host = attrs.evolve(self.site.host, key=key)
+        self.site = attrs.evolve(self.site, keys=self.keys.keys, host=host)
+
+    def _follow_keys(self) -> None:
+        """Bring this host's keys to what the store, or its file, says now."""
+        self.keys.follow(self.mirror.keyring, lambda found: self.backend.rekey(*found))
+        self.keys.tell(self.store, self._lease)
+        if self.site.keys != self.keys.keys:
+            names = ", ".join(fingerprint(each) for each in self.keys.keys)
+            _log.info("keys, the first of which signs: %s", names)
+            self.site = attrs.evolve(self.site, keys=self.keys.keys)
+        if self.site.host.key:
+            self._tell(attrs.evolve(self.site.host, key=self.keys.name))
+
     def _register(self) -> None:
+        self.keys.forget()
         self._lease = self.store.lease(self.config.lease)
         self.cluster.set_host(self.site.host, self._lease)
         self._renewed = time.monotonic()
@@ -484,6 +510,7 @@ class Agent:
             self._cut_off,
             self._moved,
             self.installer.trouble,
+            self.keys.trouble,
             *self.endpoints.trouble.values(),
             *self.mirror.problems.values(),
             self._strangers(),
@@ -497,7 +524,7 @@ class Agent:
         is another; each refuses what the other sends."""
         here = self.site.host
         others = [each for each in self.mirror.hosts() if each.differs_in_key(here)]
-        if not others:
+        if not others or self.keys.trouble:
             return ""
         names = ", ".join(f"{each.name} ({each.key})" for each in others)
         return (

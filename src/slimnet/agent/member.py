@@ -14,7 +14,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,42 @@ import attrs
 from attrs import frozen
 from netaddr import AddrFormatError, IPAddress
 
-from slimnet import agent, directories, records
+from slimnet import agent, directories, records, wires
 from slimnet.abc import Revision, Store
 from slimnet.agent import instance
-from slimnet.agent.site import fingerprint, read_key, underlay
+from slimnet.agent.site import read_keys, underlay, write_keys
 from slimnet.cluster import Cluster, keys
+from slimnet.cluster.change import Guard, counter
+from slimnet.cluster.keyring import Keyring, fingerprint
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.cluster.token import PUBLIC, Token
 from slimnet.cluster.which import open_configured
 from slimnet.config import Config, load_config
-from slimnet.exceptions import AlreadyExists, ConfigError, Conflict, InvalidValue, NotFound
+from slimnet.exceptions import (
+    AlreadyExists,
+    ConfigError,
+    Conflict,
+    InUse,
+    InvalidValue,
+    NotFound,
+)
 from slimnet.model import Host, HostState
 from slimnet.names import missing
+from slimnet.plugins import Choice
 from slimnet.trusted import make_trusted
 
 __all__ = [
     "Invitation",
     "Terms",
     "Wishes",
+    "check_member",
     "form",
     "invitations",
     "invite",
     "join",
+    "join_again",
     "leave",
+    "refuse_key",
     "withdraw",
 ]
 
@@ -117,7 +130,7 @@ def form(path: str | None, wishes: Wishes, store: str | None = None) -> tuple[Co
             held.enter_context(instance.hold(config))
         host = _host(config)
         there = config.key_file.exists()
-        key = read_key(config.key_file) if there else secrets.token_bytes(16)
+        own_keys = read_keys(config.key_file) if there else (secrets.token_bytes(16),)
         opened = held.enter_context(open_configured(config, make=True))
         number = store_id(opened)
         if number and not there:
@@ -125,11 +138,11 @@ def form(path: str | None, wishes: Wishes, store: str | None = None) -> tuple[Co
                 f"the store holds cluster {number}, whose key is not here: join it with a token"
                 " (`slimnet cluster token create` on a host of it), or name another prefix"
             )
-        _refuse_key(opened, config, key)
+        refuse_key(opened, config, own_keys)
         _refuse_twin(opened, host, itself=True)
         files = held.enter_context(_files())
         if not there:
-            files.add(config.key_file, f"{key.hex()}\n")
+            files.add(config.key_file, f"{own_keys[0].hex()}\n")
         files.add(own, _toml(found, config, "init"))
         store_own = OwnStore(opened)
         with contextlib.suppress(Conflict):  # its agent has said more of it
@@ -142,16 +155,17 @@ def invite(config: Config, terms: Terms) -> Token:
     """A token for others.
 
     Raises:
-        NotFound: the store holds no cluster.
+        NotFound: this host is in no cluster.
+        InUse: its key is being changed.
         ConfigError, StoreUnreachable: nothing was changed.
     """
     with open_configured(config) as store:
-        number = store_id(store)
-        # Else nothing says that the key here is that cluster's.
-        member = any(file.match("conf.d/cluster.toml") for file in config.files.values())
-        if not number or not member:
-            raise NotFound(f"this host is in no cluster on {config.store}: `slimnet cluster init`")
-        _refuse_key(store, config, read_key(config.key_file))
+        number = check_member(config, store)
+        own = read_keys(config.key_file)
+        refuse_key(store, config, own)
+        ring, revision = Keyring.read(store)
+        if ring is not None and ring.next:
+            raise InUse("the cluster's key is being changed: `slimnet cluster rotate-key` ends it")
         options = dict(config.store_options)
         files = {}
         for option in PUBLIC & options.keys():
@@ -163,11 +177,31 @@ def invite(config: Config, terms: Terms) -> Token:
             "expires": time.time() + terms.seconds,
             "host": config.host,
             "lease": lease,
-            "sealed": token.seal(read_key(config.key_file)).hex(),
+            "sealed": token.seal(own[0]).hex(),
         }
         key = keys.TOKEN.at(token.id)
-        OwnStore(store).transact(expect={key: None}, put=_dumped(key, record), leases={key: lease})
+        try:
+            OwnStore(store).transact(
+                expect={key: None, keys.KEYRING.at(): revision},
+                put=_dumped(key, record),
+                leases={key: lease},
+            )
+        except Conflict:
+            raise InUse("the cluster's key was changed just now: try again") from None
     return token
+
+
+def check_member(config: Config, store: Store) -> str:
+    """The id of the cluster that this host is in.
+
+    Raises:
+        NotFound: the store holds none, or nothing says that the key here is that cluster's.
+    """
+    number = store_id(store)
+    member = any(file.match("conf.d/cluster.toml") for file in config.files.values())
+    if not number or not member:
+        raise NotFound(f"this host is in no cluster on {config.store}: `slimnet cluster init`")
+    return number
 
 
 def invitations(store: Store) -> list[Invitation]:
@@ -222,28 +256,65 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
                 raise ConfigError(error.field, error.wanted, "the token's") from error
             raise
         _refuse_other(store, token)
-        for each in instance.running(config).values():
+        there = instance.running(config)
+        for each in there.values():
             instance.check_store(config, token.cluster, each)
+        _refuse_apart(store, host, instance.choose(config, there))
         files.add(own, _toml(found, config, "join"))
         store = OwnStore(store)
         while True:
             record, revision = _record(store, token)
             key = token.unseal(bytes.fromhex(record["sealed"]))
             if config.key_file.exists():
-                if read_key(config.key_file) != key:
+                if key not in read_keys(config.key_file):
                     got = f"{config.key_file} with another: remove it, if nothing else needs it"
                     raise ConfigError("key_file", "the cluster's key, or no file", got)
             elif config.key_file not in files:
                 files.add(config.key_file, f"{key.hex()}\n")
-            _refuse_key(store, config, key)
+            refuse_key(store, config, [key])
+            # One after the other: of two with one address, the second has to see the first.
+            turn = counter(store, "joined")
             _refuse_twin(store, host)
             try:
-                _claim(store, token, record, revision, host)
-            except Conflict:  # another host used the token, or took the name
+                _claim(store, token, record, revision, host, turn)
+            except Conflict:  # another host used the token, or joined with another one
                 continue
             break
         files.publish()
     return load_config(path), own
+
+
+def join_again(path: str | None, token: Token) -> Config:
+    """Give a host of a cluster the key that it has by now; with its configuration. Its agent,
+    which may run, takes it from the file.
+
+    Args:
+        path: of the configuration; ``None``: the default one.
+        token: of the same cluster.
+
+    Raises:
+        NotFound: this machine is in no cluster.
+        InvalidValue: the token is expired, used up, or of another cluster.
+        ConfigError, StoreUnreachable: nothing was changed.
+    """
+    config = load_config(path)
+    with open_configured(config) as opened:
+        number = check_member(config, opened)
+        if number != token.cluster:
+            got = f"one for cluster {token.cluster}"
+            raise InvalidValue("token", f"one for cluster {number}, which this host is in", got)
+        store = OwnStore(opened)
+        while True:
+            record, revision = _record(store, token)
+            key = token.unseal(bytes.fromhex(record["sealed"]))
+            if read_keys(config.key_file)[0] == key:
+                return config  # it has it
+            try:
+                _spend(store, token, record, revision)
+            except Conflict:
+                continue
+            write_keys(config.key_file, [key])
+            return config
 
 
 def leave(path: str | None, *, force: bool = False) -> Config:
@@ -263,9 +334,9 @@ def leave(path: str | None, *, force: bool = False) -> Config:
     if not own.exists():
         raise NotFound(f"this host joined no cluster: there is no {own}")
     with open_configured(config) as opened:
+        store = OwnStore(opened) if store_id(opened) else None  # it was wiped
         agent.teardown(config, force=force)
-        if store_id(opened):  # else it was wiped
-            store = OwnStore(opened)
+        if store is not None:
             # Nobody renews its lease any more.
             store.transact(delete=[each.at(config.host) for each in (keys.HOST, keys.INSTALLED)])
             with contextlib.suppress(NotFound):  # another host was quicker
@@ -350,12 +421,31 @@ def _refuse_other(store: Store, token: Token) -> None:
         raise InvalidValue("token", wanted, f"one for cluster {token.cluster}")
 
 
-def _refuse_key(store: Store, config: Config, key: bytes) -> None:
-    own = fingerprint(key)
+def refuse_key(store: Store, config: Config, own: Sequence[bytes]) -> None:
+    """Whether the keys of this host are the cluster's.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    names = [fingerprint(each) for each in own]
+    got = f"{config.key_file} with {', '.join(names)}"
+    ring, _ = Keyring.read(store)
+    if ring is not None:  # a host that has another one was away when it was changed
+        if ring.key not in names:
+            raise ConfigError("key_file", f"the cluster's key ({ring.key})", got)
+        return
     for each in Cluster(store).hosts():
-        if each.key not in ("", own):
-            got = f"{config.key_file} with {own}"
+        if each.key not in ("", *names):
             raise ConfigError("key_file", f"the key of host {each.name} ({each.key})", got)
+
+
+def _refuse_apart(store: Store, host: Host, choice: Choice) -> None:
+    """A backend with which none of the hosts could be reached."""
+    own = attrs.evolve(host, backend=choice.kind.name, wires=choice.capabilities.wires)
+    others = Cluster(store).hosts()
+    if others and all(wires.choose(own, each) is None for each in others):
+        spoken = ", ".join(map(wires.spoken, others))
+        raise ConfigError("backend", f"one with a wire that others speak: {spoken}", own.backend)
 
 
 def _refuse_twin(store: Store, host: Host, *, itself: bool = False) -> None:
@@ -391,12 +481,30 @@ def _record(store: Store, token: Token) -> tuple[dict[str, Any], Revision]:
 
 
 def _claim(
-    store: Store, token: Token, record: Mapping[str, Any], revision: Revision, host: Host
+    store: Store,
+    token: Token,
+    record: Mapping[str, Any],
+    revision: Revision,
+    host: Host,
+    turn: Guard,
 ) -> None:
-    """Use it once, and keep the host's name for it.
+    """Use it once, and keep the host's name for it."""
+    expect = {keys.SEEN.at(host.name): None, **turn.expect}
+    _spend(store, token, record, revision, expect, {**_seen(host), **turn.put})
+
+
+def _spend(
+    store: Store,
+    token: Token,
+    record: Mapping[str, Any],
+    revision: Revision,
+    expect: Mapping[str, Revision | None] | None = None,
+    put: Mapping[str, bytes] | None = None,
+) -> None:
+    """Use it once.
 
     Raises:
-        Conflict: something of it has changed.
+        Conflict: it, or what else is expected, has changed.
         InvalidValue: it expired just now.
     """
     key = keys.TOKEN.at(token.id)
@@ -404,8 +512,8 @@ def _claim(
     spent = {**record, "uses": left, "sealed": record["sealed"] if left else ""}
     try:
         store.transact(
-            expect={key: revision, keys.SEEN.at(host.name): None},
-            put={**_dumped(key, spent), **_seen(host)},
+            expect={**(expect or {}), key: revision},
+            put={**(put or {}), **_dumped(key, spent)},
             leases={key: record["lease"]},
         )
     except NotFound as error:

@@ -12,7 +12,8 @@ from typing import Any
 from slimnet import records
 from slimnet.abc import Revision, Store
 from slimnet.cluster import keys
-from slimnet.cluster.own import ID_KEY, check_id
+from slimnet.cluster.keyring import Keyring
+from slimnet.cluster.own import FORMAT_KEY, ID_KEY, check_format, check_id
 from slimnet.exceptions import Conflict, InvalidValue
 from slimnet.model import Endpoint, Host, Network
 from slimnet.policy.document import EgressLimit, Policy, PublishedPort, Service
@@ -58,7 +59,10 @@ class Mirror:
         # Not what every host writes after every change, such as installed/<host>: each
         # of N hosts would be woken N times.
         self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked)
+        self._prefixes += (keys.KEYRING.at(), FORMAT_KEY)
         self._cluster = cluster
+        #: Which the cluster's keys are; ``None``: it has never changed them.
+        self.keyring: Keyring | None = None
         self._own = keys.CLUSTER_ID.at(cluster) if cluster else ""
         if self._own:
             self._prefixes += (self._own,)
@@ -168,9 +172,9 @@ class Mirror:
     def _follow(self) -> bool:
         changed = False
         events, reached = self.store.watch(*self._prefixes, after=self.revision, timeout=0)
-        if any(event.key == self._own for event in events):
+        if any(event.key in (self._own, FORMAT_KEY) for event in events):
             # Everything went, or comes again: nothing of it is to be taken for a change.
-            raise Conflict("the store was wiped, or restored")
+            raise Conflict("the store was wiped, restored, or is of another format")
         with self._lock:
             for event in events:
                 changed |= self._take(event.key, event.value)
@@ -181,6 +185,7 @@ class Mirror:
 
     def _read(self) -> None:
         pairs, revision = self.store.list("")
+        check_format(pairs[FORMAT_KEY][0] if FORMAT_KEY in pairs else None)
         if self._cluster:
             check_id(pairs[ID_KEY][0] if ID_KEY in pairs else None, self._cluster)
             _, made = pairs.get(self._own, (b"", None))
@@ -190,6 +195,7 @@ class Mirror:
             self.problems.clear()
             self.inquiries.clear()
             self.changed = 0
+            self.keyring = None
             self._kinds = {kind: {} for kind in _DECODE}
             for key, (value, changed) in pairs.items():
                 self._take(key, value)
@@ -203,6 +209,8 @@ class Mirror:
             self.inquiries.pop(key, None)
             if value is not None:
                 self.inquiries[key] = value
+        if key == keys.KEYRING.at():
+            self._take_keyring(key, value)
         if kind not in _DECODE:
             return False
         mended = self.problems.pop(key, None) is not None
@@ -219,3 +227,12 @@ class Mirror:
             return mended
         self._kinds[kind][key] = found
         return True
+
+    def _take_keyring(self, key: str, value: bytes | None) -> None:
+        """One that cannot be read changes no key of this host."""
+        self.problems.pop(key, None)
+        try:
+            self.keyring = None if value is None else Keyring.load(value)
+        except InvalidValue as error:
+            self.problems[key] = str(error)
+            _log.warning("%s", error)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import secrets
 import socket
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from attrs import frozen
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from slimnet.abc import Backend, Context
+from slimnet.cluster.keyring import fingerprint
 from slimnet.config import Config
 from slimnet.exceptions import ConfigError
 from slimnet.linux import cgroup
@@ -38,13 +39,13 @@ __all__ = [
     "Site",
     "able",
     "directory",
-    "fingerprint",
     "moved",
     "ranges",
-    "read_key",
+    "read_keys",
     "survey",
     "taken",
     "underlay",
+    "write_keys",
 ]
 
 _log = logging.getLogger(__name__)
@@ -55,12 +56,19 @@ _RANGES_MAX = 4096
 
 @frozen
 class Site:
-    """One host as its agent found it."""
+    """One host as its agent found it.
+
+    Attributes:
+        host: what the others read of it.
+        interface: of its underlay.
+        cgroups: the directory below which endpoints' are made.
+        keys: the cluster's, that which it signs with first.
+    """
 
     host: Host
     interface: str
     cgroups: Path
-    key: bytes
+    keys: tuple[bytes, ...]
 
     def context(self, config: Config, backend: type[Backend], cluster: str) -> Context:
         """What ``backend`` is made with, to serve the store with the id ``cluster``."""
@@ -70,7 +78,8 @@ class Site:
             interface=self.interface,
             cgroup=self.cgroups,
             state=config.run / "state",
-            key=self.key,
+            key=self.keys[0],
+            other_key=self.keys[1] if self.keys[1:] else None,
             options=config.options.get(backend.name, {}),
             cluster=cluster,
         )
@@ -91,7 +100,7 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
     if Part.CGROUP in capabilities.needs:
         cgroup.mount()
     interface, address = underlay(config)
-    key = read_key(config.key_file)
+    keys = read_keys(config.key_file)
     return Site(
         host=able(
             Host(
@@ -104,11 +113,11 @@ def survey(config: Config, backend: type[Backend], capabilities: Capabilities) -
                 version=_version(),
             ),
             capabilities,
-            key,
+            fingerprint(keys[0]),
         ),
         interface=interface,
         cgroups=directory(config),
-        key=key,
+        keys=keys,
     )
 
 
@@ -127,8 +136,8 @@ def _version() -> str:
         return ""
 
 
-def able(host: Host, capabilities: Capabilities, key: bytes) -> Host:
-    """A host with what its backend can do there, which has this key."""
+def able(host: Host, capabilities: Capabilities, key: str) -> Host:
+    """A host with what its backend can do there, which has the key of this fingerprint."""
     keyed = any(each.wire in ACCELERATED for each in capabilities.wires)
     return attrs.evolve(
         host,
@@ -136,7 +145,7 @@ def able(host: Host, capabilities: Capabilities, key: bytes) -> Host:
         enforcing=capabilities.enforcing,
         features=capabilities.features,
         control=capabilities.control,
-        key=fingerprint(key) if keyed else "",
+        key=key if keyed else "",
     )
 
 
@@ -151,12 +160,6 @@ def moved(site: Site) -> str:
         f"underlay.address: {address} is no address of this host any more: give it back to"
         f" {site.interface}, or start the agent again"
     )
-
-
-def fingerprint(key: bytes) -> str:
-    """What tells one key from another and is no way back: 8 bytes of BLAKE2s
-    (RFC 7693) over it, personalized so that it is no other hash of slimnet's."""
-    return hashlib.blake2s(key, digest_size=8, person=b"slim-key").hexdigest()
 
 
 def ranges() -> tuple[IPNetwork, ...]:
@@ -211,8 +214,9 @@ def underlay(config: Config) -> tuple[str, IPAddress]:
     raise ConfigError(which, f"one of this host's IPv4 addresses: {there}", got)
 
 
-def read_key(path: Path) -> bytes:
-    """The cluster's secret; made when the file is not there.
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """The cluster's secret, made when the file is not there; two while it is changed, that which
+    this host signs with first.
 
     Raises:
         ConfigError: others may read it, or it is no key.
@@ -233,12 +237,34 @@ def read_key(path: Path) -> bytes:
         owner = "root's own file" if os.geteuid() == 0 else f"user {os.geteuid()}'s own file"
         raise ConfigError("key_file", owner, f"{path} of user {found.st_uid}")
     try:
-        key = bytes.fromhex(text)
+        found_keys = tuple(bytes.fromhex(line) for line in text.splitlines())
     except ValueError:
-        key = b""
-    if len(key) != 16:
+        found_keys = ()
+    if [len(each) for each in found_keys] not in ([16], [16, 16]):
         raise ConfigError("key_file", "32 hexadecimal digits", f"{path} with something else")
-    return key
+    return found_keys
+
+
+def write_keys(path: Path, keys: Sequence[bytes]) -> None:
+    """What :func:`read_keys` reads; whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as fresh:
+            try:
+                fresh.write("".join(f"{key.hex()}\n" for key in keys))
+                fresh.flush()
+                os.fsync(fresh.fileno())
+                Path(fresh.name).rename(path)
+            except BaseException:
+                Path(fresh.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise ConfigError("key_file", f"a file to write ({error})", str(path)) from error
 
 
 def _make_key(path: Path) -> None:

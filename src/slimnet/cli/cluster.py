@@ -150,6 +150,7 @@ Examples:
   slimnet cluster join slimnet1.eNo...
   slimnet cluster join -                         from standard input: no process list has it
   slimnet cluster join --host h2 --address 10.0.0.2 slimnet1.eNo...
+  slimnet cluster join --again slimnet1.eNo...   its key was changed while this host was away
   slimnet cluster join -O cert=/etc/slimnet/h2.pem -O key=/etc/slimnet/h2.key slimnet1.eNo...
 
 \b
@@ -157,11 +158,14 @@ The store's certificate and key, or its password, are in no token: each is a fil
 machine has to have, where the first one has its own, or where -O says.""",
 )
 @click.argument("word", metavar="TOKEN")
+@click.option("--again", is_flag=True, help="It is one already: take the key that it has by now.")
 @_wishes
 @config_option
 @output_option
 def join(
     word: str,
+    *,
+    again: bool,
     host: str | None,
     address: str | None,
     options: dict[str, Any],
@@ -171,8 +175,16 @@ def join(
     """Make this machine a host of the cluster that TOKEN is of."""
     from slimnet.agent import member  # noqa: PLC0415
     from slimnet.cluster.token import Token  # noqa: PLC0415
+    from slimnet.exceptions import InvalidValue  # noqa: PLC0415
 
     asked = Token.parse((sys.stdin.read(_LONGEST) if word == "-" else word).strip())
+    if again:
+        others = {"--host": host, "--address": address, "--option": options}
+        if given := [name for name, value in others.items() if value]:
+            raise InvalidValue("--again", "no other option", ", ".join(given))
+        settings = member.join_again(config, asked)
+        show_one({"host": settings.host, "cluster": asked.cluster, "store": settings.store}, output)
+        return
     settings, file = member.join(config, asked, member.Wishes(host, address, options))
     row = {"host": settings.host, "cluster": asked.cluster, "store": settings.store}
     show_one({**row, "file": str(file)}, output)
@@ -199,6 +211,46 @@ def leave(force: bool, config: str | None, output: str) -> None:  # noqa: FBT001
 
     settings = member.leave(config, force=force)
     show_one({"left": settings.host, "store": settings.store}, output)
+
+
+@cluster.command(
+    "rotate-key",
+    epilog="""\b
+Examples:
+  slimnet cluster rotate-key
+  slimnet cluster rotate-key --abort           back to the old one, from where it stopped
+
+\b
+Every host takes both keys before any signs with the new one, and all do before the old one
+goes: no connection is lost or refused. Stopped in between, it goes on when it is run again, on
+any host. Tokens to join are removed: they had the old key.""",
+)
+@click.option("--abort", is_flag=True, help="Go back to the old key.")
+@click.option("--leave-lost", is_flag=True, help="Do not wait for lost hosts: they join again.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1, 3600),
+    default=60.0,
+    show_default=True,
+    help="Seconds that hosts may take for each step.",
+)
+@config_option
+@output_option
+def rotate_key(
+    *, abort: bool, leave_lost: bool, timeout: float, config: str | None, output: str
+) -> None:
+    """Replace the cluster's key, on every host."""
+    from slimnet.agent.rotation import rotate  # noqa: PLC0415
+    from slimnet.config import load_config  # noqa: PLC0415
+
+    ring = rotate(
+        load_config(config),
+        abort=abort,
+        leave_lost=leave_lost,
+        timeout=timeout,
+        say=lambda text: click.echo(text, err=True),
+    )
+    show_one({"key": ring.key}, output)
 
 
 cluster.add_command(hosts.ls)

@@ -17,11 +17,14 @@ __all__ = [
     "COUNTER",
     "EGRESS_LIMIT",
     "ENDPOINT",
+    "FORMAT",
+    "HELD",
     "HOST",
     "ID",
     "IDENTITY",
     "INQUIRY",
     "INSTALLED",
+    "KEYRING",
     "KEYS",
     "NAMESPACE",
     "NETWORK",
@@ -41,8 +44,8 @@ class Key:
     Attributes:
         pattern: ``<name>`` stands for what differs.
         meaning: of the value, for the reference.
-        passing: whether it goes with a lease: it says what is so now, and nothing to a store
-            that is restored.
+        passing: whether it says what is so now, and nothing to a store that is restored, as
+            what goes with a lease does.
     """
 
     pattern: str
@@ -97,6 +100,17 @@ TOKEN = Key(
     " secret; leased, and gone when it expires",
     passing=True,
 )
+KEYRING = Key(
+    "keyring",
+    "which the cluster's keys are: fingerprints, and while one follows another the new one,"
+    " sealed with the old one",
+    passing=True,
+)
+HELD = Key(
+    "keys/<host>",
+    "the fingerprints of the keys that host takes, that which it signs with first; leased",
+    passing=True,
+)
 IDENTITY = Key(
     "identities/<network>/<namespace>/<labels>", "the number of a distinct label set, for ever"
 )
@@ -108,6 +122,12 @@ CLUSTER = Key(
     " other store",
 )
 CLUSTER_ID = Key("cluster/<id>", "empty: that it exists is expected by every change of this store")
+
+FORMAT = Key(
+    "format",
+    "the number of the format that all this is in, where it is not the first. A version that does"
+    " not know it changes nothing, and leaves what it has in force as it is",
+)
 
 #: All of them, in the order of the reference.
 KEYS = (
@@ -126,9 +146,12 @@ KEYS = (
     INQUIRY,
     ANSWER,
     TOKEN,
+    KEYRING,
+    HELD,
     IDENTITY,
     ID,
     COUNTER,
     CLUSTER,
     CLUSTER_ID,
+    FORMAT,
 )

@@ -13,11 +13,41 @@ from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.cluster import keys
 from slimnet.exceptions import Conflict, StoreUnreachable
 
-__all__ = ["ID_KEY", "OwnStore", "check_id", "store_id"]
+__all__ = ["FORMAT", "FORMAT_KEY", "ID_KEY", "OwnStore", "check_format", "check_id", "store_id"]
 
 #: Where the id is: 128 bits in hexadecimal digits, as a JSON string. There is also a key
 #: ``cluster/<id>``: a transaction can expect a key, and no value.
 ID_KEY = keys.CLUSTER.at()
+
+
+#: Of what the store holds. A later version that writes what this one would misunderstand counts
+#: it up, and writes ``cluster/<id>`` again in the same transaction: every change that this version
+#: had in mind is a :class:`~slimnet.Conflict` then.
+FORMAT = 1
+FORMAT_KEY = keys.FORMAT.at()
+
+
+def check_format(value: bytes | None) -> None:
+    """Whether this version understands what the store holds.
+
+    Args:
+        value: what it has under :data:`FORMAT_KEY`; ``None``: it is of the first format.
+
+    Raises:
+        StoreUnreachable: it does not: nothing of it may be read, or changed.
+    """
+    if value is None:
+        return
+    try:
+        found = int(value)
+    except ValueError:
+        found = 0
+    if not 1 <= found <= FORMAT:
+        got = _text(value)[:20]
+        raise StoreUnreachable(
+            f"the store is of format {got!r}, and this version of slimnet knows none after"
+            f" {FORMAT}: upgrade slimnet on this host"
+        )
 
 
 def store_id(store: Store) -> str:
@@ -58,6 +88,7 @@ class OwnStore(Store):
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._check_format()
         if not store_id(store):
             with contextlib.suppress(Conflict):  # somebody else was quicker
                 fresh = secrets.token_hex(16)
@@ -79,9 +110,14 @@ class OwnStore(Store):
         Raises:
             StoreUnreachable: it is not.
         """
+        self._check_format()
         found, own = self._store.get(ID_KEY), self._store.get(self._key)
         check_id(found[0] if found else None, self.id)
         self._revision = own[1] if own else None
+
+    def _check_format(self) -> None:
+        found = self._store.get(FORMAT_KEY)
+        check_format(found[0] if found else None)
 
     def transact(
         self,

@@ -6,8 +6,7 @@ cluster's key is not in it: the store has that, sealed with the secret, until th
 or has been used as often as was said. Who has only one of the two has no key.
 
 It is ``slimnet1.`` and base64url (RFC 4648, section 5) of 8 bytes that tell a cut one, and of
-JSON, compressed (RFC 1950). The key is sealed by encrypt-then-MAC with keyed BLAKE2b (RFC 7693),
-personalized so that its two uses are two functions; each secret seals one key, once.
+JSON, compressed (RFC 1950). Each secret seals one key, once (:mod:`.sealed`).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any, Self
 
 from attrs import field, frozen
 
+from slimnet.cluster import sealed
 from slimnet.exceptions import InvalidValue
 from slimnet.names import NAME
 
@@ -33,7 +33,6 @@ PUBLIC = frozenset({"ca"})
 
 _FORM = "slimnet1."
 _WANTED = "what `slimnet cluster init` or `slimnet cluster token create` printed"
-_KEY = 16
 _CHECK = 8
 #: No token is as long; what is would be a way to fill the memory.
 _LONGEST = 1 << 16
@@ -94,25 +93,23 @@ class Token:
 
     def seal(self, key: bytes) -> bytes:
         """The cluster's key as the store may have it."""
-        hidden = bytes(a ^ b for a, b in zip(key, self._derive(b"hide", b""), strict=True))
-        return hidden + self._derive(b"tag", hidden)
+        return sealed.seal(self.secret, self._about, key)
 
-    def unseal(self, sealed: bytes) -> bytes:
+    def unseal(self, found: bytes) -> bytes:
         """The inverse of :meth:`seal`.
 
         Raises:
             InvalidValue: another secret sealed it, or it was changed.
         """
-        hidden, tag = sealed[:_KEY], sealed[_KEY:]
-        if len(hidden) != _KEY or not hmac.compare_digest(self._derive(b"tag", hidden), tag):
+        key = sealed.unseal(self.secret, self._about, found)
+        if key is None:
             wanted = f"the one that sealed the key which the store has for token {self.id}"
             raise InvalidValue("token", wanted, "another")
-        return bytes(a ^ b for a, b in zip(hidden, self._derive(b"hide", b""), strict=True))
+        return key
 
-    def _derive(self, purpose: bytes, data: bytes) -> bytes:
-        person = b"slim-token-" + purpose
-        about = f"{self.cluster}/{self.id}/".encode() + data
-        return hashlib.blake2b(about, digest_size=_KEY, key=self.secret, person=person).digest()
+    @property
+    def _about(self) -> str:
+        return f"{self.cluster}/{self.id}/"
 
 
 def _check(body: bytes) -> bytes:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
 from attrs import frozen
 
 from slimnet import contract
@@ -62,13 +63,13 @@ class Here:
         address: underlay, as the contract holds it.
         port: at which it hears what others announce.
         wire_port: the first of its wire ports.
-        key: the cluster's.
+        keys: the cluster's; the first makes links, the others are good as well.
     """
 
     address: bytes
     port: int
     wire_port: int
-    key: bytes
+    keys: tuple[bytes, ...]
 
     @property
     def v4(self) -> str:
@@ -132,6 +133,12 @@ class Announcer:
             self._thread.start()
         os.eventfd_write(self._wake, 1)
 
+    def rekey(self, keys: tuple[bytes, ...]) -> None:
+        """Other keys from now on. A link by the first of them follows each that is by another,
+        which ends a little later: what is under way on it arrives."""
+        self._here = attrs.evolve(self._here, keys=keys)
+        os.eventfd_write(self._wake, 1)
+
     def close(self) -> None:
         """End the links. Closing twice is no error."""
         if self._ring is None:
@@ -178,13 +185,18 @@ class Announcer:
         self._listen()
         for link in list(self._links):
             age = now - link.heard
-            if link.host not in self._hosts:
+            stale = link.by not in self._here.keys[: 1 if link.opener else None]
+            if stale and link.until is None:
+                link.until = now + _LINK
+            if link.until is not None and now > link.until:
+                self._end(link, "by a key that is no more")
+            elif link.host not in self._hosts:
                 self._end(link, "no host that announces")
             elif age > (_DEAD if link.ready else _LINK):
                 self._end(link, "silent")
             elif link.ready and age > _IDLE:
                 self._send(link, contract.SLIM_FRAME_PING)
-        opened = {link.host for link in self._links if link.opener}
+        opened = {link.host for link in self._links if link.opener and link.until is None}
         for host in self._hosts.keys() - opened:
             if now - self._dialled.get(host, 0.0) >= _TICK:
                 self._dialled[host] = now
@@ -253,7 +265,7 @@ class Announcer:
     def _add(self, sock: socket.socket, host: bytes, *, opener: bool) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link = AnnounceLink(sock, self._here.address, host, self._here.key, opener=opener)
+        link = AnnounceLink(sock, self._here.address, host, self._here.keys, opener=opener)
         self._links.append(link)
         self._selector.register(sock, self._mask(link), link)
 
@@ -271,10 +283,14 @@ class Announcer:
         self._links.remove(link)
         self._selector.unregister(link.sock)
         link.close()
-        if link.opener:
+        if link.opener and not self._opened(link.host):
             self._remote.remove(
                 [key for key, _ in self._remote.items() if key.startswith(link.host)]
             )
+
+    def _opened(self, host: bytes) -> bool:
+        """Whether a link to a host tells which listeners it has."""
+        return any(link.opener and link.synced and link.host == host for link in self._links)
 
     def _send(self, link: AnnounceLink, kind: int, **fields: int | bytes) -> None:
         try:
@@ -434,7 +450,12 @@ class Announcer:
         names = _TUPLE.unpack(one.told["tuple"])
         host = names["destination"]
         link = to or next(
-            (each for each in self._links if each.opener and each.ready and each.host == host),
+            # Of two, the later one: the other one ends soon.
+            (
+                each
+                for each in reversed(self._links)
+                if each.opener and each.ready and each.host == host
+            ),
             None,
         )
         if link is None or link.host != host:

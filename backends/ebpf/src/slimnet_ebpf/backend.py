@@ -65,6 +65,7 @@ from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import EndpointAttachments
 from slimnet_ebpf.events import Events
 from slimnet_ebpf.found import find
+from slimnet_ebpf.keys import steps
 from slimnet_ebpf.libbpf import BpfError, possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
@@ -184,6 +185,7 @@ class EbpfBackend(Backend):
                 self._underlay = self._adopt()
                 if self._pins.record().get("cluster", "") != self.context.cluster:
                     self._pins.write_record(cluster=self.context.cluster)
+                self._write_keys()
                 self._write_control(**self._control(ifindex))
                 self._follow_host()
                 self._underlay.apply(self.context.interface, ifindex, self._options.ports)
@@ -314,7 +316,7 @@ class EbpfBackend(Backend):
             to_bytes16(self.context.host.address),
             self._options.announce_port,
             self._options.wire_ports,
-            self.context.key,
+            self.context.keys,
         )
         self._announcer = self._held.enter_context(
             contextlib.closing(
@@ -341,8 +343,6 @@ class EbpfBackend(Backend):
             "wire_port": self._options.wire_ports,
             "held_limit": self._options.held_ports,
             "netns": self._netns.cookie,
-            # Two little-endian numbers, as SipHash reads a key, in this machine's order.
-            "key": struct.pack("=2Q", *struct.unpack("<2Q", self.context.key)),
         }
 
     def _follow_host(self) -> None:
@@ -377,6 +377,12 @@ class EbpfBackend(Backend):
         held = _CONTROL.unpack(control.get(u32(0)) or b"")
         if held != held | fields:
             control.set(u32(0), _CONTROL.pack(**(held | fields)))
+
+    def _write_keys(self) -> None:
+        control: Map = self._maps[private.SLIM_MAP_CONTROL]
+        held = _CONTROL.unpack(control.get(u32(0)) or b"")
+        for keys in steps(held["keys"], *self.context.keys):
+            self._write_control(keys=keys)
 
     def _source_ports(self) -> int:
         """How many the host has (networking/ip-sysctl.rst, ip_local_port_range)."""
@@ -563,6 +569,13 @@ class EbpfBackend(Backend):
         both = private.SLIM_OBSERVE_OPENED | private.SLIM_OBSERVE_CLOSED
         with self._locked():
             self._write_control(observe=both if enabled else 0)
+
+    def rekey(self, key: bytes, other: bytes | None = None) -> None:
+        """See :meth:`slimnet.abc.Backend.rekey`."""
+        with self._locked():
+            self.context = evolve(self.context, key=key, other_key=other)
+            self._write_keys()
+            self._announcer.rekey(self.context.keys)
 
     def close(self) -> None:
         """See :meth:`slimnet.abc.Backend.close`."""

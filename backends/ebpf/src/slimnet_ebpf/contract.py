@@ -12,11 +12,11 @@ import ctypes
 from collections.abc import Mapping
 from typing import Final
 
-from slimnet.contract import slim_tuple
+from slimnet.contract import slim_keys, slim_tuple
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0xC606BDC51EC0CFE5
-FINGERPRINT_HEX: Final[str] = "c606bdc51ec0cfe5"
+FINGERPRINT: Final[int] = 0xB46D9FDD44D6D851
+FINGERPRINT_HEX: Final[str] = "b46d9fdd44d6d851"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -199,7 +199,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
 
 
 class slim_control(ctypes.Structure):
-    """struct slim_control, 88 bytes."""
+    """struct slim_control, 112 bytes."""
 
     abi_version: int
     observe: int
@@ -212,7 +212,7 @@ class slim_control(ctypes.Structure):
     held_limit: int
     wire_turn: int
     port_room: int
-    key: ctypes.Array[ctypes.c_uint64]
+    keys: slim_keys
     netns: int
 
     _fields_ = (
@@ -227,7 +227,7 @@ class slim_control(ctypes.Structure):
         ("held_limit", ctypes.c_uint32),
         ("wire_turn", ctypes.c_uint32),
         ("port_room", ctypes.c_uint32),
-        ("key", ctypes.c_uint64 * 2),
+        ("keys", slim_keys),
         ("netns", ctypes.c_uint64),
     )
 

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from slimnet import contract
@@ -68,12 +68,12 @@ class AnnounceLink:
         sock: connected or, of an opener, connecting; does not block. Owned from here on.
         here: this host's underlay address, as the contract holds it.
         host: the other end's.
-        key: the cluster's.
+        keys: the cluster's; the first makes the link, where this end opens it.
         opener: this end opened it.
     """
 
     def __init__(
-        self, sock: socket.socket, here: bytes, host: bytes, key: bytes, *, opener: bool
+        self, sock: socket.socket, here: bytes, host: bytes, keys: Sequence[bytes], *, opener: bool
     ) -> None:
         self.sock = sock
         self.host = host
@@ -86,8 +86,13 @@ class AnnounceLink:
         #: When something came last, in seconds of the monotonic clock.
         self.heard = time.monotonic()
         self._here = here
-        self._key = key
+        self._cluster = tuple(keys)
+        #: Which of the cluster's keys it is by.
+        self.by = self._cluster[0]
+        #: When it ends, in seconds of the monotonic clock, since another one follows it.
+        self.until: float | None = None
         self._mine = b""
+        self._both = b""
         self._keys: tuple[bytes, bytes] | None = None
         self._sent = self._received = 0
         self._in = bytearray()
@@ -189,23 +194,32 @@ class AnnounceLink:
             self._greet()
         if theirs[-16:] == self._mine[-16:]:
             raise LinkEnd("an echo")  # which would have our own keys
-        both = self._mine + theirs if self.opener else theirs + self._mine
+        self._both = self._mine + theirs if self.opener else theirs + self._mine
+        self._take_key(self.by)
+        if self.opener:
+            self.send(contract.SLIM_FRAME_READY)
+
+    def _take_key(self, key: bytes) -> None:
         from_opener, from_acceptor = (
             b"".join(
-                siphash(self._key, _LABEL + bytes([direction, half, 0, 0, 0, 0]) + both)
+                siphash(key, _LABEL + bytes([direction, half, 0, 0, 0, 0]) + self._both)
                 for half in (0, 1)
             )
             for direction in (1, 0)
         )
         mine, yours = from_opener, from_acceptor
         self._keys = (mine, yours) if self.opener else (yours, mine)
-        if self.opener:
-            self.send(contract.SLIM_FRAME_READY)
+        self.by = key
 
     def _frame(self, data: bytes) -> Mapping[str, Any] | None:
         assert self._keys is not None  # noqa: S101  # for the type checker
         number = struct.pack("<Q", self._received)
         self._received += 1
+        if not self.opener and not self.ready:
+            # Which of the keys it is by, the opener says with its first frame.
+            for key in self._cluster:
+                if siphash(self._keys[1], number + data[:-_TAG]) != data[-_TAG:]:
+                    self._take_key(key)
         if siphash(self._keys[1], number + data[:-_TAG]) != data[-_TAG:]:
             raise LinkEnd("a wrong tag")
         self.heard = time.monotonic()

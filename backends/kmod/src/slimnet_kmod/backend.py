@@ -120,6 +120,23 @@ class KmodBackend(Backend):
             self._reconcile()
             undo.pop_all()
 
+    def _keys(self) -> dict[str, bytes]:
+        """As the module is told of them."""
+        key, other = self.context.key, self.context.other_key
+        # One that is too old to take two takes one.
+        return {"KEY": key} if other is None else {"KEY": key, "KEY_OTHER": other}
+
+    def rekey(self, key: bytes, other: bytes | None = None) -> None:
+        """See :meth:`slimnet.abc.Backend.rekey`."""
+        with self._mutex:
+            before = self.context
+            self.context = evolve(before, key=key, other_key=other)
+            try:
+                self._start()
+            except BackendError:
+                self.context = before
+                raise
+
     def _start(self) -> bool:
         """Start or adopt; whether nothing ran."""
         info = self._module.request(private.SLIM_CMD_INFO)
@@ -152,7 +169,7 @@ class KmodBackend(Backend):
                 ABI_VERSION=ours.version,
                 FINGERPRINT=ours.fingerprint,
                 **wanted,
-                KEY=self.context.key,
+                **self._keys(),
                 CLUSTER=self.context.cluster,
             )
         except RequestRefused as error:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x3BB6FAEFD6CBA286
-FINGERPRINT_HEX: Final[str] = "3bb6faefd6cba286"
+FINGERPRINT: Final[int] = 0xF82C3DC3A1D70A2E
+FINGERPRINT_HEX: Final[str] = "f82c3dc3a1d70a2e"
 
 # enum slim_nl_version
 SLIM_NL_VERSION: Final[int] = 1
@@ -73,7 +73,8 @@ SLIM_ATTR_ACCOUNT_KEY: Final[int] = 32
 SLIM_ATTR_ACCOUNT: Final[int] = 33
 SLIM_ATTR_QUESTION: Final[int] = 34
 SLIM_ATTR_EVENT: Final[int] = 35
-SLIM_ATTR_COUNT: Final[int] = 36
+SLIM_ATTR_KEY_OTHER: Final[int] = 36
+SLIM_ATTR_COUNT: Final[int] = 37
 
 # enum slim_nl_feature
 SLIM_NL_FEATURE_NONE: Final[int] = 0

@@ -33,6 +33,7 @@ _KINDS = {
     "WIRE_PORT": "uint16",
     "RANGE": "cdata",
     "KEY": "cdata",
+    "KEY_OTHER": "cdata",
     "GENERATION": "uint64",
     "BASE": "uint64",
     "RECORDS": "cdata",

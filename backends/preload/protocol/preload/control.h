@@ -37,6 +37,8 @@ enum slim_control_call {
 	SLIM_CONTROL_EVENTS = 7,
 	SLIM_CONTROL_OBSERVE = 8,	/* `number` 1: opened and closed connections make events too */
 	SLIM_CONTROL_STOP = 9,		/* answered, then the router ends; its state file stays */
+	/* Takes the keys of the file `path`, as at the start; other links follow. */
+	SLIM_CONTROL_KEYS = 10,
 };
 
 struct slim_control_request {
@@ -47,7 +49,7 @@ struct slim_control_request {
 	__u32 uid;			/* ATTACH: the only user whose processes are it; ~0: any */
 	__u32 number;			/* OBSERVE */
 	__be32 address[4];		/* ATTACH: overlay */
-	char path[256];			/* ATTACH (at most 107 bytes), TABLES; ends with 0 */
+	char path[256];			/* ATTACH (at most 107 bytes), TABLES, KEYS; ends with 0 */
 	struct slim_question question;	/* ASK */
 };
 

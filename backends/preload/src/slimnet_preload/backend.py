@@ -83,7 +83,7 @@ class PreloadBackend(Backend):
         self._trouble = ""
         self._look = 0.0
         self._state.mkdir(parents=True, exist_ok=True)
-        self._router = RouterProcess(self._state, context.host.address, context.key, self._options)
+        self._router = RouterProcess(self._state, context.host.address, context.keys, self._options)
         try:
             self._bring_up()
             InstanceRecord(ABI, context.cluster).write(self._state)
@@ -129,6 +129,12 @@ class PreloadBackend(Backend):
                 cgroup.remove(record.directory)
             record.remove(state)
         _remove_files(state)
+
+    def rekey(self, key: bytes, other: bytes | None = None) -> None:
+        """The router takes them; links by others are made again."""
+        with self._lock:
+            self.context = attrs.evolve(self.context, key=key, other_key=other)
+            self._router.rekey(self.context.keys)
 
     def claims(self, port: int) -> bool:
         """What its router hears others at, and what endpoints' ports are."""

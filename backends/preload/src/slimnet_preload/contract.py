@@ -15,8 +15,8 @@ from typing import Final
 from slimnet.contract import slim_event, slim_question
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x2AD6F6CF6676ED86
-FINGERPRINT_HEX: Final[str] = "2ad6f6cf6676ed86"
+FINGERPRINT: Final[int] = 0x6163F7CC0EE3A087
+FINGERPRINT_HEX: Final[str] = "6163f7cc0ee3a087"
 
 # enum slim_control_version
 SLIM_CONTROL_VERSION: Final[int] = 1
@@ -31,6 +31,7 @@ SLIM_CONTROL_ASK: Final[int] = 6
 SLIM_CONTROL_EVENTS: Final[int] = 7
 SLIM_CONTROL_OBSERVE: Final[int] = 8
 SLIM_CONTROL_STOP: Final[int] = 9
+SLIM_CONTROL_KEYS: Final[int] = 10
 
 # enum slim_file_table
 SLIM_FILE_ADDRESSES: Final[int] = 0

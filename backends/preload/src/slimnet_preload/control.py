@@ -129,6 +129,14 @@ class Control:
             contract.SLIM_CONTROL_TABLES, patience=_PATIENCE_TABLES, path=os.fsencode(tables)
         )
 
+    def rekey(self, keys: Path) -> None:
+        """Take the keys of a file.
+
+        Raises:
+            BackendError: it does not.
+        """
+        self._call(contract.SLIM_CONTROL_KEYS, path=os.fsencode(keys))
+
     def ask(self, question: FlowQuestion) -> bytes:
         """The question's bytes, answered."""
         data = self._call(contract.SLIM_CONTROL_ASK, question=question.pack())

@@ -38,14 +38,16 @@ class RouterProcess:
     Args:
         state: the instance's directory.
         host: its host's underlay address.
-        key: the cluster's secret.
+        keys: the cluster's secret, and another that is good as well.
         options: of the backend.
     """
 
-    def __init__(self, state: Path, host: IPAddress, key: bytes, options: PreloadOptions) -> None:
+    def __init__(
+        self, state: Path, host: IPAddress, keys: tuple[bytes, bytes], options: PreloadOptions
+    ) -> None:
         self.control = Control(state / "control")
         self._state = state
-        self._key = key
+        self._keys = keys
         self._argv = [
             *(str(PROGRAM), "--control", str(self.control.path)),
             *("--state", str(state / "router"), "--host", str(host)),
@@ -70,7 +72,7 @@ class RouterProcess:
         return self._watched is not None
 
     def start(self) -> bool:
-        """Start it, or adopt the one that runs with the same key and arguments; whether it is
+        """Start it, or adopt the one that runs with the same arguments; whether it is
         another one than before, to be told of endpoints and tables.
 
         Raises:
@@ -80,7 +82,7 @@ class RouterProcess:
             return False
         with contextlib.suppress(RouterGone):
             watched = self.control.watch()
-            if self._is_as_wanted():
+            if self._is_as_wanted() and self._takes_keys():
                 self._watched = watched
                 return True
             watched.close()
@@ -88,7 +90,7 @@ class RouterProcess:
         if time.monotonic() - self._started < _PAUSE:
             raise RouterGone(f"the router has ended: {self._said()}")
         self._started = time.monotonic()
-        replace(self._state / "key", self._key)
+        self._write_keys()
         replace(self._state / "arguments", self._arguments)
         with (self._state / "router.log").open("wb") as log, self._inside():
             try:
@@ -113,11 +115,36 @@ class RouterProcess:
 
     def _is_as_wanted(self) -> bool:
         """Whether the one that runs was started as this one would be."""
-        wanted = {"key": self._key, "arguments": self._arguments}
         try:
-            return all((self._state / name).read_bytes() == text for name, text in wanted.items())
+            return (self._state / "arguments").read_bytes() == self._arguments
         except FileNotFoundError:
             return False
+
+    def rekey(self, keys: tuple[bytes, bytes]) -> None:
+        """Other keys; one that does not run has them when it is started.
+
+        Raises:
+            BackendError: it does not take them.
+        """
+        self._keys = keys
+        self._write_keys()
+        with contextlib.suppress(RouterGone):
+            self.control.rekey(self._state / "key")
+
+    def _takes_keys(self) -> bool:
+        """Whether the one that runs does: one of an older version has the one that it began
+        with."""
+        self._write_keys()
+        try:
+            self.control.rekey(self._state / "key")
+        except RouterGone:
+            raise
+        except BackendError:
+            return False
+        return True
+
+    def _write_keys(self) -> None:
+        replace(self._state / "key", "".join(f"{key.hex()}\n" for key in self._keys).encode())
 
     def _answering(self, process: subprocess.Popen[bytes]) -> socket.socket:
         deadline = time.monotonic() + _START
