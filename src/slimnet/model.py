@@ -628,6 +628,7 @@ class Capabilities:
             are installed on any backend; one without the feature passes over them.
         needs: the parts of a place by which it knows an endpoint: it makes what of them
             the caller does not give. A process that lacks one is no endpoint's.
+        takes: other parts of a place that it uses where the caller gives them.
         control: ``address:port`` at which it hears what others announce; empty where its
             wires need none.
     """
@@ -638,6 +639,7 @@ class Capabilities:
         factory=frozenset, converter=_to_features, validator=_features
     )
     needs: frozenset[Part] = frozenset()
+    takes: frozenset[Part] = frozenset()
     control: str = ""
 
 

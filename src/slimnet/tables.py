@@ -59,6 +59,8 @@ class EndpointRecord:
         local: it lives on the host whose tables these are.
         wire: by which a TCP connection from here is carried to it, had it to leave the
             host; ``None``: by none, and it is refused (UNREACHABLE).
+        packets: the fallback overlay reaches it, if its host hears VXLAN: it has a network
+            namespace of its own.
     """
 
     address: IPAddress
@@ -67,6 +69,7 @@ class EndpointRecord:
     identity: int
     local: bool
     wire: Wire | None
+    packets: bool = True
 
 
 @frozen
@@ -208,14 +211,13 @@ class Tables:
     limits: Mapping[int, LimitRecord] = field(factory=dict, hash=False)
     hosts: Mapping[IPAddress, HostRecord] = field(factory=dict, hash=False)
 
-    def hears_packets(self, host: IPAddress) -> bool:
-        """Whether the fallback overlay reaches a host, or nothing is known of it.
-
-        Args:
-            host: its underlay address.
-        """
-        record = self.hosts.get(host)
-        return record is None or any(each.wire is Wire.VXLAN for each in record.wires)
+    def hears_packets(self, endpoint: EndpointRecord) -> bool:
+        """Whether the fallback overlay reaches an endpoint of another host; yes, where nothing
+        is known of that host."""
+        record = self.hosts.get(endpoint.host)
+        return endpoint.packets and (
+            record is None or any(each.wire is Wire.VXLAN for each in record.wires)
+        )
 
 
 @frozen

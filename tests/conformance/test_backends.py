@@ -114,6 +114,17 @@ def test_kmod(clause):
 
 
 @pytest.mark.parametrize("clause", BACKEND_CLAUSES)
+def test_ebpf_netns(clause):
+    """Where endpoints have network namespaces of their own."""
+    check_backend(
+        needs("slimnet_ebpf", "EbpfBackend"),
+        options={"placement": "netns"},
+        mismatch=ebpf_mismatch,
+        clauses=[clause],
+    )
+
+
+@pytest.mark.parametrize("clause", BACKEND_CLAUSES)
 def test_ebpf(clause):
     check_backend(needs("slimnet_ebpf", "EbpfBackend"), mismatch=ebpf_mismatch, clauses=[clause])
 

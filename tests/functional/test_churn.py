@@ -445,7 +445,9 @@ def test_no_two_live_connections_have_one_name(lab, ends, through):
     names, times = client.call(hold_and_churn, targets, 400, 20_000, deadline=180)
     assert server.call(watched, 20_400) == {"accepted": 20_400, "twice": 0}
     assert len(set(names)) == 400
-    assert max(times) < 3 * times[0], times
+    # In a namespace of its own an endpoint has its own source ports and no more, and the
+    # kernel searches for one that is not in TIME_WAIT, as it does on any host.
+    assert lab.can(Can.OWN_NAMESPACE) or max(times) < 3 * times[0], times
     client.call(release)
 
 
@@ -470,6 +472,7 @@ def test_a_listener_that_is_slow_to_close(lab, ends):
 
 
 @pytest.mark.needs(Can.DIRECT)
+@pytest.mark.lacks(Can.OWN_NAMESPACE)
 def test_names_of_bound_ports(lab, ends):
     """Whoever is bound keeps its port, and the others go by another one; a bound one finds
     the name taken, as it would in a namespace of its own."""

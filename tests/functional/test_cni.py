@@ -141,6 +141,17 @@ def test_as_a_kubelet_asks(hosts, space, nothing_left):
     assert delete(host, second, "cd34") == (0, None, "")
 
 
+def test_a_name_is_not_taken_from_who_has_it(hosts, space, nothing_left):
+    """A container's processes are in no cgroup of slimnet's, so that nobody knows of them."""
+    first, second = space(), space()
+    named = {"environment": {"ARGS": "K8S_POD_NAME=web"}}
+    assert add(hosts[0], first, "c1", **named)[0] == 0
+    status, answer, _ = add(hosts[0], second, "c2", **named)
+    assert (status, f"is there, in {first}" in answer["msg"]) == (1, True)
+    assert inside(first, "ip", "link", "show", "eth0").returncode == 0
+    assert delete(hosts[0], second, "c2") == delete(hosts[0], first, "c1") == (0, None, "")
+
+
 def test_addresses_that_are_asked_for(hosts, space, nothing_left):
     host, path, other = hosts[0], space(), space()
     for number, how in enumerate(

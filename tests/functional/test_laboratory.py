@@ -27,7 +27,8 @@ def test_what_the_backend_states(lab):
     assert stated.features == {each for each in Feature if lab.can(Can(each))}
     assert lab.wire in {each.wire for each in stated.wires}
     endpoint = lab.endpoint()
-    assert (Part.NETNS in stated.needs) == lab.can(Can.OWN_DEVICES)
+    assert lab.path.options or (Part.NETNS in stated.needs) == lab.can(Can.OWN_DEVICES)
+    assert (Part.NETNS in stated.needs | stated.takes) == lab.can(Can.TAKES_NAMESPACES)
     assert (endpoint.netns is not endpoint.host.netns) == lab.can(Can.OWN_DEVICES)
 
 

@@ -113,6 +113,7 @@ def _count(sock: socket.socket, seconds: float) -> float:
     return count / seconds
 
 
+@pytest.mark.needs(Can.PACES)
 @LIMITS
 @pytest.mark.parametrize("connections", [1, 6])
 def test_all_of_an_endpoint_together(lab, ends, connections):
@@ -147,6 +148,7 @@ def flood(client, server, port, connections):
     return accepting.result(30)
 
 
+@pytest.mark.needs(Can.PACES)
 @LIMITS
 def test_its_connections_have_the_same(lab, ends):
     """Those that send as much as goes take turns, and none waits long for its own."""
@@ -212,6 +214,7 @@ def _window(children: list[socket.socket], seconds: float) -> float:
     return (after - before) / (end - begin)
 
 
+@pytest.mark.needs(Can.PACES)
 @LIMITS
 @pytest.mark.parametrize("beside", ["nothing", "download", "loopback", "connections"])
 def test_the_rate_is_kept_within_five_percent(lab, ends, beside):
@@ -261,6 +264,7 @@ def test_what_stays_within_it_is_free(lab, own, kind):
     assert count > 20 * MEGABYTE
 
 
+@pytest.mark.needs(Can.PACES)
 @LIMITS
 def test_nothing_is_lost(lab, ends):
     """What waits is in the socket's own buffer: hardly a byte is sent twice."""
@@ -374,6 +378,7 @@ def test_live_connections_follow(lab, ends, kind):
     assert server.call(_count, child, 0.5) > 20 * MEGABYTE
 
 
+@pytest.mark.needs(Can.PACES)
 @LIMITS
 @pytest.mark.parametrize("kind", ["rate", "connection_rate"])
 def test_an_application_paces_itself_below_the_limit(lab, ends, kind):
@@ -437,8 +442,9 @@ def test_accounts_by_rule(lab, ends):
     child, _ = listener.accept()
     sock.sendall(bytes(7))
     assert child.recv(7, socket.MSG_WAITALL) == bytes(7)
-    with pytest.raises(PermissionError):
+    with pytest.raises(OSError) as refused:
         client.connect(server.address, 81)
+    assert refused.value.errno == lab.denied
 
     def written():
         return [

@@ -68,7 +68,9 @@ def devices(path):
 
 
 def needs(host):
-    return {Part(each) for each in host.node().status()["needs"]}
+    """The parts of a place that it can use."""
+    status = host.node().status()
+    return {Part(each) for each in (*status["needs"], *status["takes"])}
 
 
 @pytest.mark.parametrize("also_cgroup", [False, True])

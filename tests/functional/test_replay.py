@@ -31,7 +31,8 @@ def recorded(lab):
 
 
 def _open_sniffer(interface):
-    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    # ETH_P_ALL: of one protocol it would see what tc lets through, and no redirected packet.
+    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     sniffer.bind((interface, 0))
     return sniffer
 
@@ -40,7 +41,10 @@ def _sniff(sniffer, first, stop):
     """The next SYN to one of these ports, as an IP packet."""
     sniffer.settimeout(5)
     while True:
-        packet = sniffer.recv(2048)[14:]
+        frame = sniffer.recv(2048)
+        if frame[12:14] != b"\x08\x00":
+            continue
+        packet = frame[14:]
         offset = (packet[0] & 15) * 4
         if packet[9] != 6 or packet[offset + 13] & 0x12 != 2:
             continue

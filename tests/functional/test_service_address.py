@@ -65,6 +65,7 @@ def test_a_bound_source_port(lab, ends):
 
 
 @SERVICES
+@pytest.mark.needs(Can.ANSWERS_FOR_SERVICES)
 def test_an_endpoint_reaches_itself_through_its_own_service(lab):
     endpoint = lab.endpoint(0)
     endpoint.serve(8080)
@@ -168,6 +169,7 @@ def test_affinity_ends(lab, three):
 @pytest.mark.parametrize(
     ("port", "reason"), [(80, Reason.NO_BACKEND), (81, Reason.NO_SERVICE_PORT)]
 )
+@pytest.mark.needs(Can.ANSWERS_FOR_SERVICES)
 def test_nobody_there_is_a_refusal_at_once(lab, port, reason):
     """No ready endpoint, or not one of its ports."""
     client = lab.endpoint(0)
@@ -182,6 +184,7 @@ def test_nobody_there_is_a_refusal_at_once(lab, port, reason):
 
 
 @SERVICES
+@pytest.mark.needs(Can.ANSWERS_FOR_SERVICES)
 def test_datagrams_to_a_service_are_refused(lab):
     client = lab.endpoint(0)
     vip = lab.service(80, [])
@@ -193,6 +196,7 @@ def test_datagrams_to_a_service_are_refused(lab):
 
 @SERVICES
 @pytest.mark.parametrize("direction", list(Direction), ids=["ingress", "egress"])
+@pytest.mark.needs(Can.ANSWERS_FOR_SERVICES)
 def test_policy_is_asked_for_the_endpoint_and_its_port(lab, ends, direction):
     """Not for the service: a rule for the target port allows, one for the dialled does not."""
     client, server = ends

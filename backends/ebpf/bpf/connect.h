@@ -478,6 +478,30 @@ static __noinline int slim_dial_remote(struct slim_socket *socket)
 }
 
 /*
+ * An endpoint of this host with a network namespace of its own is behind its router: 0, or
+ * negative where there is none. A frame of its own, for the stack.
+ */
+static __noinline int slim_dial_near(struct slim_socket *socket)
+{
+	const struct slim_device *device;
+	const __u32 *number;
+	__u32 key;
+
+	if (!socket)
+		return -1;
+	key = socket->peer_endpoint;
+	number = bpf_map_lookup_elem(&slim_apart, &key);
+	if (!number)
+		return -1;
+	key = *number;
+	device = bpf_map_lookup_elem(&slim_device, &key);
+	if (!device)
+		return -1;
+	slim_map_v4(socket->underlay, device->near);
+	return 0;
+}
+
+/*
  * To another host: through one of its wire ports, or, where it speaks wire announce, to the
  * port that it has told of. No packet is rewritten there, so none leaves with a bound port.
  */
@@ -494,6 +518,8 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 	if (slim_alias_clashes(socket, dial->sk->src_port))
 		return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 	slim_copy(socket->underlay, peer->host);
+	if (peer->flags & SLIM_ENDPOINT_LOCAL && slim_dial_near(socket))
+		return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
 	if (!(peer->flags & SLIM_ENDPOINT_WIRE_SYN)) {
 		int error = slim_dial_remote(socket);
 
@@ -516,7 +542,7 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 		slim_dial_unbind(ctx, dial);
 	}
 	socket->flags |= SLIM_SOCKET_WIRE;
-	slim_copy(dial->to, peer->host);
+	slim_copy(dial->to, socket->underlay);
 	dial->to_port = socket->underlay_port;
 	dial->rewrite = 1;
 	return 0;
@@ -621,6 +647,8 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 	if (way->kind == SLIM_WAY_WIRE)
 		return slim_dial_wire(ctx, dial, way->target.peer);
 	slim_count(way->peer_reason);
+	if (!way->target.peer->index)
+		return slim_dial_wire(ctx, dial, way->target.peer);
 	return slim_dial_same_host(ctx, dial, way->target.peer->index, false);
 }
 

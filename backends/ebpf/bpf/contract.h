@@ -53,6 +53,11 @@ enum slim_map {
 	SLIM_MAP_NAME,		/* array[65536]: names that connections have, by source port */
 	SLIM_MAP_REMOTE,	/* hash: struct slim_remote_key -> struct slim_remote */
 	SLIM_MAP_TOLD,		/* ring buffer: struct slim_told */
+	SLIM_MAP_APART,		/* hash: __u32 endpoint -> __u32 number of its device */
+	SLIM_MAP_DEVICE,	/* hash: __u32 number of a device -> struct slim_device */
+	SLIM_MAP_CARRIED,	/* hash: struct slim_carried_key -> struct slim_carried */
+	SLIM_MAP_POLICE,	/* hash: __u32 number of a device -> struct slim_police */
+	SLIM_MAP_CARRIAGE,	/* per-CPU array[1]: what a SYN's program works on: no stack is that large */
 	SLIM_MAP_COUNT,
 };
 
@@ -63,6 +68,8 @@ enum slim_room {
 	SLIM_BOUND_RECORDS = 3,		/* of each such connection, while it lives */
 	SLIM_HELD_ROOM = 262144,	/* records of bound ports */
 	SLIM_LISTENER_ROOM = 262144,
+	SLIM_CARRIED_ROOM = 131072,	/* connections of endpoints with namespaces of their own */
+	SLIM_CARRIED_RECORDS = 2,	/* of each such connection */
 	SLIM_NAME_WAYS = 5,		/* names of connections with one source port */
 };
 
@@ -70,6 +77,7 @@ enum slim_room {
 enum slim_patience {
 	SLIM_HANDSHAKE_SECONDS = 130,	/* no SYN of Linux's default retry schedule is older */
 	SLIM_ANSWER_SECONDS = 5,	/* a handshake that the kernel has no request socket for */
+	SLIM_IDLE_SECONDS = 432000,	/* a connection without a packet: nf_conntrack's five days */
 	SLIM_LINGER_SECONDS = 60,	/* TIME_WAIT: how long a closed source-bound tuple is kept */
 };
 
@@ -151,6 +159,10 @@ struct slim_control {
 	__u32 port_room;		/* ports of the host that all endpoints may have, of either kind */
 	struct slim_keys keys;		/* the cluster's */
 	__u64 netns;			/* cookie of the host's network namespace; 0: not known */
+	__u32 apart;			/* endpoints with a network namespace of their own */
+	__u32 policed;			/* those of them that have a limit */
+	__u32 published;		/* ports of the host that are theirs */
+	__u32 pad2;
 };
 
 /* Written once, when the endpoint is attached to its cgroup. */
@@ -174,8 +186,10 @@ struct slim_usage {
 	__u32 listeners;
 	__u32 datagrams;		/* UDP sockets */
 	__u32 ports;			/* distinct ports of the host that its TCP sockets are on */
+	__u32 carried;			/* at index 0: connections in SLIM_MAP_CARRIED */
 	__u32 turn;			/* which wire port its connections take, or which source */
 	__u32 turned;			/* since when, in about a second of bpf_ktime_get_ns() */
+	__u32 pad;
 	__u64 next;			/* bpf_ktime_get_ns() at which the endpoint will be in time with its rate */
 };
 
@@ -320,6 +334,71 @@ struct slim_nowhere {
 	__u32 rule;
 	__be16 port;			/* as dialled */
 	__u16 error;			/* errno of a sendto(2) there */
+};
+
+/* The router's end of the link of an endpoint with a network namespace of its own. */
+struct slim_device {
+	__u32 endpoint;
+	__u32 vni;
+	__be32 address;			/* the endpoint's */
+	__be32 near;			/* the router's, towards its host */
+	__u32 uplink;			/* number of the router's way out, in its namespace */
+	__u32 portal;			/* and of its other end, in the host's */
+	__u32 carried;			/* its connections in SLIM_MAP_CARRIED */
+	__u8 macs[12];			/* destination and source of what goes to the endpoint */
+};
+
+/* What such an endpoint may send: what is over it is dropped. */
+struct slim_police {
+	__u64 rate;			/* bytes a second, all together; 0: as much as it likes */
+	__u64 connection_rate;		/* each connection that is carried */
+	__u64 next;			/* bpf_ktime_get_ns() at which it will be in time */
+};
+
+/* A packet's addresses: as the endpoint sends it, or as it comes in from the underlay. */
+struct slim_carried_key {
+	__u32 device;			/* number of the endpoint's; 0: from the underlay */
+	__be32 source;
+	__be32 destination;
+	__be16 source_port;
+	__be16 destination_port;
+};
+
+enum slim_carried_device {
+	SLIM_CARRIED_NAME = 0x40000000,	/* or'ed to a device's number: the record of a name */
+};
+
+enum slim_carried_flag {
+	SLIM_CARRIED_ACCEPTED = 1,	/* the endpoint was called */
+	SLIM_CARRIED_FINAL = 2,		/* a FIN or RST has passed this way */
+	SLIM_CARRIED_ANSWERED = 4,	/* a packet but a SYN has passed this way */
+	SLIM_CARRIED_REVOKED = 8,	/* new tables forbid it: nothing but a RST passes */
+	SLIM_CARRIED_PUBLISHED = 64,	/* it came to a published port */
+	SLIM_CARRIED_OPENED = 16,	/* it is established; of the way out */
+	SLIM_CARRIED_CLOSED = 32,	/* and over; likewise */
+};
+
+/* What becomes of such a packet. */
+struct slim_carried {
+	__be32 source;			/* to write */
+	__be32 destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 device;			/* number of the endpoint's */
+	__u32 back;			/* in the key of the other way: number of a device, or 0 */
+	__u32 through;			/* device whose peer it goes to next */
+	__u32 endpoint;
+	__u32 peer;			/* endpoint */
+	__u32 rule;
+	__be16 port;			/* as policy was asked */
+	__u16 flags;			/* enum slim_carried_flag */
+	__be16 name;			/* the port by which the peer knows it, if it has a record of its own */
+	__u16 pad;
+	__u8 macs[12];			/* to write, on the way into an endpoint */
+	__u64 opened;			/* bpf_ktime_get_ns() */
+	__u64 used;			/* of the last packet, about; or of the FIN */
+	__u64 bytes;			/* of payload that went this way */
+	__u64 next;			/* as in struct slim_police, for this connection */
 };
 
 struct slim_socket {

@@ -8,6 +8,9 @@
  *  option.h   socket(2), setsockopt(2), getsockopt(2): what is refused
  *  sockops.h  the SYN's option, the listener's entry, the child's name
  *  steer.h    tc and sk_lookup: from a SYN to its listener; the shield; published ports
+ *  carry.h    connections of endpoints with a network namespace of their own
+ *  arrive.h   how their packets get in there
+ *  packet.h   what tc programs know of packets
  *  target.h   who is at an address: an endpoint, behind a service too, or a range
  *  alias.h    by which port a connection is known in the overlay
  *  flow.h     the records of handshakes, and each endpoint's share of them
@@ -24,6 +27,7 @@
 #include "option.h"
 #include "sockops.h"
 #include "steer.h"
+#include "arrive.h"
 #include "sweep.h"
 #include "limit.h"
 #include "guard.h"
@@ -184,13 +188,31 @@ int slim_lookup(struct bpf_sk_lookup *ctx)
 SEC("tc")
 int slim_tc_ingress(struct __sk_buff *skb)
 {
-	return slim_ingress(skb);
+	return slim_ingress(skb, false);
 }
 
 SEC("tc")
 int slim_tc_egress(struct __sk_buff *skb)
 {
 	return slim_egress(skb);
+}
+
+SEC("tc")
+int slim_device_tc(struct __sk_buff *skb)
+{
+	return slim_device_run(skb);
+}
+
+SEC("tc")
+int slim_arrive_tc(struct __sk_buff *skb)
+{
+	return slim_arrive_run(skb);
+}
+
+SEC("tc")
+int slim_portal_tc(struct __sk_buff *skb)
+{
+	return slim_portal_run(skb);
 }
 
 SEC("cgroup_skb/egress")

@@ -256,6 +256,36 @@ struct {
 	__type(value, struct slim_nowhere);
 } slim_nowhere SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+} slim_apart SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct slim_device);
+} slim_device SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct slim_police);
+} slim_police SEC(".maps");
+
+/* Not LRU, for the reason of slim_flow: a live connection loses its way with its record. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SLIM_CARRIED_ROOM * SLIM_CARRIED_RECORDS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct slim_carried_key);
+	__type(value, struct slim_carried);
+} slim_carried SEC(".maps");
+
 /* The names of live connections with one source port, and those that linger (alias.h). */
 struct slim_names {
 	struct bpf_spin_lock lock;

@@ -12,38 +12,8 @@
 #define SLIMNET_STEER_H
 
 #include "bind.h"
+#include "carry.h"
 #include "flow.h"
-
-#include <linux/ip.h>
-#include <linux/pkt_cls.h>
-
-/* Whoever else has a program or a filter here is asked next. */
-#define SLIM_TC_NEXT TC_ACT_UNSPEC
-
-/* RFC 792; linux/icmp.h would bring libc's headers along. */
-#define ICMP_DEST_UNREACH 3
-#define ICMP_TIME_EXCEEDED 11
-#define ICMP_PARAMETERPROB 12
-
-struct slim_icmp {
-	__u8 type;
-	__u8 code;
-	__be16 checksum;
-	__be32 rest;
-};
-
-#define VLAN_ID_MASK 0xfff		/* of the tag's control information, IEEE 802.1Q */
-
-#define IP_MORE_FRAGMENTS 0x2000
-#define IP_FRAGMENT_OFFSET 0x1fff
-
-/* A parsed SYN. */
-struct slim_syn {
-	struct slim_tuple tuple;
-	__be32 sequence;
-	__u32 options;		/* offset in the packet */
-	__u32 length;		/* of the options, in bytes */
-};
 
 /* Loads the SYN's options and looks for ours among them; see slim_option_find(). */
 static __noinline int
@@ -148,18 +118,63 @@ slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 	return found;
 }
 
+/* slim_admit() for a SYN that the other end of a router's way out stands for this host in. */
+static __noinline int
+slim_syn_near(struct slim_state *state, const struct slim_syn *syn,
+	      const struct slim_option *option, struct slim_admitted *admitted)
+{
+	if (!state || !syn || !option || !admitted || !state->control)
+		return SLIM_ADMIT_LATER;
+	admitted->source = NULL;
+	admitted->destination = NULL;
+	admitted->rule = 0;
+	admitted->source_id = slim_be32toh(option->source);
+	admitted->destination_id = slim_be32toh(option->destination);
+	if (!slim_tag_is_good(state->control->keys.key[0], &syn->tuple, syn->sequence, option) &&
+	    !slim_tag_is_good(state->control->keys.key[1], &syn->tuple, syn->sequence, option)) {
+		admitted->reason = SLIM_REASON_SYN_TAG;
+		return SLIM_ADMIT_FORGED;
+	}
+	return slim_admit_from(state, state->control->underlay, option->port, admitted);
+}
+
+/* Writes the flow record of a SYN that is admitted. A frame of its own, for the stack. */
+static __noinline int
+slim_syn_flow(const struct slim_state *state, const struct slim_syn *syn,
+	      const struct slim_option *option, const struct slim_admitted *admitted)
+{
+	struct slim_flow flow = {};
+
+	if (!state || !syn || !option || !admitted || !admitted->source || !admitted->destination)
+		return -1;
+	flow.inner = slim_inner(false, admitted->destination->index, option->port);
+	flow.charged = flow.inner;
+	flow.time = bpf_ktime_get_ns();
+	flow.generation = state->active >> 1;
+	slim_copy(flow.source, admitted->source->address);
+	slim_copy(flow.destination, admitted->destination->address);
+	flow.source_port = slim_option_name(option, syn->tuple.source_port);
+	flow.destination_port = option->port;
+	flow.source_endpoint = admitted->source_id;
+	flow.destination_endpoint = admitted->destination_id;
+	flow.rule = admitted->rule;
+	return slim_flow_put(&syn->tuple, &flow);
+}
+
 /*
  * A SYN to a wire port. SLIM_TC_NEXT lets it go on to sk_lookup, which answers
  * with the host's RST unless there is a flow record.
  */
-static __always_inline int
-slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct slim_syn *syn)
+static __noinline int
+slim_syn_admit(struct __sk_buff *skb, const struct slim_syn *syn, const bool portal)
 {
+	struct slim_state opened, *state = &opened;
 	struct slim_admitted admitted = {};
 	struct slim_option option = {};
-	struct slim_flow flow = {};
 	int found;
 
+	if (!syn || !slim_state_get(state))
+		return TC_ACT_SHOT;
 	found = slim_syn_option(skb, syn->options, syn->length, &option);
 	if (found < 0) {
 		/*
@@ -177,8 +192,9 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 		admitted.reason = SLIM_REASON_SYN_NO_OPTION;
 		goto forged;
 	}
-	switch (slim_admit(state, &state->control->keys, &syn->tuple, syn->sequence, &option,
-			   &admitted)) {
+	switch (portal ? slim_syn_near(state, syn, &option, &admitted) :
+			 slim_admit(state, &state->control->keys, &syn->tuple, syn->sequence,
+				    &option, &admitted)) {
 	case SLIM_ADMIT_YES:
 		break;
 	case SLIM_ADMIT_FORGED:
@@ -192,24 +208,25 @@ slim_syn_admit(struct __sk_buff *skb, struct slim_state *state, const struct sli
 	}
 	if (!admitted.source || !admitted.destination)
 		return TC_ACT_SHOT;	/* cannot be; the verifier of Linux 6.1 does not see it */
-	flow.inner = slim_inner(false, admitted.destination->index, option.port);
-	flow.charged = flow.inner;
-	found = slim_listener_repair(skb, flow.inner, admitted.destination_id);
+	if (!portal && !admitted.destination->index) {
+		found = slim_carry_admit(syn, &option, &admitted);
+		if (found > 0) {
+			slim_count(admitted.reason);
+			return bpf_redirect_peer(found, 0);
+		}
+		if (found < 0) {
+			slim_count(SLIM_REASON_FLOW_FULL);
+			return TC_ACT_SHOT;
+		}
+	}
+	found = slim_listener_repair(skb, slim_inner(false, admitted.destination->index,
+						     option.port), admitted.destination_id);
 	if (!found) {
 		admitted.reason = SLIM_REASON_SYN_NO_LISTENER;
 		goto refuse;
 	}
 	slim_count(admitted.reason);
-	flow.time = bpf_ktime_get_ns();
-	flow.generation = state->active >> 1;
-	slim_copy(flow.source, admitted.source->address);
-	slim_copy(flow.destination, admitted.destination->address);
-	flow.source_port = slim_option_name(&option, syn->tuple.source_port);
-	flow.destination_port = option.port;
-	flow.source_endpoint = admitted.source_id;
-	flow.destination_endpoint = admitted.destination_id;
-	flow.rule = admitted.rule;
-	if (found < 0 || slim_flow_put(&syn->tuple, &flow)) {
+	if (found < 0 || slim_syn_flow(state, syn, &option, &admitted)) {
 		slim_count(SLIM_REASON_FLOW_FULL);
 		return TC_ACT_SHOT;
 	}
@@ -310,30 +327,103 @@ answer:
 	return TC_ACT_OK;
 }
 
+/* Does the endpoint's policy let in who comes to its published port? 0, or the reason why not. */
+static __noinline int
+slim_publish_decide(struct slim_state *state, const struct slim_publish *published,
+		    const struct slim_tuple *syn, __u32 *rule)
+{
+	const struct slim_endpoint *endpoint;
+	struct slim_target client = {};
+	struct slim_verdict verdict;
+	__be32 address[4];
+
+	if (!state || !published || !syn || !rule)
+		return SLIM_REASON_NO_TABLES;
+	endpoint = slim_endpoint_get(state, published->endpoint);
+	if (!endpoint)
+		return SLIM_REASON_NO_ENDPOINT;
+	client.port = published->port;
+	slim_copy(address, syn->source);
+	slim_target_range(state, endpoint->vni, address, &client);
+	verdict = slim_target_decide(state, published->endpoint, endpoint->identity, &client,
+				     SLIM_INGRESS, IPPROTO_TCP);
+	*rule = verdict.rule;
+	if (verdict.action == SLIM_ALLOW)
+		slim_count(verdict.reason);
+	return verdict.action == SLIM_ALLOW ? 0 : (int)verdict.reason;
+}
+
+static __noinline int
+slim_publish_refused(const struct slim_publish *published, const struct slim_endpoint *endpoint,
+		     const struct slim_tuple *syn, __u32 reason, __u32 rule)
+{
+	struct slim_call call = {
+		.protocol = IPPROTO_TCP,
+		.direction = SLIM_INGRESS,
+		.reason = reason,
+		.rule = rule,
+	};
+	struct slim_local outside = {};
+
+	if (!published || !endpoint || !syn)
+		return 0;
+	call.port = published->port;
+	call.peer = published->endpoint;
+	slim_copy(outside.address, syn->source);
+	return slim_refuse(&outside, endpoint->address, &call);
+}
+
+/*
+ * A published port of an endpoint with a namespace of its own: carried there if that one's
+ * policy lets the client in. Refused, the host answers: nobody listens there.
+ */
+static __always_inline int
+slim_publish_carry(struct slim_state *state, const struct slim_publish *published,
+		   const struct slim_endpoint *endpoint, const struct slim_tuple *syn)
+{
+	__u32 rule = 0;
+	int answer;
+
+	if (!state->control || syn->destination[3] != state->control->underlay[3])
+		return SLIM_TC_NEXT;
+	answer = slim_publish_decide(state, published, syn, &rule);
+	if (answer) {
+		slim_publish_refused(published, endpoint, syn, answer, rule);
+		return SLIM_TC_NEXT;
+	}
+	answer = slim_carry_publish(syn, published, rule);
+	if (answer < 0) {
+		slim_count(SLIM_REASON_FLOW_FULL);
+		return TC_ACT_SHOT;
+	}
+	return answer ? bpf_redirect_peer(answer, 0) : SLIM_TC_NEXT;
+}
+
 /*
  * A SYN to any other port. If that is a published one, only here can its
  * listener be put back into the SOCKHASH.
  */
 static __noinline int
-slim_syn_published(struct __sk_buff *skb, struct slim_state *state, __be32 address, __be16 port)
+slim_syn_published(struct __sk_buff *skb, const struct slim_tuple *syn)
 {
+	struct slim_state opened, *state = &opened;
 	struct slim_publish *published;
 	struct slim_endpoint *endpoint;
 
-	if (!state)
+	if (!syn || !slim_state_get(state))
 		return SLIM_TC_NEXT;
-	published = slim_publish_get(state, address, port);
+	published = slim_publish_get(state, syn->destination[3], syn->destination_port);
 	if (!published)
 		return SLIM_TC_NEXT;
 	endpoint = slim_endpoint_get(state, published->endpoint);
-	if (endpoint)
-		slim_listener_repair(skb, slim_inner(false, endpoint->index, published->port),
+	if (!endpoint)
+		return SLIM_TC_NEXT;
+	if (!endpoint->index)
+		return slim_publish_carry(state, published, endpoint, syn);
+	slim_listener_repair(skb, slim_inner(false, endpoint->index, published->port),
 				     published->endpoint);
 	return SLIM_TC_NEXT;
 }
-
-#define SLIM_TCP_OFFSET (ETH_HLEN + sizeof(struct iphdr))
-#define SLIM_CHECK_OFFSET (ETH_HLEN + offsetof(struct iphdr, check))
 
 /*
  * Writes another address and port into a TCP packet without IP options:
@@ -426,11 +516,36 @@ static __always_inline int slim_vlan_again(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-static __always_inline int slim_ingress(struct __sk_buff *skb)
+/*
+ * The device by which a packet of a carried connection goes on; 0: it is none. Where
+ * there is no such endpoint nobody pays for the look-up.
+ */
+static __always_inline __u32
+slim_ingress_carried(const struct iphdr *ip, const struct tcphdr *tcp)
+{
+	const bool wire = slim_is_bound_port(tcp->source) || slim_is_wire_port(tcp->dest);
+	struct slim_carried_key key = {
+		.source = ip->saddr,
+		.destination = ip->daddr,
+		.source_port = tcp->source,
+		.destination_port = tcp->dest,
+	};
+	const struct slim_carried *carried;
+	const struct slim_control *control;
+	__u32 zero = 0;
+
+	control = bpf_map_lookup_elem(&slim_control, &zero);
+	if (!control || !(wire ? control->apart : control->published) || (tcp->syn && !tcp->ack))
+		return 0;
+	carried = bpf_map_lookup_elem(&slim_carried, &key);
+	return carried ? carried->through : 0;
+}
+
+/* `portal`: what comes from a router's way out, where `near` stands for this host. */
+static __always_inline int slim_ingress(struct __sk_buff *skb, const bool portal)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct slim_syn syn;
-	struct slim_state state;
 	struct tcphdr *tcp;
 	struct iphdr *ip;
 	__u16 fragment;
@@ -462,8 +577,11 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 		slim_count(SLIM_REASON_RESERVED_RANGE);
 		return TC_ACT_SHOT;
 	}
-	if (ip->protocol == IPPROTO_ICMP && ip->ihl == 5)
-		return slim_icmp_error(skb);
+	if (ip->protocol == IPPROTO_ICMP && ip->ihl == 5) {
+		int through = portal ? 0 : slim_carry_icmp(skb, 0);
+
+		return through > 0 ? bpf_redirect_peer(through, 0) : slim_icmp_error(skb);
+	}
 	if (ip->protocol != IPPROTO_TCP)
 		return SLIM_TC_NEXT;
 
@@ -481,6 +599,12 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 	}
 
 	tcp = (void *)(ip + 1);
+	if (!portal) {
+		__u32 through = slim_ingress_carried(ip, tcp);
+
+		if (through)
+			return bpf_redirect_peer(through, 0);
+	}
 	if (slim_is_bound_port(tcp->source)) {
 		struct slim_bound *bound;
 
@@ -494,9 +618,13 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 					    bound->port);
 	}
 	if (!slim_is_wire_port(tcp->dest)) {
-		if (!tcp->syn || tcp->ack || !slim_state_get(&state))
+		if (!tcp->syn || tcp->ack)
 			return SLIM_TC_NEXT;
-		return slim_syn_published(skb, &state, ip->daddr, tcp->dest);
+		slim_map_v4(syn.tuple.source, ip->saddr);
+		slim_map_v4(syn.tuple.destination, ip->daddr);
+		syn.tuple.source_port = tcp->source;
+		syn.tuple.destination_port = tcp->dest;
+		return slim_syn_published(skb, &syn.tuple);
 	}
 	if (tcp->doff < 5) {
 		slim_count(SLIM_REASON_MALFORMED);
@@ -511,9 +639,7 @@ static __always_inline int slim_ingress(struct __sk_buff *skb)
 	syn.sequence = tcp->seq;
 	syn.options = SLIM_TCP_OFFSET + sizeof(*tcp);
 	syn.length = tcp->doff * 4 - sizeof(*tcp);
-	if (!slim_state_get(&state))
-		return TC_ACT_SHOT;
-	return slim_syn_admit(skb, &state, &syn);
+	return slim_syn_admit(skb, &syn, portal);
 }
 
 /* Inner addresses do not leave the host; source-bound connections leave with the host's. */
@@ -667,6 +793,12 @@ slim_steer_published(struct bpf_sk_lookup *ctx, struct slim_state *state,
 	return SK_DROP;
 }
 
+/* A router's address towards its host: of 0.0.0.0/8, to which nothing on a network belongs. */
+static __always_inline bool slim_steer_is_near(__be32 address)
+{
+	return address && !(address & bpf_htonl(0xff000000));
+}
+
 /* Asked by the kernel at every look-up of a listener in the underlay namespace. */
 static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 {
@@ -716,7 +848,8 @@ static __always_inline int slim_steer(struct bpf_sk_lookup *ctx)
 			return slim_steer_shielded(ctx);
 		return SK_PASS;
 	}
-	if (ctx->ingress_ifindex != (inner ? SLIM_LOOPBACK_IFINDEX : state.control->ifindex))
+	if (ctx->ingress_ifindex != (inner ? SLIM_LOOPBACK_IFINDEX : state.control->ifindex) &&
+	    !(wire && slim_steer_is_near(SLIM_CTX(ctx, remote_ip4))))
 		return slim_steer_shielded(ctx);
 
 	if (ctx->family == AF_INET) {

@@ -8,6 +8,7 @@
 #ifndef SLIMNET_SWEEP_H
 #define SLIMNET_SWEEP_H
 
+#include "carry.h"
 #include "event.h"
 #include "flow.h"
 
@@ -153,6 +154,42 @@ static long slim_sweep_bound(void *map, const void *key, void *value, void *cont
 }
 
 /*
+ * Carried connections: closed both ways, for as long as TIME_WAIT lasts; of which no
+ * packet but the SYN was seen, for as long as a handshake may take; and idle ones. Of the
+ * two records the one of the way out is looked at.
+ */
+static long slim_sweep_carried(void *map, const void *key, void *value, void *context)
+{
+	const struct slim_carried *carried = value, *back;
+	struct slim_carried_key mine, other;
+	__u64 used = carried->used;
+	__u32 both;
+
+	__builtin_memcpy(&mine, key, sizeof(mine));
+	/* That of a name goes with the connection's. */
+	if (carried->name && mine.destination == carried->peer && !mine.source)
+		return 0;
+	slim_carried_other(carried, &other);
+	back = bpf_map_lookup_elem(&slim_carried, &other);
+	if (!back) {
+		/* Of half of a connection, which is being made or removed. */
+		if (slim_sweep_is_older(used, SLIM_CARRIED_LINGER))
+			slim_carried_drop(&mine, &other);
+		return 0;
+	}
+	if (!mine.device)
+		return 0;
+	if (back->used > used)
+		used = back->used;
+	both = carried->flags & back->flags;
+	if (slim_sweep_is_older(used, both & SLIM_CARRIED_FINAL ? SLIM_CARRIED_LINGER :
+				      both & SLIM_CARRIED_ANSWERED ? SLIM_CARRIED_IDLE :
+								     SLIM_HANDSHAKE))
+		slim_carried_drop(&mine, &other);
+	return 0;
+}
+
+/*
  * A whole sweep looks at every place of three large tables, which takes milliseconds
  * and the processor's caches; most of the time there is nothing in them. So one that
  * comes every now and then goes by the counts: a table of which nobody holds a record
@@ -170,6 +207,8 @@ static __always_inline int slim_sweep_run(struct __sk_buff *skb)
 		slim_share_sum_up();
 	if ((flows || (all && all->flows)) && slim_state_get(&sweep.state))
 		bpf_for_each_map_elem(&slim_flow, slim_sweep_flow, &sweep, 0);
+	if (whole && all && all->carried)
+		bpf_for_each_map_elem(&slim_carried, slim_sweep_carried, NULL, 0);
 	if (whole || (all && all->bound))
 		bpf_for_each_map_elem(&slim_bound, slim_sweep_bound, NULL, 0);
 	return 0;

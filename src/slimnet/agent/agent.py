@@ -307,6 +307,7 @@ class Agent:
             "enforcing": self.site.host.enforcing and not self.endpoints.unpoliced,
             "features": records.encode(self.site.host.features),
             "needs": records.encode(self.backend.capabilities.needs),
+            "takes": records.encode(self.backend.capabilities.takes),
             "wires": records.encode(self.site.host.wires),
             "store": self.config.store,
             "cluster": self.store.id,

@@ -340,6 +340,10 @@ class Endpoints:
             self._cluster.remove_endpoint(there)
             return None
         life = self._life(there)
+        brought = there.netns and life is not Life.GONE
+        if brought and asked.get("netns", there.netns) != there.netns:
+            # Its processes are in no cgroup of ours: nobody knows here whether it has any.
+            raise AlreadyExists(f"{title} is there, in {there.netns}")
         held = self._holders.lives(there.id)
         if held or (held is False and life is Life.BUSY):
             raise AlreadyExists(f"{title} runs already")

@@ -54,7 +54,7 @@ Whatever is started in the cgroup that is printed is that endpoint:
     "--port", "ports", metavar="NAME=PORT[/PROTO]", multiple=True, help="A named port; repeatable."
 )
 @click.option("--cgroup", metavar="DIRECTORY", help="An existing one. [default: one is made]")
-@click.option("--netns", metavar="PATH", help="An existing network namespace; not with ebpf.")
+@click.option("--netns", metavar="PATH", help="An existing network namespace; not with preload.")
 @output_option
 @agent_option
 def add(

@@ -16,23 +16,37 @@ root in an endpoint must not reach the rules, and because what is removed whole
 leaves nothing. The host's own namespace gets one device and one small table.
 """
 
+from slimnet.fallback.answer import carried
 from slimnet.fallback.flows import TrackedFlow, tracked
 from slimnet.fallback.outside import Outside, Stamp
-from slimnet.fallback.overlay import CAPABILITIES, PORT, Fallback, find, probe, purge
+from slimnet.fallback.overlay import (
+    CAPABILITIES,
+    PORT,
+    Fallback,
+    find,
+    life,
+    place,
+    probe,
+    purge,
+)
 from slimnet.fallback.refusals import Refused, counters, refusals
-from slimnet.fallback.router import Router
+from slimnet.fallback.router import Plug, Router
 
 __all__ = [
     "CAPABILITIES",
     "PORT",
     "Fallback",
     "Outside",
+    "Plug",
     "Refused",
     "Router",
     "Stamp",
     "TrackedFlow",
+    "carried",
     "counters",
     "find",
+    "life",
+    "place",
     "probe",
     "purge",
     "refusals",

@@ -28,7 +28,7 @@ from slimnet.fallback.flows import tracked
 from slimnet.fallback.outside import Outside, Stamp
 from slimnet.fallback.record import Record
 from slimnet.fallback.refusals import counters, refusals
-from slimnet.fallback.router import Router
+from slimnet.fallback.router import Plug, Router
 from slimnet.linux import cgroup, netns
 from slimnet.mending import Mending
 from slimnet.model import (
@@ -50,7 +50,7 @@ from slimnet.place import Life, Part, Place
 from slimnet.rtnetlink import Rtnetlink
 from slimnet.tables import Tables
 
-__all__ = ["CAPABILITIES", "PORT", "Fallback", "find", "probe", "purge"]
+__all__ = ["CAPABILITIES", "PORT", "Fallback", "find", "life", "place", "probe", "purge"]
 
 #: Raised when names, devices or rules change such that an older process could not adopt them.
 ABI = 1
@@ -121,6 +121,61 @@ def purge(instance: str, state: Path) -> None:
         file.unlink()
 
 
+def place(context: Context, host: Path, name: str, given: Place) -> Place:
+    """Where an endpoint would be attached, whether there is a fallback overlay yet or not:
+    a cgroup and a namespace; either may be the caller's. Changes nothing.
+
+    Args:
+        context: of the fallback overlay.
+        host: path of the host's network namespace.
+        name: the endpoint's full name.
+        given: by the caller.
+
+    Raises:
+        InvalidValue: a namespace that is none, the host's own, or one that was made here for
+            another.
+    """
+    own = _made(context.instance, name)
+    if given.netns not in (None, own):
+        _check(context.instance, host, given.netns)
+    return Place(given.cgroup or context.cgroup / name, given.netns or own)
+
+
+def life(context: Context, name: str, place: Place) -> Life:
+    """Whether an endpoint lives: by the cgroup; and a namespace that was brought has to be
+    there. Changes nothing.
+
+    Args:
+        context: of the fallback overlay.
+        name: the endpoint's full name.
+        place: its own.
+    """
+    path = place.cgroup or context.cgroup / name
+    if not path.is_dir() or (place.netns is not None and not netns.number(place.netns)):
+        return Life.GONE
+    return Life.BUSY if cgroup.populated(path) else Life.IDLE
+
+
+def _made(instance: str, name: str) -> Path:
+    return netns.DIRECTORY / f"slimnet.{instance}.{name}"
+
+
+def _own(instance: str) -> list[Path]:
+    """The namespaces that were made here."""
+    return list(netns.DIRECTORY.glob(f"slimnet.{instance}.*"))
+
+
+def _check(instance: str, host: Path, given: Path) -> None:
+    number = netns.number(given)
+    if not number:
+        raise InvalidValue("endpoint.netns", "a network namespace that exists", str(given))
+    if number in (netns.number(host), netns.number(Path("/proc/1/ns/net"))):
+        raise InvalidValue("endpoint.netns", "one that is not the host's own", str(given))
+    for path in _own(instance):
+        if netns.number(path) == number:
+            raise InvalidValue("endpoint.netns", f"one that is not {path.name}", str(given))
+
+
 class Fallback:
     """Every connection over VXLAN, decided by nftables at the endpoint's device: what a
     backend composes for what it does not carry itself. ``noop`` is this and nothing else.
@@ -133,17 +188,19 @@ class Fallback:
     Args:
         context: of the backend that composes it.
         port: UDP port of VXLAN; the same on every host.
+        wraps: as of :class:`Router`.
 
     Raises:
         ConfigError: the underlay address is not IPv4.
         AbiMismatch: one of another layout runs; it is left as it was.
     """
 
-    def __init__(self, context: Context, port: int = PORT) -> None:
+    def __init__(self, context: Context, port: int = PORT, *, wraps: bool = True) -> None:
         self.context = context
         if context.host.address.version != 4:
             raise ConfigError("underlay.address", "an IPv4 address", str(context.host.address))
         self._port = port
+        self._wraps = wraps
         self._lock = threading.RLock()
         self._tables: Tables | None = None
         self._late: list[Event] = []  # of routers that are gone
@@ -175,31 +232,15 @@ class Fallback:
 
     def place(self, name: str, given: Place) -> Place:
         """A cgroup and a namespace; either may be the caller's."""
-        own = self._netns(name)
-        if given.netns not in (None, own):
-            self._check(given.netns)
-        return Place(given.cgroup or self.context.cgroup / name, given.netns or own)
+        return place(self.context, self._host, name, given)
 
     def _netns(self, name: str) -> Path:
         """Where an endpoint's namespace is mounted that is made here."""
-        return netns.DIRECTORY / f"slimnet.{self.context.instance}.{name}"
-
-    def _check(self, given: Path) -> None:
-        number = netns.number(given)
-        if not number:
-            raise InvalidValue("endpoint.netns", "a network namespace that exists", str(given))
-        if number in (netns.number(self._host), netns.number(Path("/proc/1/ns/net"))):
-            raise InvalidValue("endpoint.netns", "one that is not the host's own", str(given))
-        for path in self._own():
-            if netns.number(path) == number:
-                raise InvalidValue("endpoint.netns", f"one that is not {path.name}", str(given))
+        return _made(self.context.instance, name)
 
     def life(self, name: str, place: Place) -> Life:
         """By the cgroup; and a namespace that was brought has to be there."""
-        path = place.cgroup or self.context.cgroup / name
-        if not path.is_dir() or (place.netns is not None and not netns.number(place.netns)):
-            return Life.GONE
-        return Life.BUSY if cgroup.populated(path) else Life.IDLE
+        return life(self.context, name, place)
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """Make the cgroup and the namespace, and connect it to the network's router."""
@@ -308,6 +349,17 @@ class Fallback:
     def attached(self) -> frozenset[int]:
         """The ids of the endpoints that there is a record of, half made ones included."""
         return frozenset(self._records())
+
+    def plugged(self) -> dict[int, tuple[Record, Path, Plug]]:
+        """The connected endpoints: the record, the router's namespace, and how."""
+        with self._working():
+            records = self._records()
+            return {
+                endpoint: (records[endpoint], router.path, plug)
+                for router in self._routers()
+                for endpoint, plug in router.plugs().items()
+                if endpoint in records
+            }
 
     # Tables
 
@@ -498,16 +550,13 @@ class Fallback:
             self.context.host.address,
             self.context.interface,
             self._port,
+            wraps=self._wraps,
         )
-
-    def _own(self) -> list[Path]:
-        """The namespaces that were made here."""
-        return list(netns.DIRECTORY.glob(f"slimnet.{self.context.instance}.*"))
 
     def _networks(self) -> list[int]:
         """The VNIs that have a router here."""
         prefix = f"slimnet.{self.context.instance}."
-        names = (path.name.removeprefix(prefix) for path in self._own())
+        names = (path.name.removeprefix(prefix) for path in _own(self.context.instance))
         return sorted(int(name) for name in names if name.isdigit())
 
     def _routers(self) -> list[Router]:

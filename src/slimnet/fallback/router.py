@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
 from netaddr import IPAddress, IPNetwork
 
 from slimnet.exceptions import BackendError
@@ -29,7 +30,16 @@ from slimnet.tables import Tables
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-__all__ = ["GATEWAY", "OVERHEAD", "Router", "forwarding", "uplink_address", "uplink_name"]
+__all__ = [
+    "GATEWAY",
+    "OVERHEAD",
+    "Plug",
+    "Router",
+    "device_number",
+    "forwarding",
+    "uplink_address",
+    "uplink_name",
+]
 
 #: What endpoints and routers send to. It is on no interface of the endpoint's own link.
 GATEWAY = "169.254.1.1"
@@ -44,6 +54,8 @@ _LINK_SCOPE = 253
 _PERMANENT = 0x80
 _KERNEL, _STATIC = 2, 4
 _BLACKHOLE = 6
+#: Below it are the numbers that the kernel gives devices by itself, one after the other.
+_FIRST_NUMBER = 4096
 #: The largest metric: any other route to the same comes first.
 _LAST = 0xFFFFFFFF
 
@@ -98,6 +110,32 @@ def _device(endpoint: int) -> str:
     return f"{ruleset.ENDPOINT}{endpoint:08x}"
 
 
+def device_number(endpoint: int) -> int:
+    """The number (ifindex) of the router's end of an endpoint's link: the same for no two
+    endpoints of a host, in whatever routers they are, so that a program knows by it whose
+    packets it sees. Not small: those numbers the kernel gives out."""
+    return endpoint if endpoint >= _FIRST_NUMBER else endpoint | 1 << 30
+
+
+@frozen
+class Plug:
+    """How an endpoint is connected, by the numbers of devices.
+
+    Attributes:
+        device: the router's end of the endpoint's link.
+        uplink: the router's end of its way out.
+        portal: the host's end of that.
+        near: the router's address towards its host.
+        macs: destination and source of the frames that the endpoint gets.
+    """
+
+    device: int
+    uplink: int
+    portal: int
+    near: IPAddress
+    macs: bytes
+
+
 def forwarding(interface: str) -> str:
     """Its sysctl (Documentation/networking/ip-sysctl.rst)."""
     return f"net/ipv4/conf/{interface}/forwarding"
@@ -134,10 +172,20 @@ class Router:
         address: the host's underlay address, IPv4.
         interface: the host's underlay interface.
         port: UDP port of VXLAN.
+        wraps: whether all that endpoints send is wrapped, and so their packets have to be
+            smaller by that; else those that are too large for it are told (RFC 1191).
     """
 
     def __init__(
-        self, path: Path, vni: int, host: Path, address: IPAddress, interface: str, port: int
+        self,
+        path: Path,
+        vni: int,
+        host: Path,
+        address: IPAddress,
+        interface: str,
+        port: int,
+        *,
+        wraps: bool = True,
     ) -> None:
         self.path = path
         self.vni = vni
@@ -145,6 +193,7 @@ class Router:
         self._address = address
         self._interface = interface
         self._port = port
+        self._wraps = wraps
 
     def up(self) -> None:
         """Make it, closed. What a killed process left half made is made anew."""
@@ -334,10 +383,11 @@ class Router:
                 wanted = "a network namespace without eth0 and without a default route"
                 raise BackendError(f"endpoint.netns: wanted {wanted}, got {str(there)!r}")
             vxlan = route.get_links(ifname=ruleset.VXLAN)[0]
-            mtu = vxlan.get_attr("IFLA_MTU")
+            mtu = vxlan.get_attr("IFLA_MTU") + (0 if self._wraps else OVERHEAD)
             route.link(
                 "add",
                 ifname=name,
+                index=device_number(endpoint),
                 kind="veth",
                 address=_mac(0x50, endpoint),
                 mtu=mtu,
@@ -374,6 +424,30 @@ class Router:
             with netns.netlink(self.path) as route:
                 for index in route.link_lookup(ifname=_device(endpoint)):
                     route.link("del", index=index)
+
+    def plugs(self) -> dict[int, Plug]:
+        """How each endpoint is connected; nothing while the way out is not there."""
+        with netns.enter(self._host), Rtnetlink() as host:
+            above = host.link(uplink_name(self.vni))
+        with netns.enter(self.path):
+            there = {name: number for number, name in socket.if_nameindex()}
+        uplink = there.get(ruleset.UPLINK)
+        if above is None or uplink is None:
+            return {}
+        return {
+            endpoint: Plug(
+                number,
+                uplink,
+                above.index,
+                uplink_address(self.vni),
+                b"".join(
+                    bytes.fromhex(_mac(kind, endpoint).replace(":", "")) for kind in (0x51, 0x50)
+                ),
+            )
+            for name, number in there.items()
+            if name.startswith(ruleset.ENDPOINT)
+            for endpoint in [int(name.removeprefix(ruleset.ENDPOINT), 16)]
+        }
 
     def endpoints(self) -> frozenset[int]:
         """The ids of the endpoints that are connected."""

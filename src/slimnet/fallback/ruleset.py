@@ -261,7 +261,7 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
                 local[address] = record.identity
             else:
                 remote.append(str(address))
-                if not tables.hears_packets(record.host):
+                if not tables.hears_packets(record):
                     apart.append(str(address))
     script.table(
         "map",
@@ -272,7 +272,7 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
     script.table("set", "host", "ipv4_addr", (_dotted(a, b) for a, b, _ in flatten(hosts)))
     script.table("set", "local", "ipv4_addr", map(str, sorted(local)), ranges=False)
     script.table("set", "remote", "ipv4_addr", remote, ranges=False)
-    # On hosts that hear no VXLAN: what is sent there would be lost without a word.
+    # Where VXLAN is not heard: what is sent there would be lost without a word.
     script.table("set", "apart", "ipv4_addr", apart, ranges=False)
 
     subjects = set(local.values())

@@ -135,11 +135,10 @@ def a_given_place_is_used_or_refused(stage: Stage) -> None:
         what = f"a given {' and '.join(sorted(parts))}"
         before, status = stage.snapshot(), backend.status()
         theirs = stage.snapshot_of_given()
-        if parts - backend.capabilities.needs:
+        usable = backend.capabilities.needs | backend.capabilities.takes
+        if parts - usable:
             error = raises(InvalidValue, partial(backend.attach, endpoint, NETWORK), what)
-            reasons = [
-                f"endpoint.{part}: wanted none (" for part in parts - backend.capabilities.needs
-            ]
+            reasons = [f"endpoint.{part}: wanted none (" for part in parts - usable]
             expect(any(each in str(error) for each in reasons), f"{what}: no reason: {error}")
             same(before, stage.snapshot(), f"after {what} that was refused")
             expect(core(status) == core(backend.status()), "the status changed")

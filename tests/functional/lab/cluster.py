@@ -24,7 +24,7 @@ from typing import Any
 from netaddr import IPAddress, IPNetwork
 
 from lab.hands import PATIENCE, Hands
-from lab.paths import DATA_PATHS, PLAIN, Can
+from lab.paths import LAB_PATHS, PLAIN, Can
 from lab.wires import Namespace, Underlay
 from slimnet import contract, model
 from slimnet.abc import Context
@@ -121,12 +121,13 @@ class Host:
                 name=self.name,
                 address=self.address,
                 wires=frozenset({self.lab.wire}),
-                backend=self.lab.mode,
+                backend=self.lab.backend,
             ),
             interface=Underlay.INTERFACE,
             cgroup=self.cgroup / "endpoints",
             state=self.lab.directory / self.name,
             key=KEY,
+            options=self.lab.path.options if self.lab.path else {},
         )
         context.cgroup.mkdir(exist_ok=True)
         context.state.mkdir(exist_ok=True)
@@ -134,7 +135,7 @@ class Host:
             f"backend of {self.name}",
             netns=self.netns.path,
             directory=self.lab.directory,
-            imports=("lab.watcher", "pyroute2", backend_class(self.lab.mode).__module__),
+            imports=("lab.watcher", "pyroute2", backend_class(self.lab.backend).__module__),
         )
         self.backend, self.watcher = self.driver.call(
             _start_backend, context, deadline=300 * PATIENCE
@@ -261,7 +262,8 @@ class Lab:
         self, mode: str = "ebpf", *, hosts: int = 2, routed: bool = False, tables: bool = True
     ) -> None:
         self.mode = mode
-        self.path = DATA_PATHS.get(mode)
+        self.path = LAB_PATHS.get(mode)
+        self.backend = self.path.backend if self.path else mode
         self.name = f"slt-l{os.getpid()}-{next(_labs)}"
         self.directory = Path(tempfile.mkdtemp(prefix="slt-"))
         self.directory.chmod(0o777)
@@ -310,6 +312,11 @@ class Lab:
         return model.Wire.VXLAN if self.path is None else self.path.wire
 
     @property
+    def also(self) -> frozenset[model.Wire]:
+        """What they carry with that is no connection."""
+        return frozenset() if self.path is None else self.path.also
+
+    @property
     def denied(self) -> int:
         """errno of a connect(2) that the endpoint's own egress policy denies."""
         assert self.path is not None
@@ -333,9 +340,10 @@ class Lab:
         name: str | None = None,
         address: str | None = None,
         network: model.Network = NETWORK,
+        netns: Path | None = None,
         install: bool = True,
     ) -> Endpoint:
-        """A new endpoint with remote hands."""
+        """A new endpoint with remote hands; in a namespace that is brought, if one is named."""
         number = next(self._numbers)
         record = model.Endpoint(
             id=1000 + number,
@@ -344,6 +352,7 @@ class Lab:
             address=address or f"10.77.{number // 250}.{number % 250 + 1}",
             host=self.hosts[host].name,
             identity=contract.SLIM_IDENTITY_FIRST + number,
+            netns=str(netns or ""),
         )
         endpoint = self.attach(self.hosts[host], record, network)
         if install:
@@ -521,7 +530,7 @@ class Lab:
             },
             hosts={
                 addresses[each.name]: HostRecord(
-                    each.name, frozenset({model.WireFormat(self.wire)})
+                    each.name, frozenset(map(model.WireFormat, {self.wire} | self.also))
                 )
                 for each in self.hosts
             },

@@ -17,7 +17,7 @@ from slimnet.engines.container import attachments
 from slimnet.testbed import Testbed
 
 #: Data paths that take a container's network namespace.
-TAKING = [name for name, path in DATA_PATHS.items() if Can.OWN_DEVICES in path.can]
+TAKING = [name for name, path in DATA_PATHS.items() if Can.TAKES_NAMESPACES in path.can]
 PLUGIN = Path(sys.executable).with_name("slimnet-cni")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab.cluster import Endpoint, Lab
-from lab.paths import DATA_PATHS, PLAIN, Can, DataPath
+from lab.paths import LAB_PATHS, PLAIN, Can, DataPath
 
 __all__ = [
     "add_markers",
@@ -68,7 +68,7 @@ def owns_namespace(mode: str, paths: Mapping[str, DataPath]) -> bool:
     return mode == PLAIN or Can.OWN_NAMESPACE in paths[mode].can
 
 
-def parametrize(metafunc: pytest.Metafunc, paths: Mapping[str, DataPath] = DATA_PATHS) -> None:
+def parametrize(metafunc: pytest.Metafunc, paths: Mapping[str, DataPath] = LAB_PATHS) -> None:
     """``mode`` is each data path that is fit for the test; with ``@pytest.mark.container``
     also plain containers, whose answers are the ones that slimnet is held to."""
     places = ["two-hosts", "one-host"]

@@ -11,16 +11,26 @@ from __future__ import annotations
 import enum
 import errno
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from attrs import frozen
+from attrs import field, frozen
 
 from slimnet.model import Feature, Probe, Wire
 from slimnet.plugins import probe
 
-__all__ = ["DATA_PATHS", "EVERY", "PLAIN", "Can", "DataPath", "can", "having", "require"]
+__all__ = [
+    "DATA_PATHS",
+    "EVERY",
+    "LAB_PATHS",
+    "PLAIN",
+    "Can",
+    "DataPath",
+    "can",
+    "having",
+    "require",
+]
 
 
 class Can(enum.Enum):
@@ -47,9 +57,20 @@ class Can(enum.Enum):
     ANSWERS = "answers"
     #: UDP between endpoints. Without: refused at once.
     DATAGRAMS = "datagrams"
+    #: What is refused behind a service's address is refused as of the endpoint there. Without:
+    #: nobody is at that address, and an endpoint does not reach itself by it.
+    ANSWERS_FOR_SERVICES = "answers for services"
+    #: A published port is reached at every address of the host, and from the host itself.
+    #: Without: at its underlay address, from elsewhere.
+    PUBLISHES_EVERYWHERE = "publishes everywhere"
+    #: What is over a limit waits. Without: it is dropped, and somewhat less than the limit
+    #: allows comes through.
+    PACES = "paces"
     #: An endpoint's sockets are in a network namespace of its own, with all that comes
     #: with one: every source port, every socket option.
     OWN_NAMESPACE = "own namespace"
+    #: A network namespace that is brought is the endpoint's. Without: it is refused.
+    TAKES_NAMESPACES = "takes namespaces"
     #: What endpoints sent and received is on account, by rule.
     COUNTS = "counts"
     #: What new tables forbid ends at both ends at once, whoever waits there. Without: at
@@ -102,6 +123,8 @@ class DataPath:
         at_home: whom the endpoint's own host sees when the endpoint dials it; empty: the
             host's own address, as everywhere outside.
         records: how many records of handshakes an instance holds; 0 where it needs none.
+        options: its backend's own table of the configuration.
+        also: wires by which its hosts carry what is no connection.
         module: the kernel module that it drives. The lab runs on it where that is loaded,
             which is in the machines of ``tests/vm``.
     """
@@ -113,6 +136,8 @@ class DataPath:
     denied_datagram: int = 0
     at_home: str = ""
     records: Callable[[str], int] = lambda _: 0
+    options: Mapping[str, str] = field(factory=dict, hash=False)
+    also: frozenset[Wire] = frozenset()
     module: str = ""
 
     def is_here(self) -> bool:
@@ -142,6 +167,8 @@ EVERY = {
             frozenset(Can)
             - {
                 Can.PUBLISHED_PORTS,
+                Can.PUBLISHES_EVERYWHERE,
+                Can.PACES,
                 Can.REFUSES_SYNS,
                 Can.EGRESS_LIMITS,
                 Can.KNOWS_ITS_HOST,
@@ -162,6 +189,7 @@ EVERY = {
                     Can.DATAGRAMS,
                     Can.OWN_DEVICES,
                     Can.OWN_NAMESPACE,
+                    Can.TAKES_NAMESPACES,
                     Can.ENFORCES,
                     Can.ANY_PROGRAM,
                     Can.SPARES_PORTS,
@@ -180,6 +208,8 @@ EVERY = {
             frozenset(
                 {
                     Can.SERVICES,
+                    Can.ANSWERS_FOR_SERVICES,
+                    Can.PUBLISHES_EVERYWHERE,
                     Can.PUBLISHED_PORTS,
                     Can.DECIDES_AT_CONNECT,
                     Can.OUTLIVES_PEERS,
@@ -198,11 +228,32 @@ EVERY = {
 
 #: Those that this machine can run.
 DATA_PATHS = {name: path for name, path in EVERY.items() if path.is_here()}
+#: And those of them that are run in another way besides: what the lab runs on.
+LAB_PATHS = DATA_PATHS | {
+    "ebpf-netns": DataPath(
+        "ebpf",
+        frozenset(Can)
+        - {
+            Can.DECIDES_AT_CONNECT,
+            Can.KNOWS_ITS_HOST,
+            Can.SEES_DATAGRAMS,
+            Can.REFUSES_SYNS,
+            Can.PACES,
+            Can.ANSWERS_FOR_SERVICES,
+            Can.PUBLISHES_EVERYWHERE,
+        },
+        Wire.SYN,
+        errno.EHOSTUNREACH,
+        at_home="0.0.0.1",
+        options={"placement": "netns"},
+        also=frozenset({Wire.VXLAN}),
+    )
+}
 
 
 def can(backend: str, what: Can) -> bool:
     """Whether the data path of that name states it."""
-    return what in DATA_PATHS[backend].can
+    return what in LAB_PATHS[backend].can
 
 
 @functools.cache  # a probe loads the data path: 0.4 s of a processor

@@ -4,7 +4,7 @@ that ended, and the kernel's own counts of those that live."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from slimnet import contract
@@ -12,6 +12,7 @@ from slimnet.layout import Layout
 from slimnet.linux.sock_diag import LIVE
 from slimnet.model import Account, Direction
 from slimnet_ebpf import contract as private
+from slimnet_ebpf.carrier import Carried
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.sockets import SocketDiagnosis
 
@@ -23,7 +24,7 @@ _SOCKET = Layout(private.slim_socket)
 _COUNTS = ("connections", "refused", "sent", "received")
 
 
-def accounts(table: Map, sockets: SocketDiagnosis) -> Iterator[Account]:
+def accounts(table: Map, sockets: SocketDiagnosis, carried: Iterable[Carried]) -> Iterator[Account]:
     """See :meth:`slimnet.abc.Backend.accounts`."""
     # Live connections before the table of ended ones: one that ends in between is then
     # counted twice in this answer, where the other order would leave it out.
@@ -41,6 +42,14 @@ def accounts(table: Map, sockets: SocketDiagnosis) -> Iterator[Account]:
         entry["connections"] += 1
         entry["sent"] += max(0, sent - (0 if accepted else 1))  # the SYN counts as a byte
         entry["received"] += received
+    for each in carried:
+        if each.is_open:
+            entry = found.setdefault(
+                (each.endpoint, each.rule, each.direction), dict.fromkeys(_COUNTS, 0)
+            )
+            entry["connections"] += 1
+            entry["sent"] += each.traffic[0]
+            entry["received"] += each.traffic[1]
     for key, value in table.items():
         place = tuple(_KEY.unpack(key).values())
         entry = found.setdefault((place[0], place[1], place[2]), dict.fromkeys(_COUNTS, 0))

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 from attrs import asdict, evolve
 from netaddr import IPAddress
 
-from slimnet import contract, wires
+from slimnet import contract, fallback, wires
 from slimnet.abc import Backend, Context
 from slimnet.answers import FlowQuestion
 from slimnet.encoding import cidr_key, u32
@@ -31,7 +32,7 @@ from slimnet.exceptions import (
     InUse,
 )
 from slimnet.layout import Layout, to_bytes16
-from slimnet.linux import cgroup, sysctl
+from slimnet.linux import sysctl
 from slimnet.linux.netns import Netns
 from slimnet.linux.sock_diag import LIVE, REQUESTS, Socket
 from slimnet.local import broadcast_addresses, local_ranges
@@ -57,9 +58,10 @@ from slimnet.place import Life, Place
 from slimnet.rtnetlink import Rtnetlink, Watch
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import contract as private
-from slimnet_ebpf import links, requirements
+from slimnet_ebpf import links, namespaces, requirements
 from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.announcer import Announcer, Here
+from slimnet_ebpf.carrier import Carrier
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import EndpointAttachments
@@ -69,13 +71,14 @@ from slimnet_ebpf.keys import steps
 from slimnet_ebpf.libbpf import BpfError, possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
+from slimnet_ebpf.namespaces import Namespaces
 from slimnet_ebpf.objects import AbiStamp, Object, Program
-from slimnet_ebpf.options import INNER_RANGE6, Options
+from slimnet_ebpf.options import INNER_RANGE6, Options, Placement
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe, refused
 from slimnet_ebpf.purge import purge
 from slimnet_ebpf.question import announced, ask, sweep
-from slimnet_ebpf.revocation import Revoked, handshake, may_forbid, revoked
+from slimnet_ebpf.revocation import Revoked, forbidden, handshake, may_forbid, revoked
 from slimnet_ebpf.sockets import SocketDiagnosis
 from slimnet_ebpf.underlay import UnderlayPrograms
 from slimnet_ebpf.writer import Writer
@@ -91,6 +94,8 @@ _RATE, _REPACE = "slim_rate", "slim_repace"
 _ASK, _SWEEP, _ANNOUNCED = "slim_ask", "slim_sweep", "slim_announced"
 _SWEEPING = 2.0
 _LOOKING = 1.0
+#: Seconds between two looks at what the fallback overlay refused, while somebody reads.
+_EVERY = 0.5
 
 
 class EbpfBackend(Backend):
@@ -158,15 +163,23 @@ class EbpfBackend(Backend):
 
     @classmethod
     def find(cls, instance: str, state: Path) -> Running | None:
-        """See :meth:`slimnet.abc.Backend.find`: by the pins."""
-        del state
-        return find(instance)
+        """See :meth:`slimnet.abc.Backend.find`: by the pins, and the fallback
+        overlay's own."""
+        found, apart = find(instance), namespaces.find(instance, state)
+        if found is None or apart is None:
+            return found or apart
+        return evolve(
+            found,
+            endpoints=found.endpoints + apart.endpoints,
+            busy=found.busy + apart.busy,
+        )
 
     @classmethod
     def purge(cls, instance: str, state: Path) -> None:
-        """See :meth:`slimnet.abc.Backend.purge`: the pins, and what the record names."""
-        del state
+        """See :meth:`slimnet.abc.Backend.purge`: the pins, and what the record names;
+        the fallback overlay by its names."""
         purge(instance)
+        namespaces.purge(instance, state)
 
     # Start
 
@@ -192,6 +205,14 @@ class EbpfBackend(Backend):
                 self._attach_lookup()
                 self._endpoints.shelter()
                 self._endpoints.reap()
+                self._namespaces = Namespaces(
+                    self.context,
+                    self._netns,
+                    self._options.vxlan_port,
+                    self._carrier,
+                    self._write_control,
+                )
+                self._held.callback(self._namespaces.close)
             except BaseException:
                 if not adopting:
                     self._remove()
@@ -295,6 +316,7 @@ class EbpfBackend(Backend):
         self._sockets = self._held.enter_context(
             contextlib.closing(SocketDiagnosis(self._maps[private.SLIM_MAP_SOCKET].fd))
         )
+        self._carrier = Carrier(self._maps, by_name, self._netns)
         self._writer = Writer(self._maps)
         self._endpoints = EndpointAttachments(
             self._pins,
@@ -409,31 +431,49 @@ class EbpfBackend(Backend):
     # The interface
 
     def place(self, name: str, given: Place) -> Place:
-        """See :meth:`slimnet.abc.Backend.place`."""
+        """See :meth:`slimnet.abc.Backend.place`: a cgroup; and a network namespace, where one
+        is given or the option says so."""
+        if self._is_apart(given):
+            return self._namespaces.place(name, given)
         return self._endpoints.place(name, given)
 
+    def _is_apart(self, given: Place) -> bool:
+        """Whether an endpoint has a network namespace of its own."""
+        return given.netns is not None or self._options.placement == Placement.NETNS
+
     def life(self, name: str, place: Place) -> Life:
-        """See :meth:`slimnet.abc.Backend.life`: by the cgroup."""
-        path = place.cgroup or self.context.cgroup / name
-        if not path.is_dir():
-            return Life.GONE
-        return Life.BUSY if cgroup.populated(path) else Life.IDLE
+        """See :meth:`slimnet.abc.Backend.life`: by the cgroup; and a namespace that was
+        brought has to be there."""
+        return self._namespaces.life(name, place)
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """See :meth:`slimnet.abc.Backend.attach`."""
         with self._locked():
+            there = self._endpoints.indexes()
+            if endpoint.id in self._namespaces.attached() or (
+                endpoint.id not in there and self._is_apart(endpoint.place)
+            ):
+                return self._namespaces.attach(endpoint, network)
             return self._endpoints.attach(endpoint, network)
 
     def detach(self, endpoint: int) -> None:
         """See :meth:`slimnet.abc.Backend.detach`."""
         with self._locked():
             self._endpoints.detach(endpoint)
+            self._namespaces.detach(endpoint)
 
     def install(self, tables: Tables, change: Change | None = None) -> None:
         """See :meth:`slimnet.abc.Backend.install`."""
         with self._locked():
             self._follow_host()
-            news = self._writer.install(tables, change, self._endpoints.indexes())
+            self._namespaces.install(tables)
+            try:
+                news = self._writer.install(tables, change, self._endpoints.indexes())
+            except BaseException:
+                if self._tables is not None:
+                    with contextlib.suppress(BackendError):
+                        self._namespaces.install(self._tables)
+                raise
             with self._netns.entered():
                 self._endpoints.limit(tables.limits)
             if news and may_forbid(self._tables, change):
@@ -480,9 +520,17 @@ class EbpfBackend(Backend):
                 lambda question: ask(self._ask.fd, question),
             )
         )
+        self._sockets.destroy(one.socket for one in found)
+        if self._namespaces:
+            for one, carried in forbidden(
+                self._carrier.carried(), tables, lambda question: ask(self._ask.fd, question)
+            ):
+                where = self._namespaces.where(one.endpoint)
+                if where is not None:
+                    self._carrier.end(carried, where)
+                    found.append(one)
         if not found:
             return
-        self._sockets.destroy(one.socket for one in found)
         counter: Map = self._maps[private.SLIM_MAP_COUNTER]
         # The counters are per CPU. No program counts this reason, so CPU 0's is written here.
         key = u32(contract.SLIM_REASON_REVOKED)
@@ -520,9 +568,13 @@ class EbpfBackend(Backend):
                 if (number := int.from_bytes(key, sys.byteorder))
                 and (count := sum(struct.unpack(f"={len(value) // 8}Q", value)))
             }
+            generation, apart = self._writer.generation, self._namespaces.status()
+            if apart is not None:
+                generation = min(generation, apart.generation)
+                counters = Counter(counters) + Counter(apart.counters)
             return Status(
-                generation=self._writer.generation,
-                endpoints=frozenset(indexes),
+                generation=generation,
+                endpoints=frozenset(indexes) | self._namespaces.attached(),
                 counters=counters,
                 abi=str(AbiStamp.recorded(record)),
                 detail={
@@ -537,7 +589,15 @@ class EbpfBackend(Backend):
         with self._open():
             if not self._writer.generation:
                 return None
-            return ask(self._ask.fd, FlowQuestion.of(flow, network))
+            answer = ask(self._ask.fd, FlowQuestion.of(flow, network))
+            if (
+                answer is None
+                or self._tables is None
+                or self._tables.addresses.get((network.vni, flow.source))
+                not in self._namespaces.attached()
+            ):
+                return answer
+            return fallback.carried(answer, self._tables)
 
     @classmethod
     def ports(cls, options: Mapping[str, Any]) -> Mapping[str, range]:
@@ -551,18 +611,35 @@ class EbpfBackend(Backend):
     def accounts(self) -> Iterable[Account]:
         """See :meth:`slimnet.abc.Backend.accounts`."""
         with self._open():
-            return list(accounts(self._maps[private.SLIM_MAP_ACCOUNT], self._sockets))
+            return list(
+                accounts(
+                    self._maps[private.SLIM_MAP_ACCOUNT],
+                    self._sockets,
+                    self._carrier.carried() if self._namespaces else (),
+                )
+            )
 
     def connections(self) -> Iterable[Connection]:
         """See :meth:`slimnet.abc.Backend.connections`."""
         with self._open():
-            return list(connections(self._sockets))
+            return [
+                *connections(self._sockets),
+                *(self._carrier.connections() if self._namespaces else ()),
+                *self._namespaces.connections(),
+            ]
 
     def events(self, timeout: float) -> list[Event]:
         """See :meth:`slimnet.abc.Backend.events`."""
         if self._closed:
             raise BackendError("the backend is closed")
-        return self._events.read(timeout)
+        deadline = time.monotonic() + timeout
+        while True:
+            found = self._namespaces.events()
+            left = max(0.0, deadline - time.monotonic())
+            wait = min(left, _EVERY) if self._namespaces else left
+            found += self._events.read(0 if found else wait)
+            if found or not left or self._closed:
+                return found
 
     def observe(self, *, enabled: bool) -> None:
         """See :meth:`slimnet.abc.Backend.observe`."""
@@ -594,6 +671,7 @@ class EbpfBackend(Backend):
             if busy:
                 names = ", ".join(str(number) for number in busy)
                 raise InUse(f"endpoints with processes: {names}")
+            self._namespaces.teardown()
             for endpoint in self._endpoints.every():
                 self._endpoints.detach(endpoint)
             for path in self._endpoints.kept():
@@ -643,6 +721,7 @@ class EbpfBackend(Backend):
                         self._follow_addresses()
             if self._lack:
                 raise BackendError(self._lack)
+            self._namespaces.tend()
 
     def _mend(self) -> str:
         """Put back what the data path needs of the host; what is lacking still."""

@@ -17,6 +17,12 @@ __all__ = ["connections"]
 _SOCKET = Layout(private.slim_socket)
 
 
+def _is_near(address: bytes) -> bool:
+    """Whether it is a router's towards its host (slim_steer_is_near()): an endpoint of this
+    host is behind it, which has a network namespace of its own."""
+    return address[-4] == 0 and any(address[-4:])
+
+
 def connections(sockets: SocketDiagnosis) -> Iterator[Connection]:
     """See :meth:`slimnet.abc.Backend.connections`."""
     epoch = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
@@ -30,10 +36,13 @@ def connections(sockets: SocketDiagnosis) -> Iterator[Connection]:
             continue
         accepted = bool(flags & private.SLIM_SOCKET_ACCEPTED)
         near = private.SLIM_FLOW_SAME_HOST | private.SLIM_FLOW_LOOPBACK
-        over_wire = flags & private.SLIM_SOCKET_WIRE or (
-            accepted
-            and not record["flow_flags"] & near
-            and not flags & private.SLIM_SOCKET_PUBLISHED
+        over_wire = not _is_near(one.addresses[1]) and (
+            flags & private.SLIM_SOCKET_WIRE
+            or (
+                accepted
+                and not record["flow_flags"] & near
+                and not flags & private.SLIM_SOCKET_PUBLISHED
+            )
         )
         announced = flags & private.SLIM_SOCKET_ANNOUNCED or (
             record["flow_flags"] & private.SLIM_FLOW_ANNOUNCED

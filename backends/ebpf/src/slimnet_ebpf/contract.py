@@ -15,8 +15,8 @@ from typing import Final
 from slimnet.contract import slim_keys, slim_tuple
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0xB46D9FDD44D6D851
-FINGERPRINT_HEX: Final[str] = "b46d9fdd44d6d851"
+FINGERPRINT: Final[int] = 0x3E5A21A069F02525
+FINGERPRINT_HEX: Final[str] = "3e5a21a069f02525"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -50,7 +50,12 @@ SLIM_MAP_NOWHERE: Final[int] = 27
 SLIM_MAP_NAME: Final[int] = 28
 SLIM_MAP_REMOTE: Final[int] = 29
 SLIM_MAP_TOLD: Final[int] = 30
-SLIM_MAP_COUNT: Final[int] = 31
+SLIM_MAP_APART: Final[int] = 31
+SLIM_MAP_DEVICE: Final[int] = 32
+SLIM_MAP_CARRIED: Final[int] = 33
+SLIM_MAP_POLICE: Final[int] = 34
+SLIM_MAP_CARRIAGE: Final[int] = 35
+SLIM_MAP_COUNT: Final[int] = 36
 
 # enum slim_room
 SLIM_FLOW_ROOM: Final[int] = 65536
@@ -58,11 +63,14 @@ SLIM_BOUND_ROOM: Final[int] = 87380
 SLIM_BOUND_RECORDS: Final[int] = 3
 SLIM_HELD_ROOM: Final[int] = 262144
 SLIM_LISTENER_ROOM: Final[int] = 262144
+SLIM_CARRIED_ROOM: Final[int] = 131072
+SLIM_CARRIED_RECORDS: Final[int] = 2
 SLIM_NAME_WAYS: Final[int] = 5
 
 # enum slim_patience
 SLIM_HANDSHAKE_SECONDS: Final[int] = 130
 SLIM_ANSWER_SECONDS: Final[int] = 5
+SLIM_IDLE_SECONDS: Final[int] = 432000
 SLIM_LINGER_SECONDS: Final[int] = 60
 
 # enum slim_waiting
@@ -131,6 +139,18 @@ SLIM_TOLD_CONNECTS: Final[int] = 0
 SLIM_TOLD_CLOSED: Final[int] = 1
 SLIM_TOLD_REFUSED: Final[int] = 2
 
+# enum slim_carried_device
+SLIM_CARRIED_NAME: Final[int] = 1073741824
+
+# enum slim_carried_flag
+SLIM_CARRIED_ACCEPTED: Final[int] = 1
+SLIM_CARRIED_FINAL: Final[int] = 2
+SLIM_CARRIED_ANSWERED: Final[int] = 4
+SLIM_CARRIED_REVOKED: Final[int] = 8
+SLIM_CARRIED_PUBLISHED: Final[int] = 64
+SLIM_CARRIED_OPENED: Final[int] = 16
+SLIM_CARRIED_CLOSED: Final[int] = 32
+
 # Map number to map name.
 MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_CONTROL: "slim_control",
@@ -164,6 +184,11 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_NAME: "slim_name",
     SLIM_MAP_REMOTE: "slim_remote",
     SLIM_MAP_TOLD: "slim_told",
+    SLIM_MAP_APART: "slim_apart",
+    SLIM_MAP_DEVICE: "slim_device",
+    SLIM_MAP_CARRIED: "slim_carried",
+    SLIM_MAP_POLICE: "slim_police",
+    SLIM_MAP_CARRIAGE: "slim_carriage",
 }
 
 # Struct to the fields that hold network order.
@@ -183,6 +208,19 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
     "slim_port": frozenset(),
     "slim_bound": frozenset({"address", "port"}),
     "slim_nowhere": frozenset({"source", "destination", "port"}),
+    "slim_device": frozenset({"address", "near"}),
+    "slim_police": frozenset(),
+    "slim_carried_key": frozenset({"source", "destination", "source_port", "destination_port"}),
+    "slim_carried": frozenset(
+        {
+            "source",
+            "destination",
+            "source_port",
+            "destination_port",
+            "port",
+            "name",
+        }
+    ),
     "slim_socket": frozenset(
         {
             "local",
@@ -199,7 +237,7 @@ BIG_ENDIAN: Final[Mapping[str, frozenset[str]]] = {
 
 
 class slim_control(ctypes.Structure):
-    """struct slim_control, 112 bytes."""
+    """struct slim_control, 128 bytes."""
 
     abi_version: int
     observe: int
@@ -214,6 +252,10 @@ class slim_control(ctypes.Structure):
     port_room: int
     keys: slim_keys
     netns: int
+    apart: int
+    policed: int
+    published: int
+    pad2: int
 
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
@@ -229,6 +271,10 @@ class slim_control(ctypes.Structure):
         ("port_room", ctypes.c_uint32),
         ("keys", slim_keys),
         ("netns", ctypes.c_uint64),
+        ("apart", ctypes.c_uint32),
+        ("policed", ctypes.c_uint32),
+        ("published", ctypes.c_uint32),
+        ("pad2", ctypes.c_uint32),
     )
 
 
@@ -251,7 +297,7 @@ class slim_local(ctypes.Structure):
 
 
 class slim_usage(ctypes.Structure):
-    """struct slim_usage, 64 bytes."""
+    """struct slim_usage, 72 bytes."""
 
     epoch: int
     waiting: ctypes.Array[ctypes.c_uint32]
@@ -263,8 +309,10 @@ class slim_usage(ctypes.Structure):
     listeners: int
     datagrams: int
     ports: int
+    carried: int
     turn: int
     turned: int
+    pad: int
     next: int
 
     _fields_ = (
@@ -278,8 +326,10 @@ class slim_usage(ctypes.Structure):
         ("listeners", ctypes.c_uint32),
         ("datagrams", ctypes.c_uint32),
         ("ports", ctypes.c_uint32),
+        ("carried", ctypes.c_uint32),
         ("turn", ctypes.c_uint32),
         ("turned", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
         ("next", ctypes.c_uint64),
     )
 
@@ -509,6 +559,108 @@ class slim_nowhere(ctypes.Structure):
         ("rule", ctypes.c_uint32),
         ("port", ctypes.c_uint16),
         ("error", ctypes.c_uint16),
+    )
+
+
+class slim_device(ctypes.Structure):
+    """struct slim_device, 40 bytes."""
+
+    endpoint: int
+    vni: int
+    address: int  # __be32
+    near: int  # __be32
+    uplink: int
+    portal: int
+    carried: int
+    macs: ctypes.Array[ctypes.c_uint8]
+
+    _fields_ = (
+        ("endpoint", ctypes.c_uint32),
+        ("vni", ctypes.c_uint32),
+        ("address", ctypes.c_uint32),
+        ("near", ctypes.c_uint32),
+        ("uplink", ctypes.c_uint32),
+        ("portal", ctypes.c_uint32),
+        ("carried", ctypes.c_uint32),
+        ("macs", ctypes.c_uint8 * 12),
+    )
+
+
+class slim_police(ctypes.Structure):
+    """struct slim_police, 24 bytes."""
+
+    rate: int
+    connection_rate: int
+    next: int
+
+    _fields_ = (
+        ("rate", ctypes.c_uint64),
+        ("connection_rate", ctypes.c_uint64),
+        ("next", ctypes.c_uint64),
+    )
+
+
+class slim_carried_key(ctypes.Structure):
+    """struct slim_carried_key, 16 bytes."""
+
+    device: int
+    source: int  # __be32
+    destination: int  # __be32
+    source_port: int  # __be16
+    destination_port: int  # __be16
+
+    _fields_ = (
+        ("device", ctypes.c_uint32),
+        ("source", ctypes.c_uint32),
+        ("destination", ctypes.c_uint32),
+        ("source_port", ctypes.c_uint16),
+        ("destination_port", ctypes.c_uint16),
+    )
+
+
+class slim_carried(ctypes.Structure):
+    """struct slim_carried, 88 bytes."""
+
+    source: int  # __be32
+    destination: int  # __be32
+    source_port: int  # __be16
+    destination_port: int  # __be16
+    device: int
+    back: int
+    through: int
+    endpoint: int
+    peer: int
+    rule: int
+    port: int  # __be16
+    flags: int
+    name: int  # __be16
+    pad: int
+    macs: ctypes.Array[ctypes.c_uint8]
+    opened: int
+    used: int
+    bytes: int
+    next: int
+
+    _fields_ = (
+        ("source", ctypes.c_uint32),
+        ("destination", ctypes.c_uint32),
+        ("source_port", ctypes.c_uint16),
+        ("destination_port", ctypes.c_uint16),
+        ("device", ctypes.c_uint32),
+        ("back", ctypes.c_uint32),
+        ("through", ctypes.c_uint32),
+        ("endpoint", ctypes.c_uint32),
+        ("peer", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("flags", ctypes.c_uint16),
+        ("name", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
+        ("macs", ctypes.c_uint8 * 12),
+        ("opened", ctypes.c_uint64),
+        ("used", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("next", ctypes.c_uint64),
     )
 
 

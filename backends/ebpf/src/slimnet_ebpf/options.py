@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -11,12 +12,20 @@ from netaddr import IPNetwork
 
 from slimnet import contract
 from slimnet.exceptions import ConfigError
+from slimnet.fallback import PORT
 from slimnet.options import FIRST_PORT, SynOptions, check_number
 
-__all__ = ["Options"]
+__all__ = ["Options", "Placement"]
 
 #: The IPv6 half of the inner range: a unique local /64 (RFC 4193), "slimnet" in hex.
 INNER_RANGE6 = IPNetwork("fd73:6c69:6d6e:6574::/64")
+
+
+class Placement(enum.StrEnum):
+    """Whose network namespace the sockets of an endpoint are in."""
+
+    HOST = "host"
+    NETNS = "netns"
 
 
 @frozen
@@ -28,10 +37,16 @@ class Options(SynOptions):
             what its share of them allows.
         announce_port: TCP port at which this host hears what hosts announce that do not speak
             wire syn; nobody listens there while the cluster has none.
+        placement: ``host`` or ``netns``: where an endpoint is put whose caller gives no
+            network namespace; one that is given is always used.
+        vxlan_port: UDP port of the fallback overlay, for those in namespaces of their own;
+            the same on every host.
     """
 
     held_ports: int = 65535
     announce_port: int = contract.SLIM_ANNOUNCE_PORT
+    placement: str = Placement.HOST
+    vxlan_port: int = PORT
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Self:
@@ -43,6 +58,10 @@ class Options(SynOptions):
         made = cls(**cls.checked("backend.ebpf", table))
         check_number("backend.ebpf.held_ports", made.held_ports, 1, 65535)
         check_number("backend.ebpf.announce_port", made.announce_port, FIRST_PORT, 65535)
+        check_number("backend.ebpf.vxlan_port", made.vxlan_port, 1, 65535)
+        if made.placement not in list(Placement):
+            wanted = f"one of {', '.join(Placement)}"
+            raise ConfigError("backend.ebpf.placement", wanted, made.placement)
         if made.announce_port in made.ports:
             wanted = f"one that is not in {made.ports.start}-{made.ports.stop - 1}"
             raise ConfigError("backend.ebpf.announce_port", wanted, made.announce_port)

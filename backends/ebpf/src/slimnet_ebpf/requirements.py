@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 from pathlib import Path
 
 from attrs import frozen
@@ -58,16 +59,18 @@ def check() -> None:
 
 def capabilities() -> Capabilities:
     """What the data path can do on this kernel."""
+    # Without nft there is no fallback overlay, and so no endpoint in a namespace of its own.
+    apart = shutil.which("nft") is not None
+    wires = {
+        WireFormat(Wire.SYN, contract.SLIM_WIRE_VERSION),
+        WireFormat(Wire.ANNOUNCE, contract.SLIM_ANNOUNCE_VERSION),
+    }
     return Capabilities(
         enforcing=True,
-        wires=frozenset(
-            {
-                WireFormat(Wire.SYN, contract.SLIM_WIRE_VERSION),
-                WireFormat(Wire.ANNOUNCE, contract.SLIM_ANNOUNCE_VERSION),
-            }
-        ),
+        wires=frozenset(wires | {WireFormat(Wire.VXLAN)} if apart else wires),
         features=frozenset(Feature),
         needs=frozenset({Part.CGROUP}),
+        takes=frozenset({Part.NETNS} if apart else ()),
     )
 
 

@@ -22,8 +22,9 @@ from slimnet.linux.sock_diag import STATES, Socket
 from slimnet.model import Decision, Direction, Reason
 from slimnet.tables import Change, EndpointRecord, PublishKey, Tables
 from slimnet_ebpf import contract as private
+from slimnet_ebpf.carrier import Carried
 
-__all__ = ["Revoked", "handshake", "may_forbid", "revoked"]
+__all__ = ["Revoked", "forbidden", "handshake", "may_forbid", "revoked"]
 
 _SOCKET = Layout(private.slim_socket)
 _TUPLE = Layout(contract.slim_tuple)
@@ -110,6 +111,43 @@ def revoked(
         verdict = answers[question].verdict
         if not verdict.allowed and verdict.reason in _DENIALS:
             yield Revoked(one, endpoint, peer, question, verdict.rule, ports)
+
+
+def forbidden(
+    every: Iterable[Carried], tables: Tables, ask: Callable[[FlowQuestion], Decision]
+) -> Iterator[tuple[Revoked, Carried]]:
+    """Of the connections that are carried those that policy denies now.
+
+    Args:
+        every: those of this host.
+        tables: the ones in force.
+        ask: puts a question to the data path.
+    """
+    answers: dict[FlowQuestion, Decision] = {}
+    for one in every:
+        own, peer = (tables.endpoints.get(id_) for id_ in (one.endpoint, one.peer_endpoint))
+        if own is None or (one.peer_endpoint and peer is None):
+            continue
+        other = one.peer[0] if peer is None else peer.address
+        source, destination = (other, own.address) if one.accepted else (own.address, other)
+        question = FlowQuestion(
+            own.vni,
+            one.direction,
+            source,
+            destination,
+            socket.IPPROTO_TCP,
+            one.port,
+        )
+        if question not in answers:
+            answers[question] = ask(question)
+        verdict = answers[question].verdict
+        if not verdict.allowed and verdict.reason in _DENIALS:
+            ends = (one.peer, one.local) if one.accepted else (one.local, one.peer)
+            ports = (ends[0][1], ends[1][1])
+            yield (
+                Revoked(one.socket, one.endpoint, one.peer_endpoint, question, verdict.rule, ports),
+                one,
+            )
 
 
 def handshake(one: Socket, inside: Callable[[IPAddress, int], bool]) -> bytes | None:

@@ -43,7 +43,6 @@ from slimnet.model import (
     Reason,
     Running,
     Status,
-    WayKind,
     Wire,
 )
 from slimnet.place import Life, Place
@@ -70,10 +69,6 @@ _FIXED = {
     "WIRE_PORT": "backend.kmod.wire_ports",
     "RANGE": "backend.kmod.inner_range",
 }
-
-
-#: Why the module leaves a socket where it is, in the words of slim_way() (``slimnet/way.h``).
-_NOT_MOVED = frozenset({Reason["UNREACHABLE"], Reason["DATAGRAM"]})
 
 
 class KmodBackend(Backend):
@@ -321,7 +316,7 @@ class KmodBackend(Backend):
                 if error.errno == errno.ENOENT:
                     return None
                 raise
-            return carried(answers.decision(answer["QUESTION"]), self._tables)
+            return fallback.carried(answers.decision(answer["QUESTION"]), self._tables)
 
     def connections(self) -> list[Connection]:
         """See :meth:`slimnet.abc.Backend.connections`: the module's, and what conntrack holds
@@ -451,23 +446,6 @@ def _running(instance: str) -> dict[str, Any] | None:
             return None
         raise
     return info if info.get("INSTANCE") == instance else None
-
-
-def carried(answer: Decision, tables: Tables | None) -> Decision:
-    """An answer of the module, as it is where there is the fallback overlay: that refuses no
-    call by itself, and carries datagrams, and connections to hosts without wire syn, if their
-    host hears VXLAN.
-
-    Args:
-        answer: the module's.
-        tables: in force; ``None`` where they are not known.
-    """
-    way = answer.way
-    peer = None if tables is None else tables.endpoints.get(answer.endpoint)
-    if tables is None or peer is None or way is None or way.kind is not WayKind.REFUSED:
-        return answer
-    hears = peer.local or tables.hears_packets(peer.host)
-    return evolve(answer, way=None) if hears and way.reason in _NOT_MOVED else answer
 
 
 def _connection(record: dict[str, Any], epoch: float) -> Connection:
