@@ -11,12 +11,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from attrs import frozen
-from lab.engines import PLUGIN, TAKING, left, root_file_system, two_hosts
+from lab.engines import PLUGIN, TAKING, ask, left, root_file_system, two_hosts
 from lab.paths import require
 
+from slimnet.engines.container import attachments
+from slimnet.linux import netns
 from slimnet.testbed.host import TestbedHost
 
 pytestmark = pytest.mark.root
@@ -221,7 +224,23 @@ def test_killed_engine_and_agent(podmans, nothing_left):
             time.sleep(delay)
             os.killpg(engine.pid, signal.SIGKILL)
         podman("rm", "--force", "--time=0", "--ignore", "half")
+        collect(podman)
     assert served(other, *ping) == "PONG\n"
+
+
+def collect(podman):
+    """Killed before it has written a container down, Podman forgets it, and its namespace:
+    what a runtime does not know, GC removes."""
+    known = podman("ps", "--all", "--quiet", "--no-trunc").split()
+    forgotten = [each for each in attachments(f"cni-{NAME}") if each.id not in known]
+    forgotten = [each for each in forgotten if each.agent == str(podman.host.agent)]
+    others = [each.id for each in attachments(f"cni-{NAME}") if each not in forgotten]
+    config = {"cniVersion": "1.1.0", "name": NAME, "type": "slimnet-cni", "network": "prod"}
+    config["cni.dev/valid-attachments"] = [{"containerID": each} for each in others]
+    status, _, told = ask("GC", config)
+    assert (status, told.count("removed endpoint half")) == (0, len(forgotten))
+    for each in forgotten:
+        netns.remove(Path(each.netns))
 
 
 WRONG = {
