@@ -99,6 +99,7 @@ def test_two_containers_talk(hosts, space, nothing_left, version):
             0,
             "4" if version == "0.4.0" else "",
         )
+        assert answer["dns"]["nameservers"] == ["127.128.0.53"]
         assert answer["dns"]["search"] == ["default.prod.slimnet", "prod.slimnet", "slimnet"]
     target = answers[1]["ips"][0]["address"].partition("/")[0]
     assert " 0% packet loss" in inside(paths[0], "ping", "-c1", "-W5", target).stdout

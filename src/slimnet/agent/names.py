@@ -12,7 +12,7 @@ from slimnet.linux.resolvers import RESOLV_CONF, name_servers, own_resolv_conf
 from slimnet.model import Endpoint
 from slimnet.place import HOSTS, Place
 from slimnet.policy import State
-from slimnet.resolver import address, search
+from slimnet.resolver import OWN, address, search
 from slimnet.resolver.resolver import Resolver
 
 __all__ = ["Names"]
@@ -51,7 +51,8 @@ class Names:
         trouble = self._resolver.add(endpoint, place.netns)
         if not trouble:
             domains = search(endpoint.network, endpoint.namespace)
-            text = own_resolv_conf(str(address(endpoint.id)), domains)
+            where = address(endpoint.id) if place.netns is None else OWN
+            text = own_resolv_conf(str(where), domains)
             self._file(endpoint.id).write_text(text)
             self._trouble.pop(endpoint.id, None)
         elif os.geteuid() == 0 and self._trouble.get(endpoint.id) != trouble:

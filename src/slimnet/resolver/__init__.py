@@ -5,8 +5,8 @@
 - :mod:`~slimnet.resolver.forwarder`: everything else, asked of the host's name servers.
 - :mod:`~slimnet.resolver.resolver`: the sockets, one pair for each endpoint.
 
-Each endpoint has an address of its own for it, on its loopback, so that who asks is known by
-where the question comes in. This package imports no DNS by itself; its modules do.
+Each endpoint has sockets of its own for it, on its loopback, so that who asks is known by where
+the question comes in. This package imports no DNS by itself; its modules do.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from netaddr import IPAddress
 
 from slimnet import contract
 
-__all__ = ["DOMAIN", "PORT", "address", "search"]
+__all__ = ["DOMAIN", "OWN", "PORT", "address", "search"]
 
 #: The top of the names: ``NAME.NAMESPACE.NETWORK.slimnet``.
 DOMAIN = "slimnet"
 PORT = contract.SLIM_RESOLVER_PORT
+#: Where it is in a network namespace of the endpoint's own.
+OWN = IPAddress("127.128.0.53")
 
 _NETWORK = contract.SLIM_RESOLVER_NETWORK
 _MASK = contract.SLIM_RESOLVER_MASK
 
 
 def address(endpoint: int) -> IPAddress:
-    """Where an endpoint's resolver is: an address of 127.128.0.0/9 that no other endpoint
-    of its host has.
+    """Where the resolver of an endpoint is that shares its host's loopback: an address of
+    127.128.0.0/9 that no other endpoint of its host has.
 
     Args:
         endpoint: its id.

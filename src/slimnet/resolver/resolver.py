@@ -26,7 +26,7 @@ from slimnet.linux import netns
 from slimnet.model import Direction, Endpoint, Flow, Protocol
 from slimnet.policy import State
 from slimnet.policy.explain.oracle import Oracle
-from slimnet.resolver import PORT, address
+from slimnet.resolver import OWN, PORT, address
 from slimnet.resolver.forwarder import forward
 from slimnet.resolver.zone import Zone
 
@@ -118,7 +118,7 @@ class Resolver:
         Returns:
             why it cannot be served; empty where it is.
         """
-        where = address(endpoint.id)
+        where = address(endpoint.id) if namespace is None else OWN
         with self._lock:
             if endpoint.id in self._clients:
                 return ""
