@@ -328,6 +328,7 @@ class Host:
         taken: the ranges that no network may overlap, since they mean something else
             there: those of its interfaces, and its name servers; each with whose it is.
         version: of slimnet; empty of a host that is too old to say.
+        shares: its endpoints are in its own network namespace, but for those that bring one.
     """
 
     name: str = field(validator=_name)
@@ -348,6 +349,7 @@ class Host:
         factory=dict, converter=_to_taken, validator=_taken, hash=False
     )
     version: str = field(default="", validator=_text)
+    shares: bool = False
 
     def differs_in_key(self, other: Host) -> bool:
         """Whether both say which key they have, and it is not the same."""

@@ -13,6 +13,7 @@ from attrs import evolve
 from slimnet import wires
 from slimnet.linux import sysctl
 from slimnet.model import Host
+from slimnet.place import Part
 from slimnet.tables import HostRecord
 from slimnet.testing._clauses import CLAUSES
 from slimnet.testing._expectations import start
@@ -52,11 +53,12 @@ class Mixed(Stage):
             for number, kind in enumerate(kinds)
         ]
         wire = wires.choose(*hosts)
+        apart = Part.NETNS in kinds[1 - host].probe().capabilities.needs
         return evolve(
             made,
             hosts={each.address: HostRecord(each.name, each.wires) for each in hosts},
             endpoints={
-                number: record if record.local else evolve(record, wire=wire)
+                number: record if record.local else evolve(record, wire=wire, packets=apart)
                 for number, record in made.endpoints.items()
             },
         )

@@ -99,3 +99,22 @@ def test_of_two_that_claim_an_address_it_is_ones_own():
     assert oracle.host("prod", "172.17.0.1", "h2").name == "h2"
     assert oracle.host("prod", "172.17.0.1").name == "h0"
     assert ask(state, "172.17.0.1") == "HOST_DENY"
+
+
+def test_whom_the_fallback_overlay_reaches():
+    """Whoever has a network namespace: on hosts that share theirs, those that brought one."""
+    hosts = [Host("h1", "192.0.2.1"), Host("h2", "192.0.2.2", shares=True)]
+    endpoints = [
+        Endpoint("n", f"e{number}", f"10.1.0.{number}", host, id=number, identity=300, netns=netns)
+        for number, (host, netns) in enumerate(
+            [("h1", ""), ("h1", "/run/netns/a"), ("h2", ""), ("h2", "/run/netns/b")], 1
+        )
+    ]
+    state = State([Network("n", 5, ["10.1.0.0/16"])], hosts, [], endpoints)
+    made = compile_tables(state, "h1").endpoints
+    assert {number: record.packets for number, record in made.items()} == {
+        1: True,
+        2: True,
+        3: False,
+        4: True,
+    }

@@ -145,6 +145,7 @@ def able(host: Host, capabilities: Capabilities, key: str) -> Host:
         enforcing=capabilities.enforcing,
         features=capabilities.features,
         control=capabilities.control,
+        shares=Part.NETNS not in capabilities.needs,
         key=key if keyed else "",
     )
 

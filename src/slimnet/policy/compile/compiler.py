@@ -322,7 +322,7 @@ class Compiler:
             identity=share.identity[identifier],
             local=self._host in {None, endpoint.host},
             wire=wires.choose(self._hosts.get(self._host or "", host), host),
-            packets=endpoint.place.netns is not None,
+            packets=not host.shares or endpoint.place.netns is not None,
         )
 
 
