@@ -95,8 +95,8 @@ static int slim_say(struct sk_buff *skb, struct slim_socket *socket)
 		option.length = SLIM_OPTION_NAMED;
 		option.name = socket->local_port;
 	}
-	option.tag = slim_tag(slim_keys_signing(&socket->place->host->keys), ip_hdr(skb)->saddr, ip_hdr(skb)->daddr,
-			      tcp->source, tcp->seq, &option);
+	option.tag = slim_tag(slim_keys_signing(&socket->place->host->keys), ip_hdr(skb)->saddr,
+			      ip_hdr(skb)->daddr, tcp->source, tcp->seq, &option);
 	new = slim_options(options, (u8 *)(tcp + 1), old, &option);
 	if (!new)
 		return -EMSGSIZE;

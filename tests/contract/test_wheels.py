@@ -62,7 +62,10 @@ def test_the_core_has_its_command_and_its_stores(wheels):
     """And every module below src/slimnet, none from elsewhere."""
     wheel = wheels["slimnet-overlay"]
     assert entry_points(wheel) == {
-        "console_scripts": {"slimnet": "slimnet.cli:main"},
+        "console_scripts": {
+            "slimnet": "slimnet.cli:main",
+            "slimnet-cni": "slimnet.engines.cni:main",
+        },
         "slimnet.stores": {"sqlite": "slimnet.store.sqlite:SqliteStore"},
     }
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}

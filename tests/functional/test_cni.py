@@ -313,9 +313,9 @@ def test_check_finds_what_is_broken(hosts, space, nothing_left):
     status, said, _ = ask("CHECK", config(host, prevResult=other), **same)
     assert (status, "wanted 10.1.9.9/32, got 10.1" in said["msg"]) == (1, True)
     assert ask("CHECK", config(host, prevResult=answer), **same)[0] == 0
-    inside(path, "ip", "link", "delete", "eth0")
+    netns.remove(path)
     status, said, _ = ask("CHECK", config(host, prevResult=answer), **same)
-    assert (status, "eth0 in" in said["msg"]) == (1, True)
+    assert (status, said["code"]) == (1, 100)
     assert delete(host, path, "c1")[0] == 0
 
 
@@ -327,7 +327,9 @@ def test_many_at_once_and_killed(hosts, space, nothing_left):
 
     def start(name):
         if name not in killed:
-            assert add(host, paths[name], name)[0] == 0
+            while (answer := add(host, paths[name], name)[1]).get("code") == 11:
+                pass  # "try again later", as a runtime does
+            assert "ips" in answer, answer
             return
         environment = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": name, "CNI_IFNAME": "eth0"}
         with subprocess.Popen(

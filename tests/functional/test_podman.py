@@ -223,7 +223,7 @@ def test_killed_engine_and_agent(podmans, nothing_left):
         ) as engine:
             time.sleep(delay)
             os.killpg(engine.pid, signal.SIGKILL)
-        podman("rm", "--force", "--time=0", "--ignore", "half")
+        served(podman, "rm", "--force", "--time=0", "--ignore", "half")
         collect(podman)
     assert served(other, *ping) == "PONG\n"
 

@@ -635,13 +635,20 @@ class EbpfBackend(Backend):
         if self._closed:
             raise BackendError("the backend is closed")
         deadline = time.monotonic() + timeout
+        waited = False
         while True:
-            found = self._namespaces.events()
-            left = max(0.0, deadline - time.monotonic())
-            wait = min(left, _EVERY) if self._namespaces else left
-            found += self._events.read(0 if found else wait)
-            if found or not left or self._closed:
+            try:
+                found = self._namespaces.events()
+                left = max(0.0, deadline - time.monotonic())
+                wait = min(left, _EVERY) if self._namespaces else left
+                found += self._events.read(0 if found else wait)
+            except BackendError:
+                if waited:  # it was closed meanwhile
+                    return []
+                raise
+            if found or not left:
                 return found
+            waited = True
 
     def observe(self, *, enabled: bool) -> None:
         """See :meth:`slimnet.abc.Backend.observe`."""

@@ -102,6 +102,7 @@ def uncarried(state: State) -> list[PolicyWarning]:
     if not state.services or not all(host.wires for host in hosts.values()):
         return []
     able = [host for host in hosts.values() if Feature.SERVICES in host.features]
+    apart = [host for host in able if not host.shares]  # whose endpoints send datagrams
     if not able:
         backends = _backends(hosts.values())
         text = f"no host of the cluster has services ({backends}): nobody reaches it"
@@ -123,7 +124,12 @@ def uncarried(state: State) -> list[PolicyWarning]:
         }
         there = [hosts[name] for name in served & hosts.keys()] or list(hosts.values())
         for index, protocol in ports.items():
-            if not any(wires.choose(one, other, protocol) for one in able for other in there):
+            if not any(
+                wires.choose(one, other, protocol)
+                for one in apart
+                for other in there
+                if not other.shares
+            ):
                 text = (
                     f"{protocol.name} is carried to it by no host that has services"
                     f" ({_backends(able)}): nobody reaches it"
