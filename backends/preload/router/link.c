@@ -974,6 +974,7 @@ static int is_old(const struct link *link)
 void link_keys(const uint8_t both[2][16])
 {
 	__u64 half[2][2];
+	struct pause *pause;
 	struct link *link;
 	int index;
 
@@ -981,6 +982,12 @@ void link_keys(const uint8_t both[2][16])
 	for (index = 0; index < 4; index++)
 		half[index / 2][index % 2] = le64toh(half[index / 2][index % 2]);
 	slim_keys_set(&keys, half[0], half[1]);
+	/* Who was a stranger may be none by these. */
+	for (pause = pauses; pause; pause = pause->next) {
+		pause->length = 0;
+		pause->until = 0;
+	}
+	loop_set(&dialling, 0, dial_all);
 	for (link = links; link; link = link->next)
 		if (!link->old && is_old(link)) {
 			/* What is under way on it arrives. */
