@@ -13,11 +13,11 @@ from netaddr import IPAddress
 from slimnet import contract
 from slimnet.encoding import encodings
 from slimnet.exceptions import ConfigError
+from slimnet.fallback import carried
 from slimnet.model import Decision, Reason, Verdict, Way, WayKind, Wire, WireFormat
 from slimnet.tables import EndpointRecord, HostRecord, ServiceKey, ServiceRecord, Tables
 from slimnet_kmod import contract as private
 from slimnet_kmod import messages, module, requirements
-from slimnet_kmod.backend import carried
 from slimnet_kmod.options import KmodOptions
 from slimnet_kmod.tables import parts as parts_of
 

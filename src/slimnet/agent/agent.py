@@ -53,6 +53,7 @@ from slimnet.exceptions import (
     StoreUnreachable,
 )
 from slimnet.model import Host, HostState
+from slimnet.place import Place
 from slimnet.plugins import open_store
 from slimnet.policy import Document, PolicyWarning, State, uncarried
 from slimnet.policy import check as policy_check
@@ -136,7 +137,9 @@ class Agent:
         make_trusted(config.run / "state")
         self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
         self._held.callback(self.backend.close)
-        self._tell(able(self.site.host, self.backend.capabilities, self.keys.name))
+        shares = self.backend.place("n.n.n", Place()).netns is None
+        host = able(self.site.host, self.backend.capabilities, self.keys.name)
+        self._tell(attrs.evolve(host, shares=shares))
         instance.note(config, backend.name)
         self.feed = Feed(self.backend)
         self.names = Names(config.run)

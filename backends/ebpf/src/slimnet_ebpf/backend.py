@@ -54,7 +54,7 @@ from slimnet.model import (
     Status,
     Wire,
 )
-from slimnet.place import Life, Part, Place
+from slimnet.place import Life, Place
 from slimnet.rtnetlink import Rtnetlink, Watch
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import contract as private
@@ -159,9 +159,7 @@ class EbpfBackend(Backend):
     def capabilities(self) -> Capabilities:
         """See :attr:`slimnet.abc.Backend.capabilities`."""
         control = f"{self.context.host.address}:{self._options.announce_port}"
-        made = requirements.capabilities()
-        needs = made.needs | {Part.NETNS} if self._is_apart(Place()) else made.needs
-        return evolve(made, control=control, needs=needs)
+        return evolve(requirements.capabilities(), control=control)
 
     @classmethod
     def find(cls, instance: str, state: Path) -> Running | None:
