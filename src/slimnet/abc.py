@@ -66,7 +66,7 @@ class Context:
 
     @property
     def keys(self) -> tuple[bytes, bytes]:
-        """That which signs, and that which is good as well: the same where there is one."""
+        """That which signs, and one that is good as well; the same where there is one."""
         return self.key, self.key if self.other_key is None else self.other_key
 
 
