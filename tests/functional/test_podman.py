@@ -241,6 +241,10 @@ def collect(podman):
     assert (status, told.count("removed endpoint half")) == (0, len(forgotten))
     for each in forgotten:
         netns.remove(Path(each.netns))
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                if each.id.encode() in path.read_bytes():  # its conmon, which nobody waits for
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 WRONG = {
