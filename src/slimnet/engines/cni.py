@@ -100,6 +100,8 @@ class Request:
         self.name = self._text("name")
         if not _NAME.fullmatch(self.name):
             raise CniError(_CONFIG, f"name: wanted letters, digits, _ . and -, got {self.name!r}")
+        #: As what is written down of the network's containers says it.
+        self.owner = f"cni-{self.name}"
         self.network = self._text("network", self.name)
         self.agent = self._text("agent", "") or None
 
@@ -196,18 +198,18 @@ class Request:
         name = name_of(self.arguments.get("K8S_POD_NAME", ""), self.container)
         return Container(
             id=self.container,
-            owner=f"cni-{self.name}",
+            owner=self.owner,
             network=self.network,
             name=name,
             namespace=self.namespace,
             netns=self.variable("CNI_NETNS"),
-            agent=str(self.agent or ""),
+            agent=self.agent or "",
             published=[f"{name}-{each.port}" for each in self.published],
         )
 
     def written(self) -> list[Container]:
         """What was made for the container."""
-        return list(attachments(f"cni-{self.name}", self.container))
+        return list(attachments(self.owner, self.container))
 
 
 def _add(request: Request) -> dict[str, Any]:
@@ -295,7 +297,7 @@ def _collect(request: Request) -> None:
     """Let go of every container that the runtime does not know; the others are left alone."""
     valid = request.config.get("cni.dev/valid-attachments") or []
     known = {each.get("containerID") for each in valid}
-    for each in attachments(f"cni-{request.name}"):
+    for each in attachments(request.owner):
         if each.id not in known:
             leave(host(each.agent or request.agent), each)
             _tell(f"removed endpoint {each.name} of container {each.id}")
