@@ -311,7 +311,8 @@ class Endpoints:
         Raises:
             Conflict: its id is to be drawn again.
         """
-        if any(address(each) == address(endpoint.id) for each in self.attached):
+        resolver = address(endpoint.id)
+        if any(address(each) == resolver for each in self.attached):
             raise Conflict(f"endpoint {endpoint.id} would share its resolver's address")
         state = self._state_with(endpoint)
         for document, host in publishers(state, state.published, [endpoint]):
