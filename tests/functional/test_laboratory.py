@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import textwrap
@@ -12,6 +13,8 @@ from lab import Can
 from lab.hands import Mother
 from lab.paths import EVERY
 
+from slimnet.exceptions import InvalidValue
+from slimnet.linux import netns
 from slimnet.model import Feature
 from slimnet.place import Part
 from slimnet.plugins import backend_names
@@ -30,6 +33,20 @@ def test_what_the_backend_states(lab):
     assert lab.path.options or (Part.NETNS in stated.needs) == lab.can(Can.OWN_DEVICES)
     assert (Part.NETNS in stated.needs | stated.takes) == lab.can(Can.TAKES_NAMESPACES)
     assert (endpoint.netns is not endpoint.host.netns) == lab.can(Can.OWN_DEVICES)
+
+
+@pytest.mark.lacks(Can.TAKES_NAMESPACES)
+def test_a_namespace_that_is_brought_is_refused(lab):
+    """With the reason, before anything is made for it."""
+    path = netns.DIRECTORY / f"slt-l{os.getpid()}"
+    netns.create(path)
+    try:
+        before = lab.hosts[0].backend.status().endpoints
+        with pytest.raises(InvalidValue, match=r"endpoint\.netns: wanted none \("):
+            lab.endpoint(0, netns=path)
+        assert lab.hosts[0].backend.status().endpoints == before
+    finally:
+        netns.remove(path)
 
 
 @pytest.fixture

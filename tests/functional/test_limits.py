@@ -123,6 +123,17 @@ def test_all_of_an_endpoint_together(lab, ends, connections):
     assert 0.75 < rate(client, server, connections, 3) / (8 * MEGABYTE) < 1.1
 
 
+@pytest.mark.lacks(Can.PACES)
+@LIMITS
+@pytest.mark.parametrize("connections", [1, 6])
+def test_what_is_over_it_is_dropped(lab, ends, connections):
+    """Never more than the limit in all; somewhat less where senders have to send again."""
+    client, server = ends
+    lab.limit(client, rate=8 * MEGABYTE)
+    lab.install()
+    assert 0.3 < rate(client, server, connections, 3) / (8 * MEGABYTE) < 1.1
+
+
 def _accept(listener: socket.socket, connections: int) -> list[socket.socket]:
     return [listener.accept()[0] for _ in range(connections)]
 

@@ -15,6 +15,7 @@ from lab.paths import DATA_PATHS
 
 from slimnet.agent import instance
 from slimnet.cluster import Cluster as StoredCluster
+from slimnet.cluster import keys
 from slimnet.cluster.own import OwnStore
 from slimnet.linux import cgroup
 from slimnet.store.sqlite import SqliteStore
@@ -71,8 +72,10 @@ class Stopped:
         """What there is of the instance; the store without what a lease holds."""
         with SqliteStore.open(f"sqlite://{self.cluster.store}") as store:
             pairs, _ = store.list("")
-        stored = {key: value for key, (value, _) in pairs.items() if "host" not in key}
-        stored = {key: value for key, value in stored.items() if not key.startswith("install")}
+        leased = {keys.HOST.kind, keys.SEEN.kind, *(key.kind for key in keys.KEYS if key.passing)}
+        stored = {
+            key: value for key, (value, _) in pairs.items() if key.partition("/")[0] not in leased
+        }
         with self.on():
             found = instance.running(self.host.config)
         return stored, found, sorted(self.host.config.run.rglob("*"))

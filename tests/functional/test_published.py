@@ -124,6 +124,22 @@ def test_an_endpoint_may_dial_it_if_policy_names_the_host(lab):
 
 
 @PUBLISHED
+@pytest.mark.lacks(Can.PUBLISHES_EVERYWHERE)
+def test_from_the_host_itself_nobody_is_there(lab):
+    """Refused at once, by whichever of its addresses; at the underlay address from elsewhere
+    the endpoint is."""
+    server = lab.endpoint(0)
+    listener = server.listen(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    for address in ("127.0.0.1", server.host.address):
+        closed(server.host.root, address, 8080)
+    sock = lab.hosts[1].root.connect(server.host.address, 8080)
+    _, peer = listener.accept()
+    assert peer == sock.getsockname()
+
+
+@PUBLISHED
 def test_nobody_listens(lab):
     server = lab.endpoint(0)
     lab.publish(server, 8080, 80)

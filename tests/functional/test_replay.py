@@ -179,6 +179,8 @@ def _protocols(sniffer):
     found = set()
     while True:
         try:
-            found.add(sniffer.recv(2048)[14 + 9])
+            frame = sniffer.recv(2048)
         except BlockingIOError:
             return found
+        if frame[12:14] == b"\x08\x00":  # and no ARP
+            found.add(frame[14 + 9])

@@ -195,6 +195,21 @@ def test_datagrams_to_a_service_are_refused(lab):
 
 
 @SERVICES
+@pytest.mark.lacks(Can.ANSWERS_FOR_SERVICES)
+@pytest.mark.parametrize("port", [80, 81])
+def test_nobody_is_at_a_service_without_an_endpoint(lab, port):
+    """No ready endpoint, or not one of its ports: unreachable at once, TCP and UDP."""
+    client = lab.endpoint(0)
+    vip = lab.service(80, [])
+    lab.install()
+    begin = time.monotonic()
+    with pytest.raises(OSError) as refused:
+        client.connect(vip, port)
+    assert refused.value.errno in {errno.EHOSTUNREACH, errno.ECONNREFUSED}
+    assert time.monotonic() - begin < 0.9
+
+
+@SERVICES
 @pytest.mark.parametrize("direction", list(Direction), ids=["ingress", "egress"])
 @pytest.mark.needs(Can.ANSWERS_FOR_SERVICES)
 def test_policy_is_asked_for_the_endpoint_and_its_port(lab, ends, direction):

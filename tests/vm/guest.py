@@ -100,7 +100,7 @@ hostname slimnet-guest
 ip link set lo up
 # The machine's own, before Linux 6.18 each namespace's: what requirements.gaps() asks for.
 sysctl -qw net.core.tstamp_allow_data=0
-export PYTHONUNBUFFERED=1 SLIMNET_REQUIRE_ALL=1
+export PYTHONUNBUFFERED=1 SLIMNET_REQUIRE_ALL=1 SLIMNET_LONG=0
 cd {root}
 echo "kernel: $(uname -r)"
 {commands}

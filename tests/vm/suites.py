@@ -21,17 +21,18 @@ class Suite(NamedTuple):
 KERNELS = ("6.1", "6.12")
 
 #: Most of the overlay's and the one that installs tables a hundred times take minutes each.
-ELSEWHERE = "(install_is_atomic or announcements)"
+ELSEWHERE = "install_is_atomic or announcements or netns"
 OVERLAY = "noop and (closed_before_the_first_tables or teardown_leaves_nothing)"
+NETNS = "ebpf_netns and (tables_decide or live_connections_follow or teardown_leaves_nothing)"
 
 SUITES = {
     "conformance": Suite(
         [
             "tests/conformance",
             "-k",
-            f"(ebpf and not install_is_atomic and not announcements) or ({OVERLAY})",
+            f"(ebpf and not ({ELSEWHERE})) or ({NETNS}) or ({OVERLAY})",
         ],
-        "the contract's clauses but one by ebpf, and two by noop",
+        "the contract's clauses but one by ebpf, three by its placement netns, and two by noop",
     ),
     "policy": Suite(
         ["tests/policy/test_kernel.py"],

@@ -31,7 +31,7 @@ from slimnet.attached import AttachedEndpoint, PlacedEndpoint
 from slimnet.engines.container import (
     DEVICE,
     Container,
-    Published,
+    HostPort,
     attachments,
     hardware_address,
     host,
@@ -172,7 +172,7 @@ class Request:
         return asked[0].partition("/")[0]
 
     @property
-    def published(self) -> list[Published]:
+    def published(self) -> list[HostPort]:
         """``runtimeConfig.portMappings``."""
         found = []
         for each in self._table("runtimeConfig").get("portMappings") or []:
@@ -187,7 +187,7 @@ class Request:
                 raise CniError(_CONFIG, f"{where}: wanted protocol tcp, got {protocol!r}")
             address = each.get("hostIP") or ""
             address = "" if address in ("0.0.0.0", "::") else address  # noqa: S104  # all
-            found.append(Published(each["hostPort"], each["containerPort"], address))
+            found.append(HostPort(each["hostPort"], each["containerPort"], address))
         return found
 
     def attachment(self) -> Container:

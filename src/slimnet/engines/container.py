@@ -39,7 +39,7 @@ from slimnet.node import Node
 __all__ = [
     "DEVICE",
     "Container",
-    "Published",
+    "HostPort",
     "attachments",
     "hardware_address",
     "host",
@@ -57,7 +57,7 @@ _ODD = re.compile("[^a-z0-9]+")
 
 
 @frozen
-class Published:
+class HostPort:
     """A port of the host that is to be the container's.
 
     Attributes:
@@ -154,7 +154,7 @@ def join(
     *,
     address: str | None = None,
     labels: dict[str, str] | None = None,
-    published: Sequence[Published] = (),
+    published: Sequence[HostPort] = (),
 ) -> AttachedEndpoint:
     """Make a container's namespace an endpoint's, with its ports of the host. The same again
     answers the same.
@@ -189,7 +189,7 @@ def join(
     return made
 
 
-def _document(container: Container, name: str, port: Published) -> str:
+def _document(container: Container, name: str, port: HostPort) -> str:
     spec = {"endpoint": container.name, "port": port.port, "targetPort": port.target}
     if port.address:
         spec["address"] = port.address
