@@ -5,7 +5,7 @@ One address per endpoint, static routes, neighbours and forwarding entries from
 the compiled tables, no flooding, no learning, and policy at the router:
 
 - :class:`Fallback`: all of it on one host, which a backend composes; with
-  :func:`probe`, :func:`find` and :func:`purge`.
+  :func:`probe`, :func:`find` and :func:`purge`; :class:`Beneath` says where it is then.
 - :class:`Router`: one network's part of one host, drawn in its module.
 - :mod:`~slimnet.fallback.ruleset`: the tables as nftables rules.
 - :class:`Outside`: the host's own table: what is in force, and the way out.
@@ -17,6 +17,7 @@ leaves nothing. The host's own namespace gets one device and one small table.
 """
 
 from slimnet.fallback.answer import carried
+from slimnet.fallback.beneath import Beneath
 from slimnet.fallback.flows import TrackedFlow, tracked
 from slimnet.fallback.outside import Outside, Stamp
 from slimnet.fallback.overlay import (
@@ -35,6 +36,7 @@ from slimnet.fallback.router import Plug, Router
 __all__ = [
     "CAPABILITIES",
     "PORT",
+    "Beneath",
     "Fallback",
     "Outside",
     "Plug",

@@ -58,7 +58,7 @@ from slimnet.place import Life, Place
 from slimnet.rtnetlink import Rtnetlink, Watch
 from slimnet.tables import Change, Tables
 from slimnet_ebpf import contract as private
-from slimnet_ebpf import links, namespaces, requirements
+from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.announcer import Announcer, Here
 from slimnet_ebpf.carrier import Carrier
@@ -71,7 +71,7 @@ from slimnet_ebpf.keys import steps
 from slimnet_ebpf.libbpf import BpfError, possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.namespaces import Namespaces
+from slimnet_ebpf.namespaces import Namespaces, beneath
 from slimnet_ebpf.objects import AbiStamp, Object, Program
 from slimnet_ebpf.options import INNER_RANGE6, Options, Placement
 from slimnet_ebpf.pins import Pins, mount_bpffs
@@ -165,7 +165,7 @@ class EbpfBackend(Backend):
     def find(cls, instance: str, state: Path) -> Running | None:
         """See :meth:`slimnet.abc.Backend.find`: by the pins, and the fallback
         overlay's own."""
-        found, apart = find(instance), namespaces.find(instance, state)
+        found, apart = find(instance), beneath(instance, state).find()
         if found is None or apart is None:
             return found or apart
         return evolve(
@@ -179,7 +179,7 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.purge`: the pins, and what the record names;
         the fallback overlay by its names."""
         purge(instance)
-        namespaces.purge(instance, state)
+        beneath(instance, state).purge()
 
     # Start
 

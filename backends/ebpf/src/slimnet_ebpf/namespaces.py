@@ -8,35 +8,26 @@ for those to pay who have none.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from attrs import evolve
-
 from slimnet import fallback
 from slimnet.abc import Context
 from slimnet.exceptions import BackendError, BackendUnavailable
-from slimnet.fallback import Fallback, Plug
+from slimnet.fallback import Beneath, Fallback, Plug
 from slimnet.linux.netns import Netns
-from slimnet.model import Connection, Endpoint, Event, Network, Running, Status
+from slimnet.model import Connection, Endpoint, Event, Network, Status
 from slimnet.place import Life, Place
 from slimnet.tables import Tables
 from slimnet_ebpf.carrier import Carrier
 
-__all__ = ["Namespaces", "find", "purge"]
+__all__ = ["Namespaces", "beneath"]
 
 
-def find(instance: str, state: Path) -> Running | None:
-    """What there is of them: see :func:`slimnet.fallback.find`."""
-    return fallback.find(_name(instance), _directory(state))
-
-
-def purge(instance: str, state: Path) -> None:
-    """See :func:`slimnet.fallback.purge`."""
-    fallback.purge(_name(instance), _directory(state))
-    _remove(_directory(state))
+def beneath(instance: str, state: Path) -> Beneath:
+    """Where their fallback overlay is."""
+    return Beneath("ebpf", instance, state)
 
 
 class Namespaces:
@@ -63,16 +54,12 @@ class Namespaces:
         self._plugs: dict[int, Plug] = {}
         self._where: dict[int, Path] = {}
         self._host = host
-        self._context = evolve(
-            context,
-            instance=_name(context.instance),
-            state=_directory(context.state),
-            options={},
-        )
+        self._beneath = beneath(context.instance, context.state)
+        self._context = self._beneath.context(context)
         self._port = port
         self._tables: Tables | None = None
         self._overlay: Fallback | None = None
-        if fallback.find(self._context.instance, self._context.state) is not None:
+        if self._beneath.find() is not None:
             self._overlay = Fallback(self._context, port, wraps=False)
             self._connect(self._overlay)
 
@@ -177,7 +164,7 @@ class Namespaces:
         if self._overlay is not None:
             self._overlay.teardown()
             self._overlay = None
-        _remove(self._context.state)
+        self._beneath.forget()
 
     def _open(self) -> Fallback:
         """The fallback overlay, made if it is not there."""
@@ -195,19 +182,3 @@ class Namespaces:
                 raise
             self._overlay = made
         return self._overlay
-
-
-def _name(instance: str) -> str:
-    """The fallback overlay's instance: none that a configuration can name, so that what is
-    this backend's is never taken for ``noop``'s."""
-    return f"{instance}_ebpf"
-
-
-def _directory(state: Path) -> Path:
-    """For its records, by which it is found: no other backend's."""
-    return state / "namespaces"
-
-
-def _remove(directory: Path) -> None:
-    with contextlib.suppress(OSError):
-        directory.rmdir()

@@ -26,7 +26,7 @@ from slimnet.exceptions import (
     ConfigError,
     InvalidValue,
 )
-from slimnet.fallback import Fallback
+from slimnet.fallback import Beneath, Fallback
 from slimnet.layout import Layout, from_bytes16, to_bytes16
 from slimnet.linux.sock_diag import STATES
 from slimnet.model import (
@@ -110,7 +110,8 @@ class KmodBackend(Backend):
             self._events: ModuleEvents = undo.enter_context(
                 contextlib.closing(self._module.listen())
             )
-            self._fallback = Fallback(_beneath(context), self._options.vxlan_port)
+            self._beneath = _beneath(context.instance, context.state)
+            self._fallback = Fallback(self._beneath.context(context), self._options.vxlan_port)
             undo.callback(self._fallback.close)
             self._reconcile()
             undo.pop_all()
@@ -201,7 +202,7 @@ class KmodBackend(Backend):
     def find(cls, instance: str, state: Path) -> Running | None:
         """See :meth:`slimnet.abc.Backend.find`: what the module says, and the fallback
         overlay's own."""
-        found = fallback.find(_name(instance), _directory(state))
+        found = _beneath(instance, state).find()
         info = _running(instance)
         if info is None:
             return found
@@ -220,8 +221,7 @@ class KmodBackend(Backend):
                     private.SLIM_CMD_START, **{name: info[name] for name in same}, KEY=bytes(16)
                 )
                 module.request(private.SLIM_CMD_TEARDOWN, FORCE=True)
-        fallback.purge(_name(instance), _directory(state))
-        _remove(_directory(state))
+        _beneath(instance, state).purge()
 
     def place(self, name: str, given: Place) -> Place:
         """See :meth:`slimnet.abc.Backend.place`: a cgroup and a namespace; either may be the
@@ -388,7 +388,7 @@ class KmodBackend(Backend):
         with self._open():
             self._fallback.teardown()
             self._module.request(private.SLIM_CMD_TEARDOWN, FORCE=True)
-            _remove(_directory(self.context.state))
+            self._beneath.forget()
         self.close()
 
     @contextlib.contextmanager
@@ -399,28 +399,8 @@ class KmodBackend(Backend):
             yield
 
 
-def _name(instance: str) -> str:
-    """The fallback overlay's instance: none that a configuration can name, so that what is
-    this backend's is never taken for ``noop``'s."""
-    return f"{instance}_kmod"
-
-
-def _directory(state: Path) -> Path:
-    return state / "fallback"
-
-
-def _beneath(context: Context) -> Context:
-    return evolve(
-        context,
-        instance=_name(context.instance),
-        state=_directory(context.state),
-        options={},
-    )
-
-
-def _remove(directory: Path) -> None:
-    with contextlib.suppress(OSError):
-        directory.rmdir()
+def _beneath(instance: str, state: Path) -> Beneath:
+    return Beneath("kmod", instance, state)
 
 
 def _connect() -> Module:
