@@ -160,6 +160,16 @@ def test_profile(tmp_path):
     assert switch.read_text() == before
 
 
+@pytest.mark.slow
+def test_a_placement_stands_for_the_other(tmp_path):
+    """`--placement netns`: backend ebpf with endpoints in namespaces of their own."""
+    narrow = ["--rounds", "1", "--modes", "slimnet", "--only", "connect", "--placement", "netns"]
+    report, _ = demo(tmp_path, "--quick", *narrow)
+    assert list(report["modes"]) == ["netns"]
+    (row,) = report["results"]
+    assert row["values"]["netns"]["median"] > 0
+
+
 def test_interrupted(tmp_path):
     """Ctrl-C in the middle of a measurement: a word, and nothing is left."""
     pid, terminal = pty.fork()

@@ -41,6 +41,8 @@ _CHOICES = tuple(
 )
 #: What runs without it.
 _USUAL = (*(workload.name for workload in WORKLOADS if not workload.group), *_LONG)
+#: The modes of backend ebpf.
+_PLACEMENTS = {"host": "slimnet", "netns": "netns"}
 _QUICK: dict[str, Any] = {
     "rounds": 2,
     "seconds": 1,
@@ -85,6 +87,14 @@ def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]
     help=f"Only these modes: {', '.join(mode.name for mode in MODES)}.",
 )
 @click.option(
+    "--placement",
+    callback=_listed(tuple(_PLACEMENTS)),
+    default="",
+    metavar="NAME,...",
+    help="Where the endpoints of backend ebpf are, in place of that in --modes: "
+    f"{', '.join(_PLACEMENTS)}.",
+)
+@click.option(
     "--profile", is_flag=True, help="Afterwards, count the time of slimnet's BPF programs."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -99,6 +109,7 @@ def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]
 def main(
     only: tuple[str, ...],
     modes: tuple[str, ...],
+    placement: tuple[str, ...],
     output: Path,
     *,
     quick: bool,
@@ -124,7 +135,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix=f"slimnet-demo{os.getpid()}-") as directory:
         Path(directory).chmod(0o755)  # the servers, which are not root, look in
         setting = Setting(Path(directory), **{**(_QUICK if quick else {}), **chosen})
-        chosen_modes = [mode for mode in MODES if mode.name in modes]
+        chosen_modes = [mode for mode in MODES if mode.name in _placed(modes, placement)]
         plan = Plan(setting, chosen_modes, frozenset(only), counting=profile)
         try:
             report = _run(plan)
@@ -137,6 +148,13 @@ def main(
         print("\n".join(lines(report)))
         print(f"\nPictures and numbers: {output}/report.html, report.json, *.png")
     sys.exit(1 if report.failures or report.stopped else 0)
+
+
+def _placed(modes: tuple[str, ...], placements: tuple[str, ...]) -> set[str]:
+    """The modes' names, those of backend ebpf by its placements if some are named."""
+    if not placements:
+        return set(modes)
+    return set(modes) - set(_PLACEMENTS.values()) | {_PLACEMENTS[each] for each in placements}
 
 
 class _Refused(click.ClickException):

@@ -5,6 +5,7 @@
 host     processes directly on the two hosts: no overlay at all
 vxlan    slimnet with the ``noop`` backend: endpoints in namespaces, over VXLAN
 slimnet  slimnet with the ``ebpf`` backend
+netns    the same, endpoints in network namespaces of their own; only where it is asked for
 kmod     slimnet with the ``kmod`` backend; only where it is asked for
 preload  slimnet with the ``preload`` backend; only where it is asked for
 ======== ========================================================================
@@ -18,9 +19,10 @@ from __future__ import annotations
 import abc
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from attrs import frozen
@@ -164,6 +166,8 @@ class OverlayMode(Mode):
     """Slimnet with one of its backends; with a policy, as real clusters have."""
 
     backend: ClassVar[str]
+    #: Of ``[backend.NAME]``.
+    options: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def check(self) -> None:
         """See :meth:`Mode.check`."""
@@ -171,7 +175,7 @@ class OverlayMode(Mode):
 
     def make(self, name: str) -> Pair:
         """See :meth:`Mode.make`."""
-        testbed = Testbed(name, hosts=2, backend=self.backend)
+        testbed = Testbed(name, hosts=2, backend=self.backend, options=self.options)
         testbed.up()
         first, second = testbed.hosts
         with first.node() as node:
@@ -211,8 +215,18 @@ class SlimnetMode(OverlayMode):
     counted = True
 
 
-class KmodMode(OverlayMode):
+class NetnsMode(SlimnetMode):
     """Connections, not packets, of endpoints with a network namespace of their own."""
+
+    name = "netns"
+    title = "slimnet, netns"
+    options = MappingProxyType({"placement": "netns"})
+    usual = False
+    unbounded = False
+
+
+class KmodMode(OverlayMode):
+    """The sockets of endpoints with a network namespace of their own are the host's."""
 
     name = "kmod"
     title = "kernel module"
@@ -243,7 +257,14 @@ def _cgroups() -> Path:
 
 
 #: In the order in which they are shown; the first is what the others are compared with.
-MODES: tuple[Mode, ...] = (HostMode(), VxlanMode(), SlimnetMode(), KmodMode(), PreloadMode())
+MODES: tuple[Mode, ...] = (
+    HostMode(),
+    VxlanMode(),
+    SlimnetMode(),
+    NetnsMode(),
+    KmodMode(),
+    PreloadMode(),
+)
 
 
 def sweep() -> None:

@@ -19,7 +19,13 @@ from slimnet.demo.sample import Sample
 __all__ = ["churn_figure", "ratio_figure", "save", "svg"]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
-_COLOURS = {"host": "#666666", "vxlan": "#E69F00", "slimnet": "#0072B2", "preload": "#009E73"}
+_COLOURS = {
+    "host": "#666666",
+    "vxlan": "#E69F00",
+    "slimnet": "#0072B2",
+    "netns": "#56B4E9",
+    "preload": "#009E73",
+}
 _HEIGHT = 0.36
 
 

@@ -38,7 +38,7 @@ class Beneath:
     @property
     def directory(self) -> Path:
         """Of its records, by which it is found: no other backend's."""
-        return self.state / "fallback"
+        return self.state / f"{self.backend}-fallback"
 
     def context(self, context: Context) -> Context:
         """Its context, of the backend's."""
