@@ -183,6 +183,64 @@
         };
       });
 
+      # Two machines that are one cluster, with etcd on the first, as in testbed/Vagrantfile.
+      checks = forAllSystems (pkgs: {
+        cluster =
+          let
+            slimnet = self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+            machine =
+              { config, ... }:
+              {
+                networking.firewall.enable = false;
+                environment.systemPackages = [
+                  slimnet
+                  pkgs.netcat
+                ];
+                environment.etc."slimnet/slimnet.toml".text = ''
+                  [underlay]
+                  address = "${config.networking.primaryIPAddress}"
+                '';
+                systemd.services.slimnet-agent = {
+                  path = [ pkgs.nftables ];
+                  serviceConfig = {
+                    Type = "notify";
+                    ExecStart = "${slimnet}/bin/slimnet agent --config /etc/slimnet/slimnet.toml";
+                    StateDirectory = "slimnet";
+                    RuntimeDirectory = "slimnet";
+                    RuntimeDirectoryPreserve = "yes";
+                  };
+                };
+              };
+          in
+          pkgs.testers.runNixOSTest {
+            name = "slimnet-cluster";
+            nodes.alpha =
+              { config, ... }:
+              {
+                imports = [ machine ];
+                services.etcd = rec {
+                  enable = true;
+                  listenClientUrls = [ "http://${config.networking.primaryIPAddress}:2379" ];
+                  advertiseClientUrls = listenClientUrls;
+                };
+              };
+            nodes.beta = machine;
+            testScript = ''
+              start_all()
+              alpha.wait_for_unit("etcd.service")
+              beta.wait_for_unit("multi-user.target")
+              address = alpha.succeed("hostname --all-ip-addresses").split()[-1]
+              joining = alpha.succeed(f"slimnet cluster init --store etcd://{address}:2379/slimnet")
+              beta.succeed(joining.strip())
+              for each in (alpha, beta):
+                  each.succeed("systemctl start slimnet-agent")
+              alpha.succeed("slimnet network create prod 10.77.0.0/24")
+              alpha.succeed("slimnet run -d -n prod --name web -- nc -lk 80")
+              beta.succeed("slimnet run -n prod --name client -- nc -zv web 80")
+            '';
+          };
+      });
+
       formatter = forAllSystems (pkgs: pkgs.nixfmt-rfc-style);
     };
 }
