@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -28,6 +29,12 @@ class Iperf(Workload):
     def server(self, setting: Setting) -> Sequence[str]:
         """See :meth:`.Workload.server`."""
         return setting.as_server("iperf3", "--server", "--port", self.port)
+
+    def ready(self, setting: Setting, address: str) -> Sequence[str]:
+        """See :meth:`.Workload.ready`. iperf3 takes that for a test that failed, and opens its
+        port anew: who comes in between is reset."""
+        waits = shlex.join(map(str, super().ready(setting, address)))
+        return ["sh", "-c", f"{waits} && sleep 0.5"]
 
     def client(self, setting: Setting, address: str) -> Sequence[str]:
         """See :meth:`.Workload.client`."""
