@@ -136,6 +136,7 @@ def test_every_workload_runs(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kafka_runs_when_it_is_named(tmp_path):
     """Its jars are fetched, its broker tells its clients the endpoint's address."""
     narrow = ["--rounds", "1", "--modes", "slimnet", "--only", "kafka"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab.cluster import Endpoint, Lab
-from lab.paths import LAB_PATHS, PLAIN, Can, DataPath
+from lab.paths import LAB_PATHS, NETNS, PLAIN, Can, DataPath
 
 __all__ = [
     "add_markers",
@@ -39,7 +39,7 @@ def add_markers(config: pytest.Config) -> None:
         "fresh: the file's lab was no other file's, for its tests look into tables",
         "needs(*can): runs on the data paths that can",
         "lacks(*can): runs on the data paths that cannot, and says what happens there",
-        "long(*paths): takes minutes on these data paths; left out there with SLIMNET_LONG=0",
+        "long(*paths): takes minutes (on these data paths); left out with SLIMNET_LONG=0",
     ):
         config.addinivalue_line("markers", line)
 
@@ -56,12 +56,14 @@ def modes(node: pytest.Item, paths: Mapping[str, DataPath]) -> list[str]:
 
 
 def is_long(item: pytest.Item) -> bool:
-    """Whether ``tox run -e suites`` leaves it to ``tox run -e preload``."""
-    paths = {path for mark in item.iter_markers("long") for path in mark.args}
+    """Whether ``tox run -e suites`` leaves it to an environment of its own: ``preload``,
+    ``kafka``, or ``netns``, which takes as long as any other data path."""
+    marks = list(item.iter_markers("long"))
     callspec = getattr(item, "callspec", None)
-    return callspec is not None and not paths.isdisjoint(
-        each for each in callspec.params.values() if isinstance(each, str)
-    )
+    if callspec is None:
+        return any(not mark.args for mark in marks)
+    paths = {path for mark in marks for path in mark.args} | {NETNS}
+    return not paths.isdisjoint(each for each in callspec.params.values() if isinstance(each, str))
 
 
 def owns_namespace(mode: str, paths: Mapping[str, DataPath]) -> bool:

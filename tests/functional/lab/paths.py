@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 import errno
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -229,30 +228,29 @@ EVERY = {
 
 #: Those that this machine can run.
 DATA_PATHS = {name: path for name, path in EVERY.items() if path.is_here()}
-#: And those of them that are run in another way besides: what the lab runs on.
-# It takes as long as any other, so that it is run by itself: ``tox run -e netns``.
-LAB_PATHS = DATA_PATHS
-if os.environ.get("SLIMNET_LONG") != "0":
-    LAB_PATHS = DATA_PATHS | {
-        "ebpf-netns": DataPath(
-            "ebpf",
-            frozenset(Can)
-            - {
-                Can.DECIDES_AT_CONNECT,
-                Can.KNOWS_ITS_HOST,
-                Can.SEES_DATAGRAMS,
-                Can.REFUSES_SYNS,
-                Can.PACES,
-                Can.ANSWERS_FOR_SERVICES,
-                Can.PUBLISHES_EVERYWHERE,
-            },
-            Wire.SYN,
-            errno.EHOSTUNREACH,
-            at_home="0.0.0.1",
-            options={"placement": "netns"},
-            also=frozenset({Wire.VXLAN}),
-        )
-    }
+#: What the lab's hosts of ``ebpf`` are called where every endpoint has a namespace of its own.
+NETNS = "ebpf-netns"
+#: Those, and those of them that are run in another way besides: what the lab runs on.
+LAB_PATHS = DATA_PATHS | {
+    NETNS: DataPath(
+        "ebpf",
+        frozenset(Can)
+        - {
+            Can.DECIDES_AT_CONNECT,
+            Can.KNOWS_ITS_HOST,
+            Can.SEES_DATAGRAMS,
+            Can.REFUSES_SYNS,
+            Can.PACES,
+            Can.ANSWERS_FOR_SERVICES,
+            Can.PUBLISHES_EVERYWHERE,
+        },
+        Wire.SYN,
+        errno.EHOSTUNREACH,
+        at_home="0.0.0.1",
+        options={"placement": "netns"},
+        also=frozenset({Wire.VXLAN}),
+    )
+}
 
 
 def can(backend: str, what: Can) -> bool:
