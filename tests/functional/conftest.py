@@ -18,6 +18,7 @@ from lab.fixtures import (  # noqa: F401  # fixtures
     kernel_faults,
     lab,
     labs,
+    namespaces,
     parametrize,
 )
 

@@ -5,36 +5,15 @@ those whose place the backend makes: of whatever kind that is, they talk to each
 from __future__ import annotations
 
 import errno
-import itertools
-import os
 
 import pytest
 from lab import Can
 
-from slimnet.linux import netns
 from slimnet.model import Direction
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(Can.TAKES_NAMESPACES)]
 
 EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def namespaces(lab):
-    """Makes empty namespaces, which go behind their endpoints."""
-    made = []
-
-    def make():
-        path = netns.DIRECTORY / f"slt-b{os.getpid()}-{next(_numbers)}"
-        netns.create(path)
-        made.append(path)
-        return path
-
-    yield make
-    lab.remove(*lab.endpoints.values())
-    for path in made:
-        netns.remove(path)
 
 
 @pytest.fixture(params=["brought to made", "made to brought", "brought to brought"])

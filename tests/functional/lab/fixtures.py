@@ -16,6 +16,7 @@ import pytest
 
 from lab.cluster import Endpoint, Lab
 from lab.paths import LAB_PATHS, NETNS, PLAIN, Can, DataPath
+from slimnet.linux import netns
 
 __all__ = [
     "add_markers",
@@ -25,6 +26,7 @@ __all__ = [
     "kernel_faults",
     "lab",
     "labs",
+    "namespaces",
     "parametrize",
 ]
 
@@ -144,6 +146,23 @@ def ends(lab: Lab, place: str) -> tuple[Endpoint, Endpoint]:
     """A client and a server."""
     client = lab.endpoint(0, install=False)
     return client, lab.endpoint(0 if place == "one-host" else 1)
+
+
+@pytest.fixture
+def namespaces(lab: Lab) -> Iterator[Callable[[], Path]]:
+    """Makes empty network namespaces, as engines do, for endpoints that go before them."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        path = netns.DIRECTORY / f"slt-b{os.getpid()}-{len(made)}"
+        netns.create(path)
+        made.append(path)
+        return path
+
+    yield make
+    lab.remove(*lab.endpoints.values())
+    for path in made:
+        netns.remove(path)
 
 
 #: What the kernel writes when something is wrong with it.

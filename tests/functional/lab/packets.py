@@ -68,10 +68,13 @@ class Syn:
         check = _checksum(pseudo + struct.pack("!HH", 6, length) + tcp)
         tcp = tcp[:16] + struct.pack("!H", check) + tcp[18:]
         if not self.fragment:
-            return [self._ip(tcp, 0)]
-        return [self._ip(tcp[:24], 0x2000), self._ip(tcp[24:], 3)]
+            return [self.around(tcp)]
+        return [self.around(tcp[:24], fragment=0x2000), self.around(tcp[24:], fragment=3)]
 
-    def _ip(self, payload: bytes, fragment: int) -> bytes:
+    def around(
+        self, payload: bytes, protocol: int = socket.IPPROTO_TCP, *, fragment: int = 0
+    ) -> bytes:
+        """An IPv4 packet with these addresses and something else in it."""
         size = 20 + len(self.ip_options)
         head = struct.pack(
             "!BBHHHBBH4s4s",
@@ -81,7 +84,7 @@ class Syn:
             4711,
             fragment,
             64,
-            socket.IPPROTO_TCP,
+            protocol,
             0,
             socket.inet_aton(self.source),
             socket.inet_aton(self.destination),

@@ -161,6 +161,7 @@ EVERY = {
             Wire.SYN,
             errno.EACCES,
             records=_handshakes,
+            also=frozenset({Wire.VXLAN}),
         ),
         DataPath(
             "kmod",
