@@ -30,7 +30,7 @@ def noop_mismatch(context):
     from slimnet.fallback import Outside, Stamp
     from slimnet.linux import netns
 
-    outside = Outside(context.instance, netns.own(), context.interface, 4789)
+    outside = Outside(context.instance, netns.own(), context.interface, context.host.address, 4789)
     stamp = outside.stamp()
     outside.write(Stamp(stamp.abi + 1, stamp.generation))
     try:

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 from lab.agents import Cluster
+from netaddr import IPAddress
 
 from slimnet import plugins
 from slimnet.fallback import Outside, Stamp
@@ -25,7 +26,7 @@ def _without_a_map(instance, _interface):
 
 
 def _of_another_version(instance, interface):
-    outside = Outside(instance, netns.own(), interface, 4789)
+    outside = Outside(instance, netns.own(), interface, IPAddress(0), 4789)
     outside.write(Stamp(outside.stamp().abi + 1, 7))
 
 

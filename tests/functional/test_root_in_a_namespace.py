@@ -235,22 +235,26 @@ def _datagram(source, destination, port):
     return Syn(source, destination, port).around(body, socket.IPPROTO_UDP)
 
 
-def test_packets_in_packets(lab, three):
+def test_packets_in_packets(request, lab, three):
     """VXLAN of its own, to the port where the hosts of the cluster hear theirs: from an
-    endpoint they hear none, even where policy lets it talk to hosts."""
+    endpoint they hear none, even where policy lets it talk to hosts. To an address of a host
+    that is none of the cluster's it may send what it likes, and that host does not hear it."""
     attacker, victim, server = three
     listener, datagrams = serving(server)
     host = contract.SLIM_IDENTITY_HOST
     lab.rule(attacker, Direction.EGRESS, peer=host, allow=True, protocol=None)
     lab.install()
     sender = attacker.socket(kind=socket.SOCK_DGRAM)
-    for host in lab.hosts:
+    other = "192.168.50.200"  # of the host, and heard of by nobody
+    server.host.netns.ip(f"address add {other}/24 dev eth0")
+    request.addfinalizer(lambda: server.host.netns.ip(f"address del {other}/24 dev eth0"))
+    for address in (*(host.address for host in lab.hosts), other):
         # The router there has this hardware address (fallback/router.py).
-        to = b"\x02\x53" + socket.inet_aton(host.address)
+        to = b"\x02\x53" + socket.inet_aton(server.host.address)
         frame = to + bytes(6) + b"\x08\x00" + _datagram(victim.address, server.address, 80)
         tunnelled = b"\x08\0\0\0" + NETWORK.vni.to_bytes(3, "big") + b"\0" + frame
         with contextlib.suppress(OSError):
             for _ in range(3):
-                sender.sendto(tunnelled, (host.address, VXLAN))
+                sender.sendto(tunnelled, (address, VXLAN))
     nobody(listener, datagrams)
     well(victim, listener, datagrams)

@@ -84,7 +84,7 @@ def test_only_the_generation_in_force_is_there(stage):
     assert names(path) == b
     stage.backends[0].install(stage.tables(0, 2))
     assert names(path) == a
-    killed = ruleset.render(stage.tables(0, 3), NETWORK.vni, "b_")
+    killed = ruleset.render(stage.tables(0, 3), NETWORK.vni, "b_", 4789)
     nft.apply(killed + f"add set ip {ruleset.TABLE} b_other {{ type ipv4_addr; }}", path)
     assert names(path) == a | b | {"b_other"}
     stage.backends[0].install(stage.tables(0, 4))
@@ -153,7 +153,7 @@ def test_what_the_tables_of_a_policed_subject_do_not_answer_is_dropped():
         endpoints={1: EndpointRecord(here, here, 1, 300, local=True, wire=None)},
         policy={PolicyKey(300, 0, Direction.EGRESS, Protocol.TCP): deny},
     )
-    script = ruleset.render(tables, 1, "a_").splitlines()
+    script = ruleset.render(tables, 1, "a_", 4789).splitlines()
     policed = script[script.index("chain a_e_300 {") :]
     assert policed[policed.index("}") - 1] == "drop"
     everything = next(line for line in script if line.startswith("map a_e_300_any"))

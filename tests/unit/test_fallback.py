@@ -100,7 +100,7 @@ def test_an_endpoint_wins_against_a_range_of_its_own_address():
         endpoints={1: EndpointRecord(address, host, 1, 300, local=True, wire=None)},
         cidrs={(1, IPNetwork("10.1.0.5/32")): CidrRecord(301)},
     )
-    script = ruleset.render(tables, 1, "a_")
+    script = ruleset.render(tables, 1, "a_", 4789)
     assert "10.1.0.5 : 300" in script
     assert "10.1.0.5 : 301" not in script
 
@@ -112,5 +112,5 @@ def test_other_networks_are_not_in_the_script():
         addresses={(2, address): 1},
         endpoints={1: EndpointRecord(address, host, 2, 300, local=True, wire=None)},
     )
-    assert "10.1.0.5" not in ruleset.render(tables, 1, "a_")
-    assert "10.1.0.5" in ruleset.render(tables, 2, "a_")
+    assert "10.1.0.5" not in ruleset.render(tables, 1, "a_", 4789)
+    assert "10.1.0.5" in ruleset.render(tables, 2, "a_", 4789)

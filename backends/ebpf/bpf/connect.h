@@ -626,6 +626,13 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 	error = slim_way(&dial->state, &range, slim_fixed.wire_port, &dial->dialled, way);
 	if (error)
 		return error;
+	/*
+	 * What says there whose a packet is, is the packet: from the host's address, which this
+	 * socket has, it would be any endpoint's of this host (RFC 7348, section 7).
+	 */
+	if (!dial->dialled.stream && way->target.flags & SLIM_CIDR_HOST &&
+	    dial->dialled.aim.port == bpf_htons(slim_fixed.vxlan_port))
+		return slim_dial_refuse(dial, SLIM_REASON_WIRE_PORT, EACCES);
 	if (!connects || !dial->dialled.stream) {
 		/*
 		 * Since it was connected to nowhere it has an inner address as its source, which

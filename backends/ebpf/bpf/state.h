@@ -522,9 +522,10 @@ slim_account_add(__u32 endpoint, __u32 rule, __u32 direction, const struct slim_
 const volatile struct {
 	__be32 range;
 	__u16 wire_port;
+	__u16 vxlan_port;
 	__u8 casts;			/* this kernel has bpf_cast_to_kern_ctx() */
-	__u8 pad;
-} slim_fixed = { .range = bpf_htonl(0xf0000000), .wire_port = 4790 };
+	__u8 pad[3];
+} slim_fixed = { .range = bpf_htonl(0xf0000000), .wire_port = 4790, .vxlan_port = 4789 };
 
 /*
  * A socket of another network namespace than the host's, which a process of an

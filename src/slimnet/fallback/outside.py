@@ -59,13 +59,17 @@ class Outside:
         instance: whose it is.
         host: path of the host's network namespace.
         interface: the underlay interface.
+        address: of the underlay, where alone VXLAN is heard.
         port: UDP port of VXLAN.
     """
 
-    def __init__(self, instance: str, host: Path, interface: str, port: int) -> None:
+    def __init__(
+        self, instance: str, host: Path, interface: str, address: IPAddress, port: int
+    ) -> None:
         self._name = f"slimnet-{instance}"
         self._host = host
         self._interface = interface
+        self._address = address
         self._port = port
         self._seen: int | None = None  # nft.changes() at the last look
         self._led: tuple[int, int] | None = None  # the ways out that it was opened for
@@ -243,9 +247,10 @@ class Outside:
             flush chain {table} out
             table {table} {{
                 # The tunnels' own packets are no connections. VXLAN proves
-                # nothing, so at least it must come from where an endpoint is.
+                # nothing, so at least it must come from where an endpoint is, and to the
+                # address by which no endpoint of any host may send it.
                 chain early {{
-                    udp dport {self._port} ip saddr @peers notrack accept
+                    udp dport {self._port} ip saddr @peers ip daddr {self._address} notrack accept
                     udp dport {self._port} fib daddr type local drop
                 }}
                 chain sent {{ udp dport {self._port} notrack; }}

@@ -94,7 +94,7 @@ def find(instance: str, state: Path) -> Running | None:
     named = set(netns.DIRECTORY.glob(f"{prefix}*"))
     stamp = None
     if shutil.which("nft") is not None:
-        stamp = Outside(instance, netns.own(), "", PORT).stamp()
+        stamp = Outside(instance, netns.own(), "", IPAddress(0), PORT).stamp()
     if not records and not named and stamp is None:
         return None
     routers = {path for path in named if path.name.removeprefix(prefix).isdigit()}
@@ -116,7 +116,7 @@ def purge(instance: str, state: Path) -> None:
         else:
             netns.remove(path)
     if shutil.which("nft") is not None:
-        Outside(instance, host, "", PORT).remove()
+        Outside(instance, host, "", IPAddress(0), PORT).remove()
     for file in state.glob("endpoint-*"):
         file.unlink()
 
@@ -212,7 +212,9 @@ class Fallback:
         self._closed = False
         try:
             self._host = Path(f"/proc/{os.getpid()}/fd/{self._namespace}")
-            self._outside = Outside(context.instance, self._host, context.interface, port)
+            self._outside = Outside(
+                *(context.instance, self._host, context.interface, context.host.address, port)
+            )
             stamp = self._outside.stamp()
             if stamp is not None and stamp.abi != ABI:
                 raise AbiMismatch(

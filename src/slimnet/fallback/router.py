@@ -480,7 +480,7 @@ class Router:
         if rule is not None and {"goto": {"target": f"{free}forward"}} in rule["expr"]:
             free = used
         left = [item for item in made if item[1].startswith(free)]  # by one that was killed
-        script = ruleset.removal(left) + ruleset.render(tables, self.vni, free)
+        script = ruleset.removal(left) + ruleset.render(tables, self.vni, free, self._port)
         nft.apply(script, self.path)
         nft.apply(ruleset.switch(free, tables.generation), self.path)
         libc.membarrier()  # packets that met the old rule first are through

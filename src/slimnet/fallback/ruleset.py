@@ -242,7 +242,7 @@ def _subject(
         script.chain(name, *rules, script.goto(direction, default))
 
 
-def _decisions(script: _Script, tables: Tables, vni: int) -> None:
+def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
     local = {}
     remote, apart = [], []
     known: list[tuple[int, int, int]] = []
@@ -301,6 +301,8 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
         )
         nobody = script.deny(direction, Reason["NO_ENDPOINT"])
         unreachable = script.deny(Direction.EGRESS, Reason["UNREACHABLE"])
+        # Masqueraded, what is in such a packet would be any endpoint's of this host (RFC 7348, 7).
+        forged = script.deny(Direction.EGRESS, Reason["WIRE_PORT"])
         script.chain(
             "egress" if direction is Direction.EGRESS else "ingress",
             f"meta l4proto != {{ {', '.join(str(p.value) for p in Protocol)} }} "
@@ -309,7 +311,10 @@ def _decisions(script: _Script, tables: Tables, vni: int) -> None:
             f"meta mark set ip {other} map @{script.side}peer",
             f"meta mark {_NOBODY} {nobody}",
             *(
-                [f"ip daddr @{script.side}apart {unreachable}"]
+                [
+                    f"ip daddr @{script.side}apart {unreachable}",
+                    f"ip daddr @{script.side}host udp dport {port} {forged}",
+                ]
                 if direction is Direction.EGRESS
                 else ()
             ),
@@ -377,16 +382,17 @@ def closed(side: str) -> str:
     return _beside(script, [script.deny(Direction.EGRESS, Reason["NO_TABLES"])])
 
 
-def render(tables: Tables, vni: int, side: str) -> str:
+def render(tables: Tables, vni: int, side: str, port: int) -> str:
     """The script of a side that holds ``tables`` for one network.
 
     Args:
         tables: of this host.
         vni: the network's.
         side: of :data:`SIDES`, where nothing is.
+        port: UDP port of VXLAN.
     """
     script = _Script(side)
-    _decisions(script, tables, vni)
+    _decisions(script, tables, vni, port)
     mark = tables.generation % (_CLOSED - 1) + 1
     stranger = script.deny(Direction.INGRESS, Reason["SYN_UNKNOWN"])
     absent = script.deny(Direction.EGRESS, Reason["NO_ENDPOINT"])

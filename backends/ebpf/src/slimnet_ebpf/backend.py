@@ -229,9 +229,10 @@ class EbpfBackend(Backend):
                         f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
                     )
                 fixed = struct.pack(
-                    "=4sH?x",
+                    "=4sHH?3x",
                     self._options.inner_range.network.packed,
                     self._options.wire_ports,
+                    self._options.vxlan_port,
                     requirements.knows(requirements.CASTS),
                 )
                 loaded.set_constant("slim_fixed", fixed)
