@@ -26,6 +26,7 @@ _COMMANDS = {
     "connections": "slimnet.cli.observe:connections",
     "endpoint": "slimnet.cli.endpoint:endpoint",
     "exec": "slimnet.cli.run:exec_",
+    "hook": "slimnet.cli.hook:hook",
     "host": "slimnet.cli.host:host",
     "namespace": "slimnet.cli.namespace:namespace",
     "network": "slimnet.cli.network:network",

@@ -37,6 +37,7 @@ from slimnet.engines.container import (
     host,
     join,
     leave,
+    let_go,
     name_of,
 )
 from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
@@ -261,16 +262,9 @@ def _names(placed: PlacedEndpoint) -> dict[str, list[str]]:
 
 
 def _delete(request: Request) -> None:
-    """What is not there is no error, nor is an agent that does not answer: it lets go of the
-    endpoint by itself once the namespace is gone. Ports of the host it would keep."""
-    for each in request.written():
-        try:
-            leave(host(each.agent or request.agent), each)
-        except AgentUnreachable as error:
-            if each.published:
-                raise
-            _tell(f"{error}; it removes the endpoint when it is back")
-            each.file.unlink(missing_ok=True)
+    """What is not there is no error."""
+    for each in let_go(request.written(), request.agent):
+        _tell(each)
 
 
 def _check(request: Request) -> None:

@@ -45,6 +45,7 @@ __all__ = [
     "host",
     "join",
     "leave",
+    "let_go",
     "name_of",
 ]
 
@@ -54,6 +55,7 @@ DEVICE = "eth0"
 _PATIENCE = 8.0
 _SIOCGIFHWADDR = 0x8927
 _ODD = re.compile("[^a-z0-9]+")
+_DRAWN = re.compile("[0-9a-f]{32,}")
 
 
 @frozen
@@ -130,22 +132,28 @@ def attachments(owner: str, container: str | None = None) -> Iterator[Container]
                 yield found
 
 
-def host(agent: str | None = None) -> Node:
+def host(agent: str | None = None, patience: float = _PATIENCE) -> Node:
     """The agent of this host, which has to answer soon.
 
     Args:
         agent: its socket; that of the environment, or of the machine's configuration, by
             default.
+        patience: seconds that it may take to answer.
     """
     agent = agent or os.environ.get("SLIMNET_AGENT")
-    return Node(Client(Path(agent) if agent else load_config().socket, _PATIENCE))
+    return Node(Client(Path(agent) if agent else load_config().socket, patience))
 
 
 def name_of(text: str, container: str) -> str:
     """A name for an endpoint, as near to an engine's name of the container as can be; else
-    of the container's id."""
-    words = _ODD.sub("-", text.lower()).strip("-")[:63].strip("-")
-    return words if NAME.fullmatch(words) else container[:12].lower()
+    to the container's id, of a drawn one its beginning."""
+    if _DRAWN.fullmatch(container):
+        container = container[:12]
+    for each in (text, container):
+        words = _ODD.sub("-", each.lower()).strip("-")[:63].strip("-")
+        if NAME.fullmatch(words):
+            return words
+    return container[:12].lower()
 
 
 def join(
@@ -225,6 +233,30 @@ def leave(node: Node, container: Container) -> None:
         with contextlib.suppress(NotFound):
             node.detach(container.network, container.name, container.namespace)
     container.file.unlink(missing_ok=True)
+
+
+def let_go(containers: Iterable[Container], agent: str | None = None) -> list[str]:
+    """:func:`leave` for containers that have ended. An agent that does not answer is no error:
+    it lets go of the endpoint by itself once the namespace is gone. Ports of the host it would
+    keep.
+
+    Args:
+        containers: which.
+        agent: of those for which none is written down.
+
+    Returns:
+        What is left to the agent, in words.
+    """
+    left = []
+    for each in containers:
+        try:
+            leave(host(each.agent or agent), each)
+        except AgentUnreachable as error:
+            if each.published:
+                raise
+            left.append(f"{error}; it removes the endpoint when it is back")
+            each.file.unlink(missing_ok=True)
+    return left
 
 
 def hardware_address(path: Path) -> str:

@@ -13,6 +13,7 @@ import os
 import time
 
 __all__ = [
+    "CLONE_FS",
     "CLONE_NEWCGROUP",
     "CLONE_NEWIPC",
     "CLONE_NEWNET",
@@ -35,6 +36,7 @@ __all__ = [
     "move_mount",
     "open_by_handle_at",
     "open_tree",
+    "pidfd_getfd",
     "prctl",
     "sethostname",
     "setns",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 # include/uapi/linux/sched.h
+CLONE_FS = 0x0000_0200
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
 CLONE_NEWUTS = 0x0400_0000
@@ -71,6 +74,7 @@ _MEMBARRIER_CMD_GLOBAL = 1  # include/uapi/linux/membarrier.h
 # include/uapi/asm-generic/unistd.h; the same on every machine
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_PIDFD_GETFD = 438
 _AT_FDCWD = -100
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -173,6 +177,16 @@ def move_mount(tree: int, target: str) -> None:
     """Mount what :func:`open_tree` gave (move_mount(2))."""
     where = ctypes.c_char_p(os.fsencode(target))
     syscall(_SYS_MOVE_MOUNT, tree, ctypes.c_char_p(b""), _AT_FDCWD, where, _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def pidfd_getfd(process: int, descriptor: int) -> int:
+    """A copy of another process' descriptor (pidfd_getfd(2), Linux 5.6).
+
+    Args:
+        process: a descriptor of it, from :func:`os.pidfd_open`.
+        descriptor: its own number for it.
+    """
+    return syscall(_SYS_PIDFD_GETFD, process, descriptor, 0)
 
 
 def open_by_handle_at(mount: int, kind: int, handle: bytes) -> int:

@@ -84,7 +84,8 @@ def apart(action: Callable[[], None], kind: int = libc.CLONE_NEWNET) -> None:
 
     Args:
         action: what to do there.
-        kind: CLONE_NEW* of the namespace; an empty network by default.
+        kind: CLONE_NEW* of the namespace, an empty network by default; or CLONE_FS, a root and
+            a working directory of its own.
 
     Raises:
         OSError: the kernel refused a new namespace; or what ``action`` raises.

@@ -12,13 +12,19 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from lab.paths import DATA_PATHS, Can
 from slimnet.engines.container import attachments
 from slimnet.testbed import Testbed
 
 #: Data paths that take a container's network namespace.
 TAKING = [name for name, path in DATA_PATHS.items() if Can.TAKES_NAMESPACES in path.can]
+#: For what the engine's part alone decides, whatever takes the namespace: a fixture ``hosts`` on
+#: one of them.
+ONE = pytest.mark.parametrize("hosts", TAKING[:1], indirect=True)
 PLUGIN = Path(sys.executable).with_name("slimnet-cni")
+SLIMNET = PLUGIN.with_name("slimnet")
 
 
 @contextmanager

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program that an engine runs when a container starts, and when it has ended.
+
+It starts while the container's namespaces are there and none of its processes runs: a
+container whose endpoint is refused does not start. An engine that is killed runs nothing when
+its container has ended. The endpoint then goes with the network namespace; what is written
+down, and ports of the host, go when a container of that configuration starts again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import attrs
+
+from slimnet.engines.container import (
+    Container,
+    HostPort,
+    attachments,
+    host,
+    join,
+    leave,
+    let_go,
+)
+from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
+from slimnet.linux import libc, netns
+from slimnet.linux.resolvers import RESOLV_CONF
+from slimnet.node import Node
+
+__all__ = ["Hook", "host_port"]
+
+#: Seconds that the agent may take when a container starts: the engine takes some of the ten
+#: that its user waits.
+_PATIENCE = 7.0
+
+
+def host_port(text: str, field: str) -> HostPort:
+    """``[ADDRESS:]PORT:PORT`` as a port of the host.
+
+    Args:
+        text: what is written: a port of the host, and the container's.
+        field: where.
+
+    Raises:
+        InvalidValue: it is none.
+    """
+    *address, port, target = text.split(":") if text.count(":") in (1, 2) else ("", "", "")
+    try:
+        where = str(ipaddress.IPv4Address(address[0])) if address else ""
+        number, inner = int(port), int(target)
+    except ValueError:
+        raise InvalidValue(field, "[ADDRESS:]PORT:PORT, the host's first", text) from None
+    return HostPort(number, inner, where)
+
+
+@attrs.frozen
+class Hook:
+    """What an engine says of the container that it runs a program for.
+
+    Attributes:
+        owner: the engine.
+        config: path of what the container is started from. Engines give one name to several
+            containers; this is one container's only.
+        agent: the agent's socket.
+    """
+
+    owner: str
+    config: str
+    agent: str | None = None
+
+    @property
+    def _id(self) -> str:
+        return quote(self.config, safe="")
+
+    @property
+    def node(self) -> Node:
+        """The host's agent, which has to answer soon."""
+        return host(self.agent, _PATIENCE)
+
+    def start(
+        self,
+        pid: int,
+        root: Path,
+        network: str,
+        name: str,
+        namespace: str,
+        *,
+        address: str | None = None,
+        labels: dict[str, str] | None = None,
+        published: Sequence[HostPort] = (),
+    ) -> None:
+        """Make the container's namespace an endpoint's, with its resolver in the container.
+
+        Args:
+            pid: the container's first process.
+            root: the container's root directory, as that process sees it.
+            network: slimnet's.
+            name: the endpoint's.
+            namespace: the endpoint's.
+            address: the one that is asked for.
+            labels: the endpoint's.
+            published: ports of the host that are the container's.
+
+        Raises:
+            SlimnetError: it cannot be; nothing is left.
+            OSError: the same.
+        """
+        node = self.node
+        for each in attachments(self.owner, self._id):
+            leave(node, each)
+        container = Container(
+            id=self._id,
+            owner=self.owner,
+            network=network,
+            name=name,
+            namespace=namespace,
+            netns=f"/proc/{pid}/ns/net",
+            agent=self.agent or "",
+        )
+        try:
+            made = join(node, container, address=address, labels=labels)
+        except AgentUnreachable:
+            # What it may still make goes with the namespace. The engine runs the other hook
+            # now, which would find what is written down, and wait for the agent once more.
+            container.file.unlink(missing_ok=True)
+            raise
+        container = attrs.evolve(container, published=[f"{name}-{each.port}" for each in published])
+        try:
+            if published:
+                join(node, container, address=address, labels=labels, published=published)
+            if file := made.place.mounts.get(RESOLV_CONF):
+                _show(file, RESOLV_CONF, pid, root)
+        except (SlimnetError, OSError):
+            with contextlib.suppress(SlimnetError):
+                leave(node, container)
+            raise
+
+    def stop(self) -> list[str]:
+        """Let go of whatever there is of the container; nothing is no error.
+
+        Returns:
+            What is left to the agent, in words.
+
+        Raises:
+            SlimnetError: it has ports of the host, and they cannot be given back now.
+        """
+        return let_go(list(attachments(self.owner, self._id)), self.agent)
+
+
+def _show(file: Path, path: str, pid: int, root: Path) -> None:
+    """Mount a file of the host in a container, in place of what is there, for reading."""
+    tree = libc.open_tree(str(file))
+    space = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+
+    def mount() -> None:
+        libc.setns(space, libc.CLONE_NEWNS)
+        # Links are the container's, and must not lead out of it.
+        os.chroot(root)
+        os.chdir("/")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        # Of a link, which often leads to what only the container's init will make, this covers
+        # the link itself.
+        libc.move_mount(tree, path)
+        libc.mount("", path, flags=libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY)
+
+    try:
+        netns.apart(mount, libc.CLONE_FS)
+    except OSError as error:
+        raise OSError(f"{path} of the container: {error.strerror}") from error
+    finally:
+        os.close(space)
+        os.close(tree)
