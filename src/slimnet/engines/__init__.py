@@ -5,4 +5,5 @@
   becomes an endpoint's, and what was made for it is written down until it goes.
 - :mod:`~slimnet.engines.cni`: the Container Network Interface, for containerd, Podman,
   CRI-O and Kubernetes.
+- :mod:`~slimnet.engines.docker`: Docker's network driver and IPAM driver.
 """
