@@ -370,3 +370,32 @@ def test_a_namespace_of_ours_is_no_callers(stage):
     for path in ("/proc/1/ns/net", "/proc/self/ns/mnt", "/nowhere", "/tmp"):
         with pytest.raises(InvalidValue, match=r"endpoint\.netns: wanted "):
             backend.place("prod.default.box", Place(netns=path))
+
+
+def test_one_whose_device_was_moved_is_followed(stage, tmp_path):
+    """Its path names another namespace by then: nothing is made anew, and nothing stays."""
+    given = stage.given("client", Part.NETNS)
+    moved = Path(f"{given.netns}-moved")
+    path = tmp_path / "link"
+    path.symlink_to(given.netns)
+    address = CAST["client"].address + 100
+    endpoint = evolve(given, id=77, name="box", netns=str(path), address=address)
+    backend = stage.backends[0]
+    backend.attach(endpoint, NETWORK)
+    netns.create(moved)
+    try:
+        with netns.enter(Path(given.netns)):
+            run("ip", "link", "set", "eth0", "netns", moved.name)
+        path.unlink()
+        path.symlink_to(moved)
+        with netns.enter(moved):
+            before = socket.if_nametoindex("eth0")
+        assert backend.attach(endpoint, NETWORK).netns == path
+        assert backend.attach(endpoint, NETWORK).netns == path
+        with netns.enter(moved):
+            assert socket.if_nametoindex("eth0") == before
+        backend.detach(77)
+        with netns.enter(moved):
+            assert socket.if_nameindex() == [(1, "lo")]
+    finally:
+        netns.remove(moved)

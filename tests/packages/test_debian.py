@@ -119,6 +119,7 @@ def test_it_comes_and_goes(run):
         ! find /etc/systemd -name 'slimnet*' | grep .
         ! grep -l slimnet /proc/[0-9]*/comm
         test -f /lib/systemd/system/slimnet-agent.service
+        test -f /lib/systemd/system/slimnet-docker.service
         dpkg --remove slimnet >/dev/null
         ! command -v slimnet
         dpkg --purge slimnet >/dev/null

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The systemd unit, and what the agent tells the service manager."""
+"""The systemd units, and what the agent tells the service manager."""
 
 import configparser
 import shutil
@@ -23,16 +23,17 @@ def service():
     return parser["Service"]
 
 
-def test_verify(tmp_path):
+@pytest.mark.parametrize("path", sorted(UNIT.parent.glob("*.service")), ids=lambda each: each.stem)
+def test_verify(tmp_path, path):
     """systemd-analyze finds nothing to say about it."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("needs systemd-analyze (apt install systemd)")
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/usr/bin/slimnet", sys.executable))
+    unit = tmp_path / path.name
+    unit.write_text(path.read_text().replace("/usr/bin/slimnet", sys.executable))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True
     )
-    said = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    said = [line for line in done.stderr.splitlines() if path.name in line]
     assert (done.returncode, said) == (0, [])
 
 

@@ -15,13 +15,20 @@ from urllib.parse import quote
 from slimnet.agent import failure
 from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
 
-__all__ = ["Client"]
+__all__ = ["Client", "UnixConnection"]
 
 #: Seconds: a day. More would not fit into a socket's timeout for ever.
 _PATIENCE_MAX = 86400.0
 
 
-class _Connection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket.
+
+    Args:
+        path: of the socket.
+        timeout: seconds that an answer may take; ``None`` for any.
+    """
+
     def __init__(self, path: Path, timeout: float | None) -> None:
         super().__init__("localhost")
         self._path = path
@@ -58,7 +65,7 @@ class Client:
             if isinstance(value, float) and not math.isfinite(value):
                 raise InvalidValue(name, "a finite number", value)
         # What is out of all bounds is for the agent to refuse, which takes no time.
-        connection = _Connection(self.path, self.timeout + min(max(patience, 0), _PATIENCE_MAX))
+        connection = UnixConnection(self.path, self.timeout + min(max(patience, 0), _PATIENCE_MAX))
         try:
             with self._send(connection, method, segments, body) as response:
                 value = json.loads(response.read())
@@ -76,7 +83,7 @@ class Client:
         Raises:
             AgentUnreachable: nobody answers on the socket, or no more: it has no end.
         """
-        connection = _Connection(self.path, self.timeout)
+        connection = UnixConnection(self.path, self.timeout)
         try:
             with self._send(connection, "GET", segments, {}) as response:
                 if response.status >= 400:
@@ -93,7 +100,7 @@ class Client:
 
     @staticmethod
     def _send(
-        connection: _Connection, method: str, segments: tuple[str, ...], body: dict[str, Any]
+        connection: UnixConnection, method: str, segments: tuple[str, ...], body: dict[str, Any]
     ) -> http.client.HTTPResponse:
         path = "/".join(["/v1", *(quote(segment, safe="") for segment in segments)])
         data = json.dumps(body).encode() if body else None

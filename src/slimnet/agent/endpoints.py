@@ -107,6 +107,9 @@ class Endpoints:
         with self._changing:
             held = self._held(asked)
             if held is not None:
+                if held.netns:  # its path may name another namespace by now
+                    place = self._backend.attach(held, network)
+                    self._names.add(held, place)
                 return self.placed(held)
             place = self._place(asked)
             spec = {

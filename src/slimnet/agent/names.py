@@ -45,9 +45,7 @@ class Names:
         hostsfile.write(self._run, state.namespaces, state.endpoints, state.services)
 
     def add(self, endpoint: Endpoint, place: Place) -> None:
-        """Give an attached endpoint a resolver, if it has none."""
-        if self._resolver.serves(endpoint.id):
-            return
+        """Give an attached endpoint a resolver, if it has none where it is."""
         trouble = self._resolver.add(endpoint, place.netns)
         if not trouble:
             domains = search(endpoint.network, endpoint.namespace)

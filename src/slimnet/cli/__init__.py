@@ -24,6 +24,7 @@ _COMMANDS = {
     "cluster": "slimnet.cli.cluster:cluster",
     "completion": "slimnet.cli.completion:completion",
     "connections": "slimnet.cli.observe:connections",
+    "docker-plugin": "slimnet.cli.docker:docker_plugin",
     "endpoint": "slimnet.cli.endpoint:endpoint",
     "exec": "slimnet.cli.run:exec_",
     "hook": "slimnet.cli.hook:hook",

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 from slimnet import directories
 from slimnet.agent.client import Client
@@ -47,6 +47,7 @@ __all__ = [
     "leave",
     "let_go",
     "name_of",
+    "withdraw",
 ]
 
 #: What an endpoint's device is called in its namespace.
@@ -215,8 +216,8 @@ def _document(container: Container, name: str, port: HostPort) -> str:
     )
 
 
-def leave(node: Node, container: Container) -> None:
-    """Undo :func:`join`, as far as it came; what is not there is no error.
+def withdraw(node: Node, container: Container) -> Container:
+    """Publish its ports no more; the container without them.
 
     Raises:
         SlimnetError: it could not, and may be tried again.
@@ -224,6 +225,16 @@ def leave(node: Node, container: Container) -> None:
     for name in container.published:
         with contextlib.suppress(NotFound):
             node.remove_policy(name, container.network, container.namespace, "PublishedPort")
+    return evolve(container, published=())
+
+
+def leave(node: Node, container: Container) -> None:
+    """Undo :func:`join`, as far as it came; what is not there is no error.
+
+    Raises:
+        SlimnetError: it could not, and may be tried again.
+    """
+    withdraw(node, container)
     try:
         there = node.endpoint(container.network, container.name, container.namespace)
     except (NotFound, BackendError, InvalidValue):

@@ -253,6 +253,8 @@ class Fallback:
             records = self._records()
             record = records.pop(endpoint.id, None)
             wanted = self._record(endpoint, network, record)
+            if record is not None:
+                record = self._follow(record, wanted)
             if record is not None and record.is_there():
                 held = record.vni, record.address, record.place()
                 if held != (wanted.vni, wanted.address, wanted.place()):
@@ -279,6 +281,17 @@ class Fallback:
                 self._sweep()
                 raise
             return wanted.place()
+
+    def _follow(self, record: Record, wanted: Record) -> Record:
+        """The record of one whose path names another namespace by now, into which its device
+        was moved: Docker has none yet when a container gets its device."""
+        followed = evolve(record, given=wanted.given)
+        if followed == record or evolve(wanted, made=record.made, whole=True) != followed:
+            return record
+        if not (record.given and Router.is_in(wanted.netns, record.endpoint)):
+            return record
+        followed.write(self.context.state)
+        return followed
 
     def _record(self, endpoint: Endpoint, network: Network, old: Record | None) -> Record:
         """What is to be known of an endpoint, where this is known of it."""

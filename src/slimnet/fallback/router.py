@@ -418,6 +418,12 @@ class Router:
             )
             route.route("replace", dst=f"{address}/32", oif=index, scope=_LINK_SCOPE)
 
+    @staticmethod
+    def is_in(there: Path, endpoint: int) -> bool:
+        """Whether a namespace has the endpoint's end of its link, under whatever name."""
+        with _told(f"endpoint {endpoint}"), netns.netlink(there) as inside:
+            return bool(inside.link_lookup(address=_mac(0x51, endpoint), kind="veth"))
+
     def unplug(self, endpoint: int) -> None:
         """Disconnect an endpoint; one that is not connected is no error."""
         if netns.exists(self.path):

@@ -50,9 +50,10 @@ _OUTSIDE = "192.0.2.53"
 
 @frozen(eq=False)
 class _Client:
-    """An endpoint, and its sockets."""
+    """An endpoint, its namespace's number (0: the host's own), and its sockets."""
 
     endpoint: Endpoint
+    namespace: int
     datagrams: socket.socket
     stream: socket.socket
     tasks: set[asyncio.Task[None]] = field(factory=set)
@@ -109,7 +110,8 @@ class Resolver:
         return endpoint in self._clients
 
     def add(self, endpoint: Endpoint, namespace: Path | None) -> str:
-        """Serve an endpoint; one that is served already is no error.
+        """Serve an endpoint. One that is served already is no error; one that is in another
+        namespace by now is served there.
 
         Args:
             endpoint: whose questions they are.
@@ -119,12 +121,16 @@ class Resolver:
             why it cannot be served; empty where it is.
         """
         where = address(endpoint.id) if namespace is None else OWN
+        number = 0 if namespace is None else netns.number(namespace)
+        held = self._clients.get(endpoint.id)
+        if held is not None and held.namespace != number:
+            self.remove(endpoint.id)
         with self._lock:
             if endpoint.id in self._clients:
                 return ""
             try:
                 with self._host.entered() if namespace is None else netns.enter(namespace):
-                    client = _Client(endpoint, *_open(where))
+                    client = _Client(endpoint, number, *_open(where))
             except OSError as error:
                 return f"cannot listen at {where}:{PORT}: {error.strerror}"
             self._clients[endpoint.id] = client
