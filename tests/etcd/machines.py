@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Machines that become hosts of a cluster by the command line, in network namespaces."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -25,16 +26,26 @@ class Machines:
         backends: of the hosts, in turn; none: as each chooses.
         members: of etcd.
         settings: more lines of their configuration.
+        options: of each etcd server's command line.
     """
 
-    def __init__(self, directory, kind, authority=None, backends=(), members=1, settings=""):
+    def __init__(
+        self,
+        directory,
+        kind,
+        authority=None,
+        backends=(),
+        members=1,
+        settings="",
+        options=(),
+    ):
         self.directory = directory
         self.underlay = Underlay(hosts=3, name=f"mem-{os.getpid()}")
         self.backends = backends
         self.settings = settings
         self.hosts = [self._host(each) for each in self.underlay.hosts]
         address = str(self.underlay.network[100])
-        self.options, secure = [], {}
+        self.options, secure = [], {"options": options}
         if kind == "tls":
             ours = authority("ours")
             cert, key = ours.sign("server", f"IP:{address}")
@@ -89,10 +100,34 @@ class Machines:
 
     def held(self):
         """What the store holds."""
+        with self.opened() as store:
+            return store.list("")[0]
+
+    @contextlib.contextmanager
+    def opened(self):
+        """The store."""
         with netns.enter(self.underlay.switch):
             url = self.url if self.kind != "tls" else str(self.hosts[0].config)
             with open_named(url) as store:
-                return store.list("")[0]
+                yield store
+
+
+@contextlib.contextmanager
+def cluster(directory, kind="etcd", *, lease=3.0, **more):
+    """Machines, as long as the block lasts.
+
+    Args:
+        directory: of all.
+        kind: of their store.
+        lease: of their agents, in seconds.
+        more: as of :class:`Machines`.
+    """
+    made = Machines(directory, kind, settings=f"lease = {lease}\n", **more)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()
 
 
 def slimnet(host, *words, status=0, typed=None, alone=True):

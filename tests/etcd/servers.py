@@ -3,6 +3,7 @@
 
 import os
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,19 @@ def etcdctl(server, *words, options=()):
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def leader(server):
+    """The number of the member that leads."""
+    every = ",".join(server.endpoints)
+    deadline = time.monotonic() + 60
+    while True:
+        status = etcdctl(server, "endpoint", "status", options=[f"--endpoints={every}"])
+        lines = [line.split(", ") for line in status.splitlines()]
+        leads = [line[0] for line in lines if line[4] == "true"]
+        if len(set(leads)) == 1:  # the first of them is named twice
+            return server.endpoints.index(leads[0])
+        assert time.monotonic() < deadline, status
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import closing, contextmanager
 
 import pytest
-from servers import away, etcdctl, own_address
+from servers import away, etcdctl, leader, own_address
 
 from slimnet.exceptions import ConfigError, Conflict, InvalidValue, StoreUnreachable
 from slimnet.plugins import open_store
@@ -69,19 +69,6 @@ class Follower(threading.Thread):
             time.sleep(0.01)
         self.over.set()
         self.join()
-
-
-def leader(server):
-    """The number of the member that leads."""
-    every = ",".join(server.endpoints)
-    deadline = time.monotonic() + 60
-    while True:
-        status = etcdctl(server, "endpoint", "status", options=[f"--endpoints={every}"])
-        lines = [line.split(", ") for line in status.splitlines()]
-        leads = [line[0] for line in lines if line[4] == "true"]
-        if len(set(leads)) == 1:  # the first of them is named twice
-            return server.endpoints.index(leads[0])
-        assert time.monotonic() < deadline, status
 
 
 def test_leader_is_killed(serve):

@@ -2,7 +2,6 @@
 """The cluster's key is replaced while connections come and go: nobody notices, and what happens to
 hosts that are not there, or cannot follow."""
 
-import contextlib
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 
 import attrs
 import pytest
-from machines import Machines, files, join, slimnet
+from machines import cluster, files, join, slimnet
 from traffic import Traffic
 
 from slimnet.cluster.keyring import fingerprint
@@ -18,18 +17,6 @@ from slimnet.cluster.token import Token
 from slimnet.cluster.which import open_named
 
 pytestmark = pytest.mark.root
-
-LEASE = "lease = 3.0\n"
-
-
-@contextlib.contextmanager
-def cluster(directory, kind="etcd", **more):
-    made = Machines(directory, kind, settings=LEASE, **more)
-    try:
-        made.up()
-        yield made
-    finally:
-        made.down()
 
 
 def key(host):

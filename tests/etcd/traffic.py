@@ -83,7 +83,8 @@ class Traffic:
         ]
 
     def goes_on(self, more=50):
-        """Until as many connections more were made, and the one that stays was used."""
+        """Until as many connections more were made, which may be none, and the one that stays
+        was used."""
         before = self.reports()[-1] if self.reports() else {"done": 0, "kept": 0}
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -134,6 +135,7 @@ def call(address):
             counts["done"] += 1
         except OSError as error:
             counts["failed"].append(f"connect: {error!r} at {time.time():.3f}")
+            time.sleep(0.05)
         try:
             ask(kept)
             counts["kept"] += 1

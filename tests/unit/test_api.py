@@ -929,6 +929,35 @@ def test_the_agent_follows_a_store_that_is_back(running, tmp_path):
     node.request("POST", "networks", name="other", cidrs=["10.9.0.0/24"])
 
 
+def test_a_store_that_refuses_changes_is_not_read_all_the_time(
+    running, agent, monkeypatch, tmp_path
+):
+    """As etcd does whose database is full: it has load enough."""
+
+    def refuse(**_):
+        raise StoreUnreachable("it is full")
+
+    listed, asked = agent.store.list, []
+    with monkeypatch.context() as patch:
+        patch.setattr(agent.store, "transact", refuse)
+        patch.setattr(agent.store, "list", lambda key: (asked.append(key), listed(key))[1])
+        with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
+            Cluster(store).create_network("other", "10.9.0.0/16")
+        until = time.monotonic() + 10
+        while agent.status()["stale"] != "it is full":
+            assert time.monotonic() < until
+        time.sleep(3)
+        assert 1 <= asked.count("") <= 5  # after 0.25, 0.5, 1 and 2 seconds
+    until = time.monotonic() + 10
+    while agent.status()["stale"]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert [each["name"] for each in Client(running).request("GET", "networks")] == [
+        "other",
+        "prod",
+    ]
+
+
 def test_a_lost_host_is_listed_and_its_endpoints_say_so(path, lost):
     def output(*argv):
         done = CliRunner().invoke(slimnet, ["--agent", str(path), *argv])

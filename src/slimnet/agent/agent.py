@@ -68,6 +68,9 @@ T = TypeVar("T")
 #: Seconds after which a host says again that it is there, for those who ask when it was
 #: seen last. Each is a change of the store, where to renew a lease is none.
 _SEEN = 60.0
+#: Seconds until the store is asked again that did not answer, or refused: the first time, and at
+#: most. Each time it is read whole, and it may be that very load which it cannot bear.
+_AGAIN, _AGAIN_MAX = 0.25, 2.0
 
 
 class Agent:
@@ -165,6 +168,7 @@ class Agent:
         """Follow the store until :meth:`stop`."""
         beat = watchdog_interval()
         beaten = tended = 0.0
+        again = _AGAIN
         while not self._stop.is_set():
             now = time.monotonic()
             if beat is not None and now - beaten >= beat:
@@ -187,7 +191,8 @@ class Agent:
                 self.mirror.forget()  # what answers next may be another store, or a backup
                 self.stale = str(error)
                 self._hinder(str(error))
-                self._stop.wait(0.25)
+                self._stop.wait(again)
+                again = min(2 * again, _AGAIN_MAX, self.config.lease / 4)
             except SlimnetError as error:
                 self._hinder(str(error))
                 self._stop.wait(0.25)
@@ -198,6 +203,7 @@ class Agent:
                 self._hinder(text)
                 self._stop.wait(1)
             else:
+                again = _AGAIN
                 self.stale = ""
                 self._hinder("")
 

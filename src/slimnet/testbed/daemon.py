@@ -79,7 +79,8 @@ def stop(pid_file: Path, *, patience: float = 10.0) -> None:
 
 
 def _end(descriptor: int, patience: float) -> bool:
-    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+    # One that waits for a busy disk ends when that has answered.
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 60.0)):
         if seconds:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, number)
