@@ -228,7 +228,7 @@ def test_a_port_of_the_host(hosts):
 @pytest.mark.parametrize("hosts", sorted(set(TAKING) - set(PUBLISHING)), indirect=True)
 def test_a_port_of_a_host_that_publishes_none(hosts):
     (line,) = hosts[0].refused("web", "-n prod -p 8080:80")
-    assert "PublishedPort" in line
+    assert "has no published ports" in line
     ended(hosts[0])
 
 

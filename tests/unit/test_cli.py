@@ -141,7 +141,7 @@ LISTING = [
     words for words, command in ALL.items()
     if not isinstance(command, click.Group) and words not in {
         ("agent",), ("completion",), ("run",), ("exec",), ("testbed", "exec"),
-        ("hook", "lxc"), ("hook", "oci"),
+        ("hook", "lxc"), ("hook", "oci"), ("docker-plugin",),
     }
 ]  # fmt: skip
 

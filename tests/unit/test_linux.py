@@ -32,7 +32,10 @@ def imports(path):
         ('/mountinfo"', {"linux/mounts.py"}),
         (
             "libc.setns(",
-            {"linux/libc.py", "linux/netns.py", "sandbox/entrance.py", "sandbox/inside.py"},
+            {
+                *("engines/hook.py", "linux/libc.py", "linux/netns.py"),
+                *("sandbox/entrance.py", "sandbox/inside.py"),
+            },
         ),
         ('/{pid}/stat"', {"linux/process.py"}),
         # What a backend could leave behind anywhere below it.

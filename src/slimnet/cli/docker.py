@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from slimnet.cli.node import agent_option
+
 __all__ = ["docker_plugin"]
 
 
@@ -36,8 +38,8 @@ seconds for it when it starts or stops one.""",
     type=click.Path(path_type=Path),
     help="Docker's own socket, which tells names and labels of containers.",
 )
-@click.pass_obj
-def docker_plugin(agent: str | None, socket: Path, docker: Path) -> None:
+@agent_option
+def docker_plugin(socket: Path, docker: Path) -> None:
     """Be Docker's network and IPAM driver, until SIGTERM.
 
     Containers of its networks are endpoints of this host.
@@ -47,4 +49,4 @@ def docker_plugin(agent: str | None, socket: Path, docker: Path) -> None:
     from slimnet.engines.docker import serve  # noqa: PLC0415
 
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(socket, agent, docker)
+    serve(socket, click.get_current_context().find_root().obj, docker)

@@ -116,9 +116,9 @@ def oci() -> None:
     annotations slimnet.io/network, namespace, name, address, labels and publish;
     a container without slimnet.io/network is left alone.
     """
-    from slimnet.engines.oci import State  # noqa: PLC0415  # attrs and the client
+    from slimnet.engines.oci import ContainerState  # noqa: PLC0415  # attrs and the client
 
-    state = State.parse(sys.stdin.read())
+    state = ContainerState.parse(sys.stdin.read())
     for each in state.take(click.get_current_context().find_root().obj):
         click.echo(f"slimnet: {each}", err=True)
 

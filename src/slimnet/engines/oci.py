@@ -19,7 +19,7 @@ from slimnet.engines.container import HostPort, name_of
 from slimnet.engines.hook import Hook, host_port
 from slimnet.exceptions import InvalidValue
 
-__all__ = ["State"]
+__all__ = ["ContainerState"]
 
 _PREFIX = "slimnet.io/"
 #: What may be asked for.
@@ -27,7 +27,7 @@ _WORDS = ("network", "namespace", "name", "address", "labels", "publish")
 
 
 @attrs.frozen
-class State:
+class ContainerState:
     """A container's state, checked.
 
     Attributes:
@@ -45,7 +45,7 @@ class State:
     annotations: Mapping[str, str]
 
     @classmethod
-    def parse(cls, text: str) -> State:
+    def parse(cls, text: str) -> ContainerState:
         """The state that is written in JSON.
 
         Raises:
