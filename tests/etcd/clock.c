@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Preloaded: the process's wall clock is wrong by CLOCK_OFF seconds. The kernel has one
  * wall clock for all (time_namespaces(7) shift the others), so this is where a process
