@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from attrs import frozen
-from lab.engines import ONE, PLUGIN, TAKING, left, root_file_system, two_hosts
+from lab.engines import ONE, PLUGIN, TAKING, closed, endpoints, left, root_file_system, two_hosts
 from lab.paths import require
 
 from slimnet.testbed.host import TestbedHost
@@ -90,7 +90,7 @@ class Ctr:
         with self.start(*self.words(name, *command)) as process:
             try:
                 until = time.monotonic() + 20
-                while f"default-{name}" not in self.endpoints():
+                while f"default-{name}" not in endpoints(self.host):
                     assert process.poll() is None, process.communicate()
                     assert time.monotonic() < until
                     time.sleep(0.1)
@@ -98,10 +98,6 @@ class Ctr:
             finally:
                 self("task", "kill", "-s", "KILL", name)
                 process.communicate(timeout=30)
-
-    def endpoints(self):
-        with self.host.node() as node:
-            return {each.name: each for each in node.endpoints() if each.host == self.host.name}
 
 
 def archive(root, file):
@@ -186,7 +182,7 @@ def test_two_containers_talk(hosts):
     """By name, on two hosts; what the plugins before and behind ours make is there, too."""
     first, second = hosts
     with first.running("web", "httpd", "-f", "-p", "80", "-h", "/etc"):
-        (found,) = first.endpoints().values()
+        (found,) = endpoints(first.host).values()
         assert (found.name, dict(found.labels)) == ("default-web", {"app": "web"})
         for url in (f"http://{found.address}/passwd", "http://default-web/passwd"):
             said = second(*second.words("client", "timeout", "5", "wget", "-qO-", url))
@@ -196,22 +192,9 @@ def test_two_containers_talk(hosts):
         assert said.startswith("1\n")
         assert "inet 127.0.0.1/8" in said
         assert f"inet {found.address}/32" in said
-        with first.host.node() as node:
-            node.apply_policy(
-                """
-                apiVersion: networking.k8s.io/v1
-                kind: NetworkPolicy
-                metadata: {name: closed}
-                spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
-                """,
-                "prod",
-            )
-            node.wait()
-            try:
-                script = f"! timeout 2 wget -qO- http://{found.address}/passwd"
-                assert second(*second.words("client", "sh", "-c", script)) == ""
-            finally:
-                node.remove_policy("closed", "prod")
+        with closed(first.host):
+            script = f"! timeout 2 wget -qO- http://{found.address}/passwd"
+            assert second(*second.words("client", "sh", "-c", script)) == ""
 
 
 def test_one_that_goes_without_a_word(hosts):
@@ -222,10 +205,10 @@ def test_one_that_goes_without_a_word(hosts):
     words.remove("--rm")
     for _ in range(2):
         first(run, "--detach", *words)
-        assert set(first.endpoints()) == {"default-web"}
+        assert set(endpoints(first.host)) == {"default-web"}
         remove(first)
         until = time.monotonic() + 20
-        while first.endpoints():
+        while endpoints(first.host):
             assert time.monotonic() < until
             time.sleep(0.1)
     first(*first.words("web", "true"))

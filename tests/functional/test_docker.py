@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from attrs import field, mutable
-from lab.engines import TAKING, left, root_file_system, two_hosts
+from lab.engines import TAKING, closed, endpoints, left, root_file_system, two_hosts
 from lab.paths import DATA_PATHS, Can, require
 
 from slimnet import directories
@@ -210,23 +210,18 @@ REDIS = ("redis-server", "--protected-mode", "no", "--save", "")
 PING = ("exec", "client", "redis-cli", "-h", "web", "ping")
 
 
-def endpoints(docker):
-    with docker.host.node() as node:
-        return {each.name: each for each in node.endpoints() if each.host == docker.host.name}
-
-
 def test_real_programs_on_two_hosts(dockers, nothing_left):
     """By name, from the first packet of a container on; by Docker's own words."""
     first, second = dockers
     first.run("-d", "--name=web", "--label=app=web", "--label=title=a text", "--", *REDIS)
     assert second.run("--rm", "--", "redis-cli", "-h", "web", "ping") == "PONG\n"
     assert second(*PING) == "PONG\n"
-    there = endpoints(first)["web"]
+    there = endpoints(first.host)["web"]
     assert dict(there.labels) == {"app": "web"}
     (shown,) = json.loads(first("inspect", "web"))
     assert shown["NetworkSettings"]["Networks"]["prod"]["IPAddress"] == str(there.address)
     answer = first("exec", "web", "nslookup", "client.default.prod.slimnet")
-    assert str(endpoints(second)["client"].address) in answer
+    assert str(endpoints(second.host)["client"].address) in answer
 
 
 def test_policy_holds(dockers, nothing_left):
@@ -234,25 +229,12 @@ def test_policy_holds(dockers, nothing_left):
     first, second = dockers
     first.run("-d", "--name=web", "--label=app=web", "--", *REDIS)
     assert second(*PING) == "PONG\n"
-    with first.host.node() as node:
-        node.apply_policy(
-            """
-            apiVersion: networking.k8s.io/v1
-            kind: NetworkPolicy
-            metadata: {name: closed}
-            spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
-            """,
-            "prod",
-        )
-        node.wait()
-        try:
-            second("exec", "client", "ip", "address", "add", "10.1.0.99/32", "dev", "eth0")
-            command = ("timeout", "2", "redis-cli", "-h", "web", "ping")
-            with second.start("exec", "client", *command) as process:
-                assert process.stdout.read() == ""
-            assert process.returncode != 0
-        finally:
-            node.remove_policy("closed", "prod")
+    with closed(first.host):
+        second("exec", "client", "ip", "address", "add", "10.1.0.99/32", "dev", "eth0")
+        command = ("timeout", "2", "redis-cli", "-h", "web", "ping")
+        with second.start("exec", "client", *command) as process:
+            assert process.stdout.read() == ""
+        assert process.returncode != 0
     assert second(*PING) == "PONG\n"
 
 
@@ -262,22 +244,22 @@ def test_its_life(dockers, nothing_left):
     docker, other = dockers
     docker.run("-d", "--name=web", "--", *REDIS)
     docker("stop", "--time=0", "web")
-    assert endpoints(docker) == {}
+    assert endpoints(docker.host) == {}
     docker("start", "web")
     assert other(*PING) == "PONG\n"
     docker("pause", "web")
     docker("unpause", "web")
     assert other(*PING) == "PONG\n"
     docker("network", "disconnect", "prod", "web")
-    assert endpoints(docker) == {}
+    assert endpoints(docker.host) == {}
     docker("network", "connect", "--ip=10.1.0.77", "prod", "web")
     assert "10.1.0.77/32" in docker("exec", "web", "ip", "-o", "-4", "address")
     assert other(*PING) == "PONG\n"
     assert "client.default" in docker("exec", "web", "nslookup", "client.default.prod.slimnet")
     docker("rename", "web", "shop")
-    assert set(endpoints(docker)) == {"web"}
+    assert set(endpoints(docker.host)) == {"web"}
     docker("restart", "--time=0", "shop")
-    assert set(endpoints(docker)) == {"shop"}
+    assert set(endpoints(docker.host)) == {"shop"}
 
 
 def test_published_port(request, dockers, nothing_left):
@@ -286,7 +268,7 @@ def test_published_port(request, dockers, nothing_left):
     words = ("-d", "--name=web", "-p", "8080:6379")
     if Can.PUBLISHED_PORTS not in DATA_PATHS[request.node.callspec.params["dockers"]].can:
         assert "slimnet: " in docker.run(*words, "--", *REDIS, status=125)
-        assert endpoints(docker) == {}
+        assert endpoints(docker.host) == {}
         return
     docker.run(*words, "--", *REDIS)
     assert other(*PING) == "PONG\n"  # it listens
@@ -334,7 +316,7 @@ def test_an_end_that_nobody_tells(dockers, nothing_left):
     try:
         netns.remove(sandbox)
         until = time.monotonic() + 20
-        while endpoints(docker):
+        while endpoints(docker.host):
             assert time.monotonic() < until
             time.sleep(0.1)
         assert list(attachments(docker.owner)) == [there]
@@ -358,7 +340,7 @@ WRONG = {
 def test_wrong_words(dockers, nothing_left, what):
     """Docker's own error has one line that names the field, and nothing is left."""
     options, message = WRONG[what]
-    client = endpoints(dockers[1])["client"].address
+    client = endpoints(dockers[1].host)["client"].address
     words = [each.format(client=client) for each in options]
     program, status = ("nosuch", 127) if not options else ("true", 125)
     errors = dockers[0].run("--rm", *words, "--", program, status=status)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from attrs import frozen
-from lab.engines import ONE, SLIMNET, TAKING, left, root_file_system, two_hosts
+from lab.engines import ONE, SLIMNET, TAKING, closed, endpoints, left, root_file_system, two_hosts
 from lab.paths import DATA_PATHS, Can, require
 
 from slimnet.testbed.host import TestbedHost
@@ -118,14 +118,9 @@ def ended(*hosts):
         time.sleep(0.1)
 
 
-def endpoints(lxc):
-    with lxc.host.node() as node:
-        return {each.name: each for each in node.endpoints() if each.host == lxc.host.name}
-
-
 def gone(lxc, name):
     until = time.monotonic() + 20
-    while name in endpoints(lxc):
+    while name in endpoints(lxc.host):
         assert time.monotonic() < until
         time.sleep(0.1)
 
@@ -139,7 +134,7 @@ def test_two_containers_talk(hosts):
     first, second = hosts
     first.start("web", "-n prod -l app=web --ip 10.1.0.77")
     second.start("client", "-n prod -l app=client", version=1)
-    found = endpoints(first) | endpoints(second)
+    found = endpoints(first.host) | endpoints(second.host)
     assert {name: dict(each.labels) for name, each in found.items()} == {
         "web": {"app": "web"},
         "client": {"app": "client"},
@@ -152,21 +147,8 @@ def test_two_containers_talk(hosts):
     assert shown.startswith("nameserver 127.128.0.53\nsearch default.prod.slimnet ")
     assert os.readlink(second.image / "etc/resolv.conf").startswith("/run/systemd")
     second.inside("client", "sh", "-c", "! echo x >> /etc/resolv.conf")
-    with first.host.node() as node:
-        node.apply_policy(
-            """
-            apiVersion: networking.k8s.io/v1
-            kind: NetworkPolicy
-            metadata: {name: closed}
-            spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
-            """,
-            "prod",
-        )
-        node.wait()
-        try:
-            second.inside("client", "sh", "-c", "! timeout 2 wget -O - http://10.1.0.77/passwd")
-        finally:
-            node.remove_policy("closed", "prod")
+    with closed(first.host):
+        second.inside("client", "sh", "-c", "! timeout 2 wget -O - http://10.1.0.77/passwd")
     assert fetched(second, "client", "http://web/passwd")
 
 
@@ -176,12 +158,12 @@ def test_its_life(hosts):
     first.start("web")
     second.start("client")
     first("stop", "web", "-k")
-    assert endpoints(first) == {}
+    assert endpoints(first.host) == {}
     first("start", "web")
     before = first.pid("web")
     first.inside("web", "reboot", "-f", status=None)
     until = time.monotonic() + 20
-    while first.pid("web") in (before, -1) or "web" not in endpoints(first):
+    while first.pid("web") in (before, -1) or "web" not in endpoints(first.host):
         assert time.monotonic() < until
         time.sleep(0.1)
     assert fetched(second, "client", "http://web/passwd")

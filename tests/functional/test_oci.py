@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from attrs import frozen
-from lab.engines import ONE, SLIMNET, TAKING, left, root_file_system, two_hosts
+from lab.engines import ONE, SLIMNET, TAKING, endpoints, left, root_file_system, two_hosts
 from lab.paths import require
 
 from slimnet.testbed.host import TestbedHost
@@ -65,10 +65,6 @@ class Runc:
         bundle = self.bundle(name, *command, **asked)
         return self("run", *options, "--bundle", bundle, name, status=status)
 
-    def endpoints(self):
-        with self.host.node() as node:
-            return {each.path: each for each in node.endpoints() if each.host == self.host.name}
-
 
 @pytest.fixture(scope="module", params=TAKING)
 def hosts(request, tmp_path_factory):
@@ -95,16 +91,16 @@ def test_two_containers_talk(hosts):
     serve = ("httpd", "-f", "-p", "80", "-h", "/etc")
     asked = {"network": "prod", "labels": "app=web,tier=front", "address": "10.1.0.77"}
     first.run("one", *serve, options=("--detach",), name="web", **asked)
-    (found,) = first.endpoints().values()
+    (found,) = endpoints(first.host).values()
     assert (found.path, str(found.address)) == ("prod/default/web", "10.1.0.77")
     assert dict(found.labels) == {"app": "web", "tier": "front"}
     fetch = ("sh", "-c", "timeout 5 wget -qO- http://web/passwd; cat /etc/resolv.conf")
     said = second.run("client", *fetch, network="prod").splitlines()
     assert said[:2] == ["root:x:0:0::/:/bin/sh", "nameserver 127.128.0.53"]
-    assert second.endpoints() == {}  # it has ended
+    assert endpoints(second.host) == {}  # it has ended
     first("kill", "one", "KILL")
     first("delete", "--force", "one")
-    assert first.endpoints() == {}
+    assert endpoints(first.host) == {}
 
 
 @ONE

@@ -15,7 +15,16 @@ from pathlib import Path
 
 import pytest
 from attrs import frozen
-from lab.engines import PLUGIN, TAKING, ask, left, root_file_system, two_hosts
+from lab.engines import (
+    PLUGIN,
+    TAKING,
+    ask,
+    closed,
+    endpoints,
+    left,
+    root_file_system,
+    two_hosts,
+)
 from lab.paths import require
 
 from slimnet.engines.container import attachments
@@ -148,25 +157,12 @@ def test_policy_holds(podmans, nothing_left):
     first.run("-d", "--name=cache", "--", "redis-server", "--protected-mode", "no")
     second.run("-d", "--name=client", "--cap-add=NET_ADMIN,NET_RAW", "--", "sleep", "1000")
     assert served(second, "exec", "client", "redis-cli", "-h", "cache", "ping") == "PONG\n"
-    with first.host.node() as node:
-        node.apply_policy(
-            """
-            apiVersion: networking.k8s.io/v1
-            kind: NetworkPolicy
-            metadata: {name: closed}
-            spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
-            """,
-            "prod",
-        )
-        node.wait()
-        try:
-            with second.start(
-                *("exec", "client", "timeout", "2", "redis-cli", "-h", "cache", "ping")
-            ) as process:
-                assert process.stdout.read() == ""
-            assert process.returncode != 0
-        finally:
-            node.remove_policy("closed", "prod")
+    with closed(first.host):
+        with second.start(
+            *("exec", "client", "timeout", "2", "redis-cli", "-h", "cache", "ping")
+        ) as process:
+            assert process.stdout.read() == ""
+        assert process.returncode != 0
     assert served(second, "exec", "client", "redis-cli", "-h", "cache", "ping") == "PONG\n"
 
 
@@ -177,15 +173,11 @@ def test_its_life(podmans, nothing_left):
     host = podman.host
     other.run("-d", "--name=client", "--", "sleep", "1000")
 
-    def endpoints():
-        with host.node() as node:
-            return {each.name: each for each in node.endpoints() if each.host == host.name}
-
     podman.run("-d", "--name=web", "--", "redis-server", "--protected-mode", "no")
     ping = ("exec", "client", "redis-cli", "-h", "web.default.prod.slimnet", "ping")
     assert served(other, *ping) == "PONG\n"
     podman("stop", "--time=0", "web")
-    assert endpoints() == {}
+    assert endpoints(host) == {}
     podman("start", "web")
     assert served(other, *ping) == "PONG\n"
     podman("restart", "--time=0", "web")
@@ -195,13 +187,13 @@ def test_its_life(podmans, nothing_left):
     assert served(other, *ping) == "PONG\n"
     assert "10.1.0." in podman("exec", "web", "ip", "-o", "-4", "address", "show", "eth0")
     podman("network", "disconnect", NAME, "web")
-    assert endpoints() == {}
+    assert endpoints(host) == {}
     podman("network", "connect", NAME, "web")
     assert served(other, *ping) == "PONG\n"
     podman("rename", "web", "shop")
-    assert set(endpoints()) == {"web"}
+    assert set(endpoints(host)) == {"web"}
     podman("restart", "--time=0", "shop")
-    assert set(endpoints()) == {"shop"}
+    assert set(endpoints(host)) == {"shop"}
 
 
 def test_killed_engine_and_agent(podmans, nothing_left):

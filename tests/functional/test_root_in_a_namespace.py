@@ -6,6 +6,7 @@ nobody else, and sees nobody else's."""
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 import time
@@ -213,17 +214,12 @@ def test_another_hardware_address(three):
     """It cuts off itself at the most; with its own again it is reached again."""
     attacker, victim, server = three
     listener, datagrams = serving(server)
-    (before,) = (
-        word
-        for line in attacker.netns.ip("link show dev eth0").splitlines()
-        if "link/ether" in line
-        for word in [line.split()[1]]
-    )
+    (shown,) = json.loads(attacker.netns.ip("-json link show dev eth0"))
     attacker.netns.ip("link set eth0 address 02:00:00:00:00:99")
     with pytest.raises(OSError):
         attacker.connect(server.address, 80)
     well(victim, listener, datagrams)
-    attacker.netns.ip(f"link set eth0 address {before}")
+    attacker.netns.ip(f"link set eth0 address {shown['address']}")
     mine = attacker.listen(81)
     server.connect(attacker.address, 81)
     assert mine.accept()[1][0] == server.address

@@ -135,7 +135,8 @@ def main(
     with tempfile.TemporaryDirectory(prefix=f"slimnet-demo{os.getpid()}-") as directory:
         Path(directory).chmod(0o755)  # the servers, which are not root, look in
         setting = Setting(Path(directory), **{**(_QUICK if quick else {}), **chosen})
-        chosen_modes = [mode for mode in MODES if mode.name in _placed(modes, placement)]
+        names = _placed(modes, placement)
+        chosen_modes = [mode for mode in MODES if mode.name in names]
         plan = Plan(setting, chosen_modes, frozenset(only), counting=profile)
         try:
             report = _run(plan)

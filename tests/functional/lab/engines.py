@@ -37,6 +37,32 @@ def two_hosts(backend, name):
         yield testbed.hosts
 
 
+def endpoints(host):
+    """Those of that host, by name."""
+    with host.node() as node:
+        return {each.name: each for each in node.endpoints() if each.host == host.name}
+
+
+@contextmanager
+def closed(host):
+    """While the block lasts, nobody may come to endpoints with the label ``app: web``."""
+    with host.node() as node:
+        node.apply_policy(
+            """
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata: {name: closed}
+            spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
+            """,
+            "prod",
+        )
+        node.wait()
+        try:
+            yield
+        finally:
+            node.remove_policy("closed", "prod")
+
+
 def left(owner, *hosts):
     """What is still there of containers: of the hosts' records, and written down."""
     found = [each.file.name for each in attachments(owner)]
