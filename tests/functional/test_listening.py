@@ -21,19 +21,20 @@ from pathlib import Path
 from netaddr import IPAddress
 from slimnet.agent.listening import listener
 
-cgroups, held, answers = [Path(each) for each in json.loads(sys.argv[1])], [], {}
+cgroups, answers = [Path(each) for each in json.loads(sys.argv[1])], {}
 for form in sys.argv[2:]:
     address, _, only = form.partition(" ")
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    if ":" in address:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only == "only")
-    sock.bind((address, 0))
-    port = sock.getsockname()[1]
-    held.append(sock)
-    before = listener(None, port, cgroups)
-    sock.listen()
-    other = listener(IPAddress("192.0.2.77"), port, cgroups)
-    answers[form] = [before, listener(None, port, cgroups), other]
+    # Closed before the next one, which the kernel may give the same port where the two
+    # addresses are not in each other's way.
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
+        if ":" in address:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only == "only")
+        sock.bind((address, 0))
+        port = sock.getsockname()[1]
+        before = listener(None, port, cgroups)
+        sock.listen()
+        other = listener(IPAddress("192.0.2.77"), port, cgroups)
+        answers[form] = [before, listener(None, port, cgroups), other]
 print(json.dumps(answers))
 """
 

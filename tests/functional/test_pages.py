@@ -228,7 +228,10 @@ class Terminal:
             if not more:
                 command, _ = typed[len(found) // 2]
                 state = "ended" if ready else f"has not answered within {PATIENCE} s"
-                pytest.fail(f"{command}\nthe shell {state}; before: {data.decode()}")
+                logs = "".join(
+                    f"\n{each}:\n{each.read_text()[-2000:]}" for each in self.here.rglob("*.log")
+                )
+                pytest.fail(f"{command}\nthe shell {state}; before: {data.decode()}{logs}")
             data += more
         return [(int(found[i + 1]), found[i].strip("\n")) for i in range(0, len(found) - 1, 2)]
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,7 +61,7 @@ from slimnet_ebpf import contract as private
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.announcer import Announcer, Here
-from slimnet_ebpf.carrier import Carrier
+from slimnet_ebpf.carrier import DEVICES, Carrier
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import EndpointAttachments
@@ -222,33 +222,61 @@ class EbpfBackend(Backend):
         """Load and pin; what an interrupted start left goes first."""
         self._pins.remove()
         try:
-            with Object(self.object_path) as loaded:
-                ours = AbiStamp.ours()
-                if loaded.stamp() != ours:
-                    raise AbiMismatch(
-                        f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
-                    )
-                fixed = struct.pack(
-                    "=4sHH?3x",
-                    self._options.inner_range.network.packed,
-                    self._options.wire_ports,
-                    self._options.vxlan_port,
-                    requirements.knows(requirements.CASTS),
-                )
-                loaded.set_constant("slim_fixed", fixed)
-                try:
-                    loaded.load()
-                except BpfError as error:
-                    raise BackendUnavailable(refused(error).advice) from error
+            with self._loaded(lambda name: name not in DEVICES) as loaded:
                 self._pins.store(
                     loaded,
-                    **asdict(ours),
+                    **asdict(AbiStamp.ours()),
                     inner_range=str(self._options.inner_range),
                 )
         except BaseException:
             self._pins.remove()
             self._pins.remove_root()
             raise
+
+    @contextlib.contextmanager
+    def _loaded(
+        self, wanted: Callable[[str], bool], maps: Mapping[str, Map] | None = None
+    ) -> Iterator[Object]:
+        """Some programs of the object file, loaded: see :meth:`Object.load`.
+
+        Raises:
+            AbiMismatch: it is of another contract.
+            BackendUnavailable: it is not there, or the kernel does not take it.
+        """
+        with Object(self.object_path) as loaded:
+            ours = AbiStamp.ours()
+            if loaded.stamp() != ours:
+                raise AbiMismatch(
+                    f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
+                )
+            fixed = struct.pack(
+                "=4sHH?3x",
+                self._options.inner_range.network.packed,
+                self._options.wire_ports,
+                self._options.vxlan_port,
+                requirements.knows(requirements.CASTS),
+            )
+            loaded.set_constant("slim_fixed", fixed)
+            try:
+                loaded.load(wanted, maps)
+            except BpfError as error:
+                raise BackendUnavailable(refused(error).advice) from error
+            yield loaded
+
+    def _load_devices(self) -> dict[str, Program]:
+        """Load and pin what is for the devices of endpoints with network namespaces of their
+        own, with the first of these: the verifier takes a third of a start for it."""
+        maps = {name: self._maps[number] for number, name in private.MAPS.items()}
+        with self._loaded(DEVICES.__contains__, maps) as loaded:
+            self._pins.add(loaded)
+        return self._open_programs()
+
+    def _open_programs(self) -> dict[str, Program]:
+        """The pinned programs by name, open until the backend is closed."""
+        programs = self._pins.open_programs()
+        for program in programs:
+            self._held.callback(os.close, program.fd)
+        return {program.name: program for program in programs}
 
     def _refuse_another(self) -> None:
         """Only a data path of our own contract, in our own network namespace.
@@ -306,10 +334,7 @@ class EbpfBackend(Backend):
         }
         self._held.callback(self._pins.release)
         self._pins.hold()
-        programs = self._pins.open_programs()
-        for program in programs:
-            self._held.callback(os.close, program.fd)
-        by_name = {program.name: program for program in programs}
+        by_name = self._open_programs()
         self._lookup: Program = by_name[_LOOKUP]
         self._ask: Program = by_name[_ASK]
         self._sweep: Program = by_name[_SWEEP]
@@ -317,11 +342,11 @@ class EbpfBackend(Backend):
         self._sockets = self._held.enter_context(
             contextlib.closing(SocketDiagnosis(self._maps[private.SLIM_MAP_SOCKET].fd))
         )
-        self._carrier = Carrier(self._maps, by_name, self._netns)
+        self._carrier = Carrier(self._maps, by_name, self._load_devices, self._netns)
         self._writer = Writer(self._maps)
         self._endpoints = EndpointAttachments(
             self._pins,
-            programs,
+            list(by_name.values()),
             self._maps,
             self.context.cgroup,
             self._sockets,

@@ -8,7 +8,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,11 @@ from slimnet_ebpf import filters, links
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program
 
-__all__ = ["Carried", "Carrier"]
+__all__ = ["DEVICES", "Carried", "Carrier"]
+
+_ARRIVE, _DEVICE_IN, _PORTAL = "slim_arrive_tc", "slim_device_tc", "slim_portal_tc"
+#: The programs that only the devices of such endpoints need.
+DEVICES = frozenset({_ARRIVE, _DEVICE_IN, _PORTAL})
 
 _DEVICE = Layout(private.slim_device)
 _ACCOUNT_KEY = Layout(contract.slim_account_key)
@@ -93,12 +97,17 @@ class Carrier:
 
     Args:
         maps: the contract's maps by number.
-        programs: by name.
+        programs: by name; :data:`DEVICES` may be missing.
+        load: loads those.
         host: the host's network namespace.
     """
 
     def __init__(
-        self, maps: Mapping[int, Map], programs: Mapping[str, Program], host: Netns
+        self,
+        maps: Mapping[int, Map],
+        programs: Mapping[str, Program],
+        load: Callable[[], Mapping[str, Program]],
+        host: Netns,
     ) -> None:
         self._apart = maps[private.SLIM_MAP_APART]
         self._devices = maps[private.SLIM_MAP_DEVICE]
@@ -106,6 +115,7 @@ class Carrier:
         self._police = maps[private.SLIM_MAP_POLICE]
         self._carried = maps[private.SLIM_MAP_CARRIED]
         self._programs = programs
+        self._load = load
         self._host = host
 
     def add(self, record: Record, router: Path, plug: Plug) -> None:
@@ -115,7 +125,12 @@ class Carrier:
             record: the fallback overlay's.
             router: its router's network namespace.
             plug: how it is connected there.
+
+        Raises:
+            BackendError: the kernel, or what of slimnet is installed now, refuses.
         """
+        if not self._programs.keys() >= DEVICES:
+            self._programs = {**self._programs, **self._load()}
         held = self._devices.get(u32(plug.device))
         carried = _DEVICE.unpack(held)["carried"] if held is not None else 0
         self._devices.set(
@@ -133,10 +148,10 @@ class Carrier:
         )
         self._apart.set(u32(record.endpoint), u32(plug.device))
         with netns.enter(router):
-            self._put(plug.uplink, filters.INGRESS, "slim_arrive_tc")
-            self._put(plug.device, filters.INGRESS, "slim_device_tc")
+            self._put(plug.uplink, filters.INGRESS, _ARRIVE)
+            self._put(plug.device, filters.INGRESS, _DEVICE_IN)
         with self._host.entered():
-            self._put(plug.portal, filters.INGRESS, "slim_portal_tc")
+            self._put(plug.portal, filters.INGRESS, _PORTAL)
             self._put(plug.portal, filters.EGRESS, "slim_tc_egress")
 
     def _put(self, device: int, point: int, name: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,8 @@ _LOG_LINES = 4
 _BTF_KIND_DATASEC = 15
 _INNER_SIZE = 1024
 _STAMP = struct.Struct("=3Q")
+
+Maps = Mapping[str, Map]
 
 
 @frozen
@@ -100,14 +102,28 @@ class Object:
         if self._object is None:
             check(None, f"open {path}")
 
-    def load(self) -> None:
+    def load(self, wanted: Callable[[str], bool] | None = None, maps: Maps | None = None) -> None:
         """Create its maps, verify and load its programs. The slots of its
         pairs of tables get empty tables.
+
+        Args:
+            wanted: whether a program is, by name; all are where nothing is given.
+            maps: those of another load, by name, to be taken in place of its own.
 
         Raises:
             BpfError: with the verifier's last lines, or libbpf's last words.
         """
         lib = library()
+        for handle in self._program_handles():
+            name = lib.bpf_program__name(handle).decode()
+            if wanted is not None and not wanted(name):
+                check(lib.bpf_program__set_autoload(handle, False), f"leave out {name}")
+        shared = set()
+        for handle in self._map_handles():
+            name = lib.bpf_map__name(handle).decode()
+            if maps is not None and name in maps:
+                check(lib.bpf_map__reuse_fd(handle, maps[name].fd), f"share {name}")
+                shared.add(handle)
         # libbpf forgets the template of an inner map when it has loaded.
         templates = {
             handle: [
@@ -120,7 +136,7 @@ class Object:
                 )
             ]
             for handle in self._map_handles()
-            if lib.bpf_map__type(handle) == TYPE_ARRAY_OF_MAPS
+            if lib.bpf_map__type(handle) == TYPE_ARRAY_OF_MAPS and handle not in shared
         }
         recent.clear()
         result = lib.bpf_object__load(self._object)
@@ -137,19 +153,16 @@ class Object:
     def programs(self) -> list[Program]:
         """Its programs; loaded ones."""
         lib = library()
-        found = []
-        handle = lib.bpf_object__next_program(self._object, None)
-        while handle:
-            found.append(
-                Program(
-                    name=lib.bpf_program__name(handle).decode(),
-                    type=lib.bpf_program__type(handle),
-                    attach_type=lib.bpf_program__expected_attach_type(handle),
-                    fd=lib.bpf_program__fd(handle),
-                )
+        return [
+            Program(
+                name=lib.bpf_program__name(handle).decode(),
+                type=lib.bpf_program__type(handle),
+                attach_type=lib.bpf_program__expected_attach_type(handle),
+                fd=fd,
             )
-            handle = lib.bpf_object__next_program(self._object, handle)
-        return found
+            for handle in self._program_handles()
+            if (fd := lib.bpf_program__fd(handle)) >= 0
+        ]
 
     def maps(self) -> dict[str, Map]:
         """Its loaded maps by name, but for those that hold its constants."""
@@ -209,6 +222,12 @@ class Object:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _program_handles(self) -> Iterator[Any]:
+        handle = library().bpf_object__next_program(self._object, None)
+        while handle:
+            yield handle
+            handle = library().bpf_object__next_program(self._object, handle)
 
     def _map_handles(self) -> Iterator[Any]:
         handle = library().bpf_object__next_map(self._object, None)

@@ -134,8 +134,7 @@ class Pins:
         for name, map_ in loaded.maps().items():
             map_.pin(self.maps / name)
         for program in loaded.programs():
-            path = self.programs / f"{program.name}-{program.attach_type}"
-            check(library().bpf_obj_pin(program.fd, bytes(path)), f"pin {path}")
+            self._pin(program)
         index = Map.create(
             TYPE_ARRAY, "index", 4, struct.calcsize(INDEX_ENTRY), contract.SLIM_INDEX_MAX + 1
         )
@@ -144,11 +143,24 @@ class Pins:
         text.set(_ZERO, _to_record(record))
         text.pin(self.maps / "record")
 
+    def add(self, loaded: Object) -> None:
+        """Pin and hold the programs of a later load, which has our maps."""
+        for program in loaded.programs():
+            self._hold(self._pin(program))
+
+    def _pin(self, program: Program) -> Path:
+        path = self.programs / f"{program.name}-{program.attach_type}"
+        check(library().bpf_obj_pin(program.fd, bytes(path)), f"pin {path}")
+        return path
+
     def hold(self) -> None:
         """Keep what is pinned open, for :meth:`mend`, until :meth:`release`."""
         for directory in (self.maps, self.programs):
             for path in directory.iterdir():
-                self._held[path] = check(library().bpf_obj_get(bytes(path)), f"open {path}")
+                self._hold(path)
+
+    def _hold(self, path: Path) -> None:
+        self._held[path] = check(library().bpf_obj_get(bytes(path)), f"open {path}")
 
     def release(self) -> None:
         """The inverse of :meth:`hold`."""
