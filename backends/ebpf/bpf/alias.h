@@ -57,7 +57,7 @@ static __always_inline __u64 slim_name_dialled(const struct slim_socket *socket)
  *
  * The loop has one branch, since the verifier follows each as often as it goes around.
  */
-static __noinline int slim_name_take(__u32 port, __u64 name, __u32 patience)
+slim_verified_once int slim_name_take(__u32 port, __u64 name, __u32 patience)
 {
 	struct slim_names *names = bpf_map_lookup_elem(&slim_name, &port);
 	__u64 index = slim_inner_index((__u32)(name >> 32));
@@ -92,7 +92,7 @@ out:
 	return taken;
 }
 
-static __noinline int slim_name_leave(__u32 port, __u64 name, __u32 lingers)
+slim_verified_once int slim_name_leave(__u32 port, __u64 name, __u32 lingers)
 {
 	struct slim_names *names = bpf_map_lookup_elem(&slim_name, &port);
 	__u32 now = lingers ? slim_name_now() : 0;
@@ -111,7 +111,7 @@ static __noinline int slim_name_leave(__u32 port, __u64 name, __u32 lingers)
 }
 
 /* Takes both names that the connection has with this port, or none. */
-static __noinline int
+slim_verified_once int
 slim_alias_take(const struct slim_socket *socket, __u32 port, __u32 patience)
 {
 	if (!socket || !slim_name_take(port, slim_name_met(socket), patience))
@@ -135,7 +135,7 @@ static __always_inline __u32 slim_alias_port(const struct slim_socket *socket, _
 }
 
 /* Is there a live connection already by the name that this one is going to have? */
-static __noinline int slim_alias_clashes(const struct slim_socket *socket, __u32 port)
+slim_verified_once int slim_alias_clashes(const struct slim_socket *socket, __u32 port)
 {
 	const struct slim_names *names;
 	__u64 met, dialled;

@@ -9,7 +9,7 @@
 #include "steer.h"
 
 /* A SYN of a socket of this host to an endpoint that is reached through its router. */
-static __noinline int
+slim_verified_once int
 slim_arrive_syn(struct __sk_buff *skb, const struct slim_segment *segment)
 {
 	struct slim_admitted admitted = {};

@@ -265,13 +265,16 @@ static __always_inline void slim_listener_leave(struct slim_socket *socket)
 }
 
 /* Whatever the socket is counted in, but the port of a connection: STATE_CB says when that ends. */
-static __always_inline void slim_uncount(struct slim_socket *socket)
+slim_verified_once int slim_uncount(struct slim_socket *socket)
 {
+	if (!socket)
+		return 0;
 	if (socket->flags & SLIM_SOCKET_HELD)
 		slim_unhold(socket);
 	if (!(socket->counted & SLIM_COUNTED_FOLLOWED))
 		slim_port_leave(socket);
 	slim_listener_leave(socket);
+	return 0;
 }
 
 #define SOL_SOCKET 1
@@ -296,7 +299,7 @@ static __always_inline __u32 slim_pace(__u32 index)
 	return rate < 0xffffffff ? rate : 0xfffffffe;
 }
 
-static __always_inline __u32 slim_reuse_flags(struct bpf_sock_addr *ctx)
+slim_verified_once int slim_reuse_flags(struct bpf_sock_addr *ctx)
 {
 	int address = 0, port = 0;
 
@@ -306,7 +309,7 @@ static __always_inline __u32 slim_reuse_flags(struct bpf_sock_addr *ctx)
 }
 
 /* Would a socket with `flags` be in the way of those that are bound at `key`? */
-static __noinline int slim_is_taken(const struct slim_listener_key *key, __u32 flags)
+slim_verified_once int slim_is_taken(const struct slim_listener_key *key, __u32 flags)
 {
 	struct slim_listener_key place;
 	struct slim_held *held;
@@ -336,18 +339,18 @@ static __noinline int slim_is_taken(const struct slim_listener_key *key, __u32 f
  * between the wildcard and loopback, which are two; nor with sockets that sit
  * on a port of the host.
  */
-static __always_inline bool
-slim_bind_conflicts(const struct slim_local *local, __be16 port, __u32 flags)
+slim_verified_once int slim_bind_conflicts(__u32 index, __u32 host_port, __u32 flags)
 {
+	const __be16 port = bpf_htons((__u16)host_port);
 	const bool v6only = flags & SLIM_SOCKET_V6ONLY;
 	const bool loopback = flags & SLIM_SOCKET_LOOPBACK;
-	struct slim_listener_key family = { .inner = slim_inner(false, local->index, port) };
+	struct slim_listener_key family = { .inner = slim_inner(false, index, port) };
 	struct slim_listener_key same = {
-		.inner = slim_inner(loopback, local->index, port),
+		.inner = slim_inner(loopback, index, port),
 		.v6only = v6only,
 	};
 	struct slim_listener_key other = {
-		.inner = slim_inner(!loopback, local->index, port),
+		.inner = slim_inner(!loopback, index, port),
 		.v6only = v6only,
 	};
 	struct slim_held *held = bpf_map_lookup_elem(&slim_held, &same);
@@ -370,6 +373,18 @@ slim_bind_conflicts(const struct slim_local *local, __be16 port, __u32 flags)
 	return slim_is_taken(&family, flags);
 }
 
+/* Is there room for one more such socket of the endpoint? */
+slim_verified_once int
+slim_bind_may(__u32 index, __u32 flags, const struct slim_control *control)
+{
+	struct slim_share share;
+
+	return control && slim_share_get(index, &share) &&
+	       slim_share_room(&share, places, SLIM_HELD_ROOM) &&
+	       slim_share_room(&share, listeners, SLIM_LISTENER_ROOM) &&
+	       (!(flags & SLIM_SOCKET_ANY_PORT) || slim_port_may_hold(&share, control));
+}
+
 /*
  * Where a socket that asks for `address`:`port` (mapped or IPv6) is to sit.
  * On success `*to` and `*to_port` say it. Answers 0 or a positive errno, and
@@ -381,7 +396,6 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 {
 	__be16 port = (__be16)ctx->user_port;
 	struct slim_socket *socket;
-	struct slim_share share;
 	struct slim_state state;
 	bool any, loopback;
 	__u32 flags;
@@ -427,14 +441,11 @@ slim_bind(struct bpf_sock_addr *ctx, struct slim_local *local, const __be32 *add
 	flags |= port && !(flags & SLIM_SOCKET_V6ONLY) ? SLIM_SOCKET_BOUND :
 							 SLIM_SOCKET_ANY_PORT;
 	flags |= slim_reuse_flags(ctx);
-	if (port && slim_bind_conflicts(local, port, flags)) {
+	if (port && slim_bind_conflicts(local->index, bpf_ntohs(port), flags)) {
 		*reason = SLIM_REASON_PORT_IN_USE;
 		return EADDRINUSE;
 	}
-	if (!slim_share_get(local->index, &share) ||
-	    !slim_share_room(&share, places, SLIM_HELD_ROOM) ||
-	    !slim_share_room(&share, listeners, SLIM_LISTENER_ROOM) ||
-	    (flags & SLIM_SOCKET_ANY_PORT && !slim_port_may_hold(&share, state.control))) {
+	if (!slim_bind_may(local->index, flags, state.control)) {
 		*reason = SLIM_REASON_PORT_LIMIT;
 		return EADDRINUSE;
 	}

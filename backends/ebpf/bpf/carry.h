@@ -51,7 +51,7 @@ static __always_inline bool slim_carried_is_older(__u64 time, __u64 age)
 }
 
 /* `out` and `in`: the records of a connection as it leaves the endpoint, and as it comes in. */
-static __noinline int slim_carried_tell(const struct slim_carried *out, const struct slim_carried *in, __u32 kind)
+slim_verified_once int slim_carried_tell(const struct slim_carried *out, const struct slim_carried *in, __u32 kind)
 {
 	struct slim_event *event;
 	__u32 direction;
@@ -105,7 +105,7 @@ slim_carried_opens(struct slim_carried *out, const struct slim_carried *in)
 }
 
 /* Over: what it sent and received is put on account. */
-static __noinline int
+slim_verified_once int
 slim_carried_closes(struct slim_carried *out, const struct slim_carried *in)
 {
 	const struct slim_control *control;
@@ -129,15 +129,19 @@ slim_carried_closes(struct slim_carried *out, const struct slim_carried *in)
 }
 
 /* One record goes; that of what an endpoint sends counts in its share. */
-static __noinline int slim_carried_delete(const struct slim_carried_key *key)
+slim_verified_once int slim_carried_delete(const struct slim_carried_key *which)
 {
 	struct slim_usage *all = slim_usage_get(0);
+	struct slim_carried_key key;
 	struct slim_device *device;
 	__u32 number;
 
-	if (!key || bpf_map_delete_elem(&slim_carried, key) || !key->device)
+	if (!which)
 		return 0;
-	number = key->device;
+	key = *which;
+	if (bpf_map_delete_elem(&slim_carried, &key) || !key.device)
+		return 0;
+	number = key.device;
 	device = bpf_map_lookup_elem(&slim_device, &number);
 	if (device)
 		slim_share_less(&device->carried);
@@ -158,7 +162,7 @@ slim_carried_name_key(const struct slim_carried_key *out, const struct slim_carr
 	name->destination_port = carried->port;
 }
 
-static __noinline int
+slim_verified_once int
 slim_carried_unname(const struct slim_carried_key *out, const struct slim_carried *carried)
 {
 	struct slim_carried_key name;
@@ -171,15 +175,18 @@ slim_carried_unname(const struct slim_carried_key *out, const struct slim_carrie
 }
 
 /* Both records go. */
-static __noinline int
+slim_verified_once int
 slim_carried_drop(const struct slim_carried_key *key, const struct slim_carried_key *other)
 {
 	struct slim_carried *one, *two;
+	struct slim_carried_key which;
 
 	if (!key || !other)
 		return 0;
-	one = bpf_map_lookup_elem(&slim_carried, key);
-	two = bpf_map_lookup_elem(&slim_carried, other);
+	which = *key;
+	one = bpf_map_lookup_elem(&slim_carried, &which);
+	which = *other;
+	two = bpf_map_lookup_elem(&slim_carried, &which);
 	if (key->device)
 		slim_carried_closes(one, two);
 	if (other->device)
@@ -297,7 +304,7 @@ static __noinline int slim_carriage_put(struct slim_carriage *carriage)
 }
 
 /* Is that tuple a source-bound socket's? */
-static __noinline int slim_carriage_clashes(const struct slim_carried_key *in)
+slim_verified_once int slim_carriage_clashes(const struct slim_carried_key *in)
 {
 	struct slim_tuple tuple = {};
 
@@ -839,7 +846,7 @@ static __always_inline bool slim_police_holds(__u64 *next, __u64 rate, __u32 len
 }
 
 /* No queue is here that could hold a packet back, so what is over a limit is dropped. */
-static __noinline int
+slim_verified_once int
 slim_police_run(struct __sk_buff *skb, struct slim_carried *carried)
 {
 	__u32 number = skb->ifindex;
@@ -1062,7 +1069,7 @@ static __always_inline bool slim_is_icmp(struct __sk_buff *skb)
 }
 
 /* In place of our option, padding: nothing in the endpoint sees it. */
-static __noinline int slim_carry_blank(struct __sk_buff *skb, __u32 length)
+slim_verified_once int slim_carry_blank(struct __sk_buff *skb, __u32 length)
 {
 	__u8 before[SLIM_TCP_OPTIONS_MAX] = {}, after[SLIM_TCP_OPTIONS_MAX] = {};
 	const __u32 offset = SLIM_TCP_OFFSET + sizeof(struct tcphdr);

@@ -104,16 +104,19 @@ slim_bound_close(const struct slim_control *control, const struct slim_socket *s
  * For a source-bound connection of which no TCP_CLOSE callback will come: its socket
  * connects or listens again, was closed before its SYN left, or found no route.
  */
-static __always_inline void
+slim_verified_once int
 slim_bound_let_go(const struct slim_control *control, struct slim_socket *socket)
 {
+	if (!control || !socket)
+		return 0;
 	if (!(socket->flags & SLIM_SOCKET_SOURCE_BOUND))
-		return;
+		return 0;
 	if (socket->flags & SLIM_SOCKET_ESTABLISHED)
 		slim_bound_close(control, socket, true);
 	else
 		slim_bound_delete(control, socket);
 	socket->flags &= ~SLIM_SOCKET_SOURCE_BOUND;
+	return 0;
 }
 
 /*
@@ -132,54 +135,76 @@ slim_bound_is_free(const struct slim_bound *old, __be32 inner, __u64 now)
 	       (__s64)(now - old->closed) > (__s64)SLIM_BOUND_LINGER;
 }
 
-/* Takes one of the source-bound wire ports to `socket->underlay`. */
-static __always_inline int
-slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
+/* Takes the `turn`th of the source-bound wire ports to `socket->underlay`, if it is free. */
+slim_verified_once int
+slim_bound_try(const struct slim_control *control, struct slim_socket *socket, __u32 turn)
 {
 	struct slim_bound to_inner = {}, to_underlay = {};
-	__u64 now = bpf_ktime_get_ns();
 	struct slim_tuple out, in;
 	struct slim_bound *old;
 
-	if (!slim_bound_may(socket->index))
+	if (!control || !socket)
 		return -1;
-	slim_bound_overlay_key(socket, &out);
-	if (bpf_map_update_elem(&slim_bound, &out, &to_inner, BPF_NOEXIST))
-		return -1;
-	for (int i = 0; i < SLIM_BOUND_PORTS; i++) {
-		/* Endpoints start at different ports, and so mostly find the first one free. */
-		socket->underlay_port =
-			bpf_htons(slim_fixed.wire_port + SLIM_WIRE_PORTS +
-				  ((socket->index + i) & (SLIM_BOUND_PORTS - 1)));
-		slim_bound_keys(control, socket, &out, &in);
-		to_inner.address = out.source[3];
-		to_inner.port = out.source_port;
-		to_underlay.address = control->underlay[3];
-		to_underlay.port = socket->bound_port;
-		old = bpf_map_lookup_elem(&slim_bound, &in);
-		if (old && slim_bound_is_free(old, out.source[3], now)) {
-			struct slim_tuple stale = out;
-
-			stale.source[3] = old->address;
-			bpf_map_delete_elem(&slim_bound, &stale);
-			slim_bound_drop(&in, stale.source[3]);
-		}
-		if (bpf_map_update_elem(&slim_bound, &in, &to_inner, BPF_NOEXIST))
-			continue;
-		if (!bpf_map_update_elem(&slim_bound, &out, &to_underlay, BPF_ANY)) {
-			slim_bound_add(socket->index);
-			return 0;
-		}
-		bpf_map_delete_elem(&slim_bound, &in);
-		break;
+	/* Endpoints start at different ports, and so mostly find the first one free. */
+	socket->underlay_port = bpf_htons(slim_fixed.wire_port + SLIM_WIRE_PORTS +
+					  ((socket->index + turn) & (SLIM_BOUND_PORTS - 1)));
+	slim_bound_keys(control, socket, &out, &in);
+	to_inner.address = out.source[3];
+	to_inner.port = out.source_port;
+	to_underlay.address = control->underlay[3];
+	to_underlay.port = socket->bound_port;
+	old = bpf_map_lookup_elem(&slim_bound, &in);
+	if (old && slim_bound_is_free(old, out.source[3], bpf_ktime_get_ns())) {
+		out.source[3] = old->address;
+		bpf_map_delete_elem(&slim_bound, &out);
+		slim_bound_drop(&in, out.source[3]);
+		out.source[3] = to_inner.address;
 	}
-	slim_bound_overlay_key(socket, &out);
-	bpf_map_delete_elem(&slim_bound, &out);
+	if (bpf_map_update_elem(&slim_bound, &in, &to_inner, BPF_NOEXIST))
+		return 0;
+	if (!bpf_map_update_elem(&slim_bound, &out, &to_underlay, BPF_ANY)) {
+		slim_bound_add(socket->index);
+		return 1;
+	}
+	bpf_map_delete_elem(&slim_bound, &in);
+	return -1;
+}
+
+/* Takes the connection's name in the overlay, or gives it back; not 0: it is another's. */
+slim_verified_once int slim_bound_name(const struct slim_socket *socket, __u32 takes)
+{
+	struct slim_bound bound = {};
+	struct slim_tuple key;
+
+	if (!socket)
+		return -1;
+	slim_bound_overlay_key(socket, &key);
+	return takes ? bpf_map_update_elem(&slim_bound, &key, &bound, BPF_NOEXIST) :
+		       bpf_map_delete_elem(&slim_bound, &key);
+}
+
+/* Takes any of them. No frame to speak of, for connect's stack is full. */
+slim_verified_once int
+slim_bound_take(const struct slim_control *control, struct slim_socket *socket)
+{
+	int taken = 0;
+
+	if (!control || !socket || !slim_bound_may(socket->index) || slim_bound_name(socket, true))
+		return -1;
+	for (int i = 0; i < SLIM_BOUND_PORTS && !taken; i++)
+		taken = slim_bound_try(control, socket, i);
+	if (taken > 0) {
+		socket->flags |= SLIM_SOCKET_SOURCE_BOUND;
+		return 0;
+	}
+	slim_bound_name(socket, false);
 	return -1;
 }
 
 /* What listens at an inner address. */
 struct slim_found {
+	__u32 inner;
+	__u32 v6only;		/* as in struct slim_listener_key */
 	__u32 found;
 	__u32 flags;		/* enum slim_socket_flag */
 	__u32 family;
@@ -205,7 +230,7 @@ slim_found_fill(struct slim_found *found, const struct slim_listener_key *key,
  * reuseport group when the member that it holds closes; then the kernel's own
  * look-up still finds the others.
  */
-static __noinline int
+slim_verified_once int
 slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 endpoint,
 		   struct slim_found *found)
 {
@@ -214,6 +239,8 @@ slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 e
 
 	if (!found)
 		return 0;
+	found->inner = inner;
+	found->v6only = v6only;
 	found->found = 0;
 	found->flags = 0;
 	found->family = 0;
@@ -240,6 +267,41 @@ slim_find_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 v6only, __u32 e
 		}
 	}
 	return found->found;
+}
+
+/* How an endpoint is reached on its own host. */
+enum slim_reach {
+	SLIM_REACH_LOOPBACK = 1,	/* by its loopback */
+	SLIM_REACH_V6 = 2,		/* by ::1 */
+};
+
+/*
+ * Who answers for an endpoint at `inner`, which is not of its loopback. ::1 reaches
+ * AF_INET6 listeners only, as it does on any host.
+ */
+slim_verified_once int
+slim_dial_listener(struct bpf_sock_addr *ctx, __u32 inner, __u32 endpoint, __u32 reach,
+		   struct slim_found *found)
+{
+	const __u32 own_loopback = inner | SLIM_INNER_LOOPBACK;
+
+	if (!found)
+		return 0;
+	if (reach & SLIM_REACH_V6) {
+		if (slim_find_listener(ctx, own_loopback, 1, endpoint, found))
+			return 1;
+		if (slim_find_listener(ctx, inner, 1, endpoint, found) &&
+		    found->flags & SLIM_SOCKET_WILDCARD)
+			return 1;
+		return slim_find_listener(ctx, inner, 0, endpoint, found) &&
+		       found->flags & SLIM_SOCKET_WILDCARD && found->family == AF_INET6;
+	}
+	if (!(reach & SLIM_REACH_LOOPBACK))
+		return slim_find_listener(ctx, inner, 0, endpoint, found);
+	if (slim_find_listener(ctx, own_loopback, 0, endpoint, found))
+		return 1;
+	return slim_find_listener(ctx, inner, 0, endpoint, found) &&
+	       found->flags & SLIM_SOCKET_WILDCARD;
 }
 
 static __always_inline int slim_dial_refuse(struct slim_dial *dial, __u32 reason, int error)
@@ -317,14 +379,15 @@ slim_dial_unbind(struct bpf_sock_addr *ctx, const struct slim_dial *dial)
  * endpoint takes the next way after a turn of connects, unless they took so long that
  * those who waited are gone.
  */
-static __always_inline __u32 slim_dial_turn(const struct slim_dial *dial)
+slim_verified_once int
+slim_dial_turn(const struct slim_control *control, __u32 index, __u64 time)
 {
-	struct slim_usage *usage = slim_usage_get(dial->local->index);
-	__u32 turn = dial->state.control->wire_turn ?: SLIM_WIRE_TURN;
-	__u32 now = (__u32)(dial->dialled.aim.now >> 30);
+	struct slim_usage *usage = slim_usage_get(index);
+	__u32 now = (__u32)(time >> 30), turn;
 
-	if (!usage)
+	if (!control || !usage)
 		return 0;
+	turn = control->wire_turn ?: SLIM_WIRE_TURN;
 	if (usage->connects >= turn) {
 		usage->turn++;
 		usage->connects = 0;
@@ -336,6 +399,7 @@ static __always_inline __u32 slim_dial_turn(const struct slim_dial *dial)
 	usage->connects++;
 	return usage->turn;
 }
+
 
 /* Has the kernel's socket connect to an inner address, in the one form or the other. */
 static __always_inline void
@@ -359,35 +423,17 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 		    bool loopback)
 {
 	struct slim_control *control = dial->state.control;
-	__u32 inner = slim_inner(false, index, dial->way.target.port);
-	__u32 own_loopback = inner | SLIM_INNER_LOOPBACK;
 	struct slim_socket *socket;
 	struct slim_found found;
-	__u32 v6only = 0;	/* as in struct slim_listener_key */
 	__be32 *local = dial->to;	/* until that is written: the verifier counts the stack */
 	bool v6 = loopback && !slim_is_mapped(dial->dialled.aim.address);
 	bool six = false;	/* by the IPv6 form of the inner address */
 
-	/* ::1 reaches AF_INET6 listeners only, as it does on any host. */
-	if (v6) {
-		if (slim_find_listener(ctx, own_loopback, 1, dial->way.target.endpoint, &found)) {
-			inner = own_loopback;
-			v6only = 1;
-		} else if (slim_find_listener(ctx, inner, 1, dial->way.target.endpoint, &found) &&
-			   found.flags & SLIM_SOCKET_WILDCARD) {
-			v6only = 1;
-		} else if (!slim_find_listener(ctx, inner, 0, dial->way.target.endpoint, &found) ||
-			   !(found.flags & SLIM_SOCKET_WILDCARD) ||
-			   found.family != AF_INET6) {
-			return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
-		}
-	} else if (loopback &&
-		   slim_find_listener(ctx, own_loopback, 0, dial->way.target.endpoint, &found)) {
-		inner = own_loopback;
-	} else if (!slim_find_listener(ctx, inner, 0, dial->way.target.endpoint, &found) ||
-		   (loopback && !(found.flags & SLIM_SOCKET_WILDCARD))) {
+	if (!slim_dial_listener(ctx, slim_inner(false, index, dial->way.target.port),
+				dial->way.target.endpoint,
+				(loopback ? SLIM_REACH_LOOPBACK : 0) | (v6 ? SLIM_REACH_V6 : 0),
+				&found))
 		return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
-	}
 
 	if (v6) {
 		dial->dialled.aim.address[0] = 0;
@@ -412,7 +458,7 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	 * group that the SOCKHASH has forgotten is out of reach.
 	 */
 	if (v6) {
-		six = v6only ? !(dial->socket && dial->socket->flags & SLIM_SOCKET_BOUND) :
+		six = found.v6only ? !(dial->socket && dial->socket->flags & SLIM_SOCKET_BOUND) :
 			       slim_is_v6only(dial->sk);
 		if (six && found.direct)
 			return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
@@ -424,7 +470,8 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	 * the names are in the flow record.
 	 */
 	if (!six && !(dial->socket && slim_alias_is_fixed(dial->socket))) {
-		__u16 turn = slim_dial_turn(dial) & (SLIM_WIRE_PORTS - 1);
+		__u16 turn = slim_dial_turn(control, dial->local->index, dial->dialled.aim.now) &
+			     (SLIM_WIRE_PORTS - 1);
 		__be32 source = slim_inner_v4(slim_inner(false, dial->local->index,
 							 bpf_htons(turn)));
 
@@ -434,31 +481,23 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	socket = slim_dial_socket(dial, local);
 	if (!socket)
 		return slim_dial_refuse(dial, SLIM_REASON_FLOW_FULL, EADDRNOTAVAIL);
-	socket->dialled = inner;
+	socket->dialled = found.inner;
 	socket->flow_flags = SLIM_FLOW_SAME_HOST | (loopback ? SLIM_FLOW_LOOPBACK : 0) |
-			     (v6only ? SLIM_FLOW_V6ONLY : 0) |
+			     (found.v6only ? SLIM_FLOW_V6ONLY : 0) |
 			     (found.direct ? SLIM_FLOW_DIRECT : 0);
 	if (slim_alias_clashes(socket, dial->sk->src_port))
 		return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 	socket->flags |= SLIM_SOCKET_SAME_HOST;
 
-	slim_dial_inner(dial, control, six, inner);
+	slim_dial_inner(dial, control, six, found.inner);
 	return 0;
-}
-
-static __always_inline __u16 slim_dial_wire_port(const struct slim_dial *dial)
-{
-	__u32 turn = dial->way.target.endpoint + bpf_ntohs(dial->way.target.port) +
-		     slim_dial_turn(dial);
-
-	return slim_fixed.wire_port + (turn & (SLIM_WIRE_PORTS - 1));
 }
 
 /*
  * Where a host that speaks wire announce has the port that is dialled: 0, or a positive
  * errno. A frame of its own, for the stack.
  */
-static __noinline int slim_dial_remote(struct slim_socket *socket)
+slim_verified_once int slim_dial_remote(struct slim_socket *socket)
 {
 	struct slim_remote_key key = {};
 	const struct slim_remote *found;
@@ -481,7 +520,7 @@ static __noinline int slim_dial_remote(struct slim_socket *socket)
  * An endpoint of this host with a network namespace of its own is behind its router: 0, or
  * negative where there is none. A frame of its own, for the stack.
  */
-static __noinline int slim_dial_near(struct slim_socket *socket)
+slim_verified_once int slim_dial_near(struct slim_socket *socket)
 {
 	const struct slim_device *device;
 	const __u32 *number;
@@ -502,15 +541,47 @@ static __noinline int slim_dial_near(struct slim_socket *socket)
 }
 
 /*
- * To another host: through one of its wire ports, or, where it speaks wire announce, to the
- * port that it has told of. No packet is rewritten there, so none leaves with a bound port.
+ * Which port of `socket->underlay` leads to an endpoint with these flags: one of the wire
+ * ports, or, where its host speaks wire announce, what that has told of. There no packet
+ * is rewritten, so none leaves with a bound port. Answers 0 or the reason why none does.
+ * That of a bound socket is slim_bound_take()'s to say.
  */
+slim_verified_once int
+slim_dial_underlay_port(const struct slim_control *control, struct slim_socket *socket,
+			__u32 flags, __u64 now)
+{
+	int error;
+
+	if (!control || !socket)
+		return SLIM_REASON_NO_TABLES;
+	if (flags & SLIM_ENDPOINT_LOCAL && slim_dial_near(socket))
+		return SLIM_REASON_SYN_NO_LISTENER;
+	if (!(flags & SLIM_ENDPOINT_WIRE_SYN)) {
+		error = slim_dial_remote(socket);
+		if (error)
+			return error == ECONNREFUSED ? SLIM_REASON_SYN_NO_LISTENER :
+						       SLIM_REASON_UNREACHABLE;
+		if (socket->flags & SLIM_SOCKET_BOUND)
+			return SLIM_REASON_BOUND_FULL;
+		socket->flags |= SLIM_SOCKET_ANNOUNCED;
+	} else if (!(socket->flags & SLIM_SOCKET_BOUND)) {
+		__u32 turn = socket->peer_endpoint + bpf_ntohs(socket->target_port) +
+			     slim_dial_turn(control, socket->index, now);
+
+		socket->underlay_port =
+			bpf_htons(slim_fixed.wire_port + (turn & (SLIM_WIRE_PORTS - 1)));
+	}
+	socket->flags |= SLIM_SOCKET_WIRE;
+	return SLIM_REASON_NONE;
+}
+
+/* To another host, or behind a router of this one. */
 static __always_inline int
 slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 	       const struct slim_endpoint *peer)
 {
-	struct slim_control *control = dial->state.control;
 	struct slim_socket *socket;
+	__u32 reason;
 
 	socket = slim_dial_socket(dial, dial->local->address);
 	if (!socket)
@@ -518,30 +589,22 @@ slim_dial_wire(struct bpf_sock_addr *ctx, struct slim_dial *dial,
 	if (slim_alias_clashes(socket, dial->sk->src_port))
 		return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
 	slim_copy(socket->underlay, peer->host);
-	if (peer->flags & SLIM_ENDPOINT_LOCAL && slim_dial_near(socket))
-		return slim_dial_refuse(dial, SLIM_REASON_SYN_NO_LISTENER, ECONNREFUSED);
-	if (!(peer->flags & SLIM_ENDPOINT_WIRE_SYN)) {
-		int error = slim_dial_remote(socket);
-
-		if (error == ECONNREFUSED)
+	reason = slim_dial_underlay_port(dial->state.control, socket, peer->flags,
+					 dial->dialled.aim.now);
+	if (!reason && socket->flags & SLIM_SOCKET_BOUND &&
+	    slim_bound_take(dial->state.control, socket))
+		reason = SLIM_REASON_BOUND_FULL;
+	if (reason) {
+		/* Its host has told of no such listener: it is heard of there. */
+		if (reason == SLIM_REASON_SYN_NO_LISTENER && !(peer->flags & SLIM_ENDPOINT_LOCAL))
 			dial->way.direction = SLIM_INGRESS;
-		if (error)
-			return slim_dial_refuse(dial, error == ECONNREFUSED ?
-						SLIM_REASON_SYN_NO_LISTENER :
-						SLIM_REASON_UNREACHABLE, error);
-		if (socket->flags & SLIM_SOCKET_BOUND)
-			return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
-		slim_dial_unbind(ctx, dial);
-		socket->flags |= SLIM_SOCKET_ANNOUNCED;
-	} else if (socket->flags & SLIM_SOCKET_BOUND) {
-		if (slim_bound_take(control, socket))
-			return slim_dial_refuse(dial, SLIM_REASON_BOUND_FULL, EADDRNOTAVAIL);
-		socket->flags |= SLIM_SOCKET_SOURCE_BOUND;
-	} else {
-		socket->underlay_port = bpf_htons(slim_dial_wire_port(dial));
-		slim_dial_unbind(ctx, dial);
+		return slim_dial_refuse(dial, reason,
+					reason == SLIM_REASON_SYN_NO_LISTENER ? ECONNREFUSED :
+					reason == SLIM_REASON_BOUND_FULL ? EADDRNOTAVAIL :
+									   EHOSTUNREACH);
 	}
-	socket->flags |= SLIM_SOCKET_WIRE;
+	if (!(socket->flags & SLIM_SOCKET_BOUND))
+		slim_dial_unbind(ctx, dial);
 	slim_copy(dial->to, socket->underlay);
 	dial->to_port = socket->underlay_port;
 	dial->rewrite = 1;
@@ -566,13 +629,12 @@ slim_dial_outside(struct bpf_sock_addr *ctx, struct slim_dial *dial)
  * An earlier connect on this socket is over: nothing that it decided may
  * serve this one.
  */
-static __always_inline void slim_dial_forget(struct slim_dial *dial)
+slim_verified_once int
+slim_dial_forget(const struct slim_control *control, struct slim_socket *socket, __u32 port)
 {
-	struct slim_socket *socket = dial->socket;
-
 	if (!socket)
-		return;
-	if (!dial->sk->src_port) {
+		return 0;
+	if (!port) {
 		/*
 		 * The socket has no port, so what is kept of a bind is out of date: the
 		 * bind failed behind its hook, or the port went with an earlier connection.
@@ -582,8 +644,9 @@ static __always_inline void slim_dial_forget(struct slim_dial *dial)
 		socket->flags &= ~SLIM_SOCKET_ANY_PORT;
 		socket->local_port = 0;
 	}
-	slim_bound_let_go(dial->state.control, socket);
+	slim_bound_let_go(control, socket);
 	slim_socket_forget(socket);
+	return 0;
 }
 
 /*
@@ -615,7 +678,8 @@ slim_dial(struct bpf_sock_addr *ctx, struct slim_dial *dial, const bool connects
 
 	if (!slim_state_get(&dial->state) || !dial->local->endpoint)
 		return slim_dial_refuse(dial, SLIM_REASON_NO_TABLES, EACCES);
-	slim_dial_forget(dial);
+	if (dial->socket)
+		slim_dial_forget(dial->state.control, dial->socket, dial->sk->src_port);
 	dial->dialled.source = slim_dial_source_kind(dial->socket);
 	dial->dialled.aim.now = bpf_ktime_get_ns();
 	dial->dialled.aim.vni = dial->local->vni;

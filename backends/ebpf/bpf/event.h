@@ -71,10 +71,14 @@ struct slim_call {
 	__be16 port;
 };
 
-/* Counts a refusal, in general and for whose policy it was, and tells it. */
-static __noinline int
-slim_refuse(const struct slim_local *local, const __be32 *destination,
-	    const struct slim_call *call)
+/* For the verifier, which knows structures by their size, and arrays not. */
+struct slim_words {
+	__be32 address[4];
+};
+
+slim_verified_once int
+slim_refuse_words(const struct slim_local *local, const struct slim_words *destination,
+		  const struct slim_call *call)
 {
 	const struct slim_account one = { .refused = 1 };
 	struct slim_event *event;
@@ -94,10 +98,18 @@ slim_refuse(const struct slim_local *local, const __be32 *destination,
 	event->endpoint = endpoint;
 	event->peer_endpoint = peer;
 	slim_copy(event->source, local->address);
-	slim_copy(event->destination, destination);
+	slim_copy(event->destination, destination->address);
 	event->destination_port = call->port;
 	bpf_ringbuf_submit(event, 0);
 	return 0;
+}
+
+/* Counts a refusal, in general and for whose policy it was, and tells it. */
+static __always_inline int
+slim_refuse(const struct slim_local *local, const __be32 *destination,
+	    const struct slim_call *call)
+{
+	return slim_refuse_words(local, (const struct slim_words *)destination, call);
 }
 
 /* Opened and closed connections, for whoever observes; and those that may not be. */

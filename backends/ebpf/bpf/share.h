@@ -122,7 +122,7 @@ static __always_inline void slim_share_sum_up(void)
  */
 
 /* May the endpoint be on one more? Of its own frame, since connect has none to spare. */
-static __noinline int slim_port_may(__u32 index, __u32 room)
+slim_verified_once int slim_port_may(__u32 index, __u32 room)
 {
 	struct slim_share share;
 

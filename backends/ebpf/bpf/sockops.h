@@ -173,7 +173,7 @@ slim_sockops_write(struct bpf_sock_ops *ctx, const struct slim_state *state,
  * tcp_l3mdev_accept has bound it already, the kernel may refuse the first step;
  * then it lives until the agent looks.
  */
-static __noinline int slim_sockops_kill(struct bpf_sock_ops *ctx)
+slim_verified_once int slim_sockops_kill(struct bpf_sock_ops *ctx)
 {
 	int nowhere = SLIM_NOWHERE, one = 1, second = 1000;
 

@@ -16,7 +16,7 @@
 #include "flow.h"
 
 /* Loads the SYN's options and looks for ours among them; see slim_option_find(). */
-static __noinline int
+slim_verified_once int
 slim_syn_option(struct __sk_buff *skb, __u32 offset, __u32 length, struct slim_option *option)
 {
 	__u8 bytes[SLIM_TCP_OPTIONS_MAX] = {};
@@ -85,7 +85,7 @@ static __always_inline bool slim_is_full(struct bpf_sock *sk)
  * queue is full; 0: no. A listener that is no longer in the SOCKHASH, since the member
  * of its reuseport group that was in there has closed, is put back.
  */
-static __noinline int
+slim_verified_once int
 slim_listener_repair(struct __sk_buff *skb, __u32 inner, __u32 endpoint)
 {
 	struct slim_listener_key key = { .inner = inner };
