@@ -194,6 +194,112 @@ def test_datagrams_to_a_service_are_refused(lab):
         sock.sendto(b"x", (vip, 80))
 
 
+def _answer(name: str, port: int) -> socket.socket:
+    there = socket.socket(type=socket.SOCK_DGRAM)
+    there.bind(("0.0.0.0", port))
+
+    def serve() -> None:
+        while True:
+            try:
+                _, peer = there.recvfrom(100)
+            except OSError:
+                return
+            there.sendto(f"{name} to {peer[0]}".encode(), peer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return there
+
+
+def _ask(address: str, port: int, times: int) -> list[tuple[str, tuple[str, int]]]:
+    """What answers, and from where; a socket for each question."""
+    said = []
+    for _ in range(times):
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.sendto(b"who", (address, port))
+            data, peer = sock.recvfrom(100)
+            said.append((data.decode(), peer))
+    return said
+
+
+@pytest.fixture
+def answering(lab):
+    """A client, and a server of datagrams on each of two hosts."""
+    servers = [lab.endpoint(number) for number in range(2)]
+    for server in servers:
+        server.call(_answer, server.record.name, 5353)
+    return lab.endpoint(0), servers
+
+
+DATAGRAMS = pytest.mark.needs(Can.SERVICES, Can.DATAGRAMS)
+
+
+@DATAGRAMS
+def test_datagrams_come_to_an_endpoint_behind_a_service(lab, answering):
+    """By its slots; what comes back is the service's; both ends are asked for the endpoint and
+    its port."""
+    client, (first, second) = answering
+    backends = [(first, 5353), (second, 5353), (first, 5353)]
+    vip = lab.service(53, backends, protocol=socket.IPPROTO_UDP)
+    lab.isolate(client, Direction.EGRESS)
+    lab.rule(client, Direction.EGRESS, peer=first, port=5353, protocol=17, allow=True)
+    lab.rule(client, Direction.EGRESS, peer=second, port=5353, protocol=17, allow=True)
+    lab.install()
+    if lab.can(Can.ANSWERS):
+        flow = Flow(NETWORK.name, client.address, vip, Protocol.UDP, 53, Direction.EGRESS)
+        answer = client.host.backend.ask(flow, NETWORK)
+        assert answer.verdict.allowed
+        assert (answer.way, answer.service) == (None, 953)
+        assert answer.endpoint in {first.id, second.id}
+    said = client.call(_ask, vip, 53, 300)
+    assert {peer for _, peer in said} == {(vip, 53)}
+    shares = collections.Counter(text for text, _ in said)
+    assert shares.keys() == {f"{each.record.name} to {client.address}" for each in (first, second)}
+    # Five standard deviations of a binomial distribution.
+    assert abs(shares[f"{first.record.name} to {client.address}"] - 200) < 41
+    lab.isolate(second, Direction.INGRESS)
+    lab.service(53, [(second, 5353)], protocol=socket.IPPROTO_UDP)
+    lab.install()
+    assert client.refused_datagram(vip, 53) == errno.ECONNREFUSED
+
+
+@DATAGRAMS
+def test_datagrams_of_a_client_stay_with_an_endpoint(lab, answering):
+    client, servers = answering
+    backends = [(each, 5353) for each in servers]
+    vip = lab.service(53, backends, affinity=60, protocol=socket.IPPROTO_UDP)
+    lab.install()
+    assert len(set(client.call(_ask, vip, 53, 30))) == 1
+
+
+@DATAGRAMS
+def test_an_endpoint_asks_itself_by_datagrams(lab, answering):
+    """What it sees of itself there is not its own address: of that it takes no packet from
+    outside."""
+    _, (endpoint, _) = answering
+    vip = lab.service(53, [(endpoint, 5353)], protocol=socket.IPPROTO_UDP)
+    lab.isolate(endpoint, Direction.EGRESS)
+    lab.isolate(endpoint, Direction.INGRESS)
+    lab.install()
+    ((said, peer),) = endpoint.call(_ask, vip, 53, 1)
+    assert said.startswith(f"{endpoint.record.name} to ")
+    assert peer == (vip, 53)
+
+
+@DATAGRAMS
+def test_datagrams_to_a_service_without_an_endpoint(lab, answering):
+    """Refused at once; and a port that is TCP's is none."""
+    client, (server, _) = answering
+    vip = lab.service(53, [], protocol=socket.IPPROTO_UDP)
+    lab.service(54, [(server, 5353)])
+    lab.install()
+    before = client.host.counters()
+    assert client.refused_datagram(vip, 53) == errno.ECONNREFUSED
+    assert difference(client.host, before)[Reason.NO_BACKEND] >= 1
+    assert client.refused_datagram(vip, 54) == errno.ECONNREFUSED
+    assert difference(client.host, before)[Reason.NO_SERVICE_PORT] >= 1
+
+
 @SERVICES
 @pytest.mark.lacks(Can.ANSWERS_FOR_SERVICES)
 @pytest.mark.parametrize("port", [80, 81])

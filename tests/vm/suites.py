@@ -86,10 +86,11 @@ MODULE_SUITES = {
         [
             "tests/functional/test_names.py",
             "tests/functional/test_keys.py",
+            "tests/functional/test_service_address.py",
             "-k",
-            f"kmod and ({NAMES} or key_changes)",
+            f"kmod and ({NAMES} or key_changes or datagrams_come_to)",
         ],
-        "the names that sockets say, and connections while the key changes",
+        "the names that sockets say, connections while the key changes, datagrams to a service",
     ),
     "mixed": Suite(
         [

@@ -189,18 +189,22 @@ class Fallback:
         context: of the backend that composes it.
         port: UDP port of VXLAN; the same on every host.
         wraps: as of :class:`Router`.
+        serves: likewise.
 
     Raises:
         ConfigError: the underlay address is not IPv4.
         AbiMismatch: one of another layout runs; it is left as it was.
     """
 
-    def __init__(self, context: Context, port: int = PORT, *, wraps: bool = True) -> None:
+    def __init__(
+        self, context: Context, port: int = PORT, *, wraps: bool = True, serves: bool = False
+    ) -> None:
         self.context = context
         if context.host.address.version != 4:
             raise ConfigError("underlay.address", "an IPv4 address", str(context.host.address))
         self._port = port
         self._wraps = wraps
+        self._serves = serves
         self._lock = threading.RLock()
         self._tables: Tables | None = None
         self._late: list[Event] = []  # of routers that are gone
@@ -566,6 +570,7 @@ class Fallback:
             self.context.interface,
             self._port,
             wraps=self._wraps,
+            serves=self._serves,
         )
 
     def _networks(self) -> list[int]:

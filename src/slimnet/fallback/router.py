@@ -174,6 +174,7 @@ class Router:
         port: UDP port of VXLAN.
         wraps: whether all that endpoints send is wrapped, and so their packets have to be
             smaller by that; else those that are too large for it are told (RFC 1191).
+        serves: whether datagrams to the address of a service come to an endpoint behind it.
     """
 
     def __init__(
@@ -186,6 +187,7 @@ class Router:
         port: int,
         *,
         wraps: bool = True,
+        serves: bool = False,
     ) -> None:
         self.path = path
         self.vni = vni
@@ -194,6 +196,7 @@ class Router:
         self._interface = interface
         self._port = port
         self._wraps = wraps
+        self._serves = serves
 
     def up(self) -> None:
         """Make it, closed. What a killed process left half made is made anew."""
@@ -486,7 +489,9 @@ class Router:
         if rule is not None and {"goto": {"target": f"{free}forward"}} in rule["expr"]:
             free = used
         left = [item for item in made if item[1].startswith(free)]  # by one that was killed
-        script = ruleset.removal(left) + ruleset.render(tables, self.vni, free, self._port)
+        script = ruleset.removal(left) + ruleset.render(
+            *(tables, self.vni, free, self._port), serves=self._serves
+        )
         nft.apply(script, self.path)
         nft.apply(ruleset.switch(free, tables.generation), self.path)
         libc.membarrier()  # packets that met the old rule first are through

@@ -3,6 +3,7 @@
 
 ::
 
+    services  a datagram to the address of a service -> s_<id>: to an endpoint behind it
     forward   mark of this generation: accept            (all but a few packets end here)
               reply: accept; neither new nor known: drop
               from an endpoint:  egress  -> e_<subject's identity>
@@ -14,9 +15,9 @@
                    (the order of slim_decide(), kernel/uapi/slimnet/decide.h)
 
 A connection's first packet costs four look-ups, whatever the number of rules;
-every other packet costs one. A connection that an earlier generation allowed
-has that generation's mark, so its next packet from the opener is decided
-again; refused, both ends get a reset.
+every other packet costs one. A datagram's first costs one more. A connection that
+an earlier generation allowed has that generation's mark, so its next packet from
+the opener is decided again; refused, both ends get a reset.
 
 A packet sees one generation whole. The kernel promises less: it fixes which
 *rules* a packet meets as it comes to a base chain, but looks into *sets and maps*
@@ -30,7 +31,8 @@ leads to them; and what it led to before goes when no packet is in it any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 from netaddr import IPNetwork
@@ -144,6 +146,8 @@ class _Script:
                 answers = ["drop"]
             elif reason is Reason["NO_ENDPOINT"]:
                 answers = ["reject with icmp host-unreachable"]
+            elif reason in (Reason["NO_BACKEND"], Reason["NO_SERVICE_PORT"]):
+                answers = ["reject with icmp port-unreachable"]
             elif direction is Direction.EGRESS:
                 # The application gets EHOSTUNREACH of it. A reset would be ECONNREFUSED, which
                 # says that the peer refused.
@@ -242,6 +246,55 @@ def _subject(
         script.chain(name, *rules, script.goto(direction, default))
 
 
+def _services(script: _Script, tables: Tables, vni: int) -> None:
+    """Who is behind the address of a service, for the first datagram of a flow: conntrack keeps
+    to it, and writes the service's address into what comes back. Connections are brought to
+    services by the data path that this overlay is beneath."""
+    served, unserved, addresses = [], [], set()
+    for key, record in sorted(tables.services.items(), key=lambda item: item[1].id):
+        if (key.vni, key.address.version) != (vni, 4):
+            continue
+        addresses.add(str(key.address))
+        if key.protocol != Protocol.UDP:
+            continue
+        if not record.slots:
+            unserved.append(f"{key.address} . {key.port}")
+            continue
+        served.append(f"{key.address} . {key.port} : goto {script.side}s_{record.id}")
+        # Each has as many slots as its weight says. By the client's address one stays with its
+        # endpoint as long as that serves: longer than the affinity's seconds, never shorter.
+        choose, slots = "numgen random", sorted(record.slots)
+        if record.affinity:
+            choose, slots = "jhash ip saddr", list(record.slots)
+        found = [
+            f"{_range(first, last)} : {tables.endpoints[endpoint].address} . {port}"
+            for first, last, (endpoint, port) in _runs(slots)
+            if endpoint in tables.endpoints
+        ]
+        script.chain(
+            f"s_{record.id}",
+            f"meta l4proto udp dnat ip to {choose} mod {len(slots)} map {{ {', '.join(found)} }}",
+        )
+    kind = "ipv4_addr . inet_service : verdict"
+    script.table("map", "service", kind, served, ranges=False)
+    script.table("set", "unserved", "ipv4_addr . inet_service", unserved, ranges=False)
+    script.table("set", "services", "ipv4_addr", sorted(addresses), ranges=False)
+    script.chain("services", f"ip daddr . udp dport vmap @{script.side}service")
+
+
+def _runs(slots: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """The first and the last of each run of slots that are the same endpoint's."""
+    first = 0
+    for each, run in itertools.groupby(slots):
+        length = len(list(run))
+        yield first, first + length - 1, each
+        first += length
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
 def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
     local = {}
     remote, apart = [], []
@@ -270,6 +323,8 @@ def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
         (f"{_dotted(first, last)} : {value}" for first, last, value in flatten(known)),
     )
     script.table("set", "host", "ipv4_addr", (_dotted(a, b) for a, b, _ in flatten(hosts)))
+    itself = (f"{address} . {address}" for address in sorted(local))
+    script.table("set", "own", "ipv4_addr . ipv4_addr", itself, ranges=False)
     script.table("set", "local", "ipv4_addr", map(str, sorted(local)), ranges=False)
     script.table("set", "remote", "ipv4_addr", remote, ranges=False)
     # Where VXLAN is not heard: what is sent there would be lost without a word.
@@ -300,6 +355,8 @@ def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
             ranges=False,
         )
         nobody = script.deny(direction, Reason["NO_ENDPOINT"])
+        idle = script.deny(Direction.EGRESS, Reason["NO_BACKEND"])
+        absent = script.deny(Direction.EGRESS, Reason["NO_SERVICE_PORT"])
         unreachable = script.deny(Direction.EGRESS, Reason["UNREACHABLE"])
         # Masqueraded, what is in such a packet would be any endpoint's of this host (RFC 7348, 7).
         forged = script.deny(Direction.EGRESS, Reason["WIRE_PORT"])
@@ -309,6 +366,14 @@ def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
             + script.deny(direction, Reason["PROTOCOL"]),
             f"meta mark set {contract.SLIM_IDENTITY_WORLD}",
             f"meta mark set ip {other} map @{script.side}peer",
+            *(
+                [
+                    f"ip daddr . udp dport @{script.side}unserved {idle}",
+                    f"meta l4proto udp ip daddr @{script.side}services {absent}",
+                ]
+                if direction is Direction.EGRESS
+                else ()
+            ),
             f"meta mark {_NOBODY} {nobody}",
             *(
                 [
@@ -333,6 +398,7 @@ set refused {{
 }}
 chain forward {{ type filter hook forward priority filter; policy drop; }}
 chain input {{ type filter hook input priority filter; policy drop; }}
+chain prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
 chain postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 }}
 """
@@ -350,6 +416,7 @@ def switch(side: str, generation: int) -> str:
     return f"""
     flush chain ip {TABLE} forward
     flush chain ip {TABLE} input
+    flush chain ip {TABLE} prerouting
     flush chain ip {TABLE} postrouting
     table ip {TABLE} {{
     chain forward {{ goto {side}forward comment "generation {generation}"; }}
@@ -359,7 +426,12 @@ def switch(side: str, generation: int) -> str:
         meta l4proto tcp reject with tcp reset
         reject
     }}
-    chain postrouting {{ oifname "{UPLINK}" masquerade; }}
+    chain prerouting {{ iifname "{ENDPOINT}*" goto {side}services; }}
+    chain postrouting {{
+        oifname "{UPLINK}" masquerade
+        # To itself, behind a service of its own: it takes no packet that has its own address.
+        ip saddr . ip daddr @{side}own masquerade
+    }}
     }}
     """
 
@@ -379,10 +451,12 @@ def removal(made: Iterable[tuple[str, str]]) -> str:
 def closed(side: str) -> str:
     """The script of a side that refuses every packet, for before the first tables."""
     script = _Script(side)
+    _services(script, Tables(1), 0)
+    script.table("set", "own", "ipv4_addr . ipv4_addr", (), ranges=False)
     return _beside(script, [script.deny(Direction.EGRESS, Reason["NO_TABLES"])])
 
 
-def render(tables: Tables, vni: int, side: str, port: int) -> str:
+def render(tables: Tables, vni: int, side: str, port: int, *, serves: bool = False) -> str:
     """The script of a side that holds ``tables`` for one network.
 
     Args:
@@ -390,9 +464,11 @@ def render(tables: Tables, vni: int, side: str, port: int) -> str:
         vni: the network's.
         side: of :data:`SIDES`, where nothing is.
         port: UDP port of VXLAN.
+        serves: whether datagrams come to services.
     """
     script = _Script(side)
     _decisions(script, tables, vni, port)
+    _services(script, tables if serves else Tables(1), vni)
     mark = tables.generation % (_CLOSED - 1) + 1
     stranger = script.deny(Direction.INGRESS, Reason["SYN_UNKNOWN"])
     absent = script.deny(Direction.EGRESS, Reason["NO_ENDPOINT"])
@@ -403,6 +479,7 @@ def render(tables: Tables, vni: int, side: str, port: int) -> str:
             "ct direction reply accept",
             "ct state related accept",
             "ct state invalid drop",
+            f"ip saddr . ip daddr @{side}own ct mark set {mark} accept",
             f'iifname "{ENDPOINT}*" jump {side}egress',
             # An endpoint that is this host's and not attached has no device of its own; without
             # this rule the packet would leave by VXLAN again.

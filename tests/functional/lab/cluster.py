@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -452,12 +453,13 @@ class Lab:
         *,
         address: str = "10.77.255.1",
         affinity: int = 0,
+        protocol: int = socket.IPPROTO_TCP,
     ) -> str:
         """A service with these (endpoint, port) behind it; its address.
         :meth:`install` puts it in force."""
         slots = tuple((endpoint.id, number) for endpoint, number in backends)
         size = contract.SLIM_SERVICE_SLOTS
-        self.services[ServiceKey(NETWORK.vni, IPAddress(address), 6, port)] = ServiceRecord(
+        self.services[ServiceKey(NETWORK.vni, IPAddress(address), protocol, port)] = ServiceRecord(
             id=900 + port,
             affinity=affinity,
             slots=(slots * size)[:size],

@@ -60,7 +60,7 @@ class Namespaces:
         self._tables: Tables | None = None
         self._overlay: Fallback | None = None
         if self._beneath.find() is not None:
-            self._overlay = Fallback(self._context, port, wraps=False)
+            self._overlay = Fallback(self._context, port, wraps=False, serves=True)
             self._connect(self._overlay)
 
     def place(self, name: str, given: Place) -> Place:
@@ -173,7 +173,7 @@ class Namespaces:
             if not found:
                 raise BackendUnavailable(f"endpoint.netns: {found.advice}")
             with self._host.entered():
-                made = Fallback(self._context, self._port, wraps=False)
+                made = Fallback(self._context, self._port, wraps=False, serves=True)
             try:
                 if self._tables is not None:
                     made.install(self._tables)

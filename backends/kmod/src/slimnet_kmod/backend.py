@@ -111,7 +111,9 @@ class KmodBackend(Backend):
                 contextlib.closing(self._module.listen())
             )
             self._beneath = _beneath(context.instance, context.state)
-            self._fallback = Fallback(self._beneath.context(context), self._options.vxlan_port)
+            self._fallback = Fallback(
+                self._beneath.context(context), self._options.vxlan_port, serves=True
+            )
             undo.callback(self._fallback.close)
             self._reconcile()
             undo.pop_all()
