@@ -84,7 +84,38 @@ class Docker:
         for each in ("dockerd", "containerd", "plugin"):
             self.stop(each)
         self.socket.unlink(missing_ok=True)
-        # What a killed daemon has left: shims of containerd, and mounts.
+        self._clear()
+
+    def boot(self):
+        """What a machine has left after a loss of power, its disks, and what starts then."""
+        for each in ("dockerd", "containerd", "plugin"):
+            self.stop(each, signal.SIGKILL)
+        self.host.kill_agent()
+        inside = [Path(os.readlink(each.netns)).stat().st_ino for each in attachments(self.owner)]
+        for path in Path("/proc").glob("[0-9]*/ns/net"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino in inside:
+                    os.kill(int(path.parts[2]), signal.SIGKILL)
+        self._clear()
+        for each in ("x", "cs", "c.sock", "d.sock", "pid"):
+            subprocess.run(["rm", "-rf", self.directory / each], check=True)
+        for each in self.files():
+            if Path(each).parent == netns.DIRECTORY:
+                netns.remove(Path(each))
+            else:
+                Path(each).unlink()
+        for each in attachments(self.owner):
+            each.file.unlink()
+        teardown = ("agent", "--config", self.host.config, "--teardown", "--force")
+        with self.host.enter():
+            subprocess.run([sys.executable, "-m", "slimnet.cli", *teardown], check=True)
+        self.host.start_agent().wait()
+        self.start_plugin()
+        self.start_containerd()
+        self.start_daemon()
+
+    def _clear(self):
+        """What a killed daemon has left: shims of containerd, and mounts."""
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):  # ended meanwhile
                 if f"{self.directory}/".encode() in path.read_bytes():
@@ -303,6 +334,49 @@ def test_killed_agent_plugin_and_daemon(dockers, nothing_left):
     docker.start_daemon()
     docker("start", "web")
     assert other(*PING) == "PONG\n"
+
+
+@pytest.mark.long("noop")
+def test_the_machine_starts_again(request, dockers, nothing_left):
+    """A container that Docker starts by itself is who it was, by its labels and ports too, though
+    Docker says so late; one that it does not start is nobody."""
+    docker, other = dockers
+    words = ["-d", "--name=web", "--label=app=web", "--restart=always"]
+    if Can.PUBLISHED_PORTS in DATA_PATHS[request.node.callspec.params["dockers"]].can:
+        words.append("-p=8080:6379")
+    docker.run(*words, "--", *REDIS)
+    docker.run("-d", "--name=once", "--", "sleep", "1000")
+    assert other(*PING) == "PONG\n"
+    docker.boot()
+    until = time.monotonic() + 60
+    while set(endpoints(docker.host)) != {"web"}:
+        assert time.monotonic() < until, (docker.directory / "plugin.log").read_text()[-3000:]
+        time.sleep(0.2)
+    assert other(*PING) == "PONG\n"
+    assert endpoints(docker.host)["web"].labels == {"app": "web"}
+    with docker.host.node() as node:
+        assert len(node.policies()) == words.count("-p=8080:6379")
+    docker("start", "once")
+    assert set(endpoints(docker.host)) == {"web", "once"}
+
+
+@pytest.mark.long(*TAKING)
+def test_many(dockers, nothing_left):
+    """200 up and down, one after the other; then 50 at once."""
+    docker = dockers[0]
+    for number in range(200):
+        docker.run("--rm", f"--name=c{number}", "--", "true")
+    assert endpoints(docker.host) == {}
+    starting = [
+        docker.start("run", "-d", "--network=prod", f"--name=c{number}", "test", "sleep", "1000")
+        for number in range(50)
+    ]
+    for each in starting:
+        _, errors = each.communicate(timeout=300)
+        assert each.returncode == 0, errors
+    assert len({each.address for each in endpoints(docker.host).values()}) == 50
+    docker.remove_all()
+    assert endpoints(docker.host) == {}
 
 
 def test_an_end_that_nobody_tells(dockers, nothing_left):

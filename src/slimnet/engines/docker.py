@@ -16,9 +16,9 @@ How a container gets its device::
 
 A container has no namespace yet when Docker asks, and nothing is asked once it has: were it
 attached only then, its process would start without a network, and Docker could not be told what
-went wrong. So the endpoint has a path of its own, which is a symbolic link. When Docker takes its
-namespace away the link leads nowhere, by which the agent knows that the endpoint is gone, whether
-this plugin runs or not.
+went wrong (:mod:`.postponed` is the one exception). So the endpoint has a path of its own, which is
+a symbolic link. When Docker takes its namespace away the link leads nowhere, by which the agent
+knows that the endpoint is gone, whether this plugin runs or not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -57,6 +57,7 @@ from slimnet.engines.container import (
     name_of,
     withdraw,
 )
+from slimnet.engines.postponed import Postponed
 from slimnet.exceptions import (
     AgentUnreachable,
     AlreadyExists,
@@ -312,29 +313,25 @@ class Plugin:
         )
         if network is None:
             raise NotFound(f"address {address}: its network is gone")
-        name = self._engine.name(str(body["NetworkID"]), endpoint) or ""
-        labels = self._engine.labels(name) if name else {}
-        container = Container(
-            id=endpoint,
-            owner=self.owner,
+        name = self._engine.name(str(body["NetworkID"]), endpoint)
+        later = Postponed(
+            _later(endpoint),
+            endpoint=endpoint,
+            docker=str(body["NetworkID"]),
             network=network.name,
-            name=name_of(name, endpoint),
-            namespace=labels.pop(_NAMESPACE, "default"),
-            netns=str(_path(endpoint)),
-            agent=self._agent or "",
+            address=str(address),
+            sandbox=str(body["SandboxKey"]),
+            device=_device(endpoint),
         )
         try:
-            container.write()
-            _wait_in_namespace(endpoint)
-            join(
-                node,
-                container,
-                address=str(address),
-                # An image's may be texts of any kind.
-                labels={key: value for key, value in labels.items() if is_label(key, value)},
-            )
-            _lay_out(endpoint)
-            _key(endpoint).symlink_to(body["SandboxKey"])
+            if name is None:
+                later.write()
+                later.plug()
+            else:
+                _wait_in_namespace(endpoint)
+                self._attach(node, later, name)
+                _lay_out(endpoint)
+                _key(endpoint).symlink_to(later.sandbox)
         except BaseException:
             with contextlib.suppress(SlimnetError, OSError):
                 self._forget(endpoint)
@@ -353,12 +350,35 @@ class Plugin:
             ],
         }
 
+    def _attach(self, node: Node, what: Postponed, name: str) -> None:
+        """Make the namespace at its path the endpoint of the container of that name."""
+        labels = self._engine.labels(name) if name else {}
+        container = Container(
+            id=what.endpoint,
+            owner=self.owner,
+            network=what.network,
+            name=name_of(name, what.endpoint),
+            namespace=labels.pop(_NAMESPACE, "default"),
+            netns=str(_path(what.endpoint)),
+            agent=self._agent or "",
+        )
+        join(
+            node,
+            evolve(container, published=_names(container, what.published)),
+            address=what.address,
+            # An image's may be texts of any kind.
+            labels={key: value for key, value in labels.items() if is_label(key, value)},
+            published=what.published,
+        )
+
     def publish(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Publish the container's ports: asked for one of its networks only."""
         ports = _published(body)
         with self._held(str(body["EndpointID"])):
+            for later in self._postponed(str(body["EndpointID"])):
+                evolve(later, published=ports).write()
             for each in self._written(body) if ports else ():
-                named = evolve(each, published=[f"{each.name}-{port.port}" for port in ports])
+                named = evolve(each, published=_names(each, ports))
                 join(self._node(), named, published=ports)
         return {}
 
@@ -374,7 +394,8 @@ class Plugin:
         """Undo :meth:`join`, as far as it came. An agent that does not answer lets go of the
         endpoint by itself when it is back, for its namespace is gone."""
         with self._held(str(body["EndpointID"])):
-            if _path(str(body["EndpointID"])).is_symlink():
+            written = (_path(str(body["EndpointID"])), _later(str(body["EndpointID"])))
+            if any(each.is_symlink() or each.exists() for each in written):
                 self._forget(str(body["EndpointID"]))
         return {}
 
@@ -390,6 +411,9 @@ class Plugin:
         # First what says that the endpoint is there: tend() does not take it up again.
         for path in (_key(endpoint), _path(endpoint)):
             path.unlink(missing_ok=True)
+        for later in self._postponed(endpoint):
+            later.file.unlink(missing_ok=True)
+            later.unplug()
         self._told.discard(endpoint)
         netns.remove(_waiting(endpoint))
         for each in attachments(self.owner, endpoint):
@@ -415,6 +439,8 @@ class Plugin:
                 looked = now
                 for container in attachments(self.owner):
                     self._attempt(container.id, self._look)
+            for later in Postponed.all(_directory()):
+                self._catch_up(later)
             starts = any(age < _LONG for _, age in waiting)
             self._news.wait(_SOON if starts else _LATER)
 
@@ -449,6 +475,38 @@ class Plugin:
             _log.info("removed endpoint %s, which Docker has forgotten", container.name)
             self._forget(container.id)
 
+    def _postponed(self, endpoint: str) -> list[Postponed]:
+        return [each for each in Postponed.all(_directory()) if each.endpoint == endpoint]
+
+    def _catch_up(self, later: Postponed) -> None:
+        """Attach an endpoint whose container's name Docker says by now."""
+        held = self._held(later.endpoint)
+        sandbox = Path(later.sandbox)
+        if not held.acquire(blocking=False):  # the next time
+            return
+        try:
+            name = self._engine.name(later.docker, later.endpoint)
+            if name is None or _is_laid_out(later.endpoint) or not later.file.exists():
+                return
+            if not name or not netns.number(sandbox):
+                if time.time() - later.file.stat().st_mtime > _LONG:
+                    _log.info(
+                        "removed endpoint %s, which Docker has forgotten", later.endpoint[:12]
+                    )
+                    self._forget(later.endpoint)
+                return
+            path = _path(later.endpoint)
+            path.unlink(missing_ok=True)
+            path.symlink_to(sandbox)
+            later.unplug()
+            self._attach(self._node(), later, name)
+            later.file.unlink()
+            self._told.add(later.endpoint)
+        except (SlimnetError, OSError) as error:
+            _log.warning("endpoint %s: %s", later.endpoint[:12], error)
+        finally:
+            held.release()
+
     def _tell(self, container: Container) -> None:
         join(self._node(), container)
         self._told.add(container.id)
@@ -476,6 +534,11 @@ def _path(endpoint: str) -> Path:
 def _key(endpoint: str) -> Path:
     """Leads to where Docker will mount the container's namespace, until it has."""
     return _directory() / f"{endpoint}.key"
+
+
+def _later(endpoint: str) -> Path:
+    """What is written down of one whose container has no name yet."""
+    return _directory() / f"{endpoint}.later"
 
 
 def _waiting(endpoint: str) -> Path:
@@ -512,6 +575,11 @@ def _is_laid_out(endpoint: str) -> bool:
 
 
 # Docker's words
+
+
+def _names(container: Container, ports: Sequence[HostPort]) -> tuple[str, ...]:
+    """Of its PublishedPorts."""
+    return tuple(f"{container.name}-{port.port}" for port in ports)
 
 
 def _wanted(pool: IPNetwork, asked: str, holders: Mapping[IPAddress, str]) -> IPAddress:
