@@ -8,6 +8,7 @@ run every clause of these contracts on any implementation.
 from __future__ import annotations
 
 import abc
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -33,7 +34,21 @@ from slimnet.model import (
 from slimnet.place import Life, Place
 from slimnet.tables import Change, Tables
 
-__all__ = ["Backend", "Context", "Revision", "Store", "StoreEvent"]
+__all__ = ["Backend", "Context", "Revision", "Store", "StoreEvent", "Upgrade"]
+
+
+class Upgrade(enum.Enum):
+    """What becomes of a running data path that was built from another contract.
+
+    Attributes:
+        NO: it is refused, and goes on.
+        KEEPING: it is replaced, unless live connections would be closed for that.
+        CLOSING: it is replaced, and they are closed.
+    """
+
+    NO = enum.auto()
+    KEEPING = enum.auto()
+    CLOSING = enum.auto()
 
 
 @frozen
@@ -52,6 +67,7 @@ class Context:
         options: the backend's own table of the configuration.
         cluster: id of the store whose endpoints it serves. A backend keeps the last
             one with what outlives the process, and tells it in :meth:`Backend.find`.
+        upgrade: what is to become of a running data path of another contract.
     """
 
     instance: str
@@ -63,6 +79,7 @@ class Context:
     options: Mapping[str, Any] = field(factory=dict, hash=False)
     cluster: str = ""
     other_key: bytes | None = None
+    upgrade: Upgrade = Upgrade.NO
 
     @property
     def keys(self) -> tuple[bytes, bytes]:
@@ -82,7 +99,11 @@ class Backend(abc.ABC):
     (:class:`~slimnet.ConfigError` names a wrong key), then starts the data
     path or adopts one that runs under ``context.instance``. One that runs and
     was built from another contract raises :class:`~slimnet.AbiMismatch` and
-    is left as it was.
+    is left as it was; with :attr:`Context.upgrade`, a backend that can replaces it with
+    its endpoints running. Nothing passes by no policy meanwhile: the one before decides
+    until :meth:`install` has put the first tables in force, or, where connections are
+    closed, nobody gets through until then. Started again after an end in the middle it
+    goes on where it was.
 
     *Threads.* An agent calls from three kinds of thread, at the same time:
 

@@ -26,6 +26,7 @@ from slimnet.model import (
     Endpoint,
     Event,
     EventKind,
+    Feature,
     Flow,
     Host,
     HostState,
@@ -152,8 +153,16 @@ def namespace(record: Mapping[str, Any]) -> Namespace:
 
 
 def host(record: Mapping[str, Any]) -> Host:
-    """A :class:`~slimnet.model.Host`."""
-    return Host(**record)
+    """A :class:`~slimnet.model.Host`. What one of a later version says of itself that this one
+    has no word for is left out (fields, wires, features): its endpoints are reached all the same,
+    by what both know."""
+    fields = {item.name for item in attrs.fields(Host)}
+    known = {name: value for name, value in record.items() if name in fields}
+    if "wires" in known:
+        known["wires"] = [each for each in known["wires"] if each.partition("/")[0] in set(Wire)]
+    if "features" in known:
+        known["features"] = [each for each in known["features"] if each in set(Feature)]
+    return Host(**known)
 
 
 def host_state(record: Mapping[str, Any]) -> HostState:

@@ -47,6 +47,10 @@ def test_teardown_of_what_cannot_be_adopted(tmp_path, backend, spoil):
                 spoil(host.instance, host.where.interface)
             done = subprocess.run(host.command(), capture_output=True, text=True)
             assert done.returncode == 2
+            if spoil is not _of_another_contract:  # which would be replaced, with its endpoints
+                done = subprocess.run(host.command("--upgrade"), capture_output=True, text=True)
+                assert done.returncode == 2
+                assert "stop" in done.stderr
             done = subprocess.run(host.command("--teardown"), capture_output=True, text=True)
             assert (done.returncode, "endpoints with processes" in done.stderr) == (2, True)
         done = subprocess.run(host.command("--teardown"), capture_output=True, text=True)

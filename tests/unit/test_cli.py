@@ -411,7 +411,10 @@ def test_force_is_for_teardown():
     """Said before anything is looked at."""
     done = CliRunner().invoke(slimnet, ["agent", "--config", "/nowhere", "--force"])
     assert done.exit_code == 2
-    assert done.output.splitlines()[-1] == "Error: --force goes with --teardown"
+    assert done.output.splitlines()[-1] == "Error: --force goes with --teardown or --upgrade"
+    done = CliRunner().invoke(slimnet, ["agent", "--teardown", "--upgrade"])
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1] == "Error: --teardown or --upgrade, not both"
 
 
 @pytest.mark.parametrize("target", ["web:abc", "web:", "web:99999", "web:80:81", "web:\u00b2"])

@@ -108,6 +108,20 @@ class Odd:
         return "<odd>"
 
 
+def test_a_host_of_a_later_version():
+    """What this version has no word for is no reason to lose it: they talk by what both know."""
+    host = Host("h1", "192.0.2.1", {Wire.SYN}, features={Feature.SERVICES})
+    later = records.encode(host) | {
+        "wires": ["syn/1", "quantum/1"],
+        "features": ["services", "flight"],
+        "colour": "blue",
+    }
+    assert records.host(later) == host
+    for torn in ({"wires": 5}, {"wires": [5]}, {"features": 5}, {"name": 5}):
+        with pytest.raises(InvalidValue):
+            records.load("hosts/h1", json.dumps(later | torn).encode(), records.host)
+
+
 @pytest.mark.parametrize(
     ("value", "where"),
     [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from slimnet.config import Config
 
-__all__ = ["serve", "teardown"]
+__all__ = ["serve", "teardown", "upgrade"]
 
 
 def serve(config: Config) -> None:
@@ -21,6 +21,27 @@ def serve(config: Config) -> None:
     from slimnet.agent import process  # noqa: PLC0415  # clients import this package too
 
     process.serve(config)
+
+
+def upgrade(config: Config, *, force: bool = False) -> str:
+    """Replace this host's data path, where it is another version's, with its endpoints
+    running, and bring it to what the store says.
+
+    Args:
+        config: of this host.
+        force: also where connections of endpoints are closed for it.
+
+    Returns:
+        what became of it.
+
+    Raises:
+        InUse: an agent runs, or connections would be closed; says how many. Nothing changed.
+        AbiMismatch: its backend cannot replace it; says what to do. Nothing changed.
+        BackendError: it is half done, fail closed, and may be tried again.
+    """
+    from slimnet.agent import process  # noqa: PLC0415  # as above
+
+    return process.upgrade(config, force=force)
 
 
 def teardown(config: Config, *, force: bool = False) -> None:

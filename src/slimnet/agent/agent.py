@@ -25,7 +25,7 @@ import attrs
 from netaddr import IPAddress
 
 from slimnet import records, wires
-from slimnet.abc import Backend
+from slimnet.abc import Backend, Upgrade
 from slimnet.agent import instance
 from slimnet.agent.admission import admit, check_free, concerning, publishers, with_documents
 from slimnet.agent.endpoints import Endpoints
@@ -78,6 +78,7 @@ class Agent:
 
     Args:
         config: of this host.
+        upgrade: what is to become of a data path of another contract.
 
     Raises:
         ConfigError: a value is wrong; nothing was changed.
@@ -89,16 +90,16 @@ class Agent:
         StoreUnreachable: the first time it has to be there.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, upgrade: Upgrade = Upgrade.NO) -> None:
         self.config = config
         self._held = ExitStack()
         try:
-            self._begin(config)
+            self._begin(config, upgrade)
         except BaseException:
             self._held.close()
             raise
 
-    def _begin(self, config: Config) -> None:
+    def _begin(self, config: Config, upgrade: Upgrade) -> None:
         self._held.enter_context(instance.hold(config))
         there = instance.running(config)
         choice = instance.choose(config, there)
@@ -138,7 +139,8 @@ class Agent:
         self._moved = ""
         self._register()
         make_trusted(config.run / "state")
-        self.backend: Backend = backend(self.site.context(config, backend, self.store.id))
+        context = self.site.context(config, backend, self.store.id, upgrade)
+        self.backend: Backend = backend(context)
         self._held.callback(self.backend.close)
         shares = self.backend.place("n.n.n", Place()).netns is None
         host = able(self.site.host, self.backend.capabilities, self.keys.name)

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
+from slimnet.abc import Upgrade
 from slimnet.agent import instance
 from slimnet.agent.agent import Agent
 from slimnet.agent.notify import notify
@@ -22,7 +23,7 @@ from slimnet.model import Capabilities
 from slimnet.place import Place
 from slimnet.plugins import backend_class
 
-__all__ = ["serve", "teardown"]
+__all__ = ["serve", "teardown", "upgrade"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,27 @@ def serve(config: Config) -> None:
         agent.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def upgrade(config: Config, *, force: bool = False) -> str:
+    """See :func:`slimnet.agent.upgrade`."""
+    there = instance.running(config)
+    if not there:
+        return f"instance {config.instance} has no data path"
+    agent = Agent(config, Upgrade.CLOSING if force else Upgrade.KEEPING)
+    try:
+        agent.start()
+        agent.sync_strictly()
+        status = agent.backend.status()
+    finally:
+        agent.close()
+    before = status.detail.get("replaced")
+    what = (
+        f"is of contract {status.abi} already"
+        if before is None
+        else (f"was of contract {before}, and is of {status.abi} now")
+    )
+    return f"the data path of instance {config.instance} {what}; endpoints: {len(status.endpoints)}"
 
 
 def teardown(config: Config, *, force: bool = False) -> None:

@@ -17,7 +17,7 @@ import attrs
 from attrs import frozen
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
-from slimnet.abc import Backend, Context
+from slimnet.abc import Backend, Context, Upgrade
 from slimnet.cluster.keyring import fingerprint
 from slimnet.config import Config
 from slimnet.exceptions import ConfigError
@@ -70,7 +70,13 @@ class Site:
     cgroups: Path
     keys: tuple[bytes, ...]
 
-    def context(self, config: Config, backend: type[Backend], cluster: str) -> Context:
+    def context(
+        self,
+        config: Config,
+        backend: type[Backend],
+        cluster: str,
+        upgrade: Upgrade = Upgrade.NO,
+    ) -> Context:
         """What ``backend`` is made with, to serve the store with the id ``cluster``."""
         return Context(
             instance=config.instance,
@@ -82,6 +88,7 @@ class Site:
             other_key=self.keys[1] if self.keys[1:] else None,
             options=config.options.get(backend.name, {}),
             cluster=cluster,
+            upgrade=upgrade,
         )
 
 

@@ -223,6 +223,8 @@ class Fallback:
             if stamp is not None and stamp.abi != ABI:
                 raise AbiMismatch(
                     f"instance {context.instance}: wanted a data path of ABI {ABI}, got {stamp.abi}"
+                    ": it cannot be replaced with endpoints running: stop them, then run"
+                    " slimnet agent --teardown"
                 )
             context.state.mkdir(parents=True, exist_ok=True)
             for torn in context.state.glob("endpoint-*.new"):  # its writer was killed

@@ -28,7 +28,7 @@ from lab.hands import PATIENCE, Hands
 from lab.paths import LAB_PATHS, PLAIN, Can
 from lab.wires import Namespace, Underlay
 from slimnet import contract, model
-from slimnet.abc import Context
+from slimnet.abc import Context, Upgrade
 from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.linux.cgroup import remove as remove_cgroup
 from slimnet.plugins import backend_class
@@ -114,8 +114,13 @@ class Host:
     def user(self) -> Hands:
         return self.hands(NOBODY)
 
-    def start_backend(self) -> None:
-        """Start the data path, or adopt it: in a process of its own, as the agent would."""
+    def start_backend(self, *before: Any, upgrade: Upgrade = Upgrade.NO) -> None:
+        """Start the data path, or adopt it: in a process of its own, as the agent would.
+
+        Args:
+            before: a function, and its arguments, that runs there first.
+            upgrade: as of the backend's context.
+        """
         context = Context(
             instance=self.instance,
             host=model.Host(
@@ -129,6 +134,7 @@ class Host:
             state=self.lab.directory / self.name,
             key=KEY,
             options=self.lab.path.options if self.lab.path else {},
+            upgrade=upgrade,
         )
         context.cgroup.mkdir(exist_ok=True)
         context.state.mkdir(exist_ok=True)
@@ -138,6 +144,8 @@ class Host:
             directory=self.lab.directory,
             imports=("lab.watcher", "pyroute2", backend_class(self.lab.backend).__module__),
         )
+        if before:
+            self.driver.call(*before)
         self.backend, self.watcher = self.driver.call(
             _start_backend, context, deadline=300 * PATIENCE
         )

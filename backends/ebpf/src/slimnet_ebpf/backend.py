@@ -21,7 +21,7 @@ from attrs import asdict, evolve
 from netaddr import IPAddress
 
 from slimnet import contract, fallback, wires
-from slimnet.abc import Backend, Context
+from slimnet.abc import Backend, Context, Upgrade
 from slimnet.answers import FlowQuestion
 from slimnet.encoding import cidr_key, u32
 from slimnet.exceptions import (
@@ -64,20 +64,21 @@ from slimnet_ebpf.announcer import Announcer, Here
 from slimnet_ebpf.carrier import DEVICES, Carrier
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.doomed import Doomed
-from slimnet_ebpf.endpoints import EndpointAttachments
+from slimnet_ebpf.endpoints import EndpointAttachments, cgroups_of
 from slimnet_ebpf.events import Events
-from slimnet_ebpf.found import find
+from slimnet_ebpf.found import find, fits
 from slimnet_ebpf.keys import steps
 from slimnet_ebpf.libbpf import BpfError, possible_cpus
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
-from slimnet_ebpf.namespaces import Namespaces, beneath
+from slimnet_ebpf.namespaces import Namespaces, beneath, refuse_another
 from slimnet_ebpf.objects import AbiStamp, Object, Program
 from slimnet_ebpf.options import INNER_RANGE6, Options, Placement
 from slimnet_ebpf.pins import Pins, mount_bpffs
 from slimnet_ebpf.probe import probe, refused
 from slimnet_ebpf.purge import purge
 from slimnet_ebpf.question import announced, ask, sweep
+from slimnet_ebpf.renewal import close_inside, compare, of_cgroups
 from slimnet_ebpf.revocation import Revoked, forbidden, handshake, may_forbid, revoked
 from slimnet_ebpf.sockets import SocketDiagnosis
 from slimnet_ebpf.underlay import UnderlayPrograms
@@ -190,10 +191,14 @@ class EbpfBackend(Backend):
         ifindex = UnderlayPrograms.ifindex(self.context.interface)
         with self._pins.lock(create=True):
             adopting = self._pins.complete()
-            if adopting:
-                self._refuse_another()
-            else:
+            self._waits, closes = False, False
+            self._before: AbiStamp | None = None  # of what was replaced
+            if not adopting:
                 self._load()
+            elif self._is_ours():
+                self._refuse_another(self._pins.open_map("slim_control"))
+            else:
+                self._waits, closes = True, self._replace()
             try:
                 self._underlay = self._adopt()
                 if self._pins.record().get("cluster", "") != self.context.cluster:
@@ -201,10 +206,10 @@ class EbpfBackend(Backend):
                 self._write_keys()
                 self._write_control(**self._control(ifindex))
                 self._follow_host()
-                self._underlay.apply(self.context.interface, ifindex, self._options.ports)
-                self._attach_lookup()
-                self._endpoints.shelter()
+                if not self._waits:
+                    self._hook(ifindex)
                 self._endpoints.reap()
+                self._carrier.waits = self._waits
                 self._namespaces = Namespaces(
                     self.context,
                     self._netns,
@@ -213,10 +218,19 @@ class EbpfBackend(Backend):
                     self._write_control,
                 )
                 self._held.callback(self._namespaces.close)
+                if closes:
+                    self._switch()
             except BaseException:
                 if not adopting:
                     self._remove()
                 raise
+
+    def _hook(self, ifindex: int) -> None:
+        """Put the programs on the host's side, where they are not there already."""
+        assert self._underlay is not None  # noqa: S101  # for the type checker
+        self._underlay.apply(self.context.interface, ifindex, self._options.ports)
+        self._attach_lookup()
+        self._endpoints.shelter()
 
     def _load(self) -> None:
         """Load and pin; what an interrupted start left goes first."""
@@ -243,6 +257,21 @@ class EbpfBackend(Backend):
             AbiMismatch: it is of another contract.
             BackendUnavailable: it is not there, or the kernel does not take it.
         """
+        with self._opened() as loaded:
+            try:
+                loaded.load(wanted, maps)
+            except BpfError as error:
+                raise BackendUnavailable(refused(error).advice) from error
+            yield loaded
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Object]:
+        """The object file with the constants of this host, to be loaded.
+
+        Raises:
+            AbiMismatch: it is of another contract.
+            BackendUnavailable: it is not there.
+        """
         with Object(self.object_path) as loaded:
             ours = AbiStamp.ours()
             if loaded.stamp() != ours:
@@ -257,10 +286,6 @@ class EbpfBackend(Backend):
                 requirements.knows(requirements.CASTS),
             )
             loaded.set_constant("slim_fixed", fixed)
-            try:
-                loaded.load(wanted, maps)
-            except BpfError as error:
-                raise BackendUnavailable(refused(error).advice) from error
             yield loaded
 
     def _load_devices(self) -> dict[str, Program]:
@@ -278,28 +303,125 @@ class EbpfBackend(Backend):
             self._held.callback(os.close, program.fd)
         return {program.name: program for program in programs}
 
-    def _refuse_another(self) -> None:
-        """Only a data path of our own contract, in our own network namespace.
+    def _is_ours(self) -> bool:
+        """Whether what runs is of our own contract.
 
         Raises:
-            AbiMismatch: it is of another.
-            ConfigError: it cannot become what the configuration says now.
-            BackendError: it serves another namespace.
+            AbiMismatch: it is not, and is not to be replaced.
         """
         record = self._pins.record()
         running = AbiStamp.recorded(record)
-        if running != AbiStamp.ours():
+        if running == AbiStamp.ours():
+            return True
+        if self.context.upgrade is Upgrade.NO:
+            runs = f"runs contract {running}, not {AbiStamp.ours()}"
+            if "closing" in record:
+                runs = "was being upgraded, and that was interrupted"
             raise AbiMismatch(
-                f"instance {self.context.instance} runs contract {running}, not {AbiStamp.ours()}:"
-                " stop its endpoints, then run slimnet agent --teardown"
+                f"instance {self.context.instance} {runs}: slimnet agent --upgrade replaces the"
+                " data path, with its endpoints running"
             )
-        with contextlib.closing(self._pins.open_map("slim_control")) as control:
-            held = _CONTROL.unpack(control.get(u32(0)) or b"")
-        if held["abi_version"] not in (0, contract.SLIM_ABI_VERSION):
-            raise AbiMismatch(
-                f"instance {self.context.instance} runs ABI {held['abi_version']},"
-                f" not {contract.SLIM_ABI_VERSION}"
+        return False
+
+    def _replace(self) -> bool:
+        """Load our programs beside those that run, on their maps where these fit, and pin
+        them; :meth:`_switch` puts them in force.
+
+        Returns:
+            Whether the endpoints' connections are to be closed.
+
+        Raises:
+            AbiMismatch: the data path cannot be replaced.
+            InUse: that closes connections, and nobody said that it may.
+            ConfigError, BackendError: as of :meth:`_refuse_another`.
+            BackendUnavailable: the kernel does not take our programs.
+        """
+        record = self._pins.record()
+        self._before = AbiStamp.recorded(record)
+        with contextlib.closing(self._pins.open_map("index")) as index:
+            if not fits(index):
+                raise AbiMismatch(
+                    f"instance {self.context.instance} runs contract {self._before},"
+                    " which cannot be replaced with endpoints running: stop them, then run"
+                    " slimnet agent --teardown"
+                )
+        refuse_another(self.context, self._options.vxlan_port)
+        with self._opened() as loaded:
+            renewal = compare(self._pins, loaded)
+            self._refuse_another(renewal.kept.get("slim_control"))
+            closes = bool(renewal.lost) or record.get("closing", False)
+            if closes and self.context.upgrade is not Upgrade.CLOSING:
+                self._refuse_closing(renewal.lost)
+            kept = {} if closes else renewal.kept
+            devices = any(self._pins.has(name) for name in DEVICES)
+            try:
+                loaded.load(lambda name: devices or name not in DEVICES, kept)
+            except BpfError as error:
+                raise BackendUnavailable(refused(error).advice) from error
+            # From here on it is neither's, until _switch() has ended.
+            self._pins.write_record(own=0, closing=closes)
+            self._pins.replace(loaded, kept)
+        ours = asdict(AbiStamp.ours()) | {"own": 0}
+        self._pins.write_record(**ours, inner_range=str(self._options.inner_range))
+        return closes
+
+    def _refuse_closing(self, lost: tuple[str, ...]) -> None:
+        """Say what would be closed.
+
+        Raises:
+            InUse: there is something.
+        """
+        with contextlib.closing(SocketDiagnosis()) as diagnosis:
+            sockets, live = of_cgroups(diagnosis, cgroups_of(self._pins))
+        if (self._pins.maps / "slim_carried").exists():
+            with contextlib.closing(self._pins.open_map("slim_carried")) as carried:
+                inside = sum(1 for _ in carried.items()) // 2  # a record for each way
+        else:
+            inside = 0
+        if sockets or inside:
+            what = f"{', '.join(lost)} differ" if lost else "it was begun so"
+            raise InUse(
+                f"instance {self.context.instance}: to replace contract"
+                f" {self._before} by {AbiStamp.ours()} closes"
+                f" {live + inside} connections and {len(sockets) - live} other sockets of its"
+                f" endpoints ({what}): slimnet agent --upgrade --force does it"
             )
+
+    def _switch(self) -> None:
+        """Put our programs where those of the data path before are, and be done."""
+        assert self._underlay is not None  # noqa: S101  # for the type checker
+        with self._netns.entered():
+            links.renew(self._pins.links / _LOOKUP_PIN, self._lookup.fd)
+            self._underlay.renew()
+            self._endpoints.renew()
+            self._hook(UnderlayPrograms.ifindex(self.context.interface))
+            self._namespaces.renew()
+        if self._pins.record()["closing"]:
+            self._close_all()
+        self._pins.write_record(**asdict(AbiStamp.ours()), closing=None)
+        self._waits = False
+        _log.info("the data path is of contract %s now", AbiStamp.ours())
+
+    def _close_all(self) -> None:
+        """Close what was opened under the data path before, which ours knows nothing of."""
+        with self._netns.entered():
+            sockets, _ = of_cgroups(self._sockets, cgroups_of(self._pins))
+            self._sockets.destroy(sockets)
+        for endpoint in self._namespaces.attached():
+            if (where := self._namespaces.where(endpoint)) is not None:
+                close_inside(where)
+
+    def _refuse_another(self, control: Map | None) -> None:
+        """Only a data path that is as the configuration says, in our own network namespace.
+
+        Args:
+            control: the map with what it says of itself; ``None``: it cannot be read.
+
+        Raises:
+            ConfigError: it cannot become what the configuration says now.
+            BackendError: it serves another namespace.
+        """
+        held = _CONTROL.unpack((control and control.get(u32(0))) or bytes(_CONTROL.size))
         wanted = self._control(0)
         if held["abi_version"]:
             for option, field in (("inner_range", "range"), ("wire_ports", "wire_port")):
@@ -495,6 +617,8 @@ class EbpfBackend(Backend):
             self._namespaces.install(tables)
             try:
                 news = self._writer.install(tables, change, self._endpoints.indexes())
+                if self._waits:
+                    self._switch()
             except BaseException:
                 if self._tables is not None:
                     with contextlib.suppress(BackendError):
@@ -606,6 +730,7 @@ class EbpfBackend(Backend):
                 detail={
                     "pins": str(self._pins.root),
                     "interface": record.get("interface"),
+                    "replaced": self._before and str(self._before),
                     "indexes": indexes,
                 },
             )
@@ -759,6 +884,8 @@ class EbpfBackend(Backend):
     def _mend(self) -> str:
         """Put back what the data path needs of the host; what is lacking still."""
         assert self._underlay is not None  # noqa: S101  # for the type checker
+        if self._waits:
+            return ""
         interface = self.context.interface
         mending = Mending()
         mending.attempt(self._pins.mend)

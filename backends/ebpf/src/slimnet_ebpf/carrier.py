@@ -117,6 +117,8 @@ class Carrier:
         self._programs = programs
         self._load = load
         self._host = host
+        #: The programs on devices are another load's and stay for now.
+        self.waits = False
 
     def add(self, record: Record, router: Path, plug: Plug) -> None:
         """Carry an endpoint's connections from now on.
@@ -147,6 +149,8 @@ class Carrier:
             ),
         )
         self._apart.set(u32(record.endpoint), u32(plug.device))
+        if self.waits:
+            return
         with netns.enter(router):
             self._put(plug.uplink, filters.INGRESS, _ARRIVE)
             self._put(plug.device, filters.INGRESS, _DEVICE_IN)

@@ -50,7 +50,7 @@ from slimnet_ebpf.objects import Program
 from slimnet_ebpf.pins import INDEX_DEAD, INDEX_ENTRY, Pins
 from slimnet_ebpf.sockets import SocketDiagnosis
 
-__all__ = ["EndpointAttachments"]
+__all__ = ["EndpointAttachments", "cgroups_of"]
 
 _LOCAL = Layout(private.slim_local)
 _USAGE = Layout(private.slim_usage)
@@ -128,6 +128,7 @@ class EndpointAttachments:
             if program.type in links.ON_CGROUP or program.name == _GUARD
         ]
         (self._silence,) = (program for program in programs if program.name == _SILENCE)
+        self._every = programs
         self._maps = maps
         self._below = below
         self._sockets = sockets
@@ -192,6 +193,34 @@ class EndpointAttachments:
             for program in self._programs:
                 links.keep(program.fd, fd, program.attach_type, links.OVERRIDE)
         self._sheltered = cgroups.number(self._below)
+
+    def renew(self) -> None:
+        """Put our programs where those of another load are: on the directory's cgroup and on
+        endpoints', the detached ones' too."""
+        with contextlib.suppress(FileNotFoundError):
+            self._renew(self._below, links.OVERRIDE)
+        for entry in self._entries().values():
+            path = self._path(entry) if entry.endpoint else None
+            if path is not None:
+                self._renew(path, links.MULTI)
+                if entry.flags & _READY:
+                    with cgroups.opened(path) as fd:
+                        for program in self._programs:
+                            links.keep(program.fd, fd, program.attach_type)
+
+    def _renew(self, path: Path, flags: int) -> None:
+        with cgroups.opened(path) as fd:
+            for point in links.CGROUP_POINTS:
+                links.replace(
+                    fd,
+                    point,
+                    {
+                        links.program_name(links.program_id(program.fd)): program.fd
+                        for program in self._every
+                        if program.attach_type == point or program is self._silence
+                    },
+                    flags,
+                )
 
     def mend(self) -> list[str]:
         """Put back the programs that somebody has taken off the directory's cgroup, or off
@@ -329,10 +358,7 @@ class EndpointAttachments:
 
     def _entries(self) -> dict[int, _Entry]:
         """All indexes that are or were in use."""
-        return {
-            int.from_bytes(key, sys.byteorder): _Entry(*_ENTRY.unpack(value))
-            for key, value in self._indexes.items(without=_NEVER)
-        }
+        return _read(self._indexes)
 
     def _living(self) -> list[_Entry]:
         """The entries of endpoints, half attached and half detached ones included."""
@@ -385,9 +411,14 @@ class EndpointAttachments:
         self, endpoint: Endpoint, network: Network, wanted: Path, path: Path, entry: _Entry
     ) -> None:
         """What only has an attached endpoint's id is not that endpoint."""
-        half = not entry.flags & (_READY | _DEAD)
+        half = not entry.flags & (_READY | _DEAD) or self._is_unknown(entry)
         if wanted.resolve() != path or not (half or self._is_same(endpoint, network, entry)):
             raise BackendError(f"endpoint {endpoint.id}: that id is another's, with cgroup {path}")
+
+    def _is_unknown(self, entry: _Entry) -> bool:
+        """Whether an attached endpoint's cgroup does not know whose it is: the data path was
+        replaced, and could not go on with what the one before had written there."""
+        return bool(entry.flags & _READY) and not self._local(entry)["endpoint"]
 
     def _is_same(self, endpoint: Endpoint, network: Network, entry: _Entry) -> bool:
         """Whether a cgroup is, or was, this endpoint's."""
@@ -446,7 +477,7 @@ class EndpointAttachments:
     def _finish(
         self, endpoint: Endpoint, network: Network, index: int, path: Path, entry: _Entry
     ) -> None:
-        if entry.flags & _READY:
+        if entry.flags & _READY and not self._is_unknown(entry):
             return
         if entry.flags & _DEAD:
             self._unsilence_cgroup(path)
@@ -609,6 +640,22 @@ class EndpointAttachments:
             if one.cgroup in cgroup_ids
             or (endpoint and one.storage and _SOCKET.unpack(one.storage)["endpoint"] == endpoint)
         )
+
+
+def cgroups_of(pins: Pins) -> set[int]:
+    """Ids of the cgroups of an instance's endpoints, detached ones too, and of those below."""
+    with contextlib.closing(pins.open_map("index")) as indexes:
+        found = {entry.cgroup for entry in _read(indexes).values() if entry.endpoint}
+    mount = cgroups.mount()
+    paths = [path for each in found if (path := cgroups.path_of(mount, each)) is not None]
+    return found | {cgroups.number(below) for path in paths for below in cgroups.descendants(path)}
+
+
+def _read(indexes: Map) -> dict[int, _Entry]:
+    return {
+        int.from_bytes(key, sys.byteorder): _Entry(*_ENTRY.unpack(value))
+        for key, value in indexes.items(without=_NEVER)
+    }
 
 
 def _find(entries: dict[int, _Entry], endpoint: int) -> int | None:

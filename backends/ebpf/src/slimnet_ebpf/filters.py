@@ -36,6 +36,8 @@ _TCX = {INGRESS: links.ATTACH_TCX_INGRESS, EGRESS: links.ATTACH_TCX_EGRESS}
 
 # Before every other filter: those may end the chain.
 _PRIORITY = 1
+# BPF_TC_F_REPLACE
+_REPLACE = 1
 _HANDLES = range(1, 9)
 
 
@@ -97,7 +99,8 @@ def is_attached(ifindex: int, point: int, number: int) -> bool:
 
 
 def attach(ifindex: int, point: int, program: int, number: int) -> None:
-    """Attach a program unless it is attached already.
+    """Attach a program unless it is attached already, in place of the one of its name that an
+    earlier load has there.
 
     Args:
         ifindex: of the interface; it has a clsact qdisc.
@@ -108,17 +111,21 @@ def attach(ifindex: int, point: int, program: int, number: int) -> None:
     Raises:
         BpfError: the kernel refused.
     """
-    free = []
-    for handle in _HANDLES:
-        found = _program(ifindex, point, handle)
-        if found == number:
-            return
-        if found is None:
-            free.append(handle)
+    found = {handle: _program(ifindex, point, handle) for handle in _HANDLES}
+    if number in found.values():
+        return
+    name = links.program_name(number)
+    before = [
+        handle
+        for handle, its in found.items()
+        if its is not None and links.program_name(its) == name
+    ]
+    free = [handle for handle, its in found.items() if its is None]
     options = TcOptions(
         sz=ctypes.sizeof(TcOptions),
         prog_fd=program,
-        handle=free[0] if free else 0,
+        flags=_REPLACE if before else 0,
+        handle=next(iter([*before, *free]), 0),
         priority=_PRIORITY,
     )
     check(

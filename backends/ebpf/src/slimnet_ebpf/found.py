@@ -15,7 +15,7 @@ from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.pins import INDEX_DEAD, INDEX_ENTRY, Pins
 
-__all__ = ["find"]
+__all__ = ["find", "fits"]
 
 
 def find(instance: str) -> Running | None:
@@ -27,7 +27,7 @@ def find(instance: str) -> Running | None:
         return Running()
     try:
         with contextlib.closing(pins.open_map("index")) as index:
-            if index.value_size != struct.calcsize(INDEX_ENTRY):
+            if not fits(index):
                 return _unreadable(pins)  # made by another slimnet
             there = tuple(_endpoints(index))
         busy = tuple(path for path in there if cgroups.populated(path))
@@ -35,6 +35,11 @@ def find(instance: str) -> Running | None:
     except (BpfError, CapabilityMissing):
         # Without libbpf the maps cannot be read; the names of pins can.
         return _unreadable(pins)
+
+
+def fits(index: Map) -> bool:
+    """Whether a data path's table of endpoints is as this slimnet writes it."""
+    return index.value_size == struct.calcsize(INDEX_ENTRY)
 
 
 def _endpoints(index: Map) -> Iterator[Path]:

@@ -86,6 +86,16 @@ class MapOptions(ctypes.Structure):
     )
 
 
+class AttachOptions(ctypes.Structure):
+    """struct bpf_prog_attach_opts."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("flags", c_uint32),
+        ("replace_prog_fd", c_int),
+    )
+
+
 class TcHook(ctypes.Structure):
     """struct bpf_tc_hook."""
 
@@ -159,12 +169,17 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__key_size": (c_uint32, (_MAP,)),
     "bpf_map__value_size": (c_uint32, (_MAP,)),
     "bpf_map__map_flags": (c_uint32, (_MAP,)),
+    "bpf_map__max_entries": (c_uint32, (_MAP,)),
+    "bpf_map__btf_key_type_id": (c_uint32, (_MAP,)),
+    "bpf_map__btf_value_type_id": (c_uint32, (_MAP,)),
     "bpf_map__inner_map": (_MAP, (_MAP,)),
     "bpf_map__reuse_fd": (c_int, (_MAP, c_int)),
     "bpf_map__initial_value": (c_void_p, (_MAP, POINTER(c_size_t))),
     "btf__type_cnt": (c_uint32, (_BTF,)),
     "btf__type_by_id": (c_void_p, (_BTF, c_uint32)),
     "btf__name_by_offset": (c_char_p, (_BTF, c_uint32)),
+    "btf__load_from_kernel_by_id": (_BTF, (c_uint32,)),
+    "btf__free": (None, (_BTF,)),
     "bpf_map_create": (
         c_int,
         (c_int, c_char_p, c_uint32, c_uint32, c_uint32, POINTER(MapOptions)),
@@ -185,7 +200,9 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
     "bpf_link_create": (c_int, (c_int, c_int, c_int, c_void_p)),
     "bpf_link_detach": (c_int, (c_int,)),
+    "bpf_link_update": (c_int, (c_int, c_int, c_void_p)),
     "bpf_prog_attach": (c_int, (c_int, c_int, c_int, c_uint32)),
+    "bpf_prog_attach_opts": (c_int, (c_int, c_int, c_int, POINTER(AttachOptions))),
     "bpf_prog_detach2": (c_int, (c_int, c_int, c_int)),
     "bpf_iter_create": (c_int, (c_int,)),
     "bpf_prog_test_run_opts": (c_int, (c_int, POINTER(TestRunOptions))),

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from slimnet_ebpf.libbpf import check, library
+from slimnet_ebpf.libbpf import AttachOptions, check, library
 
 __all__ = [
     "attach",
@@ -28,6 +29,8 @@ __all__ = [
     "program_id",
     "program_name",
     "program_type",
+    "renew",
+    "replace",
     "take_off",
     "target_of",
 ]
@@ -55,6 +58,15 @@ FIRST = 1 << 3
 # or it runs beside them (BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI).
 OVERRIDE = 1 << 0
 MULTI = 1 << 1
+# Instead of another one, at once (BPF_F_REPLACE, Linux 5.6).
+_REPLACE = 1 << 2
+
+# All points of a cgroup that are about sockets and their packets (enum bpf_attach_type): a data
+# path of another version may be at more of them than ours.
+CGROUP_POINTS = (*range(4), *range(8, 16), *range(19, 23), *range(29, 33), 34)
+
+# What the names of our programs begin with, in every version.
+_OURS = "slim_"
 
 
 class _ProgramInfo(ctypes.Structure):
@@ -206,6 +218,65 @@ def keep(program: int, cgroup: int, attach_type: int, flags: int = MULTI) -> Non
             library().bpf_prog_attach(program, cgroup, attach_type, flags),
             f"attach {_program(program).name.decode()}",
         )
+
+
+def replace(
+    cgroup: int, attach_type: int, successors: Mapping[str, int], flags: int = MULTI
+) -> None:
+    """Put programs where those of another load are, which are known by their names: at no
+    moment neither of the two runs, and at none both. One without a successor is taken off.
+
+    Args:
+        cgroup: descriptor of the cgroup's directory.
+        attach_type: enum bpf_attach_type.
+        successors: descriptors of programs, by name as :func:`program_name` has it.
+        flags: OVERRIDE or MULTI, as they were attached.
+
+    Raises:
+        BpfError: the kernel refused.
+    """
+    there = attached(cgroup, attach_type)
+    ours = {program_id(program) for program in successors.values()}
+    for number in there:
+        name = program_name(number)
+        if number in ours or not name.startswith(_OURS):
+            continue
+        fd = check(library().bpf_prog_get_fd_by_id(number), f"open program id {number}")
+        try:
+            program = successors.get(name)
+            if program is None or program_id(program) in there:
+                result = library().bpf_prog_detach2(fd, cgroup, attach_type)
+            elif flags == MULTI:
+                options = AttachOptions(
+                    sz=ctypes.sizeof(AttachOptions), flags=flags | _REPLACE, replace_prog_fd=fd
+                )
+                result = library().bpf_prog_attach_opts(
+                    program, cgroup, attach_type, ctypes.byref(options)
+                )
+            else:  # there is room for one
+                result = library().bpf_prog_attach(program, cgroup, attach_type, flags)
+            check(result, f"replace {name}")
+        finally:
+            os.close(fd)
+
+
+def renew(pin: Path, program: int) -> None:
+    """Let a pinned link run another program from now on; what is not there, or serves nothing
+    any more, is no error.
+
+    Raises:
+        BpfError: the kernel refused.
+    """
+    if not pin.exists() or not target_of(pin):
+        return
+    link = check(library().bpf_obj_get(bytes(pin)), f"open {pin}")
+    try:
+        info = _LinkInfo()
+        _ask(link, info)
+        if info.prog_id != program_id(program):
+            check(library().bpf_link_update(link, program, None), f"replace {pin.name}")
+    finally:
+        os.close(link)
 
 
 def take_off(program: int, cgroup: int, attach_type: int) -> None:

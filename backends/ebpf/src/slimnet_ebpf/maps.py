@@ -41,6 +41,13 @@ class _Info(ctypes.Structure):
         ("max_entries", ctypes.c_uint32),
         ("map_flags", ctypes.c_uint32),
         ("name", ctypes.c_char * 16),
+        ("ifindex", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("netns_dev", ctypes.c_uint64),
+        ("netns_ino", ctypes.c_uint64),
+        ("btf_id", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
     )
 
 
@@ -66,6 +73,13 @@ class Map:
         self.max_entries: int = info.max_entries
         self.flags: int = info.map_flags
         self.name: str = info.name.decode()
+        #: The kernel's number of the BTF that describes it, 0 where none does, and the numbers of
+        #: key's and value's types in there.
+        self.btf: tuple[int, int, int] = (
+            info.btf_id,
+            info.btf_key_type_id,
+            info.btf_value_type_id,
+        )
         # What a look-up from user space fills: one value for each CPU.
         self._value_room = self.value_size
         if self.type == TYPE_PERCPU_ARRAY:

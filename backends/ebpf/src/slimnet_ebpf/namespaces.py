@@ -22,12 +22,27 @@ from slimnet.place import Life, Place
 from slimnet.tables import Tables
 from slimnet_ebpf.carrier import Carrier
 
-__all__ = ["Namespaces", "beneath"]
+__all__ = ["Namespaces", "beneath", "refuse_another"]
 
 
 def beneath(instance: str, state: Path) -> Beneath:
     """Where their fallback overlay is."""
     return Beneath("ebpf", instance, state)
+
+
+def refuse_another(context: Context, port: int) -> None:
+    """Whether what there is of the fallback overlay can be adopted; nothing is changed.
+
+    Args:
+        context: the backend's.
+        port: UDP port of VXLAN.
+
+    Raises:
+        AbiMismatch: it is of another layout.
+    """
+    there = beneath(context.instance, context.state)
+    if there.find() is not None:
+        Fallback(there.context(context), port, wraps=False).close()
 
 
 class Namespaces:
@@ -106,6 +121,13 @@ class Namespaces:
         self._plugs = plugs
         self._where = {endpoint: record.netns for endpoint, (record, *_) in plugged.items()}
         self._tell()
+
+    def renew(self) -> None:
+        """Put our programs on the devices, in place of another load's."""
+        self._carrier.waits = False
+        self._plugs = {}
+        if self._overlay is not None:
+            self._connect(self._overlay)
 
     def _tell(self) -> None:
         limits = self._tables.limits if self._tables is not None else {}

@@ -11,15 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from attrs import fields, frozen
+from attrs import evolve, fields, frozen
 
 from slimnet import contract
 from slimnet.exceptions import BackendUnavailable
 from slimnet_ebpf import contract as private
+from slimnet_ebpf.btf import Btf
 from slimnet_ebpf.libbpf import BpfError, OpenOptions, check, library, recent
 from slimnet_ebpf.maps import TYPE_ARRAY_OF_MAPS, Map
 
-__all__ = ["AbiStamp", "Object", "Program"]
+__all__ = ["AbiStamp", "Object", "Program", "Shape"]
 
 _LOG_SIZE = 1 << 20
 _LOG_LINES = 4
@@ -56,6 +57,33 @@ class AbiStamp:
 
     def __str__(self) -> str:
         return f"{self.version}/{self.fingerprint:016x}.{self.own:016x}"
+
+
+@frozen
+class Shape:
+    """What a map is.
+
+    Attributes:
+        type: enum bpf_map_type.
+        key_size: of a key, in bytes.
+        value_size: of a value, in bytes.
+        max_entries: at most.
+        flags: BPF_F_*.
+        layouts: of key and value (:meth:`.Btf.layout`); ``None``: not known.
+    """
+
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    layouts: tuple[str, str] | None
+
+    def fits(self, other: Shape) -> bool:
+        """Whether programs that are made for the one can work on the other."""
+        if self.layouts is None or other.layouts is None:
+            return evolve(self, layouts=None) == evolve(other, layouts=None)
+        return self == other
 
 
 @frozen
@@ -170,6 +198,26 @@ class Object:
             name: self._map(handle)
             for handle in self._map_handles()
             if "." not in (name := library().bpf_map__name(handle).decode())
+        }
+
+    def shapes(self) -> dict[str, Shape]:
+        """What its maps are, or will be, by name, but for those that hold its constants."""
+        lib = library()
+        types = Btf(lib.bpf_object__btf(self._object))
+        return {
+            name: Shape(
+                lib.bpf_map__type(handle),
+                lib.bpf_map__key_size(handle),
+                lib.bpf_map__value_size(handle),
+                lib.bpf_map__max_entries(handle),
+                lib.bpf_map__map_flags(handle),
+                (
+                    types.layout(lib.bpf_map__btf_key_type_id(handle)),
+                    types.layout(lib.bpf_map__btf_value_type_id(handle)),
+                ),
+            )
+            for handle in self._map_handles()
+            if "." not in (name := lib.bpf_map__name(handle).decode())
         }
 
     def constant(self, name: str) -> bytes:

@@ -22,7 +22,7 @@ import fcntl
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ INDEX_ENTRY = "=IIQQ"
 #: One of these flags: the endpoint is detached, but the kernel still has sockets of it.
 INDEX_DEAD = 4
 _ZERO = bytes(4)
+# Maps that are not the contract's.
+_OWN = frozenset({"index", "record"})
 
 
 def mount_bpffs() -> None:
@@ -142,6 +144,24 @@ class Pins:
         text = Map.create(TYPE_ARRAY, "record", 4, _RECORD_SIZE, 1)
         text.set(_ZERO, _to_record(record))
         text.pin(self.maps / "record")
+
+    def replace(self, loaded: Object, kept: Collection[str]) -> None:
+        """Pin what was loaded in place of what is pinned, but for the maps that go on.
+        What becomes of the record is the caller's affair."""
+        for path in self.maps.iterdir():
+            if path.name not in kept and path.name not in _OWN:
+                path.unlink()
+        for path in self.programs.iterdir():
+            path.unlink()
+        for name, map_ in loaded.maps().items():
+            if name not in kept:
+                map_.pin(self.maps / name)
+        for program in loaded.programs():
+            self._pin(program)
+
+    def has(self, program: str) -> bool:
+        """Whether a program of that name is pinned."""
+        return any(self.programs.glob(f"{program}-*"))
 
     def add(self, loaded: Object) -> None:
         """Pin and hold the programs of a later load, which has our maps."""

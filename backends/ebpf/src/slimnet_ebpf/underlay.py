@@ -167,6 +167,11 @@ class UnderlayPrograms:
                 self._filter(ifindex)
         return [f"{_WAYS[point]} program of {interface}" for point in missing]
 
+    def renew(self) -> None:
+        """Let the interface's links run our programs, where they run another load's."""
+        for _, program in self._points:
+            links.renew(self._pin(program), program.fd)
+
     def _pin(self, program: Program) -> Path:
         return self._pins.links / program.name.replace("slim_tc_", "tcx-")
 

@@ -77,6 +77,8 @@ class PreloadBackend(Backend):
         if there is not None and there.abi != ABI:
             raise AbiMismatch(
                 f"instance {context.instance}: wanted a data path of ABI {ABI}, got {there.abi}"
+                ": it cannot be replaced with endpoints running: stop them, then run"
+                " slimnet agent --teardown"
             )
         self._lock = threading.RLock()
         self._closed = False
