@@ -95,7 +95,7 @@ def run(podman, *words, dropped=True, status=0, **asked):
     """A container that asks for network ``prod``; its options, ``--``, its command."""
     options = [f"--annotation=slimnet.io/{key}={value}" for key, value in asked.items()]
     if dropped:
-        options += ["--cap-drop=NET_RAW"]
+        options += ["--cap-drop=NET_RAW", "--cgroupns=private"]
         options += [f"--security-opt=seccomp={podman.directory}/families.json"]
     return podman.run(*options, "--annotation=slimnet.io/network=prod", *words, status=status)
 
@@ -136,7 +136,8 @@ def test_what_is_to_be_dropped(podmans):
             False,
             [
                 "--cap-drop NET_RAW;",
-                "a seccomp profile that refuses socket(2) for AF_VSOCK and AF_SMC",
+                "a seccomp profile that refuses socket(2) for AF_VSOCK and AF_SMC;",
+                "--cgroupns private;",
             ],
         ),
         (["--volume=/sys/fs/bpf:/pins"], True, ["no /pins, or that read-only"]),

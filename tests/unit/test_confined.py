@@ -7,6 +7,7 @@ from slimnet.engines.confined import leaks
 from slimnet.linux import mounts
 
 ALLOW, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
+APART = [{"type": "mount"}, {"type": "cgroup"}]
 DROPPED = {"process": {"capabilities": {"bounding": ["CAP_CHOWN", "CAP_KILL"]}}}
 
 
@@ -56,14 +57,23 @@ SECCOMP = {
 def test_socket_families(what):
     profile, left = SECCOMP[what]
     expected = [f"a seccomp profile that refuses socket(2) for {left}"] if left else []
-    assert leaks(DROPPED | {"linux": {"seccomp": profile}}) == expected
+    assert leaks(DROPPED | {"linux": {"seccomp": profile, "namespaces": APART}}) == expected
+
+
+LINUX = {"seccomp": refusing(40, 43), "namespaces": APART}
+
+
+@pytest.mark.parametrize("namespaces", [[], APART[:1], [{"type": "cgroup", "path": "/proc/1/x"}]])
+def test_cgroups_above_its_own(namespaces):
+    config = DROPPED | {"linux": LINUX | {"namespaces": namespaces}}
+    assert leaks(config) == ["--cgroupns private"]
 
 
 @pytest.mark.parametrize("kind", ["bounding", "effective", "ambient"])
 def test_capabilities(kind):
     held = ["CAP_CHOWN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_BPF"]
     config = {"process": {"capabilities": {kind: held}}}
-    config["linux"] = {"seccomp": refusing(40, 43)}
+    config["linux"] = LINUX
     assert leaks(config) == ["--cap-drop NET_RAW,BPF,SYS_ADMIN"]
 
 
@@ -74,7 +84,7 @@ def mount(source, kind="bind", *options):
 def test_file_systems(tmp_path):
     """A host's directory beside those of the kernel's is no matter, one with them in it is."""
     point = mounts.table("cgroup2")[0].point
-    config = DROPPED | {"linux": {"seccomp": refusing(40, 43)}}
+    config = DROPPED | {"linux": LINUX}
     leading_out = (
         mount("cgroup", "cgroup2"),
         mount(point, "bind", "rbind"),

@@ -22,7 +22,12 @@ _ALLOWING = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCM
 def leaks(config: Mapping[str, Any]) -> list[str]:
     """What the engine is to take away, in its words; nothing where a container that nothing
     else closes is held."""
-    return [*_capabilities(config), *_families(config), *_file_systems(config)]
+    return [
+        *_capabilities(config),
+        *_families(config),
+        *_cgroup_namespace(config),
+        *_file_systems(config),
+    ]
 
 
 def _capabilities(config: Mapping[str, Any]) -> Iterator[str]:
@@ -74,6 +79,15 @@ def _holds(condition: Mapping[str, Any], value: int) -> bool:
             "SCMP_CMP_MASKED_EQ": value & wanted == more,
         }[condition["op"]]
     )
+
+
+def _cgroup_namespace(config: Mapping[str, Any]) -> Iterator[str]:
+    """In the host's it sees cgroups above its own. clone3(2) with CLONE_INTO_CGROUP enters
+    what an O_PATH descriptor names, of a mount for reading only too: the kernel asks the inode
+    (``cgroup_may_write()``), which knows nothing of mounts."""
+    namespaces = config.get("linux", {}).get("namespaces") or ()
+    if not any(each.get("type") == "cgroup" and not each.get("path") for each in namespaces):
+        yield "--cgroupns private"
 
 
 def _file_systems(config: Mapping[str, Any]) -> Iterator[str]:

@@ -69,7 +69,7 @@ def check() -> None:
         families = " and ".join(seccomp.PAST_HOOKS)
         raise CapabilityMissing(
             f"endpoint.closed: {error}; or leave it out, and have the container's engine drop"
-            f" {names}, and refuse {families} (seccomp)"
+            f" {names}, refuse {families} (seccomp), and show it no cgroup but its own"
         ) from error
 
 
