@@ -70,6 +70,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "root: needs root; skipped without")
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
     config.addinivalue_line("markers", "module: needs the kernel module; left out without")
+    config.addinivalue_line(
+        "markers", "lsm: needs a kernel that closes endpoints; left out without"
+    )
     signal.signal(signal.SIGTERM, end)
     # A background job ignores SIGINT, one under nohup SIGHUP too. Ignoring is inherited, and a
     # shell traps nothing that was ignored when it started; a handler is not inherited.
@@ -79,9 +82,18 @@ def pytest_configure(config):
 
 
 def pytest_report_header():
-    if not MODULE.exists():
-        return f"left out: what needs the kernel module {MODULE.name} (tests/vm loads it)"
-    return None
+    left = [] if MODULE.exists() else [f"the kernel module {MODULE.name}"]
+    left += [] if closes() else ["a kernel that takes programs of the BPF LSM"]
+    return f"left out: what needs {' or '.join(left)} (tests/vm has it)" if left else None
+
+
+def closes():
+    """Whether endpoints can be closed here."""
+    try:
+        from slimnet_ebpf import closing  # not for who tests nothing of it
+    except ImportError:
+        return False
+    return os.geteuid() == 0 and closing.closes()
 
 
 def functions(commit):
@@ -97,10 +109,11 @@ def pytest_collection_modifyitems(config, items):
         newer = [item for item in items if item.originalname not in wanted]
         config.hook.pytest_deselected(items=newer)
         items[:] = [item for item in items if item.originalname in wanted]
-    without = [item for item in items if item.get_closest_marker("module")]
-    if without and not MODULE.exists():
-        config.hook.pytest_deselected(items=without)
-        items[:] = [item for item in items if item not in without]
+    for name, there in (("module", MODULE.exists), ("lsm", closes)):
+        without = [item for item in items if item.get_closest_marker(name)]
+        if without and not there():
+            config.hook.pytest_deselected(items=without)
+            items[:] = [item for item in items if item not in without]
     places = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 

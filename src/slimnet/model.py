@@ -407,6 +407,7 @@ class Endpoint:
         identity: the number of its label set; 0 before the store has given one.
         cgroup: the cgroup v2 directory of its processes on its host.
         netns: path of their network namespace there; empty for the host's own.
+        closed: whether the data path keeps from them what ``slimnet run`` would.
     """
 
     network: str = field(validator=_name)
@@ -422,6 +423,7 @@ class Endpoint:
     identity: int = field(default=0, validator=_number)
     cgroup: str = ""
     netns: str = ""
+    closed: bool = False
 
     @property
     def full_name(self) -> str:
@@ -431,7 +433,7 @@ class Endpoint:
     @property
     def place(self) -> Place:
         """Where its processes belong, as far as its record says."""
-        return Place(self.cgroup, self.netns)
+        return Place(self.cgroup, self.netns, closed=self.closed)
 
     @property
     def title(self) -> str:

@@ -157,6 +157,7 @@ class Node:
         ports: Mapping[str, tuple[str, int]] | None = None,
         cgroup: str | os.PathLike[str] | None = None,
         netns: str | os.PathLike[str] | None = None,
+        closed: bool = False,
         ephemeral: bool = False,
     ) -> AttachedEndpoint:
         """Attach an endpoint on this host. Processes that are started in its
@@ -178,6 +179,8 @@ class Node:
                 no ``eth0`` and no default route: it gets the endpoint's, and loses them
                 when the endpoint is detached. Any process in it is the endpoint then.
                 Only of a backend that works by namespaces (``kmod``, ``noop``).
+            closed: keep from every process in the cgroup what ``slimnet run`` takes from a
+                command: for a container in the host's network namespace.
             ephemeral: it goes by itself when this process has ended and its
                 cgroup is empty.
 
@@ -186,7 +189,8 @@ class Node:
             InvalidValue: an argument is wrong.
             AlreadyExists: its name or address is taken.
             CannotEnforce: a mandatory policy selects it, and this host cannot hold it.
-            CapabilityMissing: it has a published port or a limit, and this host cannot.
+            CapabilityMissing: it has a published port or a limit, or is to be closed, and
+                this host cannot.
             BackendError: the data path refused; nothing was changed.
         """
         answer = self._client.request(
@@ -200,6 +204,7 @@ class Node:
             ports=None if ports is None else {key: list(value) for key, value in ports.items()},
             cgroup=None if cgroup is None else os.path.abspath(cgroup),  # noqa: PTH100
             netns=None if netns is None else os.path.abspath(netns),  # noqa: PTH100
+            closed=closed,
             ephemeral=ephemeral,
         )
         return AttachedEndpoint(

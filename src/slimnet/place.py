@@ -22,6 +22,7 @@ class Part(enum.StrEnum):
     NETNS = "netns"
     ENVIRONMENT = "environment"
     MOUNTS = "mounts"
+    CLOSED = "closed"
 
 
 class Life(enum.Enum):
@@ -54,12 +55,16 @@ class Place:
         environment: what is set in its environment besides.
         mounts: absolute path, as the process sees it, to the file or directory that is to be
             there.
+        closed: whether what ``slimnet run`` takes from what it starts is kept from every
+            process in ``cgroup`` by the backend, for somebody else starts them, in the host's
+            network namespace.
     """
 
     cgroup: Path | None = field(default=None, converter=_to_path)
     netns: Path | None = field(default=None, converter=_to_path)
     environment: Mapping[str, str] = field(factory=dict, hash=False)
     mounts: Mapping[str, Path] = field(factory=dict, converter=_to_mounts, hash=False)
+    closed: bool = False
 
     def parts(self) -> frozenset[Part]:
         """Those that are there."""

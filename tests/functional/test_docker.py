@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pytest
 from attrs import field, mutable
-from lab.engines import TAKING, closed, endpoints, left, root_file_system, two_hosts
+from lab.engines import SHARING, TAKING, closed, endpoints, left, root_file_system, two_hosts
 from lab.paths import DATA_PATHS, Can, require
 
 from slimnet import directories
 from slimnet.agent.client import UnixConnection
 from slimnet.engines.container import attachments
 from slimnet.linux import netns
+from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.testbed.host import TestbedHost
 
 pytestmark = pytest.mark.root
@@ -255,6 +256,34 @@ def test_real_programs_on_two_hosts(dockers, nothing_left):
     assert str(endpoints(second.host)["client"].address) in answer
 
 
+@pytest.mark.parametrize("dockers", SHARING, indirect=True)
+def test_in_the_hosts_network_namespace(dockers, nothing_left):
+    """Docker tells its plugins nothing of ``--network host``: the endpoint is there before, and
+    the container's cgroup below that of the endpoint."""
+    first, second = dockers
+    parent = cgroup_mount() / f"slt-dk{os.getpid()}"
+    parent.mkdir()
+    try:
+        with first.host.node() as node:
+            closes = "closed" in node.status()["takes"]
+            labels = {"app": "web"}
+            node.attach("prod", "plain", labels=labels, cgroup=parent, closed=closes)
+            where = ("--network=host", f"--cgroup-parent=/{parent.name}")
+            first("run", "-d", "--name=plain", *where, "test", *REDIS)
+            ping = ("exec", "client", "redis-cli", "-h", "plain", "ping")
+            assert second(*ping) == "PONG\n"
+            pid = first("inspect", "--format={{.State.Pid}}", "plain").strip()
+            assert Path(f"/proc/{pid}/ns/net").samefile(first.host.netns)
+            with closed(first.host):
+                second(*ping, status=1)
+            assert second(*ping) == "PONG\n"
+            first("rm", "--force", "plain")
+            node.detach("prod", "plain")
+    finally:
+        first.remove_all()
+        parent.rmdir()
+
+
 def test_policy_holds(dockers, nothing_left):
     """Also for root in the container with every network capability."""
     first, second = dockers
@@ -371,9 +400,12 @@ def test_many(dockers, nothing_left):
         docker.start("run", "-d", "--network=prod", f"--name=c{number}", "test", "sleep", "1000")
         for number in range(50)
     ]
-    for each in starting:
+    for number, each in enumerate(starting):
         _, errors = each.communicate(timeout=300)
-        assert each.returncode == 0, errors
+        if each.returncode:  # a busy machine: the agent has eight seconds for those before it
+            assert "no answer in 8 s" in errors
+            docker("rm", "--force", f"c{number}")
+            docker.run("-d", f"--name=c{number}", "--", "sleep", "1000")
     assert len({each.address for each in endpoints(docker.host).values()}) == 50
     docker.remove_all()
     assert endpoints(docker.host) == {}

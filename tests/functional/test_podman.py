@@ -8,15 +8,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 from lab.engines import (
-    PLUGIN,
     TAKING,
     ask,
     closed,
@@ -26,59 +23,14 @@ from lab.engines import (
     two_hosts,
 )
 from lab.paths import require
+from lab.podman import Podman, served
 
 from slimnet.engines.container import attachments
 from slimnet.linux import netns
-from slimnet.testbed.host import TestbedHost
 
 pytestmark = pytest.mark.root
 
 NAME = f"slt-pod{os.getpid()}"
-CONTAINERS_CONF = """
-[network]
-network_backend = "cni"
-network_config_dir = "{0}/net.d"
-cni_plugin_dirs = ["{1}"]
-[engine]
-cgroup_manager = "cgroupfs"
-runtime = "runc"
-events_logger = "file"
-[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
-"""
-
-
-@frozen
-class Podman:
-    """One host's, with a store of its own."""
-
-    host: TestbedHost
-    directory: object
-    image: object
-
-    def start(self, *words, **how):
-        """Of the machine's podman, in the host's network."""
-        command = ["nsenter", f"--net={self.host.netns}", "podman", "--root", self.directory / "s"]
-        command += ["--runroot", self.directory / "r", "--log-level=error", *words]
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.directory)}
-        environment["CONTAINERS_CONF"] = str(self.directory / "containers.conf")
-        return subprocess.Popen(
-            [str(each) for each in command], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
-        )  # fmt: skip
-
-    def __call__(self, *words, status=0):
-        with self.start(*words) as process:
-            output, errors = process.communicate(timeout=60)
-        assert process.returncode == status, (words, output, errors)
-        return output if status == 0 else errors
-
-    def run(self, *words, status=0, options=()):
-        """A container from the root file system: its options, ``--``, its command."""
-        cut = words.index("--")
-        options, command = words[:cut], words[cut + 1 :]
-        return self("run", "--network", NAME, *options, "--rootfs", self.image, *command,
-                    status=status)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=TAKING)
@@ -91,27 +43,15 @@ def podmans(request, tmp_path_factory) -> Iterator[tuple[Podman, Podman]]:
     with two_hosts(request.param, "pod") as hosts, contextlib.ExitStack() as undo:
         made = []
         for host in hosts:
-            directory = tmp_path_factory.mktemp(host.name)
-            (directory / "net.d").mkdir()
+            made.append(Podman.on(host, tmp_path_factory.mktemp(host.name), image, NAME))
+            undo.callback(made[-1].end)
+            directory = made[-1].directory
             plugin = {"type": "slimnet-cni", "network": "prod", "agent": str(host.agent)}
             plugin |= {"labels": {"app": "web"}, "capabilities": {"ips": True}}
             plugin["capabilities"]["portMappings"] = True
             network = {"cniVersion": "0.4.0", "name": NAME, "plugins": [plugin]}
             (directory / "net.d" / f"{NAME}.conflist").write_text(json.dumps(network))
-            text = CONTAINERS_CONF.format(directory, PLUGIN.parent)
-            (directory / "containers.conf").write_text(text)
-            made.append(Podman(host, directory, image))
-            undo.callback(_end, made[-1])
         yield tuple(made)
-
-
-def _end(podman):
-    podman("rm", "--all", "--force", "--time=0")
-    for kind in ("s/overlay", "s/vfs", "r"):
-        subprocess.run(
-            ["umount", "--quiet", "--recursive", podman.directory / kind],
-            check=False, capture_output=True,
-        )  # fmt: skip
 
 
 @pytest.fixture
@@ -120,18 +60,6 @@ def nothing_left(podmans):
     for podman in podmans:
         podman("rm", "--all", "--force", "--time=0")
     assert left(f"cni-{NAME}", *(each.host for each in podmans)) == []
-
-
-def served(podman, *words):
-    """Until a server that has just been started answers."""
-    until = time.monotonic() + 20
-    while True:
-        with podman.start(*words) as process:
-            output, errors = process.communicate(timeout=30)
-        if process.returncode == 0:
-            return output
-        assert time.monotonic() < until, errors
-        time.sleep(0.1)
 
 
 def test_real_programs_on_two_hosts(podmans, nothing_left):

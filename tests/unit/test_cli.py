@@ -24,7 +24,18 @@ from slimnet.cli.output import show, show_one
 from slimnet.cli.usage import size
 from slimnet.exceptions import InvalidValue
 from slimnet.linux import netns
-from slimnet.model import Direction, Endpoint, Event, EventKind, Network, Reason
+from slimnet.model import (
+    Answer,
+    Capabilities,
+    Direction,
+    Endpoint,
+    Event,
+    EventKind,
+    Network,
+    Probe,
+    Reason,
+)
+from slimnet.place import Part
 
 
 def run(*argv, **environment):
@@ -313,6 +324,26 @@ def test_check_warns_of_packet_sockets():
     assert found.answer == "warning"
     assert "`slimnet run` takes CAP_NET_RAW away; not enforced" in found.reason
     assert found.remedy == "drop CAP_NET_RAW in the container runtime"
+
+
+@pytest.mark.parametrize(
+    ("takes", "answer"), [({"closed", "netns"}, "yes"), ({"netns"}, "warning")]
+)
+def test_check_says_whether_containers_are_closed(monkeypatch, takes, answer):
+    """By what a backend states of this machine, which it has tried."""
+    from slimnet.cli import machine
+
+    class Stated:
+        @staticmethod
+        def look():
+            able = Capabilities(takes=frozenset(map(Part, takes)))
+            return Probe(Answer.YES, "", capabilities=able)
+
+    monkeypatch.setattr(machine, "backend_names", lambda: ["one"])
+    monkeypatch.setattr(machine, "backend_class", lambda _: Stated)
+    found = next(each for each in machine.findings() if "--network host" in each.subject)
+    assert found.answer == answer
+    assert ("lsm=...,bpf" in found.remedy) == (answer == "warning")
 
 
 @pytest.mark.parametrize(("there", "answer"), [("1", "warning"), ("", "yes")])

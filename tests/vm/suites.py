@@ -52,8 +52,9 @@ SUITES = {
             "tests/ebpf/test_start.py::test_a_new_process_adopts",
             "tests/ebpf/test_refused.py::test_ip_options_as_control_data",
             "tests/ebpf/test_refused.py::test_a_device_as_control_data",
+            "tests/ebpf/test_closed.py",
         ],
-        "how it is attached and adopted, and what the kernel leaves open",
+        "how it is attached and adopted, what the kernel leaves open, and closed endpoints",
     ),
     "functional": Suite(
         [
@@ -61,8 +62,9 @@ SUITES = {
             "tests/functional/test_replay.py",
             "tests/functional/test_names.py",
             "tests/functional/test_hostile.py::test_timestamps_show_no_underlay_address",
+            "tests/functional/test_host_network.py::test_attacks",
         ],
-        "SYNs that come again, and the names that sockets say, between two hosts",
+        "SYNs that come again, the names that sockets say, and a container that is closed",
     ),
 }
 

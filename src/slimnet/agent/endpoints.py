@@ -26,6 +26,7 @@ from slimnet.cluster import Cluster
 from slimnet.exceptions import (
     AlreadyExists,
     BackendError,
+    CapabilityMissing,
     Conflict,
     InUse,
     InvalidValue,
@@ -87,7 +88,7 @@ class Endpoints:
 
         Args:
             asked: ``network``, ``name`` and, where wanted, ``namespace``,
-                ``address``, ``labels``, ``ports``, ``cgroup``, ``netns``.
+                ``address``, ``labels``, ``ports``, ``cgroup``, ``netns``, ``closed``.
             holder: the process with whose end the endpoint goes, once its
                 cgroup is empty too; ``None`` for one that stays.
 
@@ -107,7 +108,7 @@ class Endpoints:
         with self._changing:
             held = self._held(asked)
             if held is not None:
-                if held.netns:  # its path may name another namespace by now
+                if held.netns or held.cgroup:  # the path may name another by now
                     place = self._backend.attach(held, network)
                     self._names.add(held, place)
                 return self.placed(held)
@@ -118,6 +119,7 @@ class Endpoints:
                 "cgroup": str(place.cgroup or ""),
                 # One that the backend makes is its own affair; another may serve the rest.
                 "netns": asked.get("netns", ""),
+                "closed": place.closed,
             }
             if "ports" in asked:
                 spec["ports"] = {key: _port(value) for key, value in asked["ports"].items()}
@@ -365,8 +367,9 @@ class Endpoints:
         Raises:
             InvalidValue: what was asked for is no such thing, another endpoint's, or of
                 no use to the backend.
+            CapabilityMissing: it is to be closed, and this host cannot.
         """
-        given = Place(asked.get("cgroup"), asked.get("netns"))
+        given = Place(asked.get("cgroup"), asked.get("netns"), closed=asked.get("closed", False))
         if given.cgroup is not None:
             cgroup.check(given.cgroup, "endpoint.cgroup")
             for each in self._mirror.endpoints(self._site.host.name):
@@ -379,7 +382,10 @@ class Endpoints:
         if given.netns is not None and not given.netns.is_absolute():
             raise InvalidValue("endpoint.netns", "an absolute path", str(given.netns))
         name = f"{asked['network']}.{asked['namespace']}.{asked['name']}"
-        return self._backend.place(name, given)
+        place = self._backend.place(name, given)
+        if given.closed and not place.closed:
+            raise CapabilityMissing(f"endpoint.closed: backend {self._backend.name} closes none")
+        return place
 
     def _let_go(self, endpoint: Endpoint) -> None:
         place = endpoint.place
@@ -427,4 +433,5 @@ def _same(asked: Mapping[str, Any], there: Endpoint) -> bool:
         and ports == dict(there.ports)
         and str(asked.get("cgroup", there.cgroup)) == there.cgroup
         and str(asked.get("netns", there.netns)) == there.netns
+        and asked.get("closed", there.closed) == there.closed
     )

@@ -100,6 +100,9 @@ class Attach:
     ports: Annotated[dict[str, Any] | None, TABLE, 'named ports: ``{"http": ["tcp", 80]}``'] = None
     cgroup: Annotated[str | None, TEXT, "a cgroup v2 directory; by default one is made"] = None
     netns: Annotated[str | None, TEXT, "path of a network namespace; by default none"] = None
+    closed: Annotated[
+        bool, TRUTH, "keep from all in its cgroup what ``slimnet run`` takes from a command"
+    ] = False
     ephemeral: Annotated[
         bool, TRUTH, "it goes when the process that asks has ended and its cgroup is empty"
     ] = False

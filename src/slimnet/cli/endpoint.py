@@ -37,6 +37,7 @@ def endpoint() -> None:
 Examples:
   slimnet endpoint add web -n prod -l app=web --port http=80
   slimnet endpoint add web -n prod --cgroup /sys/fs/cgroup/machine/web
+  slimnet endpoint add web -n prod --cgroup /sys/fs/cgroup/web --closed
   slimnet endpoint add web -n prod --netns /run/netns/web
 
 \b
@@ -55,6 +56,12 @@ Whatever is started in the cgroup that is printed is that endpoint:
 )
 @click.option("--cgroup", metavar="DIRECTORY", help="An existing one. [default: one is made]")
 @click.option("--netns", metavar="PATH", help="An existing network namespace; not with preload.")
+@click.option(
+    "--closed",
+    is_flag=True,
+    help="Keep from all in the cgroup what `slimnet run` takes from a command: for a container"
+    " in the host's network namespace. ebpf, with the BPF LSM.",
+)
 @output_option
 @agent_option
 def add(
@@ -66,6 +73,7 @@ def add(
     ports: tuple[str, ...],
     cgroup: str | None,
     netns: str | None,
+    closed: bool,  # noqa: FBT001  # click's
     output: str,
 ) -> None:
     """Attach the endpoint NAME on this host.
@@ -82,6 +90,7 @@ def add(
             ports=ports_of(ports),
             cgroup=cgroup,
             netns=netns,
+            closed=closed,
         )
     answer = {
         "endpoint": title(made.endpoint),

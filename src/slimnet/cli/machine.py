@@ -15,6 +15,7 @@ from slimnet.agent.listening import cut_off
 from slimnet.config import load_config
 from slimnet.exceptions import BackendUnavailable, CapabilityMissing, ConfigError
 from slimnet.linux import cgroup, sysctl
+from slimnet.place import Part
 from slimnet.plugins import backend_class, backend_names
 from slimnet.sandbox import landlock, seccomp
 
@@ -46,6 +47,7 @@ def findings() -> Iterator[Finding]:
     yield _low_ports()
     yield _abstract_sockets()
     yield _packet_sockets()
+    yield _host_network()
     yield _other_families()
     yield _other_calls()
     yield _filter()
@@ -106,6 +108,24 @@ def _packet_sockets() -> Finding:
         "warning",
         "`slimnet run` takes CAP_NET_RAW away; not enforced where an endpoint's runtime leaves it",
         "drop CAP_NET_RAW in the container runtime",
+    )
+
+
+def _host_network() -> Finding:
+    """Whether a backend closes what somebody else starts in the host's network namespace."""
+    subject = "containers of --network host"
+    for name in backend_names():
+        try:
+            takes = backend_class(name).look().capabilities.takes
+        except (BackendUnavailable, ConfigError):
+            continue
+        if Part.CLOSED in takes:
+            return Finding(subject, "yes", f"{name} closes them as `slimnet run` would (BPF LSM)")
+    return Finding(
+        subject,
+        "warning",
+        "not closed: refused, where their engine leaves them what `slimnet run` would not",
+        "Linux 6.1 with the BPF LSM (boot with lsm=...,bpf), or drop that in the engine",
     )
 
 

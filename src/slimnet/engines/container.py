@@ -35,6 +35,7 @@ from slimnet.exceptions import (
 from slimnet.linux import netns
 from slimnet.names import NAME
 from slimnet.node import Node
+from slimnet.place import Place
 
 __all__ = [
     "DEVICE",
@@ -88,9 +89,11 @@ class Container:
         network: slimnet's network.
         name: the endpoint's.
         namespace: the endpoint's.
-        netns: path of the container's network namespace.
+        netns: path of the container's network namespace; empty where that is the host's.
         agent: the agent's socket.
         published: names of the PublishedPorts that were made for it.
+        cgroup: the container's, by which it is known in the host's network namespace.
+        closed: whether the data path keeps from it what its engine leaves it.
     """
 
     id: str
@@ -101,6 +104,14 @@ class Container:
     netns: str
     agent: str
     published: tuple[str, ...] = field(default=(), converter=_to_texts)
+    cgroup: str = ""
+    closed: bool = False
+
+    def is_at(self, place: Place) -> bool:
+        """Whether an endpoint's place is this container."""
+        if self.cgroup:
+            return str(place.cgroup) == self.cgroup
+        return str(place.netns) == self.netns
 
     @property
     def file(self) -> Path:
@@ -165,8 +176,8 @@ def join(
     labels: dict[str, str] | None = None,
     published: Sequence[HostPort] = (),
 ) -> AttachedEndpoint:
-    """Make a container's namespace an endpoint's, with its ports of the host. The same again
-    answers the same.
+    """Make a container's namespace, or its cgroup, an endpoint's, with its ports of the host.
+    The same again answers the same.
 
     Raises:
         SlimnetError: it could not; nothing is left, but where the agent did not answer: what
@@ -180,7 +191,9 @@ def join(
             namespace=container.namespace,
             address=address,
             labels=labels or None,
-            netns=container.netns,
+            cgroup=container.cgroup or None,
+            netns=container.netns or None,
+            closed=container.closed,
         )
         if published:
             node.apply_policy(
@@ -240,7 +253,7 @@ def leave(node: Node, container: Container) -> None:
     except (NotFound, BackendError, InvalidValue):
         there = None  # gone, about to go, or another host's by now
     # Another container may have the name: this one's endpoint went with its namespace.
-    if there is not None and str(there.place.netns) == container.netns:
+    if there is not None and container.is_at(there.place):
         with contextlib.suppress(NotFound):
             node.detach(container.network, container.name, container.namespace)
     container.file.unlink(missing_ok=True)

@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import attrs
 
+from slimnet.engines.confined import leaks
 from slimnet.engines.container import (
     Container,
     HostPort,
@@ -27,10 +29,11 @@ from slimnet.engines.container import (
     leave,
     let_go,
 )
-from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
-from slimnet.linux import libc, netns
+from slimnet.exceptions import AgentUnreachable, CapabilityMissing, InvalidValue, SlimnetError
+from slimnet.linux import cgroup, libc, netns
 from slimnet.linux.resolvers import RESOLV_CONF
 from slimnet.node import Node
+from slimnet.place import Part, Place
 
 __all__ = ["Hook", "host_port"]
 
@@ -93,8 +96,10 @@ class Hook:
         address: str | None = None,
         labels: dict[str, str] | None = None,
         published: Sequence[HostPort] = (),
+        config: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make the container's namespace an endpoint's, with its resolver in the container.
+        """Make the container's namespace an endpoint's, with its resolver in the container;
+        where that is the host's, its cgroup, closed.
 
         Args:
             pid: the container's first process.
@@ -105,22 +110,32 @@ class Hook:
             address: the one that is asked for.
             labels: the endpoint's.
             published: ports of the host that are the container's.
+            config: what an OCI runtime starts it from. Without, it has to have a network
+                namespace of its own.
 
         Raises:
             SlimnetError: it cannot be; nothing is left.
             OSError: the same.
         """
         node = self.node
+        own = Path(f"/proc/{pid}/ns/net")
+        where = Place(netns=own)
+        if config is not None and own.samefile("/proc/self/ns/net"):
+            where = _place(node, pid, config)
         for each in attachments(self.owner, self._id):
-            leave(node, each)
+            # A cgroup of that name is this container's again, and has its first process.
+            if not (each.cgroup and each.is_at(where)):
+                leave(node, each)
         container = Container(
             id=self._id,
             owner=self.owner,
             network=network,
             name=name,
             namespace=namespace,
-            netns=f"/proc/{pid}/ns/net",
+            netns=str(where.netns or ""),
             agent=self.agent or "",
+            cgroup=str(where.cgroup or ""),
+            closed=where.closed,
         )
         try:
             made = join(node, container, address=address, labels=labels)
@@ -150,6 +165,32 @@ class Hook:
             SlimnetError: it has ports of the host, and they cannot be given back now.
         """
         return let_go(list(attachments(self.owner, self._id)), self.agent)
+
+
+def _place(node: Node, pid: int, config: Mapping[str, Any]) -> Place:
+    """By what a container in the host's network namespace is known, and whether it is to be
+    closed: where the kernel can, or else has no need.
+
+    Raises:
+        CapabilityMissing: it can be none, or is left what it must not have.
+        InvalidValue: it has no cgroup of its own.
+    """
+    status = node.status()
+    if set(status["needs"]) != {Part.CGROUP}:
+        raise CapabilityMissing(
+            f"the container is in the host's network namespace: backend {status['backend']}"
+            " wants one of its own"
+        )
+    own, there = cgroup.of_process(os.getpid()), cgroup.of_process(pid)
+    if own is None or there is None or own.is_relative_to(there):
+        raise InvalidValue("cgroup", "one that is the container's alone", str(there))
+    closed = Part.CLOSED in status["takes"]
+    if not closed and (found := leaks(config)):
+        raise CapabilityMissing(
+            "the container is in the host's network namespace, and the kernel cannot close it"
+            f" (`slimnet check` says more): give it {'; '.join(found)}; or another network"
+        )
+    return Place(there, closed=closed)
 
 
 def _show(file: Path, path: str, pid: int, root: Path) -> None:

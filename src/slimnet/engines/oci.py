@@ -91,8 +91,16 @@ class ContainerState:
         Raises:
             OSError: the bundle has no configuration.
         """
-        config = json.loads((self.bundle / "config.json").read_text())
-        return Path(self.bundle, config["root"]["path"])
+        return Path(self.bundle, self.config()["root"]["path"])
+
+    def config(self) -> dict[str, Any]:
+        """What the container is made from.
+
+        Raises:
+            OSError: the bundle has no configuration.
+        """
+        found: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
+        return found
 
     def take(self, agent: str | None) -> list[str]:
         """Do what is to be done in this state.
@@ -124,6 +132,7 @@ class ContainerState:
             address=self._asked("address"),
             labels=self.labels,
             published=self.published,
+            config=self.config(),
         )
         return []
 

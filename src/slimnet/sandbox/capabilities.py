@@ -12,7 +12,7 @@ import ctypes
 
 from slimnet.linux import libc
 
-__all__ = ["KEPT", "drop", "mask"]
+__all__ = ["AROUND", "KEPT", "LEADING_OUT", "drop", "mask"]
 
 #: Name to number (include/uapi/linux/capability.h).
 KEPT = {
@@ -30,6 +30,21 @@ KEPT = {
     "CAP_AUDIT_WRITE": 29,
     "CAP_SETFCAP": 31,
 }
+
+#: Those with which a process is past a data path's hooks. A closed endpoint has none of them;
+#: the others that are not kept are its engine's to give, which needs CAP_SYS_ADMIN among them
+#: to start a container.
+AROUND = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
+    "CAP_SYS_MODULE": 16,
+    "CAP_SYS_RAWIO": 17,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+
+#: What its engine must not give where nothing closes it: CAP_SYS_ADMIN mounts cgroupfs anew.
+LEADING_OUT = {**AROUND, "CAP_SYS_ADMIN": 21}
 
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24

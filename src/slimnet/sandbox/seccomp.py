@@ -35,11 +35,13 @@ import stat
 
 from slimnet.linux import libc
 
-__all__ = ["FAMILIES", "MACHINES", "NUMBERS", "REFUSED", "install", "program"]
+__all__ = ["FAMILIES", "MACHINES", "NUMBERS", "PAST_HOOKS", "REFUSED", "install", "program"]
 
 #: What socket(2) may ask for: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK.
 FAMILIES = (1, 2, 10, 16)
 
+#: Of the others, those that need no capability: AF_VSOCK, AF_SMC.
+PAST_HOOKS = {"AF_VSOCK": 40, "AF_SMC": 43}
 #: AUDIT_ARCH_* of the machines whose numbers stand below (include/uapi/linux/audit.h).
 MACHINES = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 

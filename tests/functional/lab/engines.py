@@ -23,14 +23,16 @@ TAKING = [name for name, path in DATA_PATHS.items() if Can.TAKES_NAMESPACES in p
 #: For what the engine's part alone decides, whatever takes the namespace: a fixture ``hosts`` on
 #: one of them.
 ONE = pytest.mark.parametrize("hosts", TAKING[:1], indirect=True)
+#: And an endpoint of which is its cgroup, in the host's network namespace, otherwise.
+SHARING = [name for name in TAKING if Can.OWN_DEVICES not in DATA_PATHS[name].can]
 PLUGIN = Path(sys.executable).with_name("slimnet-cni")
 SLIMNET = PLUGIN.with_name("slimnet")
 
 
 @contextmanager
-def two_hosts(backend, name):
-    """Two hosts with a network ``prod``, 10.1.0.0/16."""
-    with Testbed(f"slt-{name}{os.getpid()}", hosts=2, backend=backend) as testbed:
+def two_hosts(backend, name, *, count=2):
+    """Two hosts, or as many, with a network ``prod``, 10.1.0.0/16."""
+    with Testbed(f"slt-{name}{os.getpid()}", hosts=count, backend=backend) as testbed:
         with testbed.hosts[0].node() as node:
             node.create_network("prod", "10.1.0.0/16")
             node.wait()

@@ -30,6 +30,7 @@ from slimnet.exceptions import (
     BackendUnavailable,
     ConfigError,
     InUse,
+    InvalidValue,
 )
 from slimnet.layout import Layout, to_bytes16
 from slimnet.linux import sysctl
@@ -62,6 +63,7 @@ from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.announcer import Announcer, Here
 from slimnet_ebpf.carrier import DEVICES, Carrier
+from slimnet_ebpf.closing import Closing
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.doomed import Doomed
 from slimnet_ebpf.endpoints import EndpointAttachments, cgroups_of
@@ -474,6 +476,7 @@ class EbpfBackend(Backend):
             self._sockets,
             Limits(self._maps[private.SLIM_MAP_LIMIT], by_name[_RATE], by_name[_REPACE]),
             self._writer.set_index,
+            self._held.enter_context(contextlib.closing(Closing(self._pins))),
         )
         self._tables: Tables | None = None
         self._events = self._held.enter_context(
@@ -582,6 +585,9 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.place`: a cgroup; and a network namespace, where one
         is given or the option says so."""
         if self._is_apart(given):
+            if given.closed:
+                wanted = "false, for it has a network namespace of its own"
+                raise InvalidValue("endpoint.closed", wanted, given.closed)
             return self._namespaces.place(name, given)
         return self._endpoints.place(name, given)
 

@@ -41,8 +41,9 @@ from slimnet.model import Endpoint, Network
 from slimnet.place import Place
 from slimnet.policy.compile.difference import altered
 from slimnet.tables import LimitRecord
+from slimnet_ebpf import closing, links
 from slimnet_ebpf import contract as private
-from slimnet_ebpf import links
+from slimnet_ebpf.closing import Closing
 from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.limits import Limits
 from slimnet_ebpf.maps import Map
@@ -67,6 +68,7 @@ _READY = 2  # everything is attached and the cgroup knows who it is
 _DEAD = INDEX_DEAD
 _BURIED = 8  # dead, and all of detach is done: sockets destroyed, accounts dropped
 _SILENT = 16  # no packet of its sockets passes
+_CLOSED = 32  # its processes are kept from what closing.py says
 
 _GUARD, _SILENCE = "slim_guard", "slim_silence"
 # How many cgroups of endpoints one look is at.
@@ -84,7 +86,7 @@ class _Entry:
 
     Attributes:
         endpoint: its id; 0: free.
-        flags: _MADE, _READY, _DEAD, _BURIED, _SILENT.
+        flags: _MADE, _READY, _DEAD, _BURIED, _SILENT, _CLOSED.
         cgroup: id of its cgroup.
         freed: when the index was last given back, CLOCK_MONOTONIC in ns.
     """
@@ -109,6 +111,7 @@ class EndpointAttachments:
         sockets: to find and destroy what a detached endpoint leaves.
         limits: what each may send.
         on_index: called with (endpoint, index) when one gets or loses its index.
+        closing: what closes those that are to be closed.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class EndpointAttachments:
         sockets: SocketDiagnosis,
         limits: Limits,
         on_index: Callable[[int, int], None],
+        closing: Closing,
     ) -> None:
         self._pins = pins
         self._programs = [
@@ -134,6 +138,7 @@ class EndpointAttachments:
         self._sockets = sockets
         self._limits = limits
         self._on_index = on_index
+        self._closing = closing
         self._indexes = pins.open_map("index")
         self._mount = cgroups.mount()
         self._sheltered = 0  # id of the cgroup that shelter() has seen
@@ -244,10 +249,10 @@ class EndpointAttachments:
                 if self._entries().get(index) == entry:  # and not detached meanwhile
                     self._leave(index, entry)
             # Of one that was detached meanwhile they may be missing.
-            elif self._local(entry)["endpoint"] == entry.endpoint and self._lacks(path):
-                with cgroups.opened(path) as fd:
-                    for program in self._programs:
-                        links.keep(program.fd, fd, program.attach_type)
+            elif self._local(entry)["endpoint"] == entry.endpoint and (
+                self._lacks(path) or (entry.flags & _CLOSED and self._closing.lacks(path))
+            ):
+                self._keep(path, entry)
                 found.append(f"programs of {path}")
         return found
 
@@ -274,7 +279,9 @@ class EndpointAttachments:
                 " are in the host's network namespace)",
                 str(given.netns),
             )
-        return Place(given.cgroup or self._below / name)
+        if given.closed:
+            closing.check()
+        return Place(given.cgroup or self._below / name, closed=given.closed)
 
     def attach(self, endpoint: Endpoint, network: Network) -> Place:
         """See :meth:`slimnet.abc.Backend.attach`."""
@@ -296,13 +303,14 @@ class EndpointAttachments:
                 self._refuse_another(endpoint, network, wanted, path, entries[index])
                 # Again, for the process that began to attach it may have been killed half-way.
                 self._finish(endpoint, network, index, path, entries[index])
-                return Place(path)
+                return Place(path, closed=endpoint.closed)
             self.detach(endpoint.id)  # somebody removed its cgroup
             entries = self._entries()
         path, made = self._make_cgroup(endpoint.id, wanted)
         try:
             self._refuse_overlap(entries, path)
-            fresh = _Entry(endpoint.id, _MADE if made else 0, cgroups.number(path))
+            flags = (_MADE if made else 0) | (_CLOSED if endpoint.closed else 0)
+            fresh = _Entry(endpoint.id, flags, cgroups.number(path))
             index, entry = self._take_index(entries, fresh, path, endpoint, network)
             try:
                 self._finish(endpoint, network, index, path, entry)
@@ -316,7 +324,7 @@ class EndpointAttachments:
             if made:
                 cgroups.remove(path)
             raise
-        return Place(path)
+        return Place(path, closed=endpoint.closed)
 
     def detach(self, endpoint: int) -> None:
         """See :meth:`slimnet.abc.Backend.detach`."""
@@ -423,8 +431,9 @@ class EndpointAttachments:
     def _is_same(self, endpoint: Endpoint, network: Network, entry: _Entry) -> bool:
         """Whether a cgroup is, or was, this endpoint's."""
         held = self._local(entry)
-        says = network.vni, to_bytes16(endpoint.address)
-        return entry.endpoint == endpoint.id and (held["vni"], held["address"]) == says
+        was = held["vni"], held["address"], bool(entry.flags & _CLOSED)
+        says = network.vni, to_bytes16(endpoint.address), endpoint.closed
+        return entry.endpoint == endpoint.id and was == says
 
     def _refuse_overlap(self, entries: dict[int, _Entry], path: Path) -> None:
         """Within each other, both endpoints' programs would run."""
@@ -481,14 +490,22 @@ class EndpointAttachments:
             return
         if entry.flags & _DEAD:
             self._unsilence_cgroup(path)
-        self._put_in_force(endpoint, network, index, path)
+        self._put_in_force(endpoint, network, index, path, entry)
         self._write(index, evolve(entry, flags=entry.flags & ~_DEAD | _READY))
         self._on_index(endpoint.id, index)
 
-    def _put_in_force(self, endpoint: Endpoint, network: Network, index: int, path: Path) -> None:
+    def _keep(self, path: Path, entry: _Entry) -> None:
+        """Put all of its programs on a cgroup."""
         with cgroups.opened(path) as fd:
             for program in self._programs:
                 links.keep(program.fd, fd, program.attach_type)
+        if entry.flags & _CLOSED:
+            self._closing.put(path)
+
+    def _put_in_force(
+        self, endpoint: Endpoint, network: Network, index: int, path: Path, entry: _Entry
+    ) -> None:
+        self._keep(path, entry)
         self._limits.apply(endpoint.id, index, path)
         # Last: the attached programs refuse everything until the cgroup's storage names an
         # endpoint.
@@ -535,6 +552,8 @@ class EndpointAttachments:
             with cgroups.opened(path) as fd:
                 for program in self._programs:
                     links.take_off(program.fd, fd, program.attach_type)
+            if entry.flags & _CLOSED:
+                self._closing.take_off(path)
             if entry.flags & _MADE:
                 cgroups.remove(path)
         self._write(index, _Entry(freed=time.monotonic_ns()))

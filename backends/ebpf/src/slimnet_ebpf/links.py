@@ -48,6 +48,7 @@ ON_CGROUP = frozenset({CGROUP_SOCK, SOCK_OPS, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT})
 ATTACH_CGROUP_INGRESS = 0
 ATTACH_CGROUP_EGRESS = 1
 ATTACH_SK_LOOKUP = 36
+ATTACH_LSM_CGROUP = 43
 ATTACH_TCX_INGRESS = 46
 ATTACH_TCX_EGRESS = 47
 
@@ -67,6 +68,8 @@ CGROUP_POINTS = (*range(4), *range(8, 16), *range(19, 23), *range(29, 33), 34)
 
 # What the names of our programs begin with, in every version.
 _OURS = "slim_"
+
+_QUERY_EFFECTIVE = 1 << 0
 
 
 class _ProgramInfo(ctypes.Structure):
@@ -290,13 +293,15 @@ def take_off(program: int, cgroup: int, attach_type: int) -> None:
 
 
 def attached(target: int, attach_type: int) -> list[int]:
-    """The ids of the programs that are attached there."""
+    """The ids of the programs that are attached there; of a security module's also those
+    of the cgroups above, for the kernel tells no less where it is not asked for flags."""
     ids = (ctypes.c_uint32 * 64)()
     count = ctypes.c_uint32(len(ids))
     flags = ctypes.c_uint32()
+    how = _QUERY_EFFECTIVE if attach_type == ATTACH_LSM_CGROUP else 0
     check(
         library().bpf_prog_query(
-            target, attach_type, 0, ctypes.byref(flags), ids, ctypes.byref(count)
+            target, attach_type, how, ctypes.byref(flags), ids, ctypes.byref(count)
         ),
         "ask what is attached",
     )

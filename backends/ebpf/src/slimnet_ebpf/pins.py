@@ -163,15 +163,29 @@ class Pins:
         """Whether a program of that name is pinned."""
         return any(self.programs.glob(f"{program}-*"))
 
-    def add(self, loaded: Object) -> None:
-        """Pin and hold the programs of a later load, which has our maps."""
+    def add(self, loaded: Object, own: str | None = None) -> None:
+        """Pin and hold the programs of a later load, which has our maps.
+
+        Args:
+            loaded: has them.
+            own: a map that is its own, pinned last.
+        """
         for program in loaded.programs():
+            # Whoever died in the midst of this left some of them.
+            self._path(program).unlink(missing_ok=True)
             self._hold(self._pin(program))
+        if own is not None:
+            path = self.maps / own
+            loaded.maps()[own].pin(path)
+            self._hold(path)
 
     def _pin(self, program: Program) -> Path:
-        path = self.programs / f"{program.name}-{program.attach_type}"
+        path = self._path(program)
         check(library().bpf_obj_pin(program.fd, bytes(path)), f"pin {path}")
         return path
+
+    def _path(self, program: Program) -> Path:
+        return self.programs / f"{program.name}-{program.attach_type}"
 
     def hold(self) -> None:
         """Keep what is pinned open, for :meth:`mend`, until :meth:`release`."""
@@ -180,6 +194,8 @@ class Pins:
                 self._hold(path)
 
     def _hold(self, path: Path) -> None:
+        if path in self._held:
+            os.close(self._held.pop(path))
         self._held[path] = check(library().bpf_obj_get(bytes(path)), f"open {path}")
 
     def release(self) -> None:
@@ -221,10 +237,10 @@ class Pins:
         """A pinned map."""
         return Map.pinned(self.maps / name)
 
-    def open_programs(self) -> list[Program]:
-        """The pinned programs; the caller closes their descriptors."""
+    def open_programs(self, prefix: str = "") -> list[Program]:
+        """The pinned programs whose names begin so; the caller closes their descriptors."""
         found = []
-        for path in sorted(self.programs.iterdir()):
+        for path in sorted(self.programs.glob(f"{prefix}*")):
             name, _, attach_type = path.name.rpartition("-")
             fd = check(library().bpf_obj_get(bytes(path)), f"open {path}")
             found.append(Program(name, program_type(fd), int(attach_type), fd))

@@ -16,6 +16,7 @@ from slimnet.exceptions import CapabilityMissing
 from slimnet.linux import cgroup, sysctl
 from slimnet.model import Capabilities, Feature, Wire, WireFormat
 from slimnet.place import Part
+from slimnet_ebpf import closing
 from slimnet_ebpf.libbpf import library
 
 __all__ = ["CASTS", "OBJECT", "TSTAMP", "Gap", "capabilities", "check", "gaps", "knows"]
@@ -61,6 +62,7 @@ def capabilities() -> Capabilities:
     """What the data path can do on this kernel."""
     # Without nft there is no fallback overlay, and so no endpoint in a namespace of its own.
     apart = shutil.which("nft") is not None
+    takes = ({Part.NETNS} if apart else set()) | ({Part.CLOSED} if closing.closes() else set())
     wires = {
         WireFormat(Wire.SYN, contract.SLIM_WIRE_VERSION),
         WireFormat(Wire.ANNOUNCE, contract.SLIM_ANNOUNCE_VERSION),
@@ -70,7 +72,7 @@ def capabilities() -> Capabilities:
         wires=frozenset(wires | {WireFormat(Wire.VXLAN)} if apart else wires),
         features=frozenset(Feature),
         needs=frozenset({Part.CGROUP}),
-        takes=frozenset({Part.NETNS} if apart else ()),
+        takes=frozenset(takes),
     )
 
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Podman on a host of the laboratory."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+from attrs import frozen
+
+from lab.engines import PLUGIN
+from slimnet.testbed.host import TestbedHost
+
+CONTAINERS_CONF = """
+[network]
+network_backend = "cni"
+network_config_dir = "{0}/net.d"
+cni_plugin_dirs = ["{1}"]
+[engine]
+cgroup_manager = "cgroupfs"
+runtime = "runc"
+events_logger = "file"
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
+"""
+
+
+@frozen
+class Podman:
+    """One host's, with a store of its own."""
+
+    host: TestbedHost
+    directory: Path
+    image: Path
+    network: str
+
+    @classmethod
+    def on(cls, host, directory, image, network):
+        """In a directory of its own."""
+        (directory / "net.d").mkdir()
+        text = CONTAINERS_CONF.format(directory, PLUGIN.parent)
+        (directory / "containers.conf").write_text(text)
+        return cls(host, directory, image, network)
+
+    def start(self, *words, **how):
+        """Of the machine's podman, in the host's network."""
+        command = ["nsenter", f"--net={self.host.netns}", "podman", "--root", self.directory / "s"]
+        command += ["--runroot", self.directory / "r", "--log-level=error", *words]
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.directory)}
+        environment["CONTAINERS_CONF"] = str(self.directory / "containers.conf")
+        return subprocess.Popen(
+            [str(each) for each in command], env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
+        )  # fmt: skip
+
+    def __call__(self, *words, status=0):
+        with self.start(*words) as process:
+            output, errors = process.communicate(timeout=60)
+        assert process.returncode == status, (words, output, errors)
+        return output if status == 0 else errors
+
+    def run(self, *words, status=0, options=()):
+        """A container from the root file system: its options, ``--``, its command."""
+        cut = words.index("--")
+        options, command = words[:cut], words[cut + 1 :]
+        return self("run", "--network", self.network, *options, "--rootfs", self.image, *command,
+                    status=status)  # fmt: skip
+
+    def end(self):
+        """Remove its containers, and what it has mounted."""
+        self("rm", "--all", "--force", "--time=0")
+        for kind in ("s/overlay", "s/vfs", "r"):
+            subprocess.run(
+                ["umount", "--quiet", "--recursive", self.directory / kind],
+                check=False, capture_output=True,
+            )  # fmt: skip
+
+
+def served(podman, *words):
+    """Until a server that has just been started answers."""
+    until = time.monotonic() + 20
+    while True:
+        with podman.start(*words) as process:
+            output, errors = process.communicate(timeout=30)
+        if process.returncode == 0:
+            return output
+        assert time.monotonic() < until, errors
+        time.sleep(0.1)
