@@ -29,7 +29,7 @@ from slimnet.agent.site import read_keys, underlay, write_keys
 from slimnet.cluster import Cluster, keys
 from slimnet.cluster.change import Guard, counter
 from slimnet.cluster.keyring import Keyring, fingerprint
-from slimnet.cluster.own import OwnStore, store_id
+from slimnet.cluster.own import FORMAT_KEY, OwnStore, check_format, store_id
 from slimnet.cluster.token import PUBLIC, Token
 from slimnet.cluster.which import open_configured
 from slimnet.config import Config, load_config
@@ -132,6 +132,7 @@ def form(path: str | None, wishes: Wishes, store: str | None = None) -> tuple[Co
         there = config.key_file.exists()
         own_keys = read_keys(config.key_file) if there else (secrets.token_bytes(16),)
         opened = held.enter_context(open_configured(config, make=True))
+        _refuse_later(opened)
         number = store_id(opened)
         if number and not there:
             raise AlreadyExists(
@@ -255,6 +256,7 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
             if str(error.got).startswith(str(own.parent.parent / ".slimnet-")):
                 raise ConfigError(error.field, error.wanted, "the token's") from error
             raise
+        _refuse_later(store)
         _refuse_other(store, token)
         there = instance.running(config)
         for each in there.values():
@@ -412,6 +414,12 @@ def _seen(host: Host) -> dict[str, bytes]:
 
 def _dumped(key: str, value: object) -> dict[str, bytes]:
     return {key: records.dump(value)}
+
+
+def _refuse_later(store: Store) -> None:
+    """A store that a later version has written: what it says next is not understood."""
+    found = store.get(FORMAT_KEY)
+    check_format(None if found is None else found[0])
 
 
 def _refuse_other(store: Store, token: Token) -> None:
