@@ -173,8 +173,7 @@ def _from(agent: Agent, source: Endpoint, destination: Endpoint, asked: Ping) ->
         if not why and silent:
             why = _silence(answer["wire"], source, destination)
         if why:
-            error = result["error"]
-            answer |= {"carried": "unreachable", "why": why, "error": error}
+            answer |= {"carried": "unreachable", "why": why, "error": result["error"]}
     return answer
 
 
