@@ -27,9 +27,11 @@ from slimnet.model import (
     Flow,
     Host,
     Network,
+    Opening,
     Probe,
     Running,
     Status,
+    Wire,
 )
 from slimnet.place import Life, Place
 from slimnet.tables import Change, Tables
@@ -335,6 +337,19 @@ class Backend(abc.ABC):
 
         Returns:
             the option that says where they are, to the ports.
+
+        Raises:
+            ConfigError: an option is wrong.
+        """
+        del options
+        return {}
+
+    @classmethod
+    def openings(cls, options: Mapping[str, Any]) -> Mapping[Wire, Sequence[Opening]]:
+        """Where this host hears other hosts, by the wire on which they speak; nothing by default.
+
+        Args:
+            options: as of :class:`Context`.
 
         Raises:
             ConfigError: an option is wrong.

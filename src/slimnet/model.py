@@ -41,6 +41,7 @@ __all__ = [
     "HostState",
     "Namespace",
     "Network",
+    "Opening",
     "Probe",
     "Protocol",
     "Reason",
@@ -99,6 +100,24 @@ class WireFormat:
 
     def __str__(self) -> str:
         return f"{self.wire}/{self.version}"
+
+
+@frozen
+class Opening:
+    """Ports at which a host hears other hosts, which a firewall has to let in.
+
+    Attributes:
+        protocol: ``tcp`` or ``udp``.
+        ports: of this host, and where others speak the same, of theirs.
+    """
+
+    protocol: str
+    ports: range
+
+    def __str__(self) -> str:
+        first, last = self.ports[0], self.ports[-1]
+        ports = f"port {first}" if first == last else f"ports {first} to {last}"
+        return f"{self.protocol.upper()} {ports}"
 
 
 class Feature(enum.StrEnum):

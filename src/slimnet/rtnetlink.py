@@ -28,7 +28,7 @@ _ACK, _REPLACE, _CREATE = 4, 0x100, 0x400
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _GET_LINK, _GET_ROUTE = 18, 26
-_RTA_DST, _RTA_OIF = 1, 4
+_RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_EXT_MASK = 3, 18, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_VXLAN_LINK = 1, 2, 3
 _SKIP_STATS = 1 << 3
@@ -118,6 +118,17 @@ class Rtnetlink:
         data = self._route(address)
         return data is not None and data[_RTM_TYPE] == _TYPE_LOCAL
 
+    def way(self, address: IPAddress) -> tuple[int, IPAddress | None] | None:
+        """By which interface (its number), and with which source, the kernel sends to an IPv4
+        address where a socket says neither; ``None``: it has no route."""
+        data = self._route(address, 0)
+        if data is None:
+            return None
+        found = dict(_attributes(data[28:]))
+        source = found.get(_RTA_PREFSRC)
+        (index,) = struct.unpack("=I", found.get(_RTA_OIF, bytes(4)))
+        return index, None if source is None else IPAddress(int.from_bytes(source, "big"), 4)
+
     def deliver(self, network: IPNetwork, *, on: bool) -> None:
         """From now on deliver what is sent to a network to this host itself; or no longer.
 
@@ -155,11 +166,11 @@ class Rtnetlink:
         (index,) = struct.unpack("=I", found.get(_RTA_OIF, bytes(4)))
         return int(index)
 
-    def _route(self, address: IPAddress) -> bytes | None:
+    def _route(self, address: IPAddress, flags: int = _FIB_MATCH) -> bytes | None:
         """The route that the kernel would take: a message with a struct rtmsg."""
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         raw = address.packed
-        header = struct.pack("=8BI", family, 8 * len(raw), *bytes(6), _FIB_MATCH)
+        header = struct.pack("=8BI", family, 8 * len(raw), *bytes(6), flags)
         self._send(_GET_ROUTE, _REQUEST, header + _attribute(_RTA_DST, raw))
         # EINVAL, EACCES and the like: of a route of type blackhole, prohibit ...
         return self._answer(

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """etcd servers for a test: real ones, on addresses of the loopback that are nobody else's."""
 
+import contextlib
 import itertools
+import subprocess
+from pathlib import Path
 
 import pytest
 from servers import Authority, own_address
@@ -42,3 +45,20 @@ def store(server):
 @pytest.fixture
 def authority(tmp_path):
     return lambda name: Authority(tmp_path, name)
+
+
+@pytest.fixture
+def clock(tmp_path):
+    """What is started meanwhile has a clock that is wrong by so many hours."""
+    library = tmp_path / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+
+    @contextlib.contextmanager
+    def wrong(hours):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LD_PRELOAD", str(library))
+            patch.setenv("CLOCK_OFF", str(hours * 3600))
+            yield
+
+    return wrong

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -375,23 +374,6 @@ def test_killed_at_random(tmp_path):
         assert min(done) > 0
         agree(machines, *hosts)
         nobody_lost(*loads)
-
-
-@pytest.fixture
-def clock(tmp_path):
-    """What is started meanwhile has a clock that is wrong by so many hours."""
-    library = tmp_path / "clock.so"
-    source = Path(__file__).with_name("clock.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
-
-    @contextlib.contextmanager
-    def wrong(hours):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LD_PRELOAD", str(library))
-            patch.setenv("CLOCK_OFF", str(hours * 3600))
-            yield
-
-    return wrong
 
 
 def test_wrong_clocks(tmp_path, clock):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -263,6 +264,62 @@ def test_a_backend_that_does_not_fit(machines):
         assert said in line
         assert files(two) == before
         assert "seen/h2" not in machines.held()
+
+
+@pytest.mark.parametrize("machines", ["tls"], indirect=True)
+def test_a_clock_that_does_not_fit(machines, clock):
+    """Where the store's certificate is not good yet by this host's clock, or no longer; leases
+    are the store's, and an hour is nothing (test_failures.py)."""
+    _, two, _ = machines.hosts
+    token = first(machines)
+    held, before = machines.held(), files(two)
+    join = ("cluster", "join", "--host", "h2", *machines.certificate(), token)
+    for days, said in {-30: "certificate is not yet valid", 30: "certificate has expired"}.items():
+        with clock(24 * days):
+            line = slimnet(two, *join, status=2)
+        assert line.startswith(
+            f"slimnet: store.etcd.ca: wanted what signed the certificate ({said}"
+        )
+        there = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 86400 * days))
+        assert f"; the clock of this host says {there} " in line
+        assert (machines.held(), files(two)) == (held, before)
+    slimnet(two, *join)
+
+
+@pytest.mark.parametrize("machines", ["sqlite"], indirect=True)
+def test_a_version_that_does_not_fit(machines):
+    """A token or a store of a later one, and hosts that speak another version of a wire."""
+    one, two, _ = machines.hosts
+    one.config.write_text(one.config.read_text() + 'backend = "preload"\n')
+    two.config.write_text(two.config.read_text() + 'backend = "preload"\n')
+    token = first(machines)
+    one.start_agent().wait()
+    one.stop_agent()
+    before = files(two)
+
+    def refused(word):
+        held = machines.held()
+        line = slimnet(two, "cluster", "join", "--host", "h2", word, status=2)
+        assert (machines.held(), files(two)) == (held, before)
+        return line
+
+    later = token.replace("slimnet1.", "slimnet2.")
+    assert "token: wanted one of version 1, slimnet1...., got 'slimnet2.'" in refused(later)
+    with machines.opened() as store:
+        # An agent writes it with its lease; here it outlives the agent.
+        spoken = {"name": "h1", "address": str(one.address), "backend": "preload"}
+        record = {**spoken, "wires": ["announce/99"], "version": "99.0"}
+        store.transact(put={"hosts/h1": json.dumps(record).encode()})
+    line = refused(token)
+    assert "backend: wanted one with a wire that others speak: h1 (preload: announce/99)" in line
+    with machines.opened() as store:
+        store.transact(put={"format": b"2"})
+    assert "the store is of format '2', and this version of slimnet knows none" in refused(token)
+    line = slimnet(two, "cluster", "init", "--host", "h2", "--store", machines.url, status=2)
+    assert "the store is of format '2'" in line
+    assert files(two) == before
+    with machines.opened() as store:
+        store.transact(delete=["format"])
 
 
 @pytest.mark.parametrize("machines", ["etcd"], indirect=True)

@@ -1129,8 +1129,128 @@ def test_ping_through_a_firewall(hosts, pair):
     with firewall(hosts[1:], "wall", f"table inet wall {{ chain c {{ {chain}; }}; }}"):
         answer = hosts[0].node().ping("db", port=7000, source="web", timeout=0.5)
         assert (answer["carried"], answer["error"]) == ("unreachable", "ETIMEDOUT")
-        assert "does a firewall between h1 and h2 let it through?" in answer["why"]
+        assert "h2: the firewall (nftables, table inet wall, chain c) drops " in answer["why"]
+        assert ": let UDP port 4789 in" in answer["why"] or ": let TCP ports " in answer["why"]
     assert hosts[0].node().ping("db", port=7000, source="web")["carried"] != "unreachable"
+
+
+def test_ping_through_somebody_elses_firewall(cluster, hosts, pair):
+    """Where no host knows why, it asks what is between them."""
+    switch = cluster.underlay.switch
+    nft = ["nsenter", f"--net={switch}", "nft"]
+    rules = (
+        "table netdev wall { chain c { type filter hook ingress device h1 priority 0; drop; }; }"
+    )
+    subprocess.run([*nft, "-f", "-"], input=rules.encode(), check=True)
+    try:
+        answer = hosts[0].node().ping("db", port=7000, source="web", timeout=0.5)
+    finally:
+        subprocess.run([*nft, "delete", "table", "netdev", "wall"], check=True)
+    assert answer["carried"] == "unreachable"
+    assert "does a firewall between h1 and h2 let it through?" in answer["why"]
+
+
+def checked(host):
+    """What `slimnet check` says of the way to others, where it is not fine."""
+    environment = {**os.environ, "SLIMNET_CONFIG": str(host.config_file)}
+    argv = [sys.executable, "-m", "slimnet.cli", "check", "-o", "json"]
+    enter = ["nsenter", f"--net={host.where.netns}"]
+    done = subprocess.run([*enter, *argv], env=environment, capture_output=True, text=True)
+    (said,) = json.loads(done.stdout)
+    ways = [each for each in said["machine"] if each["subject"].startswith("way of ")]
+    assert ways, said
+    return [each for each in ways if each["answer"] != "yes"]
+
+
+def test_a_firewall_that_drops_unknown_ports(hosts, pair):
+    """Named by ping on the other host and by check on its own, with the ports to let in."""
+    rules = """table inet wall {
+        chain input {
+            type filter hook input priority filter; policy drop;
+            iif lo accept
+            ct state established,related accept
+            tcp dport 22 accept
+        }
+    }"""
+    assert checked(hosts[1]) == []
+    with firewall(hosts[1:], "wall", rules):
+        answer = hosts[0].node().ping("db", port=7000, source="web", timeout=0.5)
+        found = checked(hosts[1])
+        assert checked(hosts[0]) == []
+    assert answer["carried"] == "unreachable"
+    assert answer["why"].startswith("h2: the firewall (nftables, table inet wall, chain input)")
+    for each in found:
+        assert "(nftables, table inet wall, chain input) drops " in each["reason"]
+        assert each["remedy"].startswith("let ")
+        assert each["remedy"].endswith(" in")
+    named = [f"{each['reason']}: {each['remedy']}" in answer["why"] for each in found]
+    assert any(named), (found, answer["why"])
+    assert hosts[0].node().ping("db", port=7000, source="web")["carried"] != "unreachable"
+
+
+def test_a_strict_reverse_path(hosts, pair):
+    """What comes by another interface than the route back is dropped: said by ping and check."""
+    one, two = hosts
+    peer = str(one.where.address)
+
+    def ip(*words):
+        subprocess.run(["nsenter", f"--net={two.where.netns}", "ip", *words], check=True)
+
+    def strict(value):
+        for name in ("all", two.where.interface):
+            path = f"/proc/sys/net/ipv4/conf/{name}/rp_filter"
+            enter = ["nsenter", f"--net={two.where.netns}", "tee", path]
+            subprocess.run(enter, input=value, check=True, capture_output=True)
+
+    ip("link", "add", "aside", "type", "veth", "peer", "name", "aside2")
+    try:
+        ip("link", "set", "aside", "up")
+        ip("link", "set", "aside2", "up")
+        ip("route", "add", f"{peer}/32", "dev", "aside")
+        strict(b"1")
+        answer = one.node().ping("db", port=7000, source="web", timeout=0.5)
+        found = checked(two)
+    finally:
+        strict(b"0")
+        ip("link", "del", "aside")
+    said = f"rp_filter=1 drops what comes from {peer} by {two.where.interface}, for the route back"
+    assert answer["carried"] == "unreachable"
+    assert f"h2: {said} is by aside: sysctl -w " in answer["why"]
+    assert [each["reason"] for each in found if "rp_filter" in each["reason"]] == [
+        f"{said} is by aside"
+    ]
+    for host, words in ((one, ("db", "web")), (two, ("web", "db"))):
+        until(lambda h=host, w=words: h.node().ping(w[0], source=w[1])["error"] is None)
+
+
+def test_a_route_with_another_source(cluster, hosts, pair):
+    """Of several addresses the kernel takes another one: the host there refuses the connection,
+    where the SYN says who it is from."""
+    one, _ = hosts
+    own = str(one.where.address)
+    other = "198.18.77.1"
+
+    def ip(words):
+        enter = ["nsenter", f"--net={one.where.netns}", "ip", *words.split()]
+        subprocess.run(enter, check=True)
+
+    route = f"route change 198.18.0.0/15 dev {one.where.interface} proto kernel scope link src"
+    ip(f"address add {other}/15 dev {one.where.interface}")
+    try:
+        ip(f"{route} {other}")
+        answer = one.node().ping("db", port=7000, source="web", timeout=0.5)
+        found = checked(one)
+    finally:
+        ip(f"{route} {own}")
+        ip(f"address del {other}/15 dev {one.where.interface}")
+    if not can(cluster.backend, Can.NAMED_BY_SYN):
+        assert answer["carried"] != "unreachable"
+        assert found == []
+        return
+    assert answer["carried"] == "unreachable"
+    assert answer["why"].startswith("h1: connections to ")
+    assert f"leave with the source {other}, not with this host's {own}: say `src" in answer["why"]
+    assert [each["reason"] in answer["why"] for each in found] == [True]
 
 
 def test_the_firewall_of_the_documentation(hosts, resident, pair):

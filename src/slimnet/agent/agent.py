@@ -37,6 +37,7 @@ from slimnet.agent.listening import cut_off
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.names import Names
 from slimnet.agent.notify import notify, watchdog_interval
+from slimnet.agent.obstacles import obstacles
 from slimnet.agent.site import Site, able, moved, ranges, survey, taken
 from slimnet.cluster import Cluster
 from slimnet.cluster.keyring import Keyring, fingerprint
@@ -52,7 +53,7 @@ from slimnet.exceptions import (
     SlimnetError,
     StoreUnreachable,
 )
-from slimnet.model import Host, HostState
+from slimnet.model import Host, HostState, Wire
 from slimnet.place import Place
 from slimnet.plugins import open_store
 from slimnet.policy import Document, PolicyWarning, State, uncarried
@@ -119,7 +120,9 @@ class Agent:
         self.cluster = Cluster(self.store)
         self.mirror = Mirror(self.store, config.host, self.store.id)
         self.inquiries = Inquiries(
-            self.store, config.host, {"ask": self._decide, "listens": self._listens}
+            self.store,
+            config.host,
+            {"ask": self._decide, "listens": self._listens, "obstacles": self._obstacles},
         )
         self.since = time.time()
         self._reported = 0
@@ -399,6 +402,14 @@ class Agent:
         if self.backend.claims(port):
             return str(self.site.host.address)
         return self.endpoints.listener(None if address is None else IPAddress(address), port)
+
+    def _obstacles(self, peer: str, wire: str) -> list[str]:
+        """What on this host stands between it and another one, that it talks to by a wire."""
+        by = Wire(wire)
+        context = self.backend.context
+        openings = self.backend.openings(context.options).get(by, ())
+        here = (context.interface, context.host.address)
+        return [str(each) for each in obstacles(*here, IPAddress(peer), by, openings)]
 
     def _tend(self) -> None:
         """Housekeeping; where it fails, the rest goes on."""

@@ -14,7 +14,8 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from slimnet.agent.site import read_keys, underlay, write_keys
 from slimnet.cluster import Cluster, keys
 from slimnet.cluster.change import Guard, counter
 from slimnet.cluster.keyring import Keyring, fingerprint
-from slimnet.cluster.own import OwnStore, store_id
-from slimnet.cluster.token import PUBLIC, Token
+from slimnet.cluster.own import FORMAT_KEY, OwnStore, check_format, store_id
+from slimnet.cluster.token import CARRIED, PUBLIC, Token
 from slimnet.cluster.which import open_configured
 from slimnet.config import Config, load_config
 from slimnet.exceptions import (
@@ -50,6 +51,7 @@ __all__ = [
     "Invitation",
     "Terms",
     "Wishes",
+    "beside",
     "check_member",
     "form",
     "invitations",
@@ -57,6 +59,7 @@ __all__ = [
     "join",
     "join_again",
     "leave",
+    "membership",
     "refuse_key",
     "withdraw",
 ]
@@ -108,7 +111,13 @@ class Invitation:
     host: str
 
 
-def form(path: str | None, wishes: Wishes, store: str | None = None) -> tuple[Config, Path]:
+def form(
+    path: str | None,
+    wishes: Wishes,
+    store: str | None = None,
+    serve: Callable[[str, IPAddress, Path], AbstractContextManager[tuple[str, Mapping[str, Any]]]]
+    | None = None,
+) -> tuple[Config, Path]:
     """Make this machine the first host of a cluster; with its configuration, and the file that
     was written.
 
@@ -116,22 +125,29 @@ def form(path: str | None, wishes: Wishes, store: str | None = None) -> tuple[Co
         path: of the configuration; ``None``: the default one.
         wishes: what it is to be.
         store: URL; ``None``: the configuration's.
+        serve: starts one, for the instance, its underlay address and the file that is to be
+            written; its URL and options. It takes that back where this fails.
 
     Raises:
         AlreadyExists: it is in a cluster, or the store holds one whose key is not here.
         ConfigError, InvalidValue, StoreUnreachable, InUse: nothing was changed.
     """
     found, own = _configuration(path)
-    if store is not None or wishes.options:
+    if store is not None or serve is not None or wishes.options:
         _refuse_store(found, "--store")
-    config = _wished(found, wishes, store or found.store, wishes.options)
     with contextlib.ExitStack() as held:
+        if serve is not None:
+            address = _host(_wished(found, wishes, found.store, {})).address
+            store, options = held.enter_context(serve(found.instance, address, own))
+            wishes = attrs.evolve(wishes, options={**options, **wishes.options})
+        config = _wished(found, wishes, store or found.store, wishes.options)
         if config.store != found.store:
             held.enter_context(instance.hold(config))
         host = _host(config)
         there = config.key_file.exists()
         own_keys = read_keys(config.key_file) if there else (secrets.token_bytes(16),)
         opened = held.enter_context(open_configured(config, make=True))
+        _refuse_later(opened)
         number = store_id(opened)
         if number and not there:
             raise AlreadyExists(
@@ -168,8 +184,12 @@ def invite(config: Config, terms: Terms) -> Token:
             raise InUse("the cluster's key is being changed: `slimnet cluster rotate-key` ends it")
         options = dict(config.store_options)
         files = {}
-        for option in PUBLIC & options.keys():
-            files[option] = Path(options.pop(option)).read_text(encoding="ascii")
+        member = next(file for file in config.files.values() if file.match("conf.d/cluster.toml"))
+        for option in CARRIED & options.keys():
+            path = Path(options[option])
+            if option in PUBLIC or path == beside(member, option):
+                del options[option]
+                files[option] = path.read_text(encoding="ascii")
         token = Token(number, config.store, options, files)
         lease = OwnStore(store).lease(terms.seconds)
         record = {
@@ -246,7 +266,7 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
         files = held.enter_context(_files())
         settings = config
         for option in token.files.keys() - wishes.options.keys():
-            config = _with_file(config, option, _public(own, option))
+            config = _with_file(config, option, beside(own, option))
             fresh = files.add(Path(config.store_options[option]), token.files[option])
             settings = _with_file(settings, option, fresh)
         try:
@@ -255,6 +275,7 @@ def join(path: str | None, token: Token, wishes: Wishes) -> tuple[Config, Path]:
             if str(error.got).startswith(str(own.parent.parent / ".slimnet-")):
                 raise ConfigError(error.field, error.wanted, "the token's") from error
             raise
+        _refuse_later(store)
         _refuse_other(store, token)
         there = instance.running(config)
         for each in there.values():
@@ -330,7 +351,7 @@ def leave(path: str | None, *, force: bool = False) -> Config:
         StoreUnreachable: nothing was changed.
     """
     config = load_config(path)
-    own = _own(path)
+    own = membership(path)
     if not own.exists():
         raise NotFound(f"this host joined no cluster: there is no {own}")
     with open_configured(config) as opened:
@@ -341,7 +362,7 @@ def leave(path: str | None, *, force: bool = False) -> Config:
             store.transact(delete=[each.at(config.host) for each in (keys.HOST, keys.INSTALLED)])
             with contextlib.suppress(NotFound):  # another host was quicker
                 Cluster(store).remove_host(config.host)
-    written = [own, *(_public(own, option) for option in PUBLIC)]
+    written = [own, *(beside(own, option) for option in CARRIED)]
     named = config.files.get("key_file", own)
     if named.absolute() == own:  # others may have the one that the user named
         written.append(config.key_file)
@@ -354,7 +375,7 @@ def leave(path: str | None, *, force: bool = False) -> Config:
 
 def _configuration(path: str | None) -> tuple[Config, Path]:
     """This machine's, and the file that says which cluster it is in."""
-    own = _own(path)
+    own = membership(path)
     if own.exists():
         raise AlreadyExists(f"{own}: this host is in a cluster already: `slimnet cluster leave`")
     found = load_config(path)
@@ -363,14 +384,20 @@ def _configuration(path: str | None) -> tuple[Config, Path]:
     return found, own
 
 
-def _own(path: str | None) -> Path:
+def membership(path: str | None) -> Path:
+    """The file that says which cluster this machine is in, if it is in one."""
     given = path or os.environ.get("SLIMNET_CONFIG")
     directory = Path(given).absolute().parent if given else directories.configuration()
     return directory / "conf.d" / "cluster.toml"
 
 
-def _public(own: Path, option: str) -> Path:
-    """Where a file that came with the token lies."""
+def beside(own: Path, option: str) -> Path:
+    """Where a file lies that came with the token, or is of a store that slimnet started.
+
+    Args:
+        own: the file that says which cluster this machine is in.
+        option: of the store, which names it.
+    """
     return own.parent.parent / f"store-{option}.pem"
 
 
@@ -412,6 +439,12 @@ def _seen(host: Host) -> dict[str, bytes]:
 
 def _dumped(key: str, value: object) -> dict[str, bytes]:
     return {key: records.dump(value)}
+
+
+def _refuse_later(store: Store) -> None:
+    """A store that a later version has written: what it says next is not understood."""
+    found = store.get(FORMAT_KEY)
+    check_format(None if found is None else found[0])
 
 
 def _refuse_other(store: Store, token: Token) -> None:

@@ -167,13 +167,32 @@ def _from(agent: Agent, source: Endpoint, destination: Endpoint, asked: Ping) ->
     reached = answer["carried"] in ("accelerated", "fallback")
     if result["error"] != "ECONNREFUSED" or asked.port is not None or not reached:
         answer["error"] = result["error"]
-    if reached and result["error"] in _SILENT and not result["times"]:
-        answer |= {"carried": "unreachable", "why": _silence(answer["wire"], source, destination)}
+    silent = result["error"] in _SILENT and not result["times"]
+    if reached and (silent or result["error"] == "ECONNREFUSED"):
+        why = _in_the_way(agent, answer["wire"], source, destination)
+        if not why and silent:
+            why = _silence(answer["wire"], source, destination)
+        if why:
+            answer |= {"carried": "unreachable", "why": why, "error": result["error"]}
     return answer
 
 
+def _in_the_way(agent: Agent, wire: str | None, source: Endpoint, destination: Endpoint) -> str:
+    """What the two hosts find on themselves that keeps them apart; empty where that is nothing,
+    or they do not say."""
+    if wire is None:
+        return ""
+    addresses = {each.name: each.host.address for each in agent.hosts() if each.host}
+    found = []
+    for here, there in ((source.host, destination.host), (destination.host, source.host)):
+        with contextlib.suppress(SlimnetError):  # of an older version, or silent
+            named = agent.inquiries.ask(here, "obstacles", peer=str(addresses[there]), wire=wire)
+            found += [f"{here}: {each}" for each in named]
+    return "; ".join(found)
+
+
 def _silence(wire: str | None, source: Endpoint, destination: Endpoint) -> str:
-    """What to say where nothing came back, though all that is known says it should."""
+    """What to say where nothing came back, and nobody knows why."""
     if wire is None:
         return f"nothing came back from {destination.path} on this host: does it accept?"
     return (

@@ -112,6 +112,7 @@ def cluster() -> None:
     epilog="""\b
 Examples:
   slimnet cluster init                                      on this machine's SQLite file
+  slimnet cluster init --store etcd                         on an etcd that it starts here
   slimnet cluster init --store etcd://10.0.0.1:2379/slimnet
   slimnet cluster init --store etcd://10.0.0.1:2379/slimnet -O ca=/etc/slimnet/etcd-ca.pem
   slimnet cluster init --expires 1d --uses 3
@@ -120,7 +121,11 @@ Examples:
 It writes conf.d/cluster.toml beside the configuration, and the cluster's key where there is
 none. What the configuration says already, the store among it, holds.""",
 )
-@click.option("--store", metavar="URL", help="[default: the configuration's, or an SQLite file]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Or etcd: start one on this machine. [default: the configuration's, or an SQLite file]",
+)
 @_wishes
 @_terms
 @config_option
@@ -138,7 +143,13 @@ def init(
     """Make this machine the first host of a cluster."""
     from slimnet.agent.member import Terms, Wishes, form, invite  # noqa: PLC0415
 
-    settings, file = form(config, Wishes(host, address, options), store)
+    wishes = Wishes(host, address, options)
+    if store == "etcd":
+        from slimnet.cli.etcd import serve  # noqa: PLC0415
+
+        settings, file = form(config, wishes, serve=serve)
+    else:
+        settings, file = form(config, wishes, store)
     click.echo(f"wrote {file}: host {settings.host}, store {settings.store}", err=True)
     terms = Terms(uses, expires)
     _print_token(invite(settings, terms), terms, output)
@@ -154,8 +165,9 @@ Examples:
   slimnet cluster join -O cert=/etc/slimnet/h2.pem -O key=/etc/slimnet/h2.key slimnet1.eNo...
 
 \b
-The store's certificate and key, or its password, are in no token: each is a file that this
-machine has to have, where the first one has its own, or where -O says.""",
+The store's certificate and key, or its password, are in no token, but of an etcd that `init`
+started: each is a file that this machine has to have, where the first one has its own, or where
+-O says.""",
 )
 @click.argument("word", metavar="TOKEN")
 @click.option("--again", is_flag=True, help="It is one already: take the key that it has by now.")

@@ -9,15 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attrs import frozen
+from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.agent.listening import cut_off
-from slimnet.config import load_config
-from slimnet.exceptions import BackendUnavailable, CapabilityMissing, ConfigError
+from slimnet.agent.obstacles import obstacles
+from slimnet.agent.site import underlay
+from slimnet.cluster import Cluster
+from slimnet.cluster.which import open_configured
+from slimnet.config import Config, load_config
+from slimnet.exceptions import (
+    BackendError,
+    BackendUnavailable,
+    CapabilityMissing,
+    ConfigError,
+    SlimnetError,
+)
 from slimnet.linux import cgroup, sysctl
+from slimnet.model import Host, Protocol, Wire
 from slimnet.place import Part
 from slimnet.plugins import backend_class, backend_names
 from slimnet.sandbox import landlock, seccomp
+from slimnet.wires import choose
 
 __all__ = ["Finding", "findings"]
 
@@ -52,6 +65,7 @@ def findings() -> Iterator[Finding]:
     yield _other_calls()
     yield _filter()
     yield from _ports()
+    yield from _between()
 
 
 def _read(name: str) -> str:
@@ -194,3 +208,52 @@ def _ports() -> Iterator[Finding]:
                 yield Finding(f"ports of {name}", "warning", reason, remedy)
             else:
                 yield Finding(f"ports of {name}", "yes", f"nothing listens on {where}")
+
+
+def _between() -> Iterator[Finding]:
+    """What on this host keeps others out, by backend: those that the store has, or anybody."""
+    try:
+        config = load_config()
+        interface, address = underlay(config)
+    except (ConfigError, OSError):  # the agent says it
+        return
+    own, others = _hosts(config)
+    backend = config.backend if own is None else own.backend
+    for name in backend_names():
+        if backend not in ("auto", name):
+            continue
+        try:
+            openings = backend_class(name).openings(config.options.get(name, {}))
+            ways: list[tuple[IPAddress | None, Wire | None]] = [
+                (each.address, choose(own, each, protocol))
+                for each in others
+                if own is not None
+                for protocol in (Protocol.TCP, Protocol.UDP)
+            ]
+            found = {
+                str(each): each
+                for peer, wire in ways or [(None, next(iter(openings), None))]
+                if wire is not None
+                for each in obstacles(interface, address, peer, wire, openings.get(wire, ()))
+            }
+        except ConfigError:
+            continue
+        except (BackendUnavailable, BackendError, OSError) as error:
+            yield Finding(f"way of {name}", "warning", f"cannot be looked at: {error}")
+            continue
+        for each in found.values():
+            yield Finding(f"way of {name}", "warning", each.text, each.remedy)
+        if openings and not found:
+            reason = f"no rule here drops what other hosts send by {interface}"
+            yield Finding(f"way of {name}", "yes", reason)
+
+
+def _hosts(config: Config) -> tuple[Host | None, list[Host]]:
+    """What the store has of this host, and the others; nothing where it cannot be read."""
+    try:
+        with open_configured(config) as store:
+            hosts = Cluster(store).hosts()
+    except SlimnetError:
+        hosts = []
+    own = next((each for each in hosts if each.name == config.host), None)
+    return own, [each for each in hosts if each.name != config.host]

@@ -26,10 +26,13 @@ from slimnet.cluster import sealed
 from slimnet.exceptions import InvalidValue
 from slimnet.names import NAME
 
-__all__ = ["PUBLIC", "Token"]
+__all__ = ["CARRIED", "PUBLIC", "Token"]
 
 #: The options of a store that name files which everybody may know, and every host needs.
 PUBLIC = frozenset({"ca"})
+#: Those whose files a token may have: of a store that slimnet itself started, all hosts have one
+#: certificate.
+CARRIED = PUBLIC | {"cert", "key"}
 
 _FORM = "slimnet1."
 _WANTED = "what `slimnet cluster init` or `slimnet cluster token create` printed"
@@ -46,8 +49,8 @@ class Token:
         cluster: the store's id.
         store: its URL.
         options: of its driver.
-        files: option to the content of the file that it names: what is public, as the
-            certificate of an authority is.
+        files: option to the content of the file that it names: the certificate of an
+            authority; those in :data:`CARRIED` where slimnet made them.
         id: of the token.
         secret: what the key is sealed with.
     """
@@ -55,7 +58,7 @@ class Token:
     cluster: str
     store: str
     options: Mapping[str, Any] = field(factory=dict, hash=False)
-    files: Mapping[str, str] = field(factory=dict, hash=False)
+    files: Mapping[str, str] = field(factory=dict, hash=False, repr=False)
     id: str = field(factory=lambda: secrets.token_hex(4))
     secret: bytes = field(factory=lambda: secrets.token_bytes(32), repr=False)
 
@@ -84,7 +87,7 @@ class Token:
             cluster, store, options, files, number, secret = json.loads(_unpack(body))
             if not all(isinstance(each, str) for each in (cluster, store, number, secret)):
                 raise ValueError("not what was made")
-            if not isinstance(options, dict) or set(files) - PUBLIC or not NAME.fullmatch(number):
+            if not isinstance(options, dict) or set(files) - CARRIED or not NAME.fullmatch(number):
                 raise ValueError("not what was made")
             return cls(cluster, store, options, files, number, bytes.fromhex(secret))
         except (ValueError, TypeError, zlib.error) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""etcd servers of a testbed's own: Debian's ``etcd-server``, and no service of the machine."""
+"""etcd servers that slimnet starts: Debian's ``etcd-server``, and no service of the machine."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from slimnet.exceptions import CapabilityMissing, SlimnetError
 from slimnet.linux import netns
 from slimnet.testbed import daemon
 
-__all__ = ["Etcd"]
+__all__ = ["Etcd", "found"]
 
 _READY_SECONDS = 60.0
 
 
 class Etcd:
     """Some servers that form one cluster, each a process that goes on when its starter ends.
-
-    Nothing of them survives a power cut: they do not wait for the disk.
 
     Args:
         directory: for their data, pid files and logs.
@@ -33,6 +31,9 @@ class Etcd:
         namespace: the path of the network namespace to be in; ``None``: the caller's.
         options: for each server's command line.
         scheme: ``https`` where the options say so.
+        peers: ``address:port`` at which a single one hears other members, which it has none of;
+            ``None``: at the same address.
+        durable: wait for the disk; else nothing of them survives a power cut.
     """
 
     def __init__(
@@ -45,12 +46,18 @@ class Etcd:
         namespace: Path | None = None,
         options: Sequence[str] = (),
         scheme: str = "http",
+        peers: str | None = None,
+        durable: bool = False,
     ) -> None:
         self.directory = directory
         self.endpoints = tuple(f"{address}:{port + 2 * each}" for each in range(members))
-        self._peers = tuple(f"http://{address}:{port + 2 * each + 1}" for each in range(members))
+        self._peers = (
+            tuple(f"http://{address}:{port + 2 * each + 1}" for each in range(members))
+            if peers is None
+            else (f"http://{peers}",)
+        )
         self._namespace = namespace
-        self._options = tuple(options)
+        self._options = tuple(options) if durable else ("--unsafe-no-fsync", *options)
         self._scheme = scheme
 
     @property
@@ -73,9 +80,7 @@ class Etcd:
             CapabilityMissing: there is no etcd on this machine.
             SlimnetError: one does not start; with the last line of its log.
         """
-        program = shutil.which("etcd", path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin")
-        if program is None:
-            raise CapabilityMissing("no etcd: install it (Debian: apt install etcd-server)")
+        program = found()
         self.directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
             if self._namespace is not None:
@@ -112,9 +117,18 @@ class Etcd:
         path.unlink(missing_ok=True)
         notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         notices.bind(str(path))
+        argv = self.command(program, member)
+        # The machine's own etcd may be told things by its environment.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
+        environment["NOTIFY_SOCKET"] = str(path)
+        daemon.start(argv, self._pid_file(member), self.log(member), environment)
+        return notices
+
+    def command(self, program: str, member: int) -> list[str]:
+        """A server's command line."""
         client = f"{self._scheme}://{self.endpoints[member]}"
         cluster = ",".join(f"m{number}={peer}" for number, peer in enumerate(self._peers))
-        argv = [
+        return [
             program,
             f"--name=m{member}",
             f"--data-dir={self.directory / str(member)}",
@@ -125,14 +139,8 @@ class Etcd:
             f"--initial-cluster={cluster}",
             f"--initial-cluster-token={self.directory}",
             "--logger=zap",
-            "--unsafe-no-fsync",
             *self._options,
         ]
-        # The machine's own etcd may be told things by its environment.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
-        environment["NOTIFY_SOCKET"] = str(path)
-        daemon.start(argv, self._pid_file(member), self.log(member), environment)
-        return notices
 
     def _wait(self, member: int, notices: socket.socket) -> None:
         deadline = time.monotonic() + _READY_SECONDS
@@ -144,3 +152,15 @@ class Etcd:
             if self.pid(member) is None or time.monotonic() > deadline:
                 lines = self.log(member).read_text(errors="replace").splitlines() or ["nothing"]
                 raise SlimnetError(f"etcd {self.endpoints[member]} does not start: {lines[-1]}")
+
+
+def found() -> str:
+    """The program.
+
+    Raises:
+        CapabilityMissing: there is none on this machine.
+    """
+    program = shutil.which("etcd", path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin")
+    if program is None:
+        raise CapabilityMissing("no etcd: install it (Debian: apt install etcd-server)")
+    return program

@@ -268,7 +268,13 @@ class Lab:
     """See the module."""
 
     def __init__(
-        self, mode: str = "ebpf", *, hosts: int = 2, routed: bool = False, tables: bool = True
+        self,
+        mode: str = "ebpf",
+        *,
+        hosts: int = 2,
+        routed: bool = False,
+        tables: bool = True,
+        underlay: Callable[[], Underlay] | None = None,
     ) -> None:
         self.mode = mode
         self.path = LAB_PATHS.get(mode)
@@ -290,7 +296,7 @@ class Lab:
         try:
             self.cgroup.mkdir()
             self._undo.callback(self.cgroup.rmdir)
-            self.underlay = Underlay(routed=routed)
+            self.underlay = Underlay(routed=routed) if underlay is None else underlay()
             self._undo.callback(self.underlay.close)
             for number in range(hosts):
                 self.hosts.append(self._host(f"h{number}"))
@@ -299,7 +305,7 @@ class Lab:
                 each(Host.start_backend, self.hosts)
                 if tables:
                     self.install()
-            elif not routed:
+            elif not self.underlay.routed:
                 self.outside.netns.ip(f"route add {NETWORK.cidrs[0]} dev {Underlay.INTERFACE}")
         except BaseException:
             self._undo.close()

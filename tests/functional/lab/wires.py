@@ -75,12 +75,18 @@ class Namespace:
 
 
 class Underlay:
-    """What the hosts hang on; ``middle`` is the switch or the router."""
+    """What the hosts hang on; ``middle`` is the switch or the router.
+
+    Args:
+        routed: each host in a subnet of its own.
+        mtu: of every interface, in bytes.
+    """
 
     INTERFACE = "eth0"
 
-    def __init__(self, *, routed: bool = False) -> None:
+    def __init__(self, *, routed: bool = False, mtu: int = 1500) -> None:
         self.routed = routed
+        self.mtu = mtu
         self.middle = Namespace()
         self._hosts = 0
         if routed:
@@ -93,17 +99,28 @@ class Underlay:
         """Connect a namespace; its underlay address."""
         number = self._hosts
         self._hosts += 1
-        namespace.cable(self.INTERFACE, self.middle, f"port{number}")
+        port = f"port{number}"
+        self.plug(namespace, port)
         if self.routed:
             address = f"192.168.{50 + number}.10"
-            self.middle.ip(f"address add 192.168.{50 + number}.1/24 dev port{number}")
+            self.middle.ip(f"address add 192.168.{50 + number}.1/24 dev {port}")
             namespace.ip(f"address add {address}/24 dev {self.INTERFACE}")
             namespace.ip(f"route add default via 192.168.{50 + number}.1")
         else:
             address = f"192.168.50.{10 + number}"
-            self.middle.ip(f"link set port{number} master bridge")
+            self.middle.ip(f"link set {port} master bridge")
             namespace.ip(f"address add {address}/24 dev {self.INTERFACE}")
         return address
+
+    def plug(self, namespace: Namespace, port: str) -> None:
+        """Make a host's underlay interface, whose other end is ``port`` of the middle."""
+        self.cable(namespace, self.INTERFACE, port)
+
+    def cable(self, namespace: Namespace, name: str, port: str) -> None:
+        """A veth pair of the underlay's MTU from an interface of that name to ``port``."""
+        namespace.cable(name, self.middle, port)
+        namespace.ip(f"link set {name} mtu {self.mtu}")
+        self.middle.ip(f"link set {port} mtu {self.mtu}")
 
     def close(self) -> None:
         self.middle.close()

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,6 +49,7 @@ from slimnet.model import (
     Flow,
     Host,
     Network,
+    Opening,
     Probe,
     Reason,
     Running,
@@ -760,6 +761,15 @@ class EbpfBackend(Backend):
     def ports(cls, options: Mapping[str, Any]) -> Mapping[str, range]:
         """See :meth:`slimnet.abc.Backend.ports`: the wire ports."""
         return {"wire_ports": Options.parse(options).ports}
+
+    @classmethod
+    def openings(cls, options: Mapping[str, Any]) -> Mapping[Wire, Sequence[Opening]]:
+        """See :meth:`slimnet.abc.Backend.openings`."""
+        parsed = Options.parse(options)
+        wire = Opening("tcp", parsed.ports)
+        announced = Opening("tcp", range(parsed.announce_port, parsed.announce_port + 1))
+        packets = Opening("udp", range(parsed.vxlan_port, parsed.vxlan_port + 1))
+        return {Wire.SYN: [wire], Wire.ANNOUNCE: [announced, wire], Wire.VXLAN: [packets]}
 
     def claims(self, port: int) -> bool:
         """See :meth:`slimnet.abc.Backend.claims`."""

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +39,7 @@ from slimnet.model import (
     Event,
     Flow,
     Network,
+    Opening,
     Probe,
     Reason,
     Running,
@@ -366,6 +367,13 @@ class KmodBackend(Backend):
     def ports(cls, options: Mapping[str, Any]) -> Mapping[str, range]:
         """See :meth:`slimnet.abc.Backend.ports`: the wire ports."""
         return {"wire_ports": KmodOptions.parse(options).ports}
+
+    @classmethod
+    def openings(cls, options: Mapping[str, Any]) -> Mapping[Wire, Sequence[Opening]]:
+        """See :meth:`slimnet.abc.Backend.openings`."""
+        parsed = KmodOptions.parse(options)
+        packets = Opening("udp", range(parsed.vxlan_port, parsed.vxlan_port + 1))
+        return {Wire.SYN: [Opening("tcp", parsed.ports)], Wire.VXLAN: [packets]}
 
     def tend(self) -> None:
         """See :meth:`slimnet.abc.Backend.tend`: every :attr:`pace`, detach what only the

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from slimnet import fallback
 from slimnet.abc import Backend, Context
@@ -16,9 +17,11 @@ from slimnet.model import (
     Endpoint,
     Event,
     Network,
+    Opening,
     Probe,
     Running,
     Status,
+    Wire,
 )
 from slimnet.place import Life, Place
 from slimnet.tables import Change, Tables
@@ -42,13 +45,13 @@ class NoopBackend(Backend):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        port = context.options.get("port", PORT)
-        for option in context.options:
-            if option != "port":
-                raise ConfigError(f"backend.noop.{option}", "the option 'port'", option)
-        if not isinstance(port, int) or not 0 < port < 1 << 16:
-            raise ConfigError("backend.noop.port", "a port, 1 to 65535", port)
-        self._overlay = Fallback(context, port)
+        self._overlay = Fallback(context, _port(context.options))
+
+    @classmethod
+    def openings(cls, options: Mapping[str, Any]) -> Mapping[Wire, Sequence[Opening]]:
+        """See :meth:`slimnet.abc.Backend.openings`."""
+        port = _port(options)
+        return {Wire.VXLAN: [Opening("udp", range(port, port + 1))]}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -114,3 +117,13 @@ class NoopBackend(Backend):
     def teardown(self) -> None:
         """Endpoints, then routers, then the host's table."""
         self._overlay.teardown()
+
+
+def _port(options: Mapping[str, Any]) -> int:
+    port = options.get("port", PORT)
+    for option in options:
+        if option != "port":
+            raise ConfigError(f"backend.noop.{option}", "the option 'port'", option)
+    if not isinstance(port, int) or not 0 < port < 1 << 16:
+        raise ConfigError("backend.noop.port", "a port, 1 to 65535", port)
+    return port

@@ -10,9 +10,9 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 
@@ -30,9 +30,11 @@ from slimnet.model import (
     Event,
     Flow,
     Network,
+    Opening,
     Probe,
     Running,
     Status,
+    Wire,
 )
 from slimnet.place import Life, Part, Place
 from slimnet.tables import Change, Tables
@@ -137,6 +139,13 @@ class PreloadBackend(Backend):
         with self._lock:
             self.context = attrs.evolve(self.context, key=key, other_key=other)
             self._router.rekey(self.context.keys)
+
+    @classmethod
+    def openings(cls, options: Mapping[str, Any]) -> Mapping[Wire, Sequence[Opening]]:
+        """See :meth:`slimnet.abc.Backend.openings`."""
+        parsed = PreloadOptions.parse(options)
+        routers = Opening("tcp", range(parsed.port, parsed.port + 1))
+        return {Wire.ANNOUNCE: [routers, Opening("tcp", parsed.range)]}
 
     def claims(self, port: int) -> bool:
         """What its router hears others at, and what endpoints' ports are."""

@@ -44,6 +44,8 @@ _PAUSE = 0.1
 _SHAKE = 2.0
 #: How often it is tried with a server that resets.
 _SHAKES = 3
+#: X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED (openssl/x509_vfy.h)
+_OUT_OF_TIME = (9, 10)
 _OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
@@ -287,7 +289,11 @@ def _shake(
                 return "ca", "the authority (it speaks TLS)", None
             secure.recv(1)  # what it thinks of our certificate comes after the handshake
     except ssl.SSLCertVerificationError as error:
-        return "ca", f"what signed the certificate ({error.verify_message})", settings.files["ca"]
+        why = error.verify_message
+        if error.verify_code in _OUT_OF_TIME:
+            now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+            why += f"; the clock of this host says {now}"
+        return "ca", f"what signed the certificate ({why})", settings.files["ca"]
     except ssl.SSLError as error:
         if settings.ca is None:
             # It may be that it shook hands and misses a certificate.
