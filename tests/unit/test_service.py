@@ -45,6 +45,8 @@ def test_directories_are_the_defaults_of_the_configuration():
     assert config.run.parent == Path("/run") / unit["RuntimeDirectory"]
     assert config.key_file.parent == Path("/etc") / unit["ConfigurationDirectory"]
     assert unit["Type"] == "notify"
+    # A configuration that is named has to be there, and `slimnet cluster init` writes only conf.d.
+    assert unit["ExecStart"] == "/usr/bin/slimnet agent"
 
 
 @pytest.fixture
