@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,6 @@ from lab.engines import SHARING, SLIMNET, closed, endpoints, left, root_file_sys
 from lab.paths import require
 from lab.podman import Podman, served
 
-from slimnet.linux import netns
-from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet_ebpf import closing
 
 pytestmark = pytest.mark.root
@@ -167,39 +163,3 @@ def test_no_cgroup_of_its_own(podmans, tmp_path):
             process.kill()
     assert done.returncode == 2
     assert "cgroup: wanted one that is the container's alone" in done.stderr
-
-
-@pytest.fixture(params=SHARING)
-def podman(request, tmp_path_factory):
-    with podmans_on(request.param, tmp_path_factory, 1) as (made,):
-        yield made
-        assert left("oci", made.host) == []
-
-
-@pytest.mark.lsm
-def test_attacks(podman):
-    """By root with all capabilities and without a filter: refused, and not where it is no
-    endpoint."""
-    names = f"slt-s{os.getpid()}", f"slt-d{os.getpid()}"
-    foreign = cgroup_mount() / f"slt-hn{os.getpid()}"
-    foreign.mkdir()
-    words = ["--privileged", "--rm", "--cgroupns=host", f"--volume={ATTACKS}:/attacks.py:ro"]
-    words += ["--volume=/usr:/usr:ro", "--volume=/lib64:/lib64:ro", "--volume=/lib:/lib:ro"]
-    words += ["--", "/usr/bin/python3", "/attacks.py", foreign.name, *names]
-    try:
-        with netns.enter(podman.host.netns), contextlib.ExitStack() as undo:
-            for kind, name in zip((socket.SOCK_STREAM, socket.SOCK_DGRAM), names, strict=True):
-                sock = undo.enter_context(socket.socket(socket.AF_UNIX, kind))
-                sock.bind(f"\0{name}")
-                if kind == socket.SOCK_STREAM:
-                    sock.listen()
-            plain = json.loads(podman.run(*words))
-            held = json.loads(run(podman, *words, dropped=False))
-    finally:
-        foreign.rmdir()
-    goes_on = {name for name, error in held.items() if not error}
-    assert goes_on == {
-        *("TCP", "netlink", "a pair", "own abstract stream", "own abstract datagrams"),
-        "reading cgroupfs",
-    }
-    assert set(plain.values()) == {""}

@@ -162,6 +162,7 @@ def carries(lab, one, two, port):
         closed.accept()
 
 
+@pytest.mark.long("noop", "preload")
 @pytest.mark.parametrize(
     "lab", [name for name, kind in UNDERLAYS.items() if kind is not Several], indirect=True
 )
