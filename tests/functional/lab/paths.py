@@ -182,6 +182,7 @@ EVERY = {
             denied_datagram=errno.EHOSTUNREACH,
             at_home="0.0.0.1",
             module="slimnet",
+            also=frozenset({Wire.VXLAN}),
         ),
         DataPath(
             "noop",
