@@ -72,9 +72,11 @@ def length(step):
 
 
 def moments(step):
+    """In equal strides, the last of them well before the end: where it waits for the kernel, and
+    asks again, a step is longer on a busy machine."""
     total = length(step)
     assert total > MOMENTS
-    return [1 + total * number // MOMENTS for number in range(MOMENTS)]
+    return [1 + total * number // (MOMENTS + 3) for number in range(MOMENTS)]
 
 
 def test_start(machine):
@@ -198,19 +200,16 @@ def test_install(machine):
     # As each install below finds it: the first ones make more, and are longer.
     backend.install(evolve(new, generation=3))
     backend.install(evolve(old, generation=4))
-    died = 0
     for moment in moments(lambda: machine.start().install(evolve(new, generation=5))):
         backend.install(evolve(old, generation=backend.status().generation + 2))
         generation = backend.status().generation
         newer = evolve(new, generation=generation + 1)
-        # Not always: it makes less where a map is large enough already.
-        died += killed_at(lambda newer=newer: machine.start().install(newer), moment)
+        assert killed_at(lambda newer=newer: machine.start().install(newer), moment)
         after = machine.start()
         assert after.status().generation in (generation, generation + 1)
         assert in_force(after) == wanted(old if after.status().generation == generation else new)
         after.install(evolve(new, generation=generation + 5))
         assert in_force(after) == wanted(new)
-    assert died >= MOMENTS - 2
 
 
 def test_teardown(machine):

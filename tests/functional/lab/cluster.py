@@ -528,7 +528,7 @@ class Lab:
                     identity=record.identity,
                     local=record.host == host.name,
                     wire=self.wire,
-                    packets=record.netns != "" or self.can(Can.OWN_NAMESPACE),
+                    packets=record.netns != "" or self.can(Can.DATAGRAMS),
                 )
                 for number, record in records.items()
             },
