@@ -257,19 +257,17 @@ def _services(script: _Script, tables: Tables, vni: int) -> None:
         addresses.add(str(key.address))
         if key.protocol != Protocol.UDP:
             continue
-        if not record.slots:
+        slots = [each for each in record.slots if each[0] in tables.endpoints]
+        if not slots:
             unserved.append(f"{key.address} . {key.port}")
             continue
         served.append(f"{key.address} . {key.port} : goto {script.side}s_{record.id}")
         # Each has as many slots as its weight says. By the client's address one stays with its
         # endpoint as long as that serves: longer than the affinity's seconds, never shorter.
-        choose, slots = "numgen random", sorted(record.slots)
-        if record.affinity:
-            choose, slots = "jhash ip saddr", list(record.slots)
+        choose = "jhash ip saddr" if record.affinity else "numgen random"
         found = [
             f"{_range(first, last)} : {tables.endpoints[endpoint].address} . {port}"
-            for first, last, (endpoint, port) in _runs(slots)
-            if endpoint in tables.endpoints
+            for first, last, (endpoint, port) in _runs(slots if record.affinity else sorted(slots))
         ]
         script.chain(
             f"s_{record.id}",
@@ -479,7 +477,8 @@ def render(tables: Tables, vni: int, side: str, port: int, *, serves: bool = Fal
             "ct direction reply accept",
             "ct state related accept",
             "ct state invalid drop",
-            f"ip saddr . ip daddr @{side}own ct mark set {mark} accept",
+            # Of its own device: from elsewhere its own address is a stranger's.
+            f'iifname "{ENDPOINT}*" ip saddr . ip daddr @{side}own ct mark set {mark} accept',
             f'iifname "{ENDPOINT}*" jump {side}egress',
             # An endpoint that is this host's and not attached has no device of its own; without
             # this rule the packet would leave by VXLAN again.
