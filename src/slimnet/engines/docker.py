@@ -328,8 +328,7 @@ class Plugin:
                 later.write()
                 later.plug()
             else:
-                _wait_in_namespace(endpoint)
-                self._attach(node, later, name)
+                self._attach(node, later, name, _wait_in_namespace)
                 _lay_out(endpoint)
                 _key(endpoint).symlink_to(later.sandbox)
         except BaseException:
@@ -350,8 +349,15 @@ class Plugin:
             ],
         }
 
-    def _attach(self, node: Node, what: Postponed, name: str) -> None:
-        """Make the namespace at its path the endpoint of the container of that name."""
+    def _attach(self, node: Node, what: Postponed, name: str, lead: Callable[[str], None]) -> None:
+        """Make a namespace the endpoint of the container of that name.
+
+        Args:
+            node: this host's.
+            what: it is to be.
+            name: the container's; empty: Docker knows none.
+            lead: makes the endpoint's path lead to its namespace, once it is written down.
+        """
         labels = self._engine.labels(name) if name else {}
         container = Container(
             id=what.endpoint,
@@ -362,6 +368,8 @@ class Plugin:
             netns=str(_path(what.endpoint)),
             agent=self._agent or "",
         )
+        container.write()
+        lead(what.endpoint)
         join(
             node,
             evolve(container, published=_names(container, what.published)),
@@ -375,7 +383,8 @@ class Plugin:
         """Publish the container's ports: asked for one of its networks only."""
         ports = _published(body)
         with self._held(str(body["EndpointID"])):
-            for later in self._postponed(str(body["EndpointID"])):
+            later = Postponed.read(_later(str(body["EndpointID"])))
+            if later is not None:
                 evolve(later, published=ports).write()
             for each in self._written(body) if ports else ():
                 named = evolve(each, published=_names(each, ports))
@@ -411,7 +420,8 @@ class Plugin:
         # First what says that the endpoint is there: tend() does not take it up again.
         for path in (_key(endpoint), _path(endpoint)):
             path.unlink(missing_ok=True)
-        for later in self._postponed(endpoint):
+        later = Postponed.read(_later(endpoint))
+        if later is not None:
             later.file.unlink(missing_ok=True)
             later.unplug()
         self._told.discard(endpoint)
@@ -440,7 +450,8 @@ class Plugin:
                 for container in attachments(self.owner):
                     self._attempt(container.id, self._look)
             for later in Postponed.all(_directory()):
-                self._catch_up(later)
+                if not self._catch_up(later):
+                    break
             starts = any(age < _LONG for _, age in waiting)
             self._news.wait(_SOON if starts else _LATER)
 
@@ -475,37 +486,36 @@ class Plugin:
             _log.info("removed endpoint %s, which Docker has forgotten", container.name)
             self._forget(container.id)
 
-    def _postponed(self, endpoint: str) -> list[Postponed]:
-        return [each for each in Postponed.all(_directory()) if each.endpoint == endpoint]
-
-    def _catch_up(self, later: Postponed) -> None:
-        """Attach an endpoint whose container's name Docker says by now."""
+    def _catch_up(self, later: Postponed) -> bool:
+        """Attach an endpoint whose container's name Docker says by now; false: it says nothing,
+        and there is no use in asking for another."""
         held = self._held(later.endpoint)
-        sandbox = Path(later.sandbox)
         if not held.acquire(blocking=False):  # the next time
-            return
+            return True
         try:
+            if _is_laid_out(later.endpoint) or not later.file.exists():
+                return True
             name = self._engine.name(later.docker, later.endpoint)
-            if name is None or _is_laid_out(later.endpoint) or not later.file.exists():
-                return
-            if not name or not netns.number(sandbox):
+            if name is None:
+                return False
+            if not name or not netns.number(Path(later.sandbox)):
                 if time.time() - later.file.stat().st_mtime > _LONG:
                     _log.info(
                         "removed endpoint %s, which Docker has forgotten", later.endpoint[:12]
                     )
                     self._forget(later.endpoint)
-                return
-            path = _path(later.endpoint)
-            path.unlink(missing_ok=True)
-            path.symlink_to(sandbox)
+                return True
             later.unplug()
-            self._attach(self._node(), later, name)
+            self._attach(
+                self._node(), later, name, functools.partial(_lead, where=Path(later.sandbox))
+            )
             later.file.unlink()
             self._told.add(later.endpoint)
         except (SlimnetError, OSError) as error:
             _log.warning("endpoint %s: %s", later.endpoint[:12], error)
         finally:
             held.release()
+        return True
 
     def _tell(self, container: Container) -> None:
         join(self._node(), container)
@@ -555,9 +565,14 @@ def _wait_in_namespace(endpoint: str) -> None:
     waiting = _waiting(endpoint)
     netns.remove(waiting)
     netns.create(waiting)
+    _lead(endpoint, waiting)
+
+
+def _lead(endpoint: str, where: Path) -> None:
+    """Make the endpoint's path lead to a namespace."""
     _directory().mkdir(parents=True, exist_ok=True)
     _path(endpoint).unlink(missing_ok=True)
-    _path(endpoint).symlink_to(waiting)
+    _path(endpoint).symlink_to(where)
 
 
 def _lay_out(endpoint: str) -> None:

@@ -58,8 +58,16 @@ class Postponed:
     def all(cls, directory: Path) -> Iterator[Postponed]:
         """Those that are written down below ``directory``."""
         for file in sorted(directory.glob("*.later")):
-            with contextlib.suppress(OSError, ValueError, TypeError):  # just removed
-                yield cls(file, **json.loads(file.read_text()))
+            found = cls.read(file)
+            if found is not None:
+                yield found
+
+    @classmethod
+    def read(cls, file: Path) -> Postponed | None:
+        """What is written down there, if anything is."""
+        with contextlib.suppress(OSError, ValueError, TypeError):  # just removed
+            return cls(file, **json.loads(file.read_text()))
+        return None
 
     def write(self) -> None:
         """Write it down, whole or not at all."""
