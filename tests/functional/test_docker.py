@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from attrs import field, mutable
-from lab.engines import SHARING, TAKING, closed, endpoints, left, root_file_system, two_hosts
+from lab.engines import SHARING, TAKING, Words, closed, endpoints, left, root_file_system, two_hosts
 from lab.paths import DATA_PATHS, Can, require
 
 from slimnet import directories
@@ -46,7 +46,7 @@ address = "{0}/c.sock"
 
 
 @mutable
-class Docker:
+class Docker(Words):
     """One host's, with a daemon of its own."""
 
     host: TestbedHost
@@ -184,12 +184,6 @@ class Docker:
             [*command, *map(str, words)], env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-
-    def __call__(self, *words, status=0):
-        with self.start(*words) as process:
-            output, errors = process.communicate(timeout=60)
-        assert process.returncode == status, (words, output, errors)
-        return output if status == 0 else errors
 
     def run(self, *words, status=0):
         """A container from the image: options, ``--``, its command."""

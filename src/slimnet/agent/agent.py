@@ -37,7 +37,7 @@ from slimnet.agent.listening import cut_off
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.names import Names
 from slimnet.agent.notify import notify, watchdog_interval
-from slimnet.agent.obstacles import obstacles
+from slimnet.agent.obstacles import firewall, obstacles
 from slimnet.agent.site import Site, able, moved, ranges, survey, taken
 from slimnet.cluster import Cluster
 from slimnet.cluster.keyring import Keyring, fingerprint
@@ -408,7 +408,7 @@ class Agent:
         by = Wire(wire)
         context = self.backend.context
         openings = self.backend.openings(context.options).get(by, ())
-        here = (context.interface, context.host.address)
+        here = (firewall(), context.interface, context.host.address)
         return [str(each) for each in obstacles(*here, IPAddress(peer), by, openings)]
 
     def _tend(self) -> None:

@@ -19,7 +19,7 @@ from slimnet.linux.firewall import Packet, Ruleset
 from slimnet.model import Opening, Wire
 from slimnet.rtnetlink import Rtnetlink
 
-__all__ = ["Obstacle", "obstacles"]
+__all__ = ["Obstacle", "firewall", "obstacles"]
 
 _STRICT = 1
 #: Of a range so many ports are tried: a firewall names ranges, and not each second port.
@@ -42,7 +42,23 @@ class Obstacle:
         return f"{self.text}: {self.remedy}"
 
 
+def firewall() -> Ruleset:
+    """The host's own rules, in the calling thread's network namespace; not slimnet's.
+
+    Raises:
+        BackendError: nft(8) is not there or refuses.
+    """
+    listing = nft.listing("ruleset")
+    own = {
+        value["table"]
+        for kind, value in listing
+        if kind == "chain" and value["table"].partition("-")[0] == "slimnet"
+    }
+    return Ruleset(listing, frozenset(own))
+
+
 def obstacles(
+    rules: Ruleset,
     interface: str,
     address: IPAddress,
     peer: IPAddress | None,
@@ -52,23 +68,14 @@ def obstacles(
     """What stands between this host and another one, in the calling thread's network namespace.
 
     Args:
+        rules: of :func:`firewall`.
         interface: of the underlay.
         address: of this host.
         peer: the other one's; ``None``: anybody.
         wire: by which they talk.
         openings: where this host hears others, and others hear it, on that wire.
-
-    Raises:
-        BackendError: nft(8) is not there or refuses.
     """
     found = [] if peer is None else list(_routes(interface, address, peer, wire))
-    listing = nft.listing("ruleset")
-    own = {
-        value["table"]
-        for kind, value in listing
-        if kind == "chain" and value["table"].partition("-")[0] == "slimnet"
-    }
-    rules = Ruleset(listing, frozenset(own))
     for opening in openings:
         found += _dropped(rules, interface, address, peer, opening)
     return found

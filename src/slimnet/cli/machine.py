@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from netaddr import IPAddress
 
 from slimnet import contract
 from slimnet.agent.listening import cut_off
-from slimnet.agent.obstacles import obstacles
+from slimnet.agent.obstacles import firewall, obstacles
 from slimnet.agent.site import underlay
 from slimnet.cluster import Cluster
 from slimnet.cluster.which import open_configured
@@ -219,22 +220,26 @@ def _between() -> Iterator[Finding]:
         return
     own, others = _hosts(config)
     backend = config.backend if own is None else own.backend
+    rules = functools.cache(firewall)  # once, however many hosts there are; never, where none
     for name in backend_names():
         if backend not in ("auto", name):
             continue
         try:
             openings = backend_class(name).openings(config.options.get(name, {}))
-            ways: list[tuple[IPAddress | None, Wire | None]] = [
+            # In their order, and each once: TCP and UDP may have the same one.
+            ways: dict[tuple[IPAddress | None, Wire | None], None] = dict.fromkeys(
                 (each.address, choose(own, each, protocol))
                 for each in others
                 if own is not None
                 for protocol in (Protocol.TCP, Protocol.UDP)
-            ]
+            )
             found = {
                 str(each): each
-                for peer, wire in ways or [(None, next(iter(openings), None))]
+                for peer, wire in ways or {(None, next(iter(openings), None)): None}
                 if wire is not None
-                for each in obstacles(interface, address, peer, wire, openings.get(wire, ()))
+                for each in obstacles(
+                    rules(), interface, address, peer, wire, openings.get(wire, ())
+                )
             }
         except ConfigError:
             continue

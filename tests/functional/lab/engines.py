@@ -29,6 +29,16 @@ PLUGIN = Path(sys.executable).with_name("slimnet-cni")
 SLIMNET = PLUGIN.with_name("slimnet")
 
 
+class Words:
+    """An engine that takes words on a command line; ``start`` is its own."""
+
+    def __call__(self, *words, status=0):
+        with self.start(*words) as process:
+            output, errors = process.communicate(timeout=60)
+        assert process.returncode == status, (words, output, errors)
+        return output if status == 0 else errors
+
+
 @contextmanager
 def two_hosts(backend, name, *, count=2):
     """Two hosts, or as many, with a network ``prod``, 10.1.0.0/16."""

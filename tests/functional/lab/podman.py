@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lab.engines import PLUGIN
+from lab.engines import PLUGIN, Words
 from slimnet.testbed.host import TestbedHost
 
 CONTAINERS_CONF = """
@@ -27,7 +27,7 @@ default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
 
 
 @frozen
-class Podman:
+class Podman(Words):
     """One host's, with a store of its own."""
 
     host: TestbedHost
@@ -53,12 +53,6 @@ class Podman:
             [str(each) for each in command], env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
         )  # fmt: skip
-
-    def __call__(self, *words, status=0):
-        with self.start(*words) as process:
-            output, errors = process.communicate(timeout=60)
-        assert process.returncode == status, (words, output, errors)
-        return output if status == 0 else errors
 
     def run(self, *words, status=0, options=()):
         """A container from the root file system: its options, ``--``, its command."""

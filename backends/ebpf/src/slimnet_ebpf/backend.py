@@ -228,10 +228,15 @@ class EbpfBackend(Backend):
                     self._remove()
                 raise
 
+    @property
+    def _on_underlay(self) -> UnderlayPrograms:
+        """What the start has opened by now."""
+        assert self._underlay is not None  # noqa: S101  # for the type checker
+        return self._underlay
+
     def _hook(self, ifindex: int) -> None:
         """Put the programs on the host's side, where they are not there already."""
-        assert self._underlay is not None  # noqa: S101  # for the type checker
-        self._underlay.apply(self.context.interface, ifindex, self._options.ports)
+        self._on_underlay.apply(self.context.interface, ifindex, self._options.ports)
         self._attach_lookup()
         self._endpoints.shelter()
 
@@ -261,10 +266,7 @@ class EbpfBackend(Backend):
             BackendUnavailable: it is not there, or the kernel does not take it.
         """
         with self._opened() as loaded:
-            try:
-                loaded.load(wanted, maps)
-            except BpfError as error:
-                raise BackendUnavailable(refused(error).advice) from error
+            _load(loaded, wanted, maps)
             yield loaded
 
     @contextlib.contextmanager
@@ -357,10 +359,7 @@ class EbpfBackend(Backend):
                 self._refuse_closing(renewal.lost)
             kept = {} if closes else renewal.kept
             devices = any(self._pins.has(name) for name in DEVICES)
-            try:
-                loaded.load(lambda name: devices or name not in DEVICES, kept)
-            except BpfError as error:
-                raise BackendUnavailable(refused(error).advice) from error
+            _load(loaded, lambda name: devices or name not in DEVICES, kept)
             # From here on it is neither's, until _switch() has ended.
             self._pins.write_record(own=0, closing=closes)
             self._pins.replace(loaded, kept)
@@ -392,10 +391,9 @@ class EbpfBackend(Backend):
 
     def _switch(self) -> None:
         """Put our programs where those of the data path before are, and be done."""
-        assert self._underlay is not None  # noqa: S101  # for the type checker
         with self._netns.entered():
             links.renew(self._pins.links / _LOOKUP_PIN, self._lookup.fd)
-            self._underlay.renew()
+            self._on_underlay.renew()
             self._endpoints.renew()
             self._hook(UnderlayPrograms.ifindex(self.context.interface))
             self._namespaces.renew()
@@ -899,7 +897,6 @@ class EbpfBackend(Backend):
 
     def _mend(self) -> str:
         """Put back what the data path needs of the host; what is lacking still."""
-        assert self._underlay is not None  # noqa: S101  # for the type checker
         if self._waits:
             return ""
         interface = self.context.interface
@@ -915,12 +912,12 @@ class EbpfBackend(Backend):
                 mending.attempt(self._follow_addresses)
             mending.attempt(self._attach_lookup)
             mending.attempt(self._endpoints.mend)
-            mending.attempt(self._underlay.keep_host, self._options.ports)
+            mending.attempt(self._on_underlay.keep_host, self._options.ports)
             if link is None:
                 mending.lacks_interface(interface)
             else:
                 self._write_control(ifindex=link.index)
-                mending.attempt(self._underlay.keep_interface, interface, link.index)
+                mending.attempt(self._on_underlay.keep_interface, interface, link.index)
         return mending.end()
 
     def _sweep_records(self, how: int) -> None:
@@ -939,6 +936,16 @@ class EbpfBackend(Backend):
     def _locked(self) -> Iterator[None]:
         with self._open(), self._pins.lock():
             yield
+
+
+def _load(
+    opened: Object, wanted: Callable[[str], bool], maps: Mapping[str, Map] | None = None
+) -> None:
+    """:meth:`Object.load`, with what there is to say where the kernel refuses."""
+    try:
+        opened.load(wanted, maps)
+    except BpfError as error:
+        raise BackendUnavailable(refused(error).advice) from error
 
 
 def _to_event(one: Revoked) -> Event:

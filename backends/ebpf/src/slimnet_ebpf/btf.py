@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Iterator
 from typing import Any, Self
 
 from slimnet_ebpf.libbpf import check, library
 
 __all__ = ["Btf"]
 
-_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FLOAT, _ENUM64 = 1, 2, 3, 4, 5, 6, 16, 19
+_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _DATASEC, _FLOAT, _ENUM64 = 1, 2, 3, 4, 5, 6, 15, 16, 19
 _SCALARS = {_INT: "int", _ENUM: "int", _ENUM64: "int", _FLOAT: "float"}
 # typedef, volatile, const, restrict and type tag: other names for what they are of.
 _ALIASES = frozenset({8, 9, 10, 11, 18})
@@ -77,6 +78,22 @@ class Btf:
         if kind == _PTR:
             return "*"
         return f"{_SCALARS.get(kind, kind)}{size}"
+
+    def variables(self, name: str) -> Iterator[tuple[str, int, int]]:
+        """(section, offset, size) of the variables of that name."""
+        lib = library()
+        for number in range(1, lib.btf__type_cnt(self._handle) if self._handle else 0):
+            address = lib.btf__type_by_id(self._handle, number)
+            section, info = struct.unpack("=II", ctypes.string_at(address, 8))
+            if info >> 24 & 31 != _DATASEC:
+                continue
+            members = ctypes.string_at(address + 12, (info & 0xFFFF) * 12)
+            for variable, offset, size in struct.iter_unpack("=III", members):
+                (label,) = struct.unpack(
+                    "=I", ctypes.string_at(lib.btf__type_by_id(self._handle, variable), 4)
+                )
+                if self._name(label) == name:
+                    yield self._name(section), offset, size
 
     def _name(self, offset: int) -> str:
         return str(library().btf__name_by_offset(self._handle, offset).decode())

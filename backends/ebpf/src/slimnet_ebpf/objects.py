@@ -24,7 +24,6 @@ __all__ = ["AbiStamp", "Object", "Program", "Shape"]
 
 _LOG_SIZE = 1 << 20
 _LOG_LINES = 4
-_BTF_KIND_DATASEC = 15
 _INNER_SIZE = 1024
 _STAMP = struct.Struct("=3Q")
 
@@ -241,8 +240,9 @@ class Object:
         ctypes.memmove(address, value, size)
 
     def _variable(self, name: str) -> tuple[int, int]:
-        for section, offset, size in self._variables(name):
-            handle = library().bpf_object__find_map_by_name(self._object, section)
+        types = Btf(library().bpf_object__btf(self._object))
+        for section, offset, size in types.variables(name):
+            handle = library().bpf_object__find_map_by_name(self._object, section.encode())
             room = ctypes.c_size_t()
             data = library().bpf_map__initial_value(handle, ctypes.byref(room)) if handle else None
             if data and offset + size <= room.value:
@@ -286,24 +286,6 @@ class Object:
     def _map(self, handle: Any) -> Map:
         # libbpf closes its descriptors with the object; ours are our own.
         return Map(os.dup(library().bpf_map__fd(handle)))
-
-    def _variables(self, name: str) -> Iterator[tuple[bytes, int, int]]:
-        """(section, offset, size) of the variables of that name, from BTF.
-
-        Source: the kernel's Documentation/bpf/btf.rst, sections 2.2.14 and 2.2.15.
-        """
-        lib = library()
-        btf = lib.bpf_object__btf(self._object)
-        for number in range(1, lib.btf__type_cnt(btf) if btf else 0):
-            address = lib.btf__type_by_id(btf, number)
-            section, info = struct.unpack("=II", ctypes.string_at(address, 8))
-            if info >> 24 & 31 != _BTF_KIND_DATASEC:
-                continue
-            members = ctypes.string_at(address + 12, (info & 0xFFFF) * 12)
-            for variable, offset, size in struct.iter_unpack("=III", members):
-                label = ctypes.string_at(lib.btf__type_by_id(btf, variable), 4)
-                if lib.btf__name_by_offset(btf, struct.unpack("=I", label)[0]) == name.encode():
-                    yield lib.btf__name_by_offset(btf, section), offset, size
 
     def _last_lines(self) -> str:
         lines = self._log.value.decode(errors="replace").strip().splitlines()
