@@ -18,7 +18,17 @@ from pathlib import Path
 
 import pytest
 from attrs import field, mutable
-from lab.engines import SHARING, TAKING, Words, closed, endpoints, left, root_file_system, two_hosts
+from lab.engines import (
+    SHARING,
+    TAKING,
+    Words,
+    closed,
+    endpoints,
+    kill_all,
+    left,
+    root_file_system,
+    two_hosts,
+)
 from lab.paths import DATA_PATHS, Can, require
 
 from slimnet import directories
@@ -117,10 +127,7 @@ class Docker(Words):
 
     def _clear(self):
         """What a killed daemon has left: shims of containerd, and mounts."""
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):  # ended meanwhile
-                if f"{self.directory}/".encode() in path.read_bytes():
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+        kill_all(self.directory)
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for each in reversed(mounts):
             if each.startswith(f"{self.directory}/"):

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -27,6 +29,15 @@ ONE = pytest.mark.parametrize("hosts", TAKING[:1], indirect=True)
 SHARING = [name for name in TAKING if Can.OWN_DEVICES not in DATA_PATHS[name].can]
 PLUGIN = Path(sys.executable).with_name("slimnet-cni")
 SLIMNET = PLUGIN.with_name("slimnet")
+
+
+def kill_all(directory):
+    """The processes that name what is below a directory of the test's own: monitors and shims
+    of an engine that was killed."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if f"{directory}/".encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 class Words:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from pathlib import Path
 
 from attrs import frozen
 
-from lab.engines import PLUGIN, Words
+from lab.engines import PLUGIN, Words, kill_all
+from slimnet.linux import netns
 from slimnet.testbed.host import TestbedHost
 
 CONTAINERS_CONF = """
@@ -63,7 +65,17 @@ class Podman(Words):
 
     def end(self):
         """Remove its containers, and what it has mounted."""
+        # Of a container whose start was killed, monitor and namespace stay.
+        made = {
+            each["path"]
+            for file in self.directory.glob("s/*-containers/*/userdata/config.json")
+            for each in json.loads(file.read_text())["linux"]["namespaces"]
+            if each.get("path", "").startswith(f"{netns.DIRECTORY}/netns-")
+        }
         self("rm", "--all", "--force", "--time=0")
+        kill_all(self.directory)
+        for path in made:
+            netns.remove(Path(path))
         for kind in ("s/overlay", "s/vfs", "r"):
             subprocess.run(
                 ["umount", "--quiet", "--recursive", self.directory / kind],
