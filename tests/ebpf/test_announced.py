@@ -318,11 +318,13 @@ def test_what_connects_is_announced(stage, acceptor):
         source=to_bytes16(stage.address(0)),
         source_port=port,
         underlay_port=acceptor.listener.getsockname()[1],
+        token=77,
     )
     # In this order.
     told = acceptor.receive(contract.SLIM_FRAME_ANNOUNCE, contract.SLIM_FRAME_PROBED)
     assert told["kind"] == contract.SLIM_FRAME_ANNOUNCE
-    assert acceptor.receive(contract.SLIM_FRAME_PROBED)["source_port"] == port
+    probed = acceptor.receive(contract.SLIM_FRAME_PROBED)
+    assert (probed["source_port"], probed["token"]) == (port, 77)
     caller.join()
     assert address == str(stage.address(0))
     assert (told["client"], told["server"], told["port"]) == (CLIENT, SERVER, ALLOWED)

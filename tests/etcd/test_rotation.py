@@ -120,7 +120,8 @@ def test_hosts_that_are_lost(tmp_path):
 def test_stopped_in_between(tmp_path):
     """A host that does not follow is named; connections go on with both keys; and it goes on,
     or back, from there."""
-    with cluster(tmp_path, "sqlite") as machines:
+    # Long enough that a host that is stopped, or killed, for a while is not lost meanwhile.
+    with cluster(tmp_path, "sqlite", lease=30.0) as machines:
         one, two, _ = machines.hosts
         join(machines, one, two)
         old = key(one)

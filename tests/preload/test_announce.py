@@ -99,6 +99,7 @@ class Peer:
             if found[0] not in {PING, FORGET}:
                 return {
                     "kind": found[0],
+                    "token": found[3],
                     "source_port": found[7],
                     "underlay_port": found[9],
                     "error": found[11],
@@ -176,6 +177,29 @@ def test_announced_late(world):
         time.sleep(0.3)
         peer.announce(sock, port)
         assert accepted(server, 5) == f"10.1.0.2 {sock.getsockname()[1]}"
+
+
+def test_an_answer_to_an_earlier_question(world):
+    """It says nothing of who has come from the same port since."""
+    _, server = world
+    peer = Peer()
+    port = peer.resolve()["underlay_port"]
+    with bound() as sock:
+        sock.connect((THERE, port))
+        earlier = peer.receive()
+        peer.announce(sock, port)
+        source = sock.getsockname()
+        assert accepted(server, 5) == f"10.1.0.2 {source[1]}"
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.closing(socket.socket()) as again:
+        again.bind(source)
+        again.connect((THERE, port))
+        later = peer.receive()
+        assert later["kind"] == earlier["kind"] == PROBE
+        assert later["token"] != earlier["token"]
+        peer.send(PROBED, **{k: earlier[k] for k in ("source_port", "underlay_port", "token")})
+        peer.announce(again, port, token=2)
+        assert accepted(server, 5) == f"10.1.0.2 {source[1]}"
 
 
 def test_announced_twice(world):

@@ -1088,13 +1088,14 @@ static int accept_known(struct process *process)
 	return 1;
 }
 
-void endpoint_announced(const struct slim_tuple *tuple)
+void endpoint_probed(const struct slim_tuple *tuple, uint64_t question)
 {
 	struct process *process, *next;
 
 	for (process = processes; process; process = next) {
 		next = process->next;
 		if (process->waits != WAITS_ACCEPT || !process->endpoint ||
+		    (question && process->question != question) ||
 		    memcmp(&process->tuple, tuple, sizeof(*tuple)))
 			continue;
 		process->waits = WAITS_NOT;
@@ -1102,6 +1103,11 @@ void endpoint_announced(const struct slim_tuple *tuple)
 		if (!accept_known(process))
 			stranger(process, SLIM_REASON_NO_FLOW);
 	}
+}
+
+void endpoint_announced(const struct slim_tuple *tuple)
+{
+	endpoint_probed(tuple, 0);
 }
 
 static void do_accept(struct process *process)
@@ -1134,8 +1140,9 @@ static void do_accept(struct process *process)
 		return;
 	}
 	process->waits = WAITS_ACCEPT;
+	process->question = ++questions;
 	loop_set(&process->timer, SLIM_SHIM_ACCEPT_MS, accept_late);
-	link_probe(&process->tuple);
+	link_probe(&process->tuple, process->question);
 }
 
 /* NAME */

@@ -653,6 +653,7 @@ static void opener_frame(struct link *link, const struct slim_frame *frame)
 	case SLIM_FRAME_PROBE:
 		put_frame(link, (struct slim_frame){
 			.kind = htons(SLIM_FRAME_PROBED),
+			.token = frame->token,
 			.source = { frame->source[0], frame->source[1], frame->source[2],
 				    frame->source[3] },
 			.source_port = frame->source_port,
@@ -857,17 +858,18 @@ static void acceptor_frame(struct link *link, const struct slim_frame *frame)
 		endpoint_listened(be64toh(frame->token));
 		return;
 	case SLIM_FRAME_PROBED:
-		endpoint_announced(&tuple);
+		endpoint_probed(&tuple, be64toh(frame->token));
 		return;
 	default:
 		link_end(link);
 	}
 }
 
-int link_probe(const struct slim_tuple *tuple)
+int link_probe(const struct slim_tuple *tuple, uint64_t question)
 {
 	struct slim_frame frame = {
 		.kind = htons(SLIM_FRAME_PROBE),
+		.token = htobe64(question),
 		.source_port = tuple->source_port,
 		.underlay_port = tuple->destination_port,
 	};

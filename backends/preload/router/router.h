@@ -31,8 +31,10 @@ void endpoint_listened(uint64_t question);
 /* There is a link to a host now: what waits for it asks; or there is none any more. */
 void endpoint_reachable(const __be32 *host);
 void endpoint_unreachable(const __be32 *host);
-/* A connection that is waited for was announced, or will not be. */
+/* A connection that is waited for was announced. */
 void endpoint_announced(const struct slim_tuple *tuple);
+/* It will not be, if nobody did; `question`: link_probe()'s, or 0 where the other end says none. */
+void endpoint_probed(const struct slim_tuple *tuple, uint64_t question);
 /* The underlay port of a listener of `endpoint`; 0: there is none now. */
 __be16 endpoint_listener(uint32_t endpoint, __be16 port);
 /* Ends of processes, dead listeners. */
@@ -91,8 +93,8 @@ int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 po
 /* 1: endpoint_answered() comes, and no SYN may be sent before; 0: it may at once. */
 int link_announce(const struct flow *flow);
 void link_withdraw(const struct flow *flow);
-/* Asks the host that `tuple` comes from. 1: endpoint_announced() comes; 0: no such link. */
-int link_probe(const struct slim_tuple *tuple);
+/* Asks the host that `tuple` comes from. 1: endpoint_probed() comes; 0: no such link. */
+int link_probe(const struct slim_tuple *tuple, uint64_t question);
 /*
  * Tells the hosts that want to know where a port is, or that it is `gone`. How many they are:
  * endpoint_listened(question) comes for each.

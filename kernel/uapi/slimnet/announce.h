@@ -85,8 +85,9 @@ enum slim_announce_kind {
 	SLIM_FRAME_WITHDRAW = 7,	/* the one with `token` does not come */
 	/*
 	 * From the acceptor: a connection from `source`:`source_port` to `underlay_port` is
-	 * here, and nobody announced it. The opener answers PROBED, and as that comes behind
-	 * what it announced before, it will not be announced.
+	 * here, and nobody announced it. The opener answers PROBED with the same `token` (0 from
+	 * one that knows none), and as that comes behind what it announced before, it will not
+	 * be announced. The token tells it from one that had the same source port before.
 	 */
 	SLIM_FRAME_PROBE = 8,
 	SLIM_FRAME_PROBED = 9,

@@ -423,6 +423,7 @@ class Announcer:
                 source=frame["source"],
                 source_port=frame["source_port"],
                 underlay_port=frame["underlay_port"],
+                token=frame["token"],
             )
         elif kind not in {contract.SLIM_FRAME_FORGET, contract.SLIM_FRAME_RESOLVED}:
             self._end(link, f"frame {kind}")
