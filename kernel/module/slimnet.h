@@ -34,6 +34,11 @@ enum slim_module_room {
 	SLIM_PLACE_FLOWS_MAX = 8192,	/* of these to one endpoint */
 	SLIM_AFFINITIES = 8192,		/* a power of two */
 	SLIM_NAME_BUCKETS = 4096,	/* a power of two */
+	/*
+	 * A hash table of sockets or handshakes has room for no fewer: one for the few that a
+	 * short connection needs grows and shrinks with each, by a worker.
+	 */
+	SLIM_TABLE_MIN = 1024,
 	SLIM_TOLD_MAX = 64,		/* refusals of an endpoint that are told in a second */
 	SLIM_NAME_MAX = 64,
 };

@@ -31,6 +31,7 @@ static const struct rhashtable_params slim_socket_params = {
 	.head_offset = offsetof(struct slim_socket, node),
 	.key_offset = offsetof(struct slim_socket, sk),
 	.key_len = sizeof(struct sock *),
+	.min_size = SLIM_TABLE_MIN,
 	.automatic_shrinking = true,
 };
 

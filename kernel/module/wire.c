@@ -23,6 +23,7 @@ const struct rhashtable_params slim_flow_params = {
 	.head_offset = offsetof(struct slim_flow, node),
 	.key_offset = offsetof(struct slim_flow, key),
 	.key_len = sizeof(struct slim_flow_key),
+	.min_size = SLIM_TABLE_MIN,
 	.automatic_shrinking = true,
 };
 

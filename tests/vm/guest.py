@@ -173,6 +173,7 @@ class Guest:
     #: What it needs before it sees this machine's files.
     MODULES = ("virtio_pci", "virtiofs", "overlay")
     LOG = "vm"
+    CLOCK = ("-accel", "tcg,thread=multi")
 
     def __init__(self, directory, commands, *, deadline, cpus=1):
         (self.image,) = directory.glob("boot/vmlinuz-*")
@@ -230,7 +231,7 @@ class Guest:
 
     def _run(self, devices, cpus):
         self._machine = self._start(
-            [*qemu(), "-accel", "tcg,thread=multi"]
+            [*qemu(), *self.CLOCK]
             + ["-cpu", "max,la57=off,smap=off,smep=off"]
             + ["-smp", str(cpus), "-m", MEMORY, "-nographic", "-no-reboot", "-nic", "none"]
             + ["-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on"]
@@ -332,10 +333,12 @@ class Bare(Guest):
 
     MODULES = ("veth", "vxlan", "virtio_pci", "virtio_blk")
     LOG = "bare"
+    PROCESSORS: int | None = None
 
     def __init__(self, directory, commands, *, deadline, files, disk):
         self._files, self._disk = files, disk
-        super().__init__(directory, commands, deadline=deadline, cpus=processors())
+        cpus = self.PROCESSORS or processors()
+        super().__init__(directory, commands, deadline=deadline, cpus=cpus)
 
     def _boot(self, cpus):
         disk = f"file={self._disk},format=raw,if=virtio,cache=unsafe"
@@ -349,3 +352,13 @@ class Bare(Guest):
             shutil.copy(path, root / path.name)
         commands = "\n".join(self._job())
         return {"init": BARE.format(modules=names, commands=commands)}
+
+
+class Counted(Bare):
+    """One whose time is what its one processor has carried out: an instruction takes a
+    nanosecond, and where there is nothing to do the next timer is due at once. What is measured
+    in there is the same however busy this machine is."""
+
+    LOG = "counted"
+    CLOCK = ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
+    PROCESSORS = 1
