@@ -48,7 +48,7 @@ class Agent:
         self.directory = directory
         self.store = SqliteStore.open(url)
         self.cluster = Cluster(self.store)
-        self.mirror = Mirror(self.store, "h1")
+        self.mirror = Mirror(self.store)
         site = Site(HERE, "eth0", directory / "cgroups", (bytes(16),))
         context = Context(f"test-{directory}", HERE, "eth0", site.cgroups, directory, bytes(16))
         self.backend = MemoryBackend(context)
@@ -185,7 +185,7 @@ def test_attaching_reads_the_same_of_every_store(agent, monkeypatch):
 
 def test_nothing_is_installed_when_nothing_changed(agent):
     before = agent.backend.status().generation
-    agent.store.transact(put={"installed/h2": b'{"revision":1}', "counters/x": b"1"})
+    agent.store.transact(put={"~installed/h2": b'{"revision":1}', "counters/x": b"1"})
     agent.cluster.set_namespace("prod", "default", {})
     assert agent.sync() == ""
     assert agent.backend.status().generation == before

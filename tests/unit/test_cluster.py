@@ -14,6 +14,7 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet.cluster import Cluster, keys
 from slimnet.cluster.own import OwnStore, store_id
+from slimnet.cluster.progress import await_hosts
 from slimnet.contract import SLIM_ADDRESS_SERVICE
 from slimnet.exceptions import (
     AlreadyExists,
@@ -432,14 +433,14 @@ def test_hosts_live_as_long_as_their_lease(cluster, store, run_out):
     lease, host = store.lease(60), Host("h1", "192.0.2.1")
     cluster.set_host(host, lease)
     cluster.set_installed(host, 7, lease, 3)
-    assert cluster.installed() == {"h1": 7}
+    assert await_hosts(store, 0, 0) == {"h1": 7}
     store.renew(lease)
     assert [each.name for each in cluster.hosts()] == ["h1"]
     run_out()
     assert cluster.hosts() == []
-    assert cluster.installed() == {}
+    assert await_hosts(store, 0, 0) == {}
     cluster.set_installed(host, 8, lease, 4)
-    assert store.list("installed/")[0] == {}
+    assert store.list("~installed/")[0] == {}
 
 
 def test_a_host_is_registered_in_one_transaction(cluster, store, run_out):
@@ -492,7 +493,7 @@ def test_a_lost_host_is_known_until_it_is_removed(cluster, store, prod):
     cluster.set_installed(hosts[0], 9, leases[0], 4)
     cluster.set_installed(hosts[1], 7, leases[1], 5)
     cluster.create_endpoint({"network": "prod", "name": "web", "host": "h2"})
-    store.transact(delete=["hosts/h2", "installed/h2"])
+    store.transact(delete=["hosts/h2", "~installed/h2"])
     one, two, three = cluster.host_states(8)
     assert (one.name, one.host, one.lost, one.installed, one.generation) == (
         "h1", hosts[0], False, 9, 4,

@@ -227,14 +227,6 @@ class Cluster:
             states.append(attrs.evolve(state, wanted=wanted, endpoints=count[name]))
         return states
 
-    def installed(self) -> dict[str, Revision]:
-        """Live host to the revision that it has in force; 0 before the first."""
-        found = {
-            key.partition("/")[2]: records.load(key, value, lambda each: int(each["revision"]))
-            for key, (value, _) in self.store.list(keys.INSTALLED.below())[0].items()
-        }
-        return {each.name: found.get(each.name, 0) for each in self.hosts()}
-
     def remove_host(self, name: str) -> Revision:
         """Forget a lost host, and remove the endpoints that it left.
 
