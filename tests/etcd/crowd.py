@@ -41,25 +41,27 @@ from servers import own_address
 
 from slimnet import records
 from slimnet.abc import Context
-from slimnet.agent import mirror as mirrors
 from slimnet.agent.installer import Installer
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.names import Names
-from slimnet.cluster import Cluster, allocation, keys
+from slimnet.cluster import Cluster, keys
 from slimnet.cluster.own import OwnStore
 from slimnet.cluster.progress import await_hosts
+from slimnet.exceptions import NotFound
 from slimnet.model import Endpoint, Host, Namespace, Network
-from slimnet.policy import NetworkPolicy, parse
+from slimnet.policy import parse
 from slimnet.policy.document import Document
 from slimnet.testbed.etcd import Etcd
 from slimnet.testing import MemoryBackend
 from slimnet_etcd import EtcdStore, _feed
 
 NETWORK = Network("prod", 1000, "10.0.0.0/8")
-#: Endpoints of a namespace, and those of them that are one application.
-IN_NAMESPACE, OF_APPLICATION = 100, 10
-#: Seconds that hosts have to follow, and those of a lease, as in the configuration.
-PATIENCE, LEASE = 120.0, 10.0
+#: Endpoints of a namespace, and of how many applications they are.
+IN_NAMESPACE, APPLICATIONS = 100, 10
+#: Seconds that hosts have to follow.
+PATIENCE = 120.0
+#: Seconds of a lease: longer than an agent's, since one machine renews all of them.
+LEASE = 60.0
 #: Keys of one transaction that fills the store.
 AT_ONCE = 500
 
@@ -70,7 +72,8 @@ def host(number: int) -> Host:
 
 def policy(number: int, namespaces: int, port: int = 80) -> Document:
     """Of one application of a namespace: it is reached from its neighbour, on a port."""
-    application = number // namespaces % (IN_NAMESPACE // OF_APPLICATION)
+    application = number // namespaces % APPLICATIONS
+    neighbour = {"matchLabels": {"app": f"a{(application - 1) % APPLICATIONS}"}}
     manifest = {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -82,10 +85,7 @@ def policy(number: int, namespaces: int, port: int = 80) -> Document:
         "spec": {
             "podSelector": {"matchLabels": {"app": f"a{application}"}},
             "ingress": [
-                {
-                    "from": [{"podSelector": {"matchLabels": {"app": f"a{(application - 1) % 10}"}}}],
-                    "ports": [{"port": port}],
-                }
+                {"from": [{"podSelector": neighbour}], "ports": [{"port": port}]},
             ],
         },
     }
@@ -102,7 +102,7 @@ def world(agents: int, endpoints: int, policies: int) -> dict[str, bytes]:
         pairs[keys.NAMESPACE.at(NETWORK.name, one.name)] = records.dump(one)
     identities: dict[str, int] = {}
     for number in range(endpoints):
-        labels = {"app": f"a{number % IN_NAMESPACE // OF_APPLICATION}"}
+        labels = {"app": f"a{number % IN_NAMESPACE // (IN_NAMESPACE // APPLICATIONS)}"}
         space = f"n{number // IN_NAMESPACE}"
         identity = keys.IDENTITY.at(NETWORK.name, space, f"app={labels['app']}")
         made = Endpoint(
@@ -161,10 +161,13 @@ class Agent:
 
     def run(self) -> None:
         while True:
-            self.mirror.wait(LEASE / 8)
+            self.mirror.wait(LEASE / 20)
             self._take(self.mirror.take_told())
             if time.monotonic() - self._renewed >= LEASE / 4:
-                self.store.renew(self.lease)
+                try:
+                    self.store.renew(self.lease)
+                except NotFound:
+                    self.lease = self.store.lease(LEASE)
                 self._renewed = time.monotonic()
 
     def _take(self, changed: bool) -> None:
@@ -200,7 +203,7 @@ def shared(load: Callable[..., Any]) -> Callable[..., Any]:
 
 def work(url: str, numbers: range, whole: int, directory: Path) -> None:
     """The agents of one process; says of each revision that it reads when they had it."""
-    mirrors.records = type("Shared", (), {**vars(records), "load": staticmethod(shared(records.load))})  # type: ignore[attr-defined]
+    records.load = shared(records.load)
     told: list[int] = []
     take = _feed.Feed._take
 
@@ -217,6 +220,7 @@ def work(url: str, numbers: range, whole: int, directory: Path) -> None:
         compiles = place % max(1, len(numbers) // whole) == 0 if whole else False
         agents.append(Agent(url, number, own if compiles else None))
         threading.Thread(target=agents[-1].run, daemon=True).start()
+        print(f"{number} joined", file=sys.stderr) if place % 50 == 0 else None
     print("ready", flush=True)
     for line in sys.stdin:
         revision = int(line)
