@@ -46,27 +46,32 @@ def write(
         services: likewise.
     """
     wanted = set(namespaces)
-    networks: dict[str, dict[tuple[str, str], IPAddress]] = {network: {} for network, _ in wanted}
+    #: Network to namespace to name to address.
+    networks: dict[str, dict[str, dict[str, IPAddress]]] = {network: {} for network, _ in wanted}
     named: list[Service | Endpoint] = [*services, *endpoints]
     for each in named:
         if each.address is not None and each.network in networks:
-            networks[each.network][each.namespace, each.name] = each.address
-    for network, addresses in networks.items():
-        # Of all files of a network only the names of its own namespace differ.
-        lines = [
-            (group, name, str(address), f"{name}.{group}.{network} {name}.{group}\n")
-            for (group, name), address in sorted(addresses.items(), key=lambda item: item[0])
-        ]
+            networks[each.network].setdefault(each.namespace, {})[each.name] = each.address
+    for network, groups in networks.items():
+        # Of all files of a network only the lines of its own namespace differ.
+        lines = {group: _lines(network, group, groups[group]) for group in sorted(groups)}
         for namespace in (name for of, name in wanted if of == network):
-            text = "".join(
-                f"{address} {name} {names}" if group == namespace else f"{address} {names}"
-                for group, name, address, names in lines
-            )
+            own = _lines(network, namespace, groups.get(namespace, {}), bare=True)
+            text = "".join({**lines, namespace: own}.values())
             _rewrite(path(run, network, namespace), _HEAD + text)
     files = {path(run, *each) for each in wanted}
     for file in (run / "hosts").glob("*/*"):
         if file not in files:
             file.unlink(missing_ok=True)
+
+
+def _lines(
+    network: str, namespace: str, addresses: dict[str, IPAddress], *, bare: bool = False
+) -> str:
+    return "".join(
+        f"{address} {f'{name} ' if bare else ''}{name}.{namespace}.{network} {name}.{namespace}\n"
+        for name, address in sorted(addresses.items(), key=lambda item: item[0])
+    )
 
 
 def _rewrite(file: Path, text: str) -> None:
