@@ -6,7 +6,7 @@ lease, host, copy of all records (:class:`slimnet.agent.mirror.Mirror`), and say
 force when somebody waits. Some, "whole" ones, also compile each change and install it in a
 :class:`slimnet.testing.MemoryBackend`, as every host does on a processor of its own: so many
 compilers have no room on one machine. Those of one process share the records that they decode, for
-the same reason. No data path, no sockets for clients.
+the same reason, and read the whole store once. No data path, no sockets for clients.
 
 - From a change's first request to etcd until the last agent has it, and until the last whole one
   has it in force: of one policy, of one endpoint.
@@ -40,7 +40,7 @@ from typing import Any
 from servers import own_address
 
 from slimnet import records
-from slimnet.abc import Context
+from slimnet.abc import Context, Store
 from slimnet.agent.installer import Installer
 from slimnet.agent.mirror import Mirror
 from slimnet.agent.names import Names
@@ -139,11 +139,18 @@ class Agent:
         url: of the store.
         number: of the host, which the store has already.
         directory: for the hosts files of one that is whole; ``None``: it is not.
+        opened: opens the store.
     """
 
-    def __init__(self, url: str, number: int, directory: Path | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        number: int,
+        directory: Path | None,
+        opened: Callable[[str], Store] = EtcdStore.open,
+    ) -> None:
         self.host = host(number)
-        self.store = OwnStore(EtcdStore.open(url))
+        self.store = OwnStore(opened(url))
         self.cluster = Cluster(self.store)
         self.mirror = Mirror(self.store, self.store.id)
         self.lease = self.store.lease(LEASE)
@@ -189,6 +196,20 @@ class Agent:
         return next((at for reached, at in self.followed if reached >= revision), None)
 
 
+class Once(EtcdStore):
+    """The whole store is read once in a process, and followed from there: what it costs to join
+    is measured alone."""
+
+    whole: tuple[dict[str, tuple[bytes, int]], int] | None = None
+
+    def list(self, prefix: str) -> tuple[dict[str, tuple[bytes, int]], int]:
+        if prefix:
+            return super().list(prefix)
+        if Once.whole is None:
+            Once.whole = super().list(prefix)
+        return Once.whole
+
+
 def shared(load: Callable[..., Any]) -> Callable[..., Any]:
     """The same record is decoded once in a process."""
     known: dict[tuple[Any, bytes], Any] = {}
@@ -218,7 +239,7 @@ def work(url: str, numbers: range, whole: int, directory: Path) -> None:
         own = directory / f"h{number}"
         own.mkdir()
         compiles = place % max(1, len(numbers) // whole) == 0 if whole else False
-        agents.append(Agent(url, number, own if compiles else None))
+        agents.append(Agent(url, number, own if compiles else None, Once.open))
         threading.Thread(target=agents[-1].run, daemon=True).start()
         print(f"{number} joined", file=sys.stderr) if place % 50 == 0 else None
     print("ready", flush=True)

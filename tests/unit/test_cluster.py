@@ -18,6 +18,7 @@ from slimnet.cluster.progress import await_hosts
 from slimnet.contract import SLIM_ADDRESS_SERVICE
 from slimnet.exceptions import (
     AlreadyExists,
+    Conflict,
     InUse,
     InvalidValue,
     NotFound,
@@ -327,6 +328,7 @@ def test_an_endpoint_costs_the_same_in_every_network(tmp_path):
         cluster = Cluster(store)
         cluster.create_network("prod", "10.1.0.0/16")
         cluster.create_endpoint(spec("first"))
+        cluster.documents.apply([service("first")])
         for there in (0, 10, 3000):
             others = {
                 f"addresses/prod/10.1.{each // 200 + 1}.{each % 200}": b'"endpoints/prod/a/x"'
@@ -427,6 +429,66 @@ def test_everybody_at_once(tmp_path):
     assert len({each.id for each in made}) == 60
     assert len({each.address for each in made}) == 60
     assert len({each.identity for each in made}) == 10
+
+
+def meanwhile(cluster, monkeypatch, what):
+    """Does something just before the next transaction of a cluster; what comes of each is told."""
+    told, transact, once = [], cluster.store.transact, [what]
+
+    def change(**asked):
+        while once:
+            once.pop()()
+        try:
+            revision = transact(**asked)
+        except Conflict:
+            told.append("conflict")
+            raise
+        told.append("done")
+        return revision
+
+    monkeypatch.setattr(cluster.store, "transact", change)
+    return told
+
+
+def test_two_attaches_do_not_hinder_each_other(cluster, store, prod, monkeypatch):
+    """On two hosts at the same moment, in one namespace, each with an address of its own."""
+    with SqliteStore.open(f"sqlite://{store.path}") as elsewhere:
+        there = Cluster(elsewhere)
+        there.create_endpoint(spec("first"))  # its labels have their number
+        asked = [
+            {**spec(name), "address": f"10.1.0.{number}"} for number, name in ((3, "a"), (4, "b"))
+        ]
+        told = meanwhile(cluster, monkeypatch, lambda: there.create_endpoint(asked[0]))
+        cluster.create_endpoint(asked[1])
+        assert told == ["done"]
+        told = meanwhile(
+            cluster, monkeypatch, lambda: there.label_endpoint(("prod", "default", "a"), {})
+        )
+        cluster.create_endpoint(spec("c"))
+        assert told == ["done"]
+        # The same first free address for both: one has to take another, once.
+        told = meanwhile(cluster, monkeypatch, lambda: there.create_endpoint(spec("d")))
+        cluster.create_endpoint(spec("e"))
+        assert told == ["conflict", "done"]
+
+
+@pytest.mark.parametrize("first", ["endpoint", "document"])
+def test_an_attach_and_a_document_hinder_each_other(cluster, store, prod, monkeypatch, first):
+    """Whoever comes second has seen the other: neither is admitted by what is no more."""
+    policies = load(POLICIES, network="prod")
+    seen = []
+    with SqliteStore.open(f"sqlite://{store.path}") as elsewhere:
+        there = Cluster(elsewhere)
+        if first == "endpoint":
+            told = meanwhile(cluster, monkeypatch, lambda: there.create_endpoint(spec("web")))
+            cluster.documents.apply(policies, lambda _: seen.append(len(cluster.endpoints())))
+        else:
+            told = meanwhile(cluster, monkeypatch, lambda: there.documents.apply(policies))
+            cluster.create_endpoint(
+                spec("web"), lambda _: seen.append(len(cluster.documents.all()))
+            )
+    assert told == ["conflict", "done"]
+    assert seen == [0, 1 if first == "endpoint" else len(policies)]
 
 
 def test_hosts_live_as_long_as_their_lease(cluster, store, run_out):
