@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import grpc
 from servers import own_address
 
 from slimnet import records
@@ -51,6 +52,7 @@ from slimnet.exceptions import NotFound
 from slimnet.model import Endpoint, Host, Namespace, Network
 from slimnet.policy import parse
 from slimnet.policy.document import Document
+from slimnet.tables import Change, Tables
 from slimnet.testbed.etcd import Etcd
 from slimnet.testing import MemoryBackend
 from slimnet_etcd import EtcdStore, _feed
@@ -132,6 +134,18 @@ def world(agents: int, endpoints: int, policies: int) -> dict[str, bytes]:
 # In a process of agents
 
 
+class Timed(MemoryBackend):
+    """Says when tables were in force."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.times: list[float] = []
+
+    def install(self, tables: Tables, change: Change | None = None) -> None:
+        super().install(tables, change)
+        self.times.append(time.monotonic())
+
+
 class Agent:
     """What :class:`slimnet.agent.agent.Agent` does about the store, and what it does not.
 
@@ -147,21 +161,24 @@ class Agent:
         url: str,
         number: int,
         directory: Path | None,
-        opened: Callable[[str], Store] = EtcdStore.open,
+        opened: Callable[[str, Mapping[str, Any]], Store] = EtcdStore.open,
     ) -> None:
         self.host = host(number)
-        self.store = OwnStore(opened(url))
+        self.store = OwnStore(opened(url, {"timeout": 60}))
         self.cluster = Cluster(self.store)
         self.mirror = Mirror(self.store, self.store.id)
         self.lease = self.store.lease(LEASE)
         self.installer: Installer | None = None
+        #: When tables were installed.
+        self.times: list[float] = []
         if directory is not None:
             context = Context(f"crowd-{number}", self.host, "", directory, directory, bytes(16))
-            self.installer = Installer(MemoryBackend(context), self.host, Names(directory))
-        #: When it had followed the store up to a revision.
+            backend = Timed(context)
+            self.installer = Installer(backend, self.host, Names(directory))
+            self.times = backend.times
+        #: When it had followed the store up to a revision, and whatever that changes in its
+        #: tables was in force.
         self.followed: list[tuple[int, float]] = []
-        #: Generations that were installed.
-        self.installed = 0
         self._said = 0
         self._renewed = time.monotonic()
         self._take(self.mirror.catch_up())
@@ -178,14 +195,15 @@ class Agent:
                 self._renewed = time.monotonic()
 
     def _take(self, changed: bool) -> None:
-        followed = self.mirror.followed
+        followed, at = self.mirror.followed, time.monotonic()
         if changed and self.installer is not None:
-            before = self.installer.tables
+            before = len(self.times)
             self.installer.apply(self.mirror)
             assert not self.installer.trouble, self.installer.trouble
-            self.installed += self.installer.tables is not before
+            # Hosts files come later: nobody waits for them.
+            at = self.times[-1] if len(self.times) > before else time.monotonic()
         if not self.followed or followed > self.followed[-1][0]:
-            self.followed.append((followed, time.monotonic()))
+            self.followed.append((followed, at))
         wanted = self.mirror.wanted
         if self._said < wanted <= followed:
             self.cluster.set_installed(self.host, followed, self.lease, 1)
@@ -225,6 +243,9 @@ def shared(load: Callable[..., Any]) -> Callable[..., Any]:
 def work(url: str, numbers: range, whole: int, directory: Path) -> None:
     """The agents of one process; says of each revision that it reads when they had it."""
     records.load = shared(records.load)
+    # gRPC looks ten times a second in each stream whether a signal came to the main thread; one
+    # agent does not feel it, and a thousand have no time left.
+    grpc._common.MAXIMUM_WAIT_TIMEOUT = 10.0  # type: ignore[attr-defined]
     told: list[int] = []
     take = _feed.Feed._take
 
@@ -252,7 +273,7 @@ def work(url: str, numbers: range, whole: int, directory: Path) -> None:
         answer = {
             "followed": [each.since(revision) for each in agents],
             "whole": [each.since(revision) for each in agents if each.installer],
-            "installed": sum(each.installed for each in agents),
+            "installed": sum(len(each.times) for each in agents),
             "bytes": sum(told),
         }
         print(json.dumps(answer), flush=True)
@@ -272,7 +293,9 @@ class Crowd:
         try:
             self.etcd.start()
             self.url = self.etcd.url
-            self.store = self._held.enter_context(OwnStore(EtcdStore.open(self.url)))
+            self.store = self._held.enter_context(
+                OwnStore(EtcdStore.open(self.url, {"timeout": 60}))
+            )
             self._fill(world(asked.agents, asked.endpoints, asked.policies))
             self.workers = [
                 self._worker(range(number, asked.agents, asked.processes), asked.whole, directory)
