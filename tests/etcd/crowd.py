@@ -358,7 +358,9 @@ class Crowd:
         return {name: float(number) for name, number in (*asked, *told)}
 
 
-def measure(crowd: Crowd, changes: Iterator[Callable[[], int]], times: int) -> dict[str, Any]:
+def measure(
+    crowd: Crowd, changes: Iterator[Callable[[], int]], times: int, pause: float
+) -> dict[str, Any]:
     """What one kind of change costs; its call answers with the store's revision."""
     last, in_force, each_agent, written = [], [], [], []
     before = crowd.ask(1)
@@ -383,7 +385,7 @@ def measure(crowd: Crowd, changes: Iterator[Callable[[], int]], times: int) -> d
         figures["installed"].append(found["installed"] - installed)
         figures["bytes"].append((found["bytes"] - told) / crowd.agents)
         installed, told = found["installed"], found["bytes"]
-        time.sleep(1)
+        time.sleep(pause)
     return {
         "changes": times,
         "written s, median": _round(statistics.median(written)),
@@ -432,7 +434,7 @@ def waits(crowd: Crowd, asked: argparse.Namespace) -> dict[str, Any]:
         took.append(time.monotonic() - begin)
         after = crowd.counts()
         requests.append(sum(after[name] - before[name] for name in ("Range", "Txn")))
-        time.sleep(1)
+        time.sleep(asked.pause)
     return {
         "s, median": _round(statistics.median(took)),
         "s, worst": _round(max(took)),
@@ -461,7 +463,7 @@ def join(crowd: Crowd, asked: argparse.Namespace, directory: Path) -> dict[str, 
             text=True,
         )
         took.append(float(done.stdout))
-        time.sleep(1)
+        time.sleep(asked.pause)
     return {"s, median": _round(statistics.median(took)), "s, worst": _round(max(took))}
 
 
@@ -473,6 +475,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--whole", type=int, default=2, help="agents of each that compile")
     parser.add_argument("--changes", type=int, default=9)
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds between two changes")
     parser.add_argument("--durable", action="store_true", help="etcd waits for the disk")
     asked = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="slimnet-crowd-"))
@@ -482,8 +485,8 @@ def main() -> None:
         with contextlib.closing(crowd):
             report: dict[str, Any] = {**vars(asked), "set up s": round(time.monotonic() - begin, 1)}
             report["load average"] = os.getloadavg()[0]
-            report["policy"] = measure(crowd, policies(crowd, asked), asked.changes)
-            report["endpoint"] = measure(crowd, endpoints(crowd, asked), asked.changes)
+            report["policy"] = measure(crowd, policies(crowd, asked), asked.changes, asked.pause)
+            report["endpoint"] = measure(crowd, endpoints(crowd, asked), asked.changes, asked.pause)
             report["waited for"] = waits(crowd, asked)
             report["join"] = join(crowd, asked, directory)
         print(json.dumps(report, indent=1))

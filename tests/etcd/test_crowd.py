@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 CROWD = Path(__file__).with_name("crowd.py")
 SMALL = {"agents": 12, "endpoints": 200, "policies": 20, "processes": 2, "whole": 2, "changes": 3}
+SMALL |= {"pause": 0.1}
 
 
 def test_a_small_run():

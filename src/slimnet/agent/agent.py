@@ -180,6 +180,7 @@ class Agent:
         try:
             self._run()
         finally:
+            self._stop.set()
             answering.join()
 
     def answer(self) -> None:
