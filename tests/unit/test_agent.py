@@ -514,7 +514,7 @@ def test_detach_waits_for_nobody(agent):
     assert agent.names() == []
     assert not placed.cgroup.exists()
     assert agent.installer.tables.endpoints == {}
-    assert not placed.hosts.exists()
+    assert "web" not in placed.hosts.read_text()
     with pytest.raises(NotFound, match="endpoint 'prod/default/web': there is none"):
         agent.detach("web")
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hosts files (hosts(5)) of endpoints: names to overlay addresses, live.
 
-One per namespace with endpoints on this host, ``<run>/hosts/<network>/<namespace>``,
-so that a bare name is that of one's own namespace. A name that an endpoint and a
-service of a namespace share is the endpoint's. Rewritten in place: whoever
-bind-mounts one sees every change.
+One per namespace that has, or had, endpoints on this host,
+``<run>/hosts/<network>/<namespace>``, so that a bare name is that of one's own
+namespace. A name that an endpoint and a service of a namespace share is the
+endpoint's. Rewritten in place: whoever bind-mounts one sees every change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from netaddr import IPAddress
 from slimnet.model import Endpoint
 from slimnet.policy.document import Service
 
-__all__ = ["path", "write"]
+__all__ = ["path", "write", "written"]
 
 _HEAD = """\
 127.0.0.1 localhost
@@ -29,6 +29,11 @@ _HEAD = """\
 def path(run: Path, network: str, namespace: str) -> Path:
     """Where the file of a namespace is."""
     return run / "hosts" / network / namespace
+
+
+def written(run: Path) -> set[tuple[str, str]]:
+    """The namespaces that have a file, by network and name."""
+    return {(file.parent.name, file.name) for file in (run / "hosts").glob("*/*")}
 
 
 def write(
@@ -59,10 +64,8 @@ def write(
             own = _lines(network, namespace, groups.get(namespace, {}), bare=True)
             text = "".join({**lines, namespace: own}.values())
             _rewrite(path(run, network, namespace), _HEAD + text)
-    files = {path(run, *each) for each in wanted}
-    for file in (run / "hosts").glob("*/*"):
-        if file not in files:
-            file.unlink(missing_ok=True)
+    for network, namespace in written(run) - wanted:
+        path(run, network, namespace).unlink(missing_ok=True)
 
 
 def _lines(

@@ -45,6 +45,9 @@ class Names:
         """
         self._resolver.update(state)
         here = {(each.network, each.namespace) for each in state.endpoints if each.host == host}
+        # Whoever has mounted one goes on seeing what changes.
+        there = {(each.network, each.name) for each in state.namespaces}
+        here |= there & hostsfile.written(self._run)
         what = (here, state.endpoints, state.services)
         if what != self._written:
             self._written = None
