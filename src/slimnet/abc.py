@@ -483,8 +483,13 @@ class Store(AbstractContextManager["Store"], abc.ABC):
         revision in the answer passes over it, so that a watcher of what rarely changes is
         not too late either when old history is trimmed.
 
+        Keys that begin with ``~`` lie apart: what many write and few read. Such a prefix is
+        watched alone, and may be told a little later than its revision is in force; a
+        revision in the answer to other prefixes need not pass over them. So may be that a
+        key went with its lease.
+
         Args:
-            prefix: of keys; ``""`` is of all.
+            prefix: of keys; ``""`` is of all that do not lie apart.
             more: others that are watched as well.
             after: changes up to this revision are known.
             timeout: seconds to wait for the first change.
@@ -495,6 +500,7 @@ class Store(AbstractContextManager["Store"], abc.ABC):
 
         Raises:
             Conflict: the history back to ``after`` is gone; list again.
+            InvalidValue: a prefix that begins with ``~`` is not the only one.
         """
 
     @abc.abstractmethod

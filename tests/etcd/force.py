@@ -32,7 +32,7 @@ def agree(machines, *hosts):
     deadline = time.monotonic() + PATIENCE
     while True:
         with machines.opened() as store:
-            mirror = Mirror(store, "")
+            mirror = Mirror(store)
             mirror.catch_up()
             held = store.list("")[0]
         wrong = {host.name: wrong_tables(mirror, host) for host in hosts}

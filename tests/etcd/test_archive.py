@@ -65,7 +65,7 @@ def tables(bed):
     """What each host's tables are to be, by what the store holds; without their number."""
     found = {}
     with bed.hosts[0].enter(), open_named(str(bed.hosts[0].config)) as store:
-        mirror = Mirror(store, "")
+        mirror = Mirror(store)
         mirror.catch_up()
         hosts = {each.name: each for each in mirror.hosts()}
         assert sorted(hosts) == [host.name for host in bed.hosts]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store on real etcd: the contract, and what is its own."""
 
+import contextlib
 import re
 import socket
 import threading
@@ -11,6 +12,7 @@ from contextlib import closing, contextmanager
 import pytest
 from servers import away, etcdctl, leader, own_address
 
+from slimnet.abc import StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, InvalidValue, StoreUnreachable
 from slimnet.plugins import open_store
 from slimnet.testing import check_store
@@ -183,14 +185,12 @@ def test_prefixes_are_worlds_of_their_own(server):
         assert store.list("") == ({}, revision)
         for _ in range(3):
             assert store.watch("", after=start, timeout=0)[0] == []
-        _, reached = store.watch("", after=start, timeout=0)
-        assert reached >= revision
         mine = store.transact(put={"a": b"2"})
         events, _ = store.watch("", after=start, timeout=0)
         assert [(each.key, each.value, each.revision) for each in events] == [("a", b"2", mine)]
         assert list(store.list("")[0]) == ["a"]
     keys = etcdctl(server, "get", "--prefix", "--keys-only", "").split()
-    assert keys == ["one/\0tick", "one/a", "one1/a"]
+    assert keys == ["one/\0tick", "one/a", "one1/\0tick", "one1/a"]
 
 
 def requests(server):
@@ -201,6 +201,21 @@ def requests(server):
         r'^grpc_server_started_total{grpc_method="(\w+)".*} (\d+)', text, re.MULTILINE
     )
     return {name: int(count) for name, count in found}
+
+
+def metric(server, name):
+    with urllib.request.urlopen(f"http://{server.endpoints[0]}/metrics", timeout=10) as answer:
+        (number,) = re.findall(rf"^{name} (\S+)", answer.read().decode(), re.MULTILINE)
+    return float(number)
+
+
+def events_sent(server):
+    """How many changes the server told to all watchers, ever."""
+    return metric(server, "etcd_debugging_mvcc_events_total")
+
+
+def watchers(server):
+    return metric(server, "etcd_debugging_mvcc_watcher_total")
 
 
 def test_waiting_asks_nothing(server, store):
@@ -228,21 +243,48 @@ def test_waiting_asks_nothing(server, store):
     assert requests(server)["Range"] == after["Range"] + 1
 
 
-def test_tick_is_written_once_for_many(server):
-    """What others change in the same etcd costs one write, not one for each who looks."""
-    stores = [EtcdStore.open(server.url) for _ in range(5)]
-    try:
-        _, start = stores[0].list("")
-        for store in stores:
-            store.watch("", after=start, timeout=0)
+def test_to_look_writes_nothing(server):
+    """Neither for what others write in the same etcd, nor for what lies apart: the store's last
+    revision may be no change of ours, and whoever looks asks once for ours, and knows it then."""
+    with EtcdStore.open(server.url) as writer, contextlib.ExitStack() as held:
+        _, start = writer.list("")
+        stores = [held.enter_context(EtcdStore.open(server.url)) for _ in range(5)]
+        mine = writer.transact(put={"a": b"1"})
         etcdctl(server, "put", "foreign", "1")
+        last = writer.transact(put={"~a": b"1"})
+        before = requests(server)
         for store in stores:
-            store.watch("", after=start, timeout=0)
-        record = etcdctl(server, "get", "slimnet/", "--prefix", "-w=fields")
-        assert '"Version" : 1' in record
-    finally:
-        for store in stores:
-            store.close()
+            events, reached = store.watch("", after=start, timeout=0)
+            assert ([each.key for each in events], reached) == (["a"], mine)
+        after = requests(server)
+        assert (after["Range"] - before["Range"], after["Txn"]) == (5, before["Txn"])
+        assert writer.get("~a") == (b"1", last)
+
+
+def test_what_lies_apart_reaches_none_but_its_watchers(server):
+    """No stream of another carries a byte of it, and one who no longer asks has none."""
+    with EtcdStore.open(server.url) as store, EtcdStore.open(server.url) as writer:
+        start = writer.transact(put={"a": b""})
+        store.watch("", after=start, timeout=0)
+        told = events_sent(server)
+        for number in range(20):
+            last = writer.transact(put={f"~b/{number}": b""})
+        assert events_sent(server) == told
+        assert store.watch("~b/", after=last - 1, timeout=5) == (
+            [StoreEvent("~b/19", b"", last)],
+            last,
+        )
+        assert watchers(server) == 2
+        mine = writer.transact(put={"a": b"", "~b/1": b""})
+        events, _ = store.watch("", after=start, timeout=5)
+        assert [(each.key, each.revision) for each in events] == [("a", mine)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_store, "_IDLE", 0)
+            store.watch("~c/", after=mine, timeout=0.1)
+        deadline = time.monotonic() + 30
+        while watchers(server) != 2:  # that of "~b/" went, that of "~c/" came
+            assert time.monotonic() < deadline
+        assert list(store._apart) == ["~c/"]
 
 
 def test_a_watcher_that_lags(store, monkeypatch):

@@ -31,7 +31,7 @@ from slimnet.exceptions import (
     NotFound,
     PolicyError,
 )
-from slimnet.model import Direction, Endpoint, Flow, Host, Namespace, Protocol, Running, Verdict
+from slimnet.model import Direction, Endpoint, Flow, Host, Protocol, Running, Verdict
 from slimnet.place import Life
 from slimnet.policy import NetworkPolicy, load, parse
 from slimnet.store.sqlite import SqliteStore
@@ -48,7 +48,7 @@ class Agent:
         self.directory = directory
         self.store = SqliteStore.open(url)
         self.cluster = Cluster(self.store)
-        self.mirror = Mirror(self.store, "h1")
+        self.mirror = Mirror(self.store)
         site = Site(HERE, "eth0", directory / "cgroups", (bytes(16),))
         context = Context(f"test-{directory}", HERE, "eth0", site.cgroups, directory, bytes(16))
         self.backend = MemoryBackend(context)
@@ -185,7 +185,7 @@ def test_attaching_reads_the_same_of_every_store(agent, monkeypatch):
 
 def test_nothing_is_installed_when_nothing_changed(agent):
     before = agent.backend.status().generation
-    agent.store.transact(put={"installed/h2": b'{"revision":1}', "counters/x": b"1"})
+    agent.store.transact(put={"~installed/h2": b'{"revision":1}', "counters/x": b"1"})
     agent.cluster.set_namespace("prod", "default", {})
     assert agent.sync() == ""
     assert agent.backend.status().generation == before
@@ -364,8 +364,10 @@ def test_a_younger_store_is_followed_too(agent, url):
 def test_policy_does_not_wait_for_the_hosts_files(agent):
     """A full /run must not keep a policy from being in force."""
     before = agent.installer.tables.generation
+    (agent.directory / "hosts").mkdir()
     (agent.directory / "hosts" / "more").write_text("in the way")
     agent.cluster.create_network("more", "10.2.0.0/24")
+    agent.cluster.create_endpoint({"network": "more", "name": "web", "host": "h1"})
     assert "cannot write the hosts files" in agent.sync()
     assert agent.installer.tables.generation > before
     (agent.directory / "hosts" / "more").unlink()
@@ -712,7 +714,7 @@ def test_hosts_files(tmp_path):
     def endpoint(namespace, name, address):
         return Endpoint("prod", name, address, "h1", namespace=namespace)
 
-    namespaces = [Namespace("prod", "default"), Namespace("prod", "shop")]
+    namespaces = [("prod", "default"), ("prod", "shop")]
     those = [endpoint("default", "web", "10.1.0.1"), endpoint("shop", "web", "10.1.0.2")]
     hostsfile.write(tmp_path, namespaces, those)
     default, shop = (hostsfile.path(tmp_path, "prod", name) for name in ("default", "shop"))
@@ -746,7 +748,7 @@ def test_hosts_files_name_services(tmp_path):
         network="prod",
     )
     web = Endpoint("prod", "web", "10.1.0.1", "h1")
-    hostsfile.write(tmp_path, [], [web], services)
+    hostsfile.write(tmp_path, [("prod", "default"), ("prod", "shop")], [web], services)
     default, shop = (hostsfile.path(tmp_path, "prod", name) for name in ("default", "shop"))
     assert default.read_text().splitlines()[2:] == [
         "10.1.0.8 api api.default.prod api.default",

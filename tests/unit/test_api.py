@@ -36,6 +36,7 @@ from slimnet.cli import slimnet
 from slimnet.cluster import Cluster
 from slimnet.cluster.keyring import Keyring
 from slimnet.cluster.keys import KEYRING, KEYS
+from slimnet.cluster.progress import want
 from slimnet.config import Config
 from slimnet.exceptions import (
     AlreadyExists,
@@ -778,7 +779,7 @@ def test_refusals_name_file_and_line(path, tmp_path):
         assert str(caught.value).startswith(said)
 
 
-def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):
+def test_the_keys_of_the_store_are_those_of_the_reference(agent, path, tmp_path):
     """Whatever is written in an agent's life has a pattern, and every pattern is written."""
     node = Client(path)
     body = {"network": "prod", "namespace": "other", "name": "web", "labels": {"a.b/c": "d"}}
@@ -789,15 +790,17 @@ def test_the_keys_of_the_store_are_those_of_the_reference(path, tmp_path):
     files = {"host": tmp_path / "conf.d/cluster.toml"}
     invite(Config(store=url, key_file=tmp_path / "joined", files=files), Terms())
     with SqliteStore.open(url) as store:
-        # The agent of the fixture does not follow by itself, but before each answer.
-        follow = threading.Timer(0.1, lambda: node.request("POST", "check"))
-        follow.start()
+        answering = threading.Thread(target=agent.answer)
+        answering.start()
         with pytest.raises(SlimnetError, match="does not know that question"):
             Inquiries(store, "h2", {}).ask("h1", "what?")
-        follow.join()
+        agent.stop()
+        answering.join()
+        node.request("POST", "wait")
         ring = Keyring.prepare(*read_keys(tmp_path / "joined"), bytes(16))
         store.transact(put={KEYRING.at(): records.dump(ring)})
-        written = {each.key for each in store.watch("", after=0, timeout=0)[0]}
+        told = [store.watch(prefix, after=0, timeout=0)[0] for prefix in ("", "~")]
+        written = {each.key for each in itertools.chain(*told)}
     patterns = {
         # Names of labels may have a slash.
         key.pattern: re.sub("<[^>]*>", "[^/]+", key.pattern.replace("<labels>", ".*"))
@@ -942,7 +945,8 @@ def test_a_store_that_refuses_changes_is_not_read_all_the_time(
         patch.setattr(agent.store, "transact", refuse)
         patch.setattr(agent.store, "list", lambda key: (asked.append(key), listed(key))[1])
         with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
-            Cluster(store).create_network("other", "10.9.0.0/16")
+            _, revision = Cluster(store).create_network("other", "10.9.0.0/16")
+            want(store, revision)
         until = time.monotonic() + 10
         while agent.status()["stale"] != "it is full":
             assert time.monotonic() < until
@@ -1059,3 +1063,54 @@ def test_a_start_that_takes_longer_than_the_lease(agent, tmp_path):
     changed = attrs.evolve(agent.site.host, labels={"zone": "a"})
     agent._tell(changed)
     assert agent.cluster.hosts() == [changed]
+
+
+def test_a_change_for_which_nobody_waits_is_written_by_nobody(running, agent, tmp_path):
+    """A host says what it has in force once it is asked, and once for all who ask for as much; it
+    asks the store for nothing but what it waits for."""
+    node = Client(running)
+    store = agent.store
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        SqliteStore.open(f"sqlite://{tmp_path}/store.db") as by,
+    ):
+        written, asked = [], []
+        transact, watch = store.transact, store.watch
+
+        def write(**arguments):
+            written.extend(sorted(arguments.get("put", ())))
+            return transact(**arguments)
+
+        def look(*prefixes, after, timeout):
+            if not timeout:
+                asked.append(prefixes)
+            return watch(*prefixes, after=after, timeout=timeout)
+
+        patch.setattr(store, "transact", write)
+        patch.setattr(store, "watch", look)
+        patch.setattr(store, "list", asked.append)
+        _, first = Cluster(by).set_namespace("prod", "a")
+        _, second = Cluster(by).set_namespace("prod", "b")
+        until = time.monotonic() + 30
+        while agent.mirror.followed < second:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(1)
+        assert (written, asked) == ([], [])
+        patch.undo()
+        patch.setattr(store, "transact", write)
+        assert node.request("POST", "wait", revision=second)["installed"] == {"h1": second}
+        assert written == ["wanted", "~installed/h1", "~seen/h1"]
+        assert node.request("POST", "wait", revision=first)["installed"] == {"h1": second}
+        node.request("GET", "hosts")
+        assert written == ["wanted", "~installed/h1", "~seen/h1"]
+
+
+def test_a_revision_that_is_yet_to_come_hides_no_other(running, agent, tmp_path):
+    """Whoever waits for too much waits in vain, and nobody else because of that."""
+    node = Client(running)
+    _, now = agent.cluster.set_namespace("prod", "a")
+    with pytest.raises(NotFollowed, match=f"not everywhere at revision {now + 999}: h1 at"):
+        node.request("POST", "wait", revision=now + 999, timeout=0.2)
+    _, later = agent.cluster.set_namespace("prod", "b")
+    assert node.request("POST", "wait", revision=later)["installed"] == {"h1": later}

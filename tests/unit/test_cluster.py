@@ -14,9 +14,11 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet.cluster import Cluster, keys
 from slimnet.cluster.own import OwnStore, store_id
+from slimnet.cluster.progress import await_hosts
 from slimnet.contract import SLIM_ADDRESS_SERVICE
 from slimnet.exceptions import (
     AlreadyExists,
+    Conflict,
     InUse,
     InvalidValue,
     NotFound,
@@ -326,6 +328,7 @@ def test_an_endpoint_costs_the_same_in_every_network(tmp_path):
         cluster = Cluster(store)
         cluster.create_network("prod", "10.1.0.0/16")
         cluster.create_endpoint(spec("first"))
+        cluster.documents.apply([service("first")])
         for there in (0, 10, 3000):
             others = {
                 f"addresses/prod/10.1.{each // 200 + 1}.{each % 200}": b'"endpoints/prod/a/x"'
@@ -428,18 +431,78 @@ def test_everybody_at_once(tmp_path):
     assert len({each.identity for each in made}) == 10
 
 
+def meanwhile(cluster, monkeypatch, what):
+    """Does something just before the next transaction of a cluster; what comes of each is told."""
+    told, transact, once = [], cluster.store.transact, [what]
+
+    def change(**asked):
+        while once:
+            once.pop()()
+        try:
+            revision = transact(**asked)
+        except Conflict:
+            told.append("conflict")
+            raise
+        told.append("done")
+        return revision
+
+    monkeypatch.setattr(cluster.store, "transact", change)
+    return told
+
+
+def test_two_attaches_do_not_hinder_each_other(cluster, store, prod, monkeypatch):
+    """On two hosts at the same moment, in one namespace, each with an address of its own."""
+    with SqliteStore.open(f"sqlite://{store.path}") as elsewhere:
+        there = Cluster(elsewhere)
+        there.create_endpoint(spec("first"))  # its labels have their number
+        asked = [
+            {**spec(name), "address": f"10.1.0.{number}"} for number, name in ((3, "a"), (4, "b"))
+        ]
+        told = meanwhile(cluster, monkeypatch, lambda: there.create_endpoint(asked[0]))
+        cluster.create_endpoint(asked[1])
+        assert told == ["done"]
+        told = meanwhile(
+            cluster, monkeypatch, lambda: there.label_endpoint(("prod", "default", "a"), {})
+        )
+        cluster.create_endpoint(spec("c"))
+        assert told == ["done"]
+        # The same first free address for both: one has to take another, once.
+        told = meanwhile(cluster, monkeypatch, lambda: there.create_endpoint(spec("d")))
+        cluster.create_endpoint(spec("e"))
+        assert told == ["conflict", "done"]
+
+
+@pytest.mark.parametrize("first", ["endpoint", "document"])
+def test_an_attach_and_a_document_hinder_each_other(cluster, store, prod, monkeypatch, first):
+    """Whoever comes second has seen the other: neither is admitted by what is no more."""
+    policies = load(POLICIES, network="prod")
+    seen = []
+    with SqliteStore.open(f"sqlite://{store.path}") as elsewhere:
+        there = Cluster(elsewhere)
+        if first == "endpoint":
+            told = meanwhile(cluster, monkeypatch, lambda: there.create_endpoint(spec("web")))
+            cluster.documents.apply(policies, lambda _: seen.append(len(cluster.endpoints())))
+        else:
+            told = meanwhile(cluster, monkeypatch, lambda: there.documents.apply(policies))
+            cluster.create_endpoint(
+                spec("web"), lambda _: seen.append(len(cluster.documents.all()))
+            )
+    assert told == ["conflict", "done"]
+    assert seen == [0, 1 if first == "endpoint" else len(policies)]
+
+
 def test_hosts_live_as_long_as_their_lease(cluster, store, run_out):
     lease, host = store.lease(60), Host("h1", "192.0.2.1")
     cluster.set_host(host, lease)
     cluster.set_installed(host, 7, lease, 3)
-    assert cluster.installed() == {"h1": 7}
+    assert await_hosts(store, 0, 0) == {"h1": 7}
     store.renew(lease)
     assert [each.name for each in cluster.hosts()] == ["h1"]
     run_out()
     assert cluster.hosts() == []
-    assert cluster.installed() == {}
+    assert await_hosts(store, 0, 0) == {}
     cluster.set_installed(host, 8, lease, 4)
-    assert store.list("installed/")[0] == {}
+    assert store.list("~installed/")[0] == {}
 
 
 def test_a_host_is_registered_in_one_transaction(cluster, store, run_out):
@@ -492,7 +555,7 @@ def test_a_lost_host_is_known_until_it_is_removed(cluster, store, prod):
     cluster.set_installed(hosts[0], 9, leases[0], 4)
     cluster.set_installed(hosts[1], 7, leases[1], 5)
     cluster.create_endpoint({"network": "prod", "name": "web", "host": "h2"})
-    store.transact(delete=["hosts/h2", "installed/h2"])
+    store.transact(delete=["hosts/h2", "~installed/h2"])
     one, two, three = cluster.host_states(8)
     assert (one.name, one.host, one.lost, one.installed, one.generation) == (
         "h1", hosts[0], False, 9, 4,

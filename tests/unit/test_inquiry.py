@@ -9,7 +9,6 @@ import pytest
 from slimnet import records
 from slimnet.agent import inquiry
 from slimnet.agent.inquiry import Inquiries
-from slimnet.agent.mirror import Mirror
 from slimnet.exceptions import AgentUnreachable, InUse, NotFound, SlimnetError
 from slimnet.store.sqlite import SqliteStore
 
@@ -21,7 +20,7 @@ def store(tmp_path):
 
 
 def left(store):
-    return [*store.list("inquiries/")[0], *store.list("answers/")[0]]
+    return [*store.list("~inquiries/")[0], *store.list("~answers/")[0]]
 
 
 def refuse():
@@ -38,12 +37,10 @@ def there(store, monkeypatch):
     stop = threading.Event()
 
     def follow():
-        mirror = Mirror(store, "h2")
         host = Inquiries(store, "h2", ANSWERS)
         while not stop.is_set():
-            mirror.catch_up()
-            host.answer(mirror.inquiries)
-            mirror.wait(0.05)
+            if host.wait(0.05):
+                host.answer()
 
     thread = threading.Thread(target=follow)
     thread.start()
@@ -90,35 +87,45 @@ def test_a_host_that_does_not_answer(store):
 
 def test_what_is_asked_of_others_is_theirs(store):
     """A host neither answers nor even hears of it."""
-    mirror = Mirror(store, "h1")
-    store.transact(put={"inquiries/h2/1": b"{}"})
-    mirror.catch_up()
-    assert mirror.inquiries == {}
-    store.transact(put={"inquiries/h2/2": b"{}", "inquiries/h1/1": b"{}"})
-    mirror.catch_up()
-    assert list(mirror.inquiries) == ["inquiries/h1/1"]
-    Inquiries(store, "h1", ANSWERS).answer(mirror.inquiries)
-    assert left(store) == ["inquiries/h1/1", "inquiries/h2/1", "inquiries/h2/2", "answers/1"]
+    host = Inquiries(store, "h1", ANSWERS)
+    store.transact(put={"~inquiries/h2/1": b"{}"})
+    assert host.wait(0) is False
+    store.transact(put={"~inquiries/h2/2": b"{}", "~inquiries/h11/1": b"{}"})
+    assert host.wait(0.2) is False
+    store.transact(put={"~inquiries/h2/3": b"{}", "~inquiries/h1/1": b"{}"})
+    assert host.wait(30) is True
+    host.answer()
+    assert host.wait(0) is False
+    assert left(store) == [
+        "~inquiries/h1/1",
+        "~inquiries/h11/1",
+        *(f"~inquiries/h2/{number}" for number in (1, 2, 3)),
+        "~answers/1",
+    ]
 
 
 def test_nobody_waits_any_more(store):
     """No answer is written to a question that is gone, or whose lease is."""
     host = Inquiries(store, "h2", ANSWERS)
     record = records.dump({"question": "none", "fields": {}, "lease": 77})
-    host.answer({"inquiries/h2/1": record})
-    store.transact(put={"inquiries/h2/2": record})
-    host.answer({"inquiries/h2/2": record})
-    assert left(store) == ["inquiries/h2/2"]
+    store.transact(put={"~inquiries/h2/1": record})
+    assert host.wait(0)
+    store.transact(delete=["~inquiries/h2/1"])
+    host.answer()
+    store.transact(put={"~inquiries/h2/2": record})
+    assert host.wait(30)
+    host.answer()
+    assert left(store) == ["~inquiries/h2/2"]
 
 
 @pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"question": []}', b'{"fields": 3}'])
 def test_a_question_that_cannot_be_read(store, record):
     lease = store.lease(60)
-    store.transact(put={"inquiries/h2/1": record}, leases={"inquiries/h2/1": lease})
-    inquiries = {"inquiries/h2/1": record}
-    Inquiries(store, "h2", ANSWERS).answer(inquiries)
-    assert inquiries == {}
-    assert b"error" in store.get("answers/1")[0]
+    store.transact(put={"~inquiries/h2/1": record}, leases={"~inquiries/h2/1": lease})
+    host = Inquiries(store, "h2", ANSWERS)
+    assert host.wait(0)
+    host.answer()
+    assert b"error" in store.get("~answers/1")[0]
 
 
 def test_the_lease_clears_up_after_one_that_was_killed(store, run_out, there):
@@ -126,9 +133,9 @@ def test_the_lease_clears_up_after_one_that_was_killed(store, run_out, there):
     lease = store.lease(60)
     record = {"question": "sum", "fields": {"a": 1, "b": 2}, "lease": lease}
     revision = store.transact(
-        put={"inquiries/h2/1": records.dump(record)}, leases={"inquiries/h2/1": lease}
+        put={"~inquiries/h2/1": records.dump(record)}, leases={"~inquiries/h2/1": lease}
     )
-    (event,), _ = store.watch("answers/", after=revision, timeout=30)
+    (event,), _ = store.watch("~answers/", after=revision, timeout=30)
     assert b"3" in event.value
     run_out()
     assert left(store) == []

@@ -53,7 +53,7 @@ RECORDS = {
         for port in (80, 81)
     ],
     "egresslimits/prod/default/web": [document("slimnet.io/v1alpha1", "EgressLimit", rate="1M")],
-    "installed/h1": [{"revision": 3}],
+    "~installed/h1": [{"revision": 3}],
     "counters/endpoint": [3],
 }
 
@@ -88,7 +88,7 @@ def test_following_equals_reading(batches):
         SqliteStore.open(f"sqlite://{directory}/store.db") as store,
     ):
         store.transact(put={"counters/start": b"1"})
-        follower = Mirror(store, "h1")
+        follower = Mirror(store)
         follower.catch_up()
         for batch in batches:
             before = view(follower)
@@ -97,7 +97,7 @@ def test_following_equals_reading(batches):
                 delete=[key for key, value in batch if value is None],
             )
             changed = follower.catch_up()
-            reader = Mirror(store, "h1")
+            reader = Mirror(store)
             assert reader.catch_up()
             assert view(follower) == view(reader)
             assert follower.revision == reader.revision
@@ -117,7 +117,7 @@ def test_a_document_of_another_kind_is_none(tmp_path):
                 "publishedports/prod/default/web": records.dump(port),
             }
         )
-        mirror = Mirror(store, "h1")
+        mirror = Mirror(store)
         mirror.catch_up()
         state = mirror.state(HERE)
         assert state.services == ()
@@ -159,7 +159,7 @@ def test_what_hosts_report_wakes_no_other(store):
     hosts = {name: Host(name, f"192.0.2.{number}") for number, name in enumerate(leases, start=1)}
     for name, host in hosts.items():
         cluster.set_host(host, leases[name])
-    mirrors = {name: Mirror(store, name) for name in leases}
+    mirrors = {name: Mirror(store) for name in leases}
     for mirror in mirrors.values():
         mirror.catch_up()
     store.told = 0
@@ -169,17 +169,16 @@ def test_what_hosts_report_wakes_no_other(store):
             mirror.catch_up()
             cluster.set_installed(hosts[name], mirror.followed, leases[name], 1)
             cluster.set_seen(hosts[name], mirror.followed, 1)
-    store.transact(put={f"inquiries/{name}/1": b"{}" for name in mirrors if name != "h0"})
+    store.transact(put={f"~inquiries/{name}/1": b"{}" for name in mirrors})
     mirrors["h0"].catch_up()
     assert store.told == len(mirrors)
-    assert mirrors["h0"].inquiries == {}
     assert all(mirror.followed == mirrors["h0"].followed for mirror in mirrors.values())
 
 
 def test_it_answers_while_the_store_does_not(store, monkeypatch):
     """A store that hangs keeps nobody from what is known."""
     store.transact(put={"hosts/h1": records.dump(HERE)})
-    mirror = Mirror(store, "h1")
+    mirror = Mirror(store)
     mirror.catch_up()
     asked, free = threading.Event(), threading.Event()
     watch = store.watch
@@ -208,8 +207,8 @@ def test_it_answers_while_the_store_does_not(store, monkeypatch):
 
 
 def test_waiting_for_ones_own(store):
-    """What others write ends no wait; a record of tables or a question to this host does."""
-    mirror = Mirror(store, "h1")
+    """What others write ends no wait; a record of tables does, or somebody who waits."""
+    mirror = Mirror(store)
     mirror.catch_up()
 
     def wait(key, timeout):
@@ -222,43 +221,63 @@ def test_waiting_for_ones_own(store):
 
     store.transact(put={"counters/start": b"1"})
     mirror.catch_up()
-    for key in ("installed/h2", "inquiries/h2/1", "answers/1", "inquiries/h11/1"):
+    for key in ("~installed/h2", "~inquiries/h1/1", "~answers/1", "counters/x"):
         before = mirror.revision
         assert wait(key, 0.3) >= 0.29, key
+        assert mirror.take_told() is False, key
         assert mirror.revision > before, key
-    for key in ("networks/prod", "inquiries/h1/1"):
-        assert wait(key, 30) < 15, key
+    for key in ("networks/prod", "wanted"):
         before = mirror.revision
-        mirror.catch_up()
+        assert wait(key, 30) < 15, key
+        mirror.take_told()
         assert mirror.revision > before, key
-    assert list(mirror.inquiries) == ["inquiries/h1/1"]
 
 
 def test_others_changes_do_not_outrun_it(store, monkeypatch):
     """When history is trimmed, only a watcher that did not ask for long reads all again."""
     monkeypatch.setattr(sqlite, "_HISTORY", 100)
     store.transact(put={"hosts/h1": records.dump(HERE)})
-    mirror = Mirror(store, "h1")
+    mirror = Mirror(store)
     mirror.catch_up()
     followed, store.read = mirror.followed, 0
     for number in range(600):
-        store.transact(put={"installed/h2": b"%d" % number})
+        store.transact(put={"~installed/h2": b"%d" % number})
         if number % 50 == 0:
             mirror.wait(0)
+            mirror.take_told()
     assert mirror.catch_up() is False
     assert (store.read, mirror.followed) == (0, followed)
 
 
 def test_a_store_that_is_to_be_read_anew_is(store):
     """Waiting does not stand for reading."""
-    mirror = Mirror(store, "h1")
+    mirror = Mirror(store)
     store.transact(put={"hosts/h1": records.dump(HERE)})
     mirror.catch_up()
     mirror.forget()
     mirror.wait(0)
     store.read = 0
-    assert mirror.catch_up()
+    assert mirror.take_told()
     assert store.read == 1
+
+
+def test_what_it_was_told_is_taken_without_asking(store):
+    """Once, in order, and not where the store was asked meanwhile, which says more."""
+    store.transact(put={"counters/start": b"1"})
+    mirror = Mirror(store)
+    mirror.catch_up()
+    asked = []
+    for number in (1, 2, 3):
+        store.transact(put={"hosts/h1": records.dump(Host(f"h{number}", "192.0.2.1"))})
+        mirror.wait(30)
+        if number == 2:
+            store.transact(put={"hosts/h1": records.dump(Host("h9", "192.0.2.1"))})
+            mirror.catch_up()
+        before, told = store.read, store.told
+        asked.append((mirror.take_told(), mirror.hosts()[0].name))
+        assert (store.read, store.told) == (before, told)
+    assert asked == [(True, "h1"), (False, "h9"), (True, "h3")]
+    assert mirror.take_told() is False
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -266,7 +285,7 @@ def test_a_store_that_is_wiped_and_restored(tmp_path, at_once):
     """What was known stays until all of it is back; then the host has to register again."""
     with OwnStore(SqliteStore.open(f"sqlite://{tmp_path}/store.db")) as store:
         Cluster(store).create_network("prod", "10.1.0.0/16")
-        mirror = Mirror(store, "h1", store.id)
+        mirror = Mirror(store, store.id)
         mirror.catch_up()
         before = mirror.state(HERE).networks
         archive = Archive.take(store)

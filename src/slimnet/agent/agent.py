@@ -5,7 +5,7 @@
 
     store --watch--> Mirror --State--> Compiler --Tables--> Backend.install()
       ^                                                          |
-      '---- installed/<host>, hosts/<host>, both leased <--------'
+      '---- hosts/<host>, and when asked ~installed/<host> <-----'
 
 It holds nothing that is not in the store or in the data path, so that it may be
 killed at any moment; started again it adopts what runs.
@@ -42,6 +42,7 @@ from slimnet.agent.site import Site, able, moved, ranges, survey, taken
 from slimnet.cluster import Cluster
 from slimnet.cluster.keyring import Keyring, fingerprint
 from slimnet.cluster.own import OwnStore, store_id
+from slimnet.cluster.progress import await_hosts, want
 from slimnet.cluster.ranges import overlapped
 from slimnet.config import Config
 from slimnet.exceptions import (
@@ -69,6 +70,8 @@ T = TypeVar("T")
 #: Seconds after which a host says again that it is there, for those who ask when it was
 #: seen last. Each is a change of the store, where to renew a lease is none.
 _SEEN = 60.0
+#: Seconds that hosts have to say what they have in force, for who lists them.
+_PATIENCE = 1.0
 #: Seconds until the store is asked again that did not answer, or refused: the first time, and at
 #: most. Each time it is read whole, and it may be that very load which it cannot bear.
 _AGAIN, _AGAIN_MAX = 0.25, 2.0
@@ -118,14 +121,15 @@ class Agent:
         self._take_keys()
         self.store = OwnStore(store)
         self.cluster = Cluster(self.store)
-        self.mirror = Mirror(self.store, config.host, self.store.id)
+        self.mirror = Mirror(self.store, self.store.id)
         self.inquiries = Inquiries(
             self.store,
             config.host,
             {"ask": self._decide, "listens": self._listens, "obstacles": self._obstacles},
         )
         self.since = time.time()
-        self._reported = 0
+        #: The revision that was wanted, and what of it this host said that it has in force.
+        self._reported = (0, 0)
         #: The store's revision whose tables are in force; 0 before the first.
         self._installed = 0
         self._lock = threading.RLock()
@@ -171,6 +175,30 @@ class Agent:
 
     def run(self) -> None:
         """Follow the store until :meth:`stop`."""
+        answering = threading.Thread(target=self.answer, name="slimnet-answers", daemon=True)
+        answering.start()
+        try:
+            self._run()
+        finally:
+            self._stop.set()
+            answering.join()
+
+    def answer(self) -> None:
+        """Answer the questions of other hosts until :meth:`stop`."""
+        while not self._stop.is_set():
+            try:
+                if self.inquiries.wait(0.25):
+                    with self._lock:
+                        self.sync()  # what was written before the question is in force
+                        self.inquiries.answer()
+            except StoreUnreachable as error:  # the loop says so
+                _log.debug("no questions: %s", error)
+                self._stop.wait(_AGAIN)
+            except Exception:  # noqa: BLE001  # the agent stays, whatever is asked
+                _log.exception("questions of other hosts")
+                self._stop.wait(1)
+
+    def _run(self) -> None:
         beat = watchdog_interval()
         beaten = tended = 0.0
         again = _AGAIN
@@ -187,7 +215,8 @@ class Agent:
                     self.endpoints.tend()
                     tended = now
                 self.mirror.wait(0.25)
-                self.sync()
+                with self._lock:
+                    self._settle(self.mirror.take_told())
                 if self.mirror.remade:
                     _log.info("the store was restored; registering again")
                     self._register()
@@ -226,12 +255,15 @@ class Agent:
     def sync(self) -> str:
         """Bring the tables to what the store says now; answers what hinders it."""
         with self._lock:
-            if self.mirror.catch_up() or self.installer.trouble:
-                self.installer.apply(self.mirror)
-            self._follow_keys()
-            self._report()
-            self.inquiries.answer(self.mirror.inquiries)
-            return self.installer.trouble
+            return self._settle(self.mirror.catch_up())
+
+    def _settle(self, changed: bool) -> str:  # noqa: FBT001  # of the mirror
+        """Bring the tables to what the mirror holds; answers what hinders it."""
+        if changed or self.installer.trouble:
+            self.installer.apply(self.mirror)
+        self._follow_keys()
+        self._report()
+        return self.installer.trouble
 
     def sync_strictly(self) -> None:
         """Like :meth:`sync`, but raises what keeps the tables from being in force.
@@ -264,7 +296,12 @@ class Agent:
                 for each in self.mirror.hosts()
             ]
 
-        return self.known(lambda: self.cluster.host_states(self.mirror.changed), copied)
+        def asked() -> list[HostState]:
+            with suppress(NotFollowed):  # those are shown as they last said
+                self._await(self.mirror.changed, _PATIENCE)
+            return self.cluster.host_states(self.mirror.changed)
+
+        return self.known(asked, copied)
 
     def apply(self, documents: Sequence[Document]) -> tuple[list[Document], int]:
         """Put documents in force, all at once; on this host when this returns.
@@ -360,25 +397,17 @@ class Agent:
             NotFound: one of ``hosts`` does not live.
             NotFollowed: some have not, after ``timeout`` seconds; says which.
         """
-        wanted = None if hosts is None else set(hosts)
         if revision is None:
             self.sync()
             revision = self.mirror.changed
-        deadline = time.monotonic() + timeout
-        while True:
-            installed = self.cluster.installed()
-            if wanted is not None:
-                if gone := sorted(wanted - installed.keys()):
-                    live = ", ".join(installed)
-                    raise NotFound(f"host {gone[0]!r}: it does not live; there are: {live}")
-                installed = {name: installed[name] for name in sorted(wanted)}
-            behind = sorted(name for name, at in installed.items() if at < revision)
-            if not behind:
-                return installed
-            if time.monotonic() > deadline:
-                late = ", ".join(f"{name} at {installed[name]}" for name in behind)
-                raise NotFollowed(f"not everywhere at revision {revision}: {late}")
-            time.sleep(0.02)
+        return self._await(revision, timeout, hosts)
+
+    def _await(
+        self, revision: int, timeout: float, hosts: Iterable[str] | None = None
+    ) -> dict[str, int]:
+        want(self.store, revision)
+        self.sync()  # this one says it at once
+        return await_hosts(self.store, revision, timeout, hosts)
 
     def _admit(self, documents: Sequence[Document]) -> State:
         """Refuse what cannot hold; the state that it becomes otherwise."""
@@ -449,7 +478,7 @@ class Agent:
         self.cluster.set_host(self.site.host, self._lease)
         self._renewed = time.monotonic()
         self._said = 0.0
-        self._reported = 0
+        self._reported = (0, 0)
 
     def _renew(self, now: float) -> None:
         if now - self._renewed < self.config.lease / 4:
@@ -507,16 +536,15 @@ class Agent:
                 self._register()
 
     def _report(self) -> None:
-        """Tell the cluster up to which revision this host has followed."""
-        followed = self.mirror.followed
-        if self.installer.trouble:
+        """Tell the cluster what this host has in force, where somebody wants to know: once
+        when it is asked, and once when it is that far, if it was not."""
+        if not self.installer.trouble:
+            self._installed = self.mirror.followed
+        wanted, installed = self.mirror.wanted, self._installed
+        if (wanted, min(wanted, installed)) == self._reported:
             return
-        self._installed = followed
-        if self._reported == followed:
-            return
-        host, generation = self.site.host, self._generation()
-        self.cluster.set_installed(host, followed, self._lease, generation)
-        self._reported, self._said = followed, time.monotonic()
+        self.cluster.set_installed(self.site.host, installed, self._lease, self._generation())
+        self._reported, self._said = (wanted, min(wanted, installed)), time.monotonic()
 
     def _hinder(self, text: str) -> None:
         if text and text != self._trouble:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hosts files (hosts(5)) of endpoints: names to overlay addresses, live.
 
-One per namespace, ``<run>/hosts/<network>/<namespace>``, so that a bare name is
-that of one's own namespace. A name that an endpoint and a service of a namespace
-share is the endpoint's. Rewritten in place: whoever bind-mounts one sees every
-change.
+One per namespace that has, or had, endpoints on this host,
+``<run>/hosts/<network>/<namespace>``, so that a bare name is that of one's own
+namespace. A name that an endpoint and a service of a namespace share is the
+endpoint's. Rewritten in place: whoever bind-mounts one sees every change.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from netaddr import IPAddress
 
-from slimnet.model import Endpoint, Namespace
+from slimnet.model import Endpoint
 from slimnet.policy.document import Service
 
-__all__ = ["path", "write"]
+__all__ = ["path", "write", "written"]
 
 _HEAD = """\
 127.0.0.1 localhost
@@ -31,37 +31,50 @@ def path(run: Path, network: str, namespace: str) -> Path:
     return run / "hosts" / network / namespace
 
 
+def written(run: Path) -> set[tuple[str, str]]:
+    """The namespaces that have a file, by network and name."""
+    return {(file.parent.name, file.name) for file in (run / "hosts").glob("*/*")}
+
+
 def write(
     run: Path,
-    namespaces: Iterable[Namespace],
+    namespaces: Iterable[tuple[str, str]],
     endpoints: Iterable[Endpoint],
     services: Iterable[Service] = (),
 ) -> None:
-    """Make the files say what these say; those of other namespaces go."""
-    networks: dict[str, dict[tuple[str, str], IPAddress]] = {}
+    """Make the files say what these say; those of other namespaces go.
+
+    Args:
+        run: the instance's directory.
+        namespaces: whose files there are to be, by network and name.
+        endpoints: all that have a name, wherever they live.
+        services: likewise.
+    """
+    wanted = set(namespaces)
+    #: Network to namespace to name to address.
+    networks: dict[str, dict[str, dict[str, IPAddress]]] = {network: {} for network, _ in wanted}
     named: list[Service | Endpoint] = [*services, *endpoints]
     for each in named:
-        if each.address is not None:
-            networks.setdefault(each.network, {})[each.namespace, each.name] = each.address
-    groups = {(each.network, each.name) for each in namespaces}
-    groups |= {(network, group) for network, those in networks.items() for group, _ in those}
-    for network, namespace in groups:
-        text = _text(network, namespace, networks.get(network, {}))
-        _rewrite(path(run, network, namespace), text)
-    wanted = {path(run, *group) for group in groups}
-    for file in (run / "hosts").glob("*/*"):
-        if file not in wanted:
-            file.unlink(missing_ok=True)
+        if each.address is not None and each.network in networks:
+            networks[each.network].setdefault(each.namespace, {})[each.name] = each.address
+    for network, groups in networks.items():
+        # Of all files of a network only the lines of its own namespace differ.
+        lines = {group: _lines(network, group, groups[group]) for group in sorted(groups)}
+        for namespace in (name for of, name in wanted if of == network):
+            own = _lines(network, namespace, groups.get(namespace, {}), bare=True)
+            text = "".join({**lines, namespace: own}.values())
+            _rewrite(path(run, network, namespace), _HEAD + text)
+    for network, namespace in written(run) - wanted:
+        path(run, network, namespace).unlink(missing_ok=True)
 
 
-def _text(network: str, namespace: str, addresses: dict[tuple[str, str], IPAddress]) -> str:
-    lines = []
-    for (group, name), address in sorted(addresses.items(), key=lambda item: item[0]):
-        names = [f"{name}.{group}.{network}", f"{name}.{group}"]
-        if group == namespace:
-            names.insert(0, name)
-        lines.append(f"{address} {' '.join(names)}\n")
-    return _HEAD + "".join(lines)
+def _lines(
+    network: str, namespace: str, addresses: dict[str, IPAddress], *, bare: bool = False
+) -> str:
+    return "".join(
+        f"{address} {f'{name} ' if bare else ''}{name}.{namespace}.{network} {name}.{namespace}\n"
+        for name, address in sorted(addresses.items(), key=lambda item: item[0])
+    )
 
 
 def _rewrite(file: Path, text: str) -> None:

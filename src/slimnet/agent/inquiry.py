@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions to the agents of other hosts, over the store: all that agents share.
 
-========================  ================================================
-``inquiries/<host>/<id>``  a question to that host; leased
-``answers/<id>``           its answer, tied to the same lease
-========================  ================================================
+==========================  ================================================
+``~inquiries/<host>/<id>``  a question to that host; leased
+``~answers/<id>``           its answer, tied to the same lease
+==========================  ================================================
 
-Whoever asks removes both; the lease does it for one that was killed. A host
-that finds the question gone writes no answer.
+Both lie apart: only who is asked, or asks, is told. Whoever asks removes both; the lease does it
+for one that was killed. A host that finds the question gone writes no answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from slimnet import records
-from slimnet.abc import Store
+from slimnet.abc import Revision, Store
 from slimnet.agent import failure
 from slimnet.cluster import keys
 from slimnet.exceptions import (
@@ -53,6 +53,11 @@ class Inquiries:
         self._store = store
         self._host = host
         self._answers = answers
+        self._below = keys.INQUIRY.below(host)
+        #: Up to which the questions are known; 0: they are to be listed.
+        self._revision: Revision = 0
+        #: Key to question, of those that came and were not answered.
+        self._open: dict[str, bytes] = {}
 
     def ask(self, host: str, question: str, **fields: Any) -> Any:
         """What a host answers; this one is not asked over the store.
@@ -83,14 +88,29 @@ class Inquiries:
             raise failure.from_json(answer["error"])
         return answer.get("answer")
 
-    def answer(self, inquiries: dict[str, bytes]) -> None:
-        """Answer the questions to this host, and take them out.
+    def wait(self, timeout: float) -> bool:
+        """Wait until somebody asks this host, for :meth:`answer`, or ``timeout`` seconds;
+        whether somebody did. One thread calls this and that."""
+        try:
+            if not self._revision:
+                raise Conflict("none is known yet")
+            events, self._revision = self._store.watch(
+                self._below, after=self._revision, timeout=timeout
+            )
+        except Conflict:  # the first time, or its history is gone
+            found, self._revision = self._store.list(self._below)
+            self._open = {key: value for key, (value, _) in found.items()}
+        else:
+            for event in events:
+                self._open.pop(event.key, None)
+                if event.value is not None:
+                    self._open[event.key] = event.value
+        return bool(self._open)
 
-        Args:
-            inquiries: key of the store to record.
-        """
-        for key in list(inquiries):
-            record = inquiries.pop(key)
+    def answer(self) -> None:
+        """Answer the questions that came."""
+        while self._open:
+            key, record = self._open.popitem()
             with suppress(Conflict, NotFound):  # nobody waits for it any more
                 found = self._store.get(key)
                 if found is None:

@@ -57,7 +57,7 @@ class Installer:
             self._hinder(f"cannot install: {type(error).__name__}: {error}")
             return
         try:
-            self._names.update(state)
+            self._names.update(state, self._host.name)
         except OSError as error:
             self._hinder(f"cannot write the hosts files: {error}")
             return

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slimnet import records
-from slimnet.abc import Revision, Store
+from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.cluster import keys
 from slimnet.cluster.keyring import Keyring
 from slimnet.cluster.own import FORMAT_KEY, ID_KEY, check_format, check_id
+from slimnet.cluster.progress import wanted
 from slimnet.exceptions import Conflict, InvalidValue
 from slimnet.model import Endpoint, Host, Network
 from slimnet.policy.document import EgressLimit, Policy, PublishedPort, Service
@@ -49,17 +49,13 @@ class Mirror:
 
     Args:
         store: to read.
-        host: this one; questions to others are not followed.
         cluster: id of the store; another one in its place is not read. Empty: any is.
     """
 
-    def __init__(self, store: Store, host: str, cluster: str = "") -> None:
+    def __init__(self, store: Store, cluster: str = "") -> None:
         self.store = store
-        self._asked = keys.INQUIRY.below(host)
-        # Not what every host writes after every change, such as installed/<host>: each
-        # of N hosts would be woken N times.
-        self._prefixes = (*(f"{kind}/" for kind in _DECODE), self._asked)
-        self._prefixes += (keys.KEYRING.at(), FORMAT_KEY)
+        self._prefixes = (*(f"{kind}/" for kind in _DECODE), keys.KEYRING.at(), keys.WANTED.at())
+        self._prefixes += (FORMAT_KEY,)
         self._cluster = cluster
         #: Which the cluster's keys are; ``None``: it has never changed them.
         self.keyring: Keyring | None = None
@@ -77,8 +73,10 @@ class Mirror:
         self.changed = 0
         #: Key to what is wrong with its record.
         self.problems: dict[str, str] = {}
-        #: Key to question of another host to this one, for :class:`.Inquiries` to take.
-        self.inquiries: dict[str, bytes] = {}
+        #: The revision that somebody waits for all hosts to have in force.
+        self.wanted = 0
+        #: What :meth:`wait` was told: from which revision on, to which.
+        self._told: tuple[Revision, Sequence[StoreEvent], Revision] | None = None
         self._kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _DECODE}
         self._lock = threading.RLock()
         # Held while the store is asked, which may take long: what is known is read meanwhile.
@@ -90,27 +88,47 @@ class Mirror:
         return [text for key, text in self.problems.items() if key.partition("/")[0] in _BINDING]
 
     def catch_up(self) -> bool:
-        """Take over what changed since; whether that can change any tables."""
+        """Ask the store what changed since, and take it over; whether that can change any
+        tables."""
         with self._asking:
             if self.revision:
+                after = self.revision
                 try:
-                    return self._follow()
+                    return self._take_all(
+                        *self.store.watch(*self._prefixes, after=after, timeout=0)
+                    )
                 except Conflict as error:
                     _log.info("reading the whole store again: %s", error)
             self._read()
             return True
 
     def wait(self, timeout: float) -> None:
-        """Wait until something of what it follows changes, for :meth:`catch_up` to take
+        """Wait until something of what it follows changes, for :meth:`take_told` to take
         over, or ``timeout`` seconds. No lock is held meanwhile."""
         after = self.revision
         if not after:  # everything is to be read first
             return
-        with suppress(Conflict):  # the history is gone: everything is read anew
-            events, reached = self.store.watch(*self._prefixes, after=after, timeout=timeout)
-            with self._lock:
-                if not events and self.revision == after:
-                    self.revision = reached
+        try:
+            self._told = after, *self.store.watch(*self._prefixes, after=after, timeout=timeout)
+        except Conflict as error:
+            _log.info("the store's history is gone: %s", error)
+            self.forget()
+
+    def take_told(self) -> bool:
+        """Take over what :meth:`wait` was told; like :meth:`catch_up`, but the store is not
+        asked, unless it is to be read anew."""
+        with self._asking:
+            told, self._told = self._told, None
+            if not self.revision:
+                return self.catch_up()
+            if told is None or told[0] != self.revision:  # it was asked meanwhile, and said more
+                return False
+            try:
+                return self._take_all(*told[1:])
+            except Conflict as error:
+                _log.info("reading the whole store again: %s", error)
+            self._read()
+            return True
 
     def forget(self) -> None:
         """Read the whole store the next time; it goes on answering from its copy."""
@@ -169,9 +187,8 @@ class Mirror:
             every = self._kinds[keys.ENDPOINT.kind].values()
             return [each for each in every if host is None or each.host == host]
 
-    def _follow(self) -> bool:
+    def _take_all(self, events: Sequence[StoreEvent], reached: Revision) -> bool:
         changed = False
-        events, reached = self.store.watch(*self._prefixes, after=self.revision, timeout=0)
         if any(event.key in (self._own, FORMAT_KEY) for event in events):
             # Everything went, or comes again: nothing of it is to be taken for a change.
             raise Conflict("the store was wiped, restored, or is of another format")
@@ -193,8 +210,7 @@ class Mirror:
             self._made = made
         with self._lock:
             self.problems.clear()
-            self.inquiries.clear()
-            self.changed = 0
+            self.changed = self.wanted = 0
             self.keyring = None
             self._kinds = {kind: {} for kind in _DECODE}
             for key, (value, changed) in pairs.items():
@@ -205,12 +221,10 @@ class Mirror:
 
     def _take(self, key: str, value: bytes | None) -> bool:
         kind = key.partition("/")[0]
-        if key.startswith(self._asked):
-            self.inquiries.pop(key, None)
-            if value is not None:
-                self.inquiries[key] = value
         if key == keys.KEYRING.at():
             self._take_keyring(key, value)
+        if key == keys.WANTED.at():
+            self.wanted = wanted(value)
         if kind not in _DECODE:
             return False
         mended = self.problems.pop(key, None) is not None

@@ -34,15 +34,25 @@ class Names:
         #: Endpoint id to why it has no resolver: its names are those of its hosts file, and
         #: other names are the host's servers' affair.
         self._trouble: dict[int, str] = {}
+        #: What the hosts files were written from.
+        self._written: object = None
 
-    def update(self, state: State) -> None:
-        """Names are as in ``state``.
+    def update(self, state: State, host: str) -> None:
+        """Names are as in ``state``, for the endpoints of this host.
 
         Raises:
             OSError: the hosts files cannot be written.
         """
         self._resolver.update(state)
-        hostsfile.write(self._run, state.namespaces, state.endpoints, state.services)
+        here = {(each.network, each.namespace) for each in state.endpoints if each.host == host}
+        # Whoever has mounted one goes on seeing what changes.
+        there = {(each.network, each.name) for each in state.namespaces}
+        here |= there & hostsfile.written(self._run)
+        what = (here, state.endpoints, state.services)
+        if what != self._written:
+            self._written = None
+            hostsfile.write(self._run, *what)
+            self._written = what
 
     def add(self, endpoint: Endpoint, place: Place) -> None:
         """Give an attached endpoint a resolver, if it has none where it is."""

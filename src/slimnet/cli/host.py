@@ -31,7 +31,8 @@ Examples:
 
 \b
 INSTALLED is the store's revision whose tables are in force there: "7 of 9" where the host
-has not followed yet. GENERATION counts the changes of that host's own tables.""",
+has not followed yet, or did not say so within a second. GENERATION counts the changes of that
+host's own tables.""",
 )
 @output_option
 @agent_option

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import threading
 from collections import defaultdict
@@ -18,6 +19,10 @@ from slimnet.exceptions import AlreadyExists, Conflict, InvalidValue
 from slimnet.model import Network
 
 __all__ = ["Addresses"]
+
+
+#: Among how many free addresses one is drawn where others were quicker.
+_SPREAD = 64
 
 
 class Addresses:
@@ -48,14 +53,18 @@ class Addresses:
         wanted: Any,
         field: str = "endpoint.address",
         meanwhile: Collection[str] = (),
+        turn: int = 0,
     ) -> IPAddress:
         """An address for an endpoint or a service: the wanted one, or the first that is free.
+        Where others were quicker, one of those after it, so that many who are given addresses
+        at the same time do not all try for the same one again.
 
         Args:
             network: whose it will be.
             wanted: ``None`` for any.
             field: what errors call it.
             meanwhile: addresses that are not free although the store has them not yet.
+            turn: how often others were quicker.
 
         Raises:
             InvalidValue: the wanted one is not of the network, or the network is full.
@@ -66,7 +75,8 @@ class Addresses:
             return self._wanted(network, wanted, field, meanwhile)
         with self._lock:
             self._follow()
-            text = self._first(network, meanwhile)
+            passed = random.randrange(_SPREAD) if turn else 0  # noqa: S311
+            text = self._first(network, meanwhile, passed)
             if text is None:  # before that is said, it is made sure of
                 self._read()
                 text = self._first(network, meanwhile)
@@ -102,7 +112,9 @@ class Addresses:
             raise AlreadyExists(f"{field}: address {asked} is that of {service}{who}")
         return asked
 
-    def _first(self, network: Network, meanwhile: Collection[str]) -> str | None:
+    def _first(self, network: Network, meanwhile: Collection[str], passed: int = 0) -> str | None:
+        """The first one that is free after so many others, or the last where there are fewer."""
+        found = None
         taken, floors = self._taken[network.name], self._floors[network.name]
         for cidr in network.cidrs:
             edge = 1 if cidr.prefixlen < 31 else 0
@@ -116,8 +128,11 @@ class Addresses:
                     # Many may be tried: netaddr would make an object of each.
                     text = socket.inet_ntoa(number.to_bytes(4, "big"))
                     if text not in meanwhile:
-                        return text
-        return None
+                        found = text
+                        if not passed:
+                            return found
+                        passed -= 1
+        return found
 
     def _follow(self) -> None:
         if not self._revision:

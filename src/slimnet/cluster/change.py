@@ -14,11 +14,14 @@ from slimnet.abc import Revision, Store
 from slimnet.cluster import keys
 from slimnet.exceptions import Conflict
 
-__all__ = ["Guard", "counter", "retry"]
+__all__ = ["Guard", "arrival", "counter", "retry", "ruling"]
 
 T = TypeVar("T")
 
 _ATTEMPTS = 100
+#: Counters: of what rules on endpoints; and of endpoints that come or change, whose revision
+#: alone says something.
+_RULES, _ARRIVALS = "rule", "endpoint"
 
 
 @frozen
@@ -43,6 +46,21 @@ def counter(store: Store, what: str) -> Guard:
     found = store.get(key)
     number = int(found[0]) + 1 if found else 1
     return Guard(number, {key: found[1] if found else None}, {key: b"%d" % number})
+
+
+def arrival(store: Store) -> Guard:
+    """Part of a transaction by which an endpoint comes or changes: whoever rules on endpoints
+    meanwhile makes one of the two a :class:`~slimnet.Conflict`. Two arrivals never do, wherever
+    they are."""
+    rules = counter(store, _RULES)
+    return Guard(expect=rules.expect, put={keys.COUNTER.at(_ARRIVALS): b"1"})
+
+
+def ruling(store: Store) -> Guard:
+    """Part of a transaction that depends on which endpoints there are, and what they are: none
+    comes or changes between what is read after this and what is written with it."""
+    rules, arrivals = counter(store, _RULES), counter(store, _ARRIVALS)
+    return Guard(expect={**rules.expect, **arrivals.expect}, put=rules.put)
 
 
 def retry(change: Callable[[], T]) -> T:

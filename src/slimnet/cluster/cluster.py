@@ -7,6 +7,7 @@ What they write, and under which keys: :mod:`slimnet.cluster.keys`.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from slimnet import records
 from slimnet.abc import Revision, Store
 from slimnet.cluster import allocation, keys, lookup, ranges
 from slimnet.cluster.addresses import Addresses
-from slimnet.cluster.change import counter, retry
+from slimnet.cluster.change import arrival, counter, retry, ruling
 from slimnet.cluster.documents import Documents
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound
 from slimnet.model import VNI_MAX, Endpoint, Host, HostState, Namespace, Network
@@ -105,8 +106,8 @@ class Cluster:
 
         def change() -> Revision:
             self.network(name)
-            # An endpoint that is being added meanwhile bumps the counter too.
-            guard = counter(self.store, "endpoint")
+            # No endpoint is added meanwhile.
+            guard = ruling(self.store)
             endpoints = self.store.list(keys.ENDPOINT.below(name))[0]
             if endpoints:
                 names = [key.split("/", 2)[2] for key in endpoints]
@@ -143,7 +144,7 @@ class Cluster:
         """
 
         def change() -> Revision:
-            guard = counter(self.store, "endpoint")
+            guard = ruling(self.store)
             key = keys.NAMESPACE.at(network, name)
             if self.store.get(key) is None:
                 self.network(network)
@@ -227,14 +228,6 @@ class Cluster:
             states.append(attrs.evolve(state, wanted=wanted, endpoints=count[name]))
         return states
 
-    def installed(self) -> dict[str, Revision]:
-        """Live host to the revision that it has in force; 0 before the first."""
-        found = {
-            key.partition("/")[2]: records.load(key, value, lambda each: int(each["revision"]))
-            for key, (value, _) in self.store.list(keys.INSTALLED.below())[0].items()
-        }
-        return {each.name: found.get(each.name, 0) for each in self.hosts()}
-
     def remove_host(self, name: str) -> Revision:
         """Forget a lost host, and remove the endpoints that it left.
 
@@ -282,10 +275,12 @@ class Cluster:
         plan = Endpoint(address=wanted or "0.0.0.0", **spec)  # noqa: S104  # a stand-in
         allocation.check(plan)
 
+        attempts = itertools.count()
+
         def change() -> tuple[Endpoint, Revision]:
             network = self.network(spec["network"])
-            guard = counter(self.store, "endpoint")
-            address = self._addresses.choose(network, wanted)
+            guard = arrival(self.store)
+            address = self._addresses.choose(network, wanted, turn=next(attempts))
             key = keys.ENDPOINT.at(plan.network, plan.namespace, plan.name)
             drawn = allocation.number(self.store, key)
             endpoint = Endpoint(**{**spec, "address": address, "id": drawn.number})
@@ -337,7 +332,7 @@ class Cluster:
         key = keys.ENDPOINT.at(*path)
 
         def change() -> tuple[Endpoint, Revision]:
-            guard = counter(self.store, "endpoint")
+            guard = arrival(self.store)
             there, revision = self._known_endpoint(*path)
             for name, value in labels.items():
                 held = there.labels.get(name, value)

@@ -12,7 +12,7 @@ from slimnet import records
 from slimnet.abc import Revision, Store
 from slimnet.cluster import keys, lookup
 from slimnet.cluster.addresses import Addresses
-from slimnet.cluster.change import counter, retry
+from slimnet.cluster.change import retry, ruling
 from slimnet.exceptions import InvalidValue, NotFound, PolicyError
 from slimnet.model import Network
 from slimnet.names import missing
@@ -71,7 +71,7 @@ class Documents:
         asked = list(documents)
 
         def change() -> tuple[list[Document], Revision]:
-            guard = counter(self.store, "endpoint")
+            guard = ruling(self.store)
             made = _Change(self.store, self._addresses, asked)
             if admit is not None:
                 admit(made.documents)

@@ -2,6 +2,10 @@
 """The keys of a cluster's store: all that is written there, by pattern.
 
 Values are JSON. ``docs/reference/agent.rst`` has its table from here.
+
+What begins with ``~`` is told to nobody who does not name it (:meth:`slimnet.abc.Store.watch`):
+what each host writes of itself, and what is between two hosts. If all N hosts were told what each
+of them writes, that were N squared messages.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ __all__ = [
     "SEEN",
     "SERVICE",
     "TOKEN",
+    "WANTED",
     "Key",
 ]
 
@@ -70,13 +75,18 @@ class Key:
 
 NETWORK = Key("networks/<network>", "a :class:`~slimnet.Network`")
 HOST = Key("hosts/<host>", "a live :class:`~slimnet.Host`; goes when its lease runs out")
+WANTED = Key(
+    "wanted",
+    "a revision that somebody waits for all hosts to have in force; each says when it has",
+    passing=True,
+)
 INSTALLED = Key(
-    "installed/<host>",
-    "the revision up to which that host follows the store; leased as well",
+    "~installed/<host>",
+    "the revision that host has in force, as it last said: when somebody waited for it; leased",
     passing=True,
 )
 SEEN = Key(
-    "seen/<host>",
+    "~seen/<host>",
     "what that host last said of itself, and when: a :class:`~slimnet.model.HostState`. Stays"
     " until the host is removed",
 )
@@ -89,11 +99,11 @@ PUBLISHED_PORT = Key("publishedports/<network>/<namespace>/<name>", "a Published
 EGRESS_LIMIT = Key("egresslimits/<network>/<namespace>/<name>", "an EgressLimit")
 CLUSTER_POLICY = Key("clusterpolicies/<name>", "a ClusterNetworkPolicy")
 INQUIRY = Key(
-    "inquiries/<host>/<id>",
+    "~inquiries/<host>/<id>",
     "a question to that host's agent; leased, and gone after two seconds",
     passing=True,
 )
-ANSWER = Key("answers/<id>", "the answer to it; tied to the same lease", passing=True)
+ANSWER = Key("~answers/<id>", "the answer to it; tied to the same lease", passing=True)
 TOKEN = Key(
     "tokens/<id>",
     "what a token to join may still do: how often, and the cluster's key, sealed with the token's"
@@ -107,7 +117,7 @@ KEYRING = Key(
     passing=True,
 )
 HELD = Key(
-    "keys/<host>",
+    "~keys/<host>",
     "the fingerprints of the keys that host takes, that which it signs with first; leased",
     passing=True,
 )
@@ -141,6 +151,7 @@ KEYS = (
     EGRESS_LIMIT,
     CLUSTER_POLICY,
     HOST,
+    WANTED,
     INSTALLED,
     SEEN,
     INQUIRY,

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from slimnet.exceptions import Conflict, InvalidValue
 
-__all__ = ["check_leases", "unmet"]
+__all__ = ["APART", "check_leases", "check_prefixes", "unmet"]
+
+#: What the keys begin with that lie apart (:meth:`slimnet.abc.Store.watch`).
+APART = "~"
 
 
 def check_leases(leases: Mapping[str, int], put: Mapping[str, bytes]) -> None:
@@ -19,6 +22,19 @@ def check_leases(leases: Mapping[str, int], put: Mapping[str, bytes]) -> None:
     """
     for key in leases.keys() - put.keys():
         raise InvalidValue(f"lease of store key {key}", "a key that is put", leases[key])
+
+
+def check_prefixes(prefixes: Sequence[str]) -> bool:
+    """Whether these, to be watched together, are of keys that lie apart.
+
+    Raises:
+        InvalidValue: one is, and it is not the only one.
+    """
+    apart = [each for each in prefixes if each.startswith(APART)]
+    if apart and len(prefixes) > 1:
+        wanted = f"one prefix, where it begins with {APART}"
+        raise InvalidValue("store watch", wanted, ", ".join(prefixes))
+    return bool(apart)
 
 
 def unmet(key: str, wanted: int | None, found: int | None) -> Conflict:

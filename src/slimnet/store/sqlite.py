@@ -22,7 +22,7 @@ from typing import Any
 from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
 from slimnet.linux import sysctl
-from slimnet.store import check_leases, unmet
+from slimnet.store import APART, check_leases, check_prefixes, unmet
 from slimnet.trusted import make_trusted
 
 __all__ = ["SqliteStore"]
@@ -169,6 +169,7 @@ class SqliteStore(Store):
         self, prefix: str, *more: str, after: Revision, timeout: float
     ) -> tuple[Sequence[StoreEvent], Revision]:
         deadline = time.monotonic() + timeout
+        check_prefixes((prefix, *more))
         with self._connection() as connection:
             while True:
                 self._expire(connection)
@@ -217,7 +218,9 @@ class SqliteStore(Store):
     ) -> tuple[_Changes, Revision]:
         """The changes below the prefixes, and the newest revision of all."""
         below = " OR ".join(["key>=? AND key<?"] * len(prefixes))
-        bounds = [bound for prefix in prefixes for bound in _below(prefix)]
+        bounds = [
+            bound for prefix in prefixes for bound in (_below(prefix) if prefix else ("", APART))
+        ]
         connection.execute("BEGIN")
         try:
             trimmed = _number(connection, "SELECT value FROM meta WHERE name='trimmed'")
@@ -320,7 +323,9 @@ class SqliteStore(Store):
         connection.close()
 
     def _check(self) -> None:
-        """An open connection would go on with a file that was moved away."""
+        """An open connection would go on with a file that was moved away, and when closed."""
+        if self._closed:
+            raise StoreUnreachable(f"store {self.path}: closed")
         if self.path.stat().st_ino != self._inode:
             raise StoreUnreachable(f"store {self.path}: another file has been put there")
 

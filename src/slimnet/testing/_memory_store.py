@@ -14,7 +14,7 @@ from attrs import define, field
 
 from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
-from slimnet.store import check_leases, unmet
+from slimnet.store import APART, check_leases, check_prefixes, unmet
 
 __all__ = ["MemoryStore"]
 
@@ -144,6 +144,7 @@ class MemoryStore(Store):
         self, prefix: str, *more: str, after: Revision, timeout: float
     ) -> tuple[Sequence[StoreEvent], Revision]:
         deadline = time.monotonic() + timeout
+        apart = check_prefixes((prefix, *more))
         with self._held() as state:
             while True:
                 if not state.trimmed <= after <= state.revision:
@@ -153,7 +154,9 @@ class MemoryStore(Store):
                     )
                 first = bisect.bisect_right(state.history, after, key=_revision)
                 events = [
-                    each for each in state.history[first:] if each.key.startswith((prefix, *more))
+                    each
+                    for each in state.history[first:]
+                    if each.key.startswith((prefix, *more)) and each.key.startswith(APART) == apart
                 ]
                 after = state.revision
                 left = deadline - time.monotonic()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The changes below the store's prefix, as etcd tells them, kept for whoever asks.
+"""The changes in a range of the store's keys, as etcd tells them, kept for whoever asks.
 
-One watcher follows all keys: what one watcher is told comes in the order of the revisions, a
-revision whole. Of several, even of one stream, nobody knows which has told how far: up to 3.4.24
-and 3.5.7 a progress notification may overtake the events before it
+One watcher follows all keys that do not lie apart: what one watcher is told comes in the order of
+the revisions, a revision whole. Of several, even of one stream, nobody knows which has told how
+far: up to 3.4.24 and 3.5.7 a progress notification may overtake the events before it
 (https://github.com/etcd-io/etcd/issues/15220).
 """
 
@@ -40,17 +40,24 @@ class Feed:
     Args:
         client: that asks.
         prefix: of the store's keys.
-        end: the first key behind them.
+        bounds: the first key that it follows, and the first behind them.
         hidden: the key, without the prefix, that is nobody's business.
         after: the revision.
     """
 
     def __init__(
-        self, client: Client, prefix: bytes, end: bytes, hidden: str, after: Revision
+        self,
+        client: Client,
+        prefix: bytes,
+        bounds: tuple[bytes, bytes],
+        hidden: str,
+        after: Revision,
     ) -> None:
         self.server = client.server
         self.floor = after
         self.seen = after
+        #: How far the store was, when somebody looked last.
+        self.now = after
         self._prefix = prefix
         self._hidden = hidden
         self._events: list[StoreEvent] = []
@@ -61,7 +68,7 @@ class Feed:
         self._news = threading.Condition()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         create = _messages.new(
-            "WatchCreateRequest", key=prefix, range_end=end, start_revision=after + 1
+            "WatchCreateRequest", key=bounds[0], range_end=bounds[1], start_revision=after + 1
         )
         self._requests.put(_messages.new("WatchRequest", create_request=create))
         self._stream = client.stream(self._said())
@@ -71,6 +78,11 @@ class Feed:
     def alive(self) -> bool:
         """Whether it was not cut yet."""
         return self._error is None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for it."""
+        return bool(self._waiting)
 
     def wait(
         self, prefixes: Sequence[str], after: Revision, deadline: float

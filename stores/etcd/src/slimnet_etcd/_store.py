@@ -14,7 +14,7 @@ import grpc
 
 from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, InvalidValue, NotFound, StoreUnreachable
-from slimnet.store import check_leases, unmet
+from slimnet.store import APART, check_leases, check_prefixes, unmet
 from slimnet_etcd._client import Client, Doubt, Refused
 from slimnet_etcd._feed import Cut, Feed
 from slimnet_etcd._messages import MOD, VERSION, new
@@ -24,10 +24,12 @@ __all__ = ["EtcdStore"]
 
 #: Operations of a transaction, etcd's ``--max-txn-ops``.
 _OPERATIONS = 128
-#: Written by who waits for a revision that is not ours to be told; no key of a user's is so.
+#: Written by every transaction that changes what all are told of, whose last revision it has so:
+#: who has been told that revision knows all, whatever others change in the same etcd. No key of a
+#: user's is so.
 _TICK = "\0tick"
-#: Seconds that a revision may take to be told before the tick is written.
-_PATIENCE = 0.1
+#: Seconds that a watch of keys that lie apart is kept for the next call.
+_IDLE = 10.0
 #: Seconds between two watches where the first was cut.
 _PAUSE = 0.1
 
@@ -49,6 +51,8 @@ class EtcdStore(Store):
         self._prefix = settings.prefix.encode()
         self._end = _end(self._prefix)
         self._feed: Feed | None = None
+        #: Prefix of keys that lie apart to what tells them, and to when it was asked last.
+        self._apart: dict[str, tuple[Feed, float]] = {}
         self._lock = threading.Lock()
         try:
             self._check()
@@ -94,6 +98,8 @@ class EtcdStore(Store):
         gone = [key for key in dict.fromkeys(delete) if key not in put]
         operations = [self._delete(key) for key in gone]
         operations += [self._put(key, value, leases.get(key, 0)) for key, value in put.items()]
+        if not all(key.startswith(APART) for key in (*put, *gone)):
+            operations.append(self._put(_TICK, b"", 0))
         request = new(
             "TxnRequest",
             compare=[
@@ -130,18 +136,21 @@ class EtcdStore(Store):
         self, prefix: str, *more: str, after: Revision, timeout: float
     ) -> tuple[Sequence[StoreEvent], Revision]:
         begun = time.monotonic()
+        apart = prefix if check_prefixes((prefix, *more)) else None
         while True:
-            feed, now = self._follow(after), None
-            if feed is None or timeout <= 0 or after > feed.seen:
-                now = self._now()
+            feed, now = self._follow(after, apart), None
+            if feed is None or after > max(feed.seen, feed.now) or (timeout <= 0 and apart is None):
+                now, last = self._now()
                 if after > now:
                     raise Conflict(f"the store's history ends at {now}, before {after}")
                 # Where another server was asked now, it is that one which is watched.
-                feed = self._follow(after) or self._begin(after)
+                feed = self._follow(after, apart) or self._begin(after, apart)
+                feed.now = now
             try:
-                if timeout > 0 or now is None:
+                if now is None or timeout > 0 or apart is not None:
                     return feed.wait((prefix, *more), after, begun + timeout)
-                found = self._told(feed, (prefix, *more), after, now)
+                patient = time.monotonic() + self._settings.timeout / 2
+                found = feed.reach((prefix, *more), after, last, patient)
                 if found is not None:
                     return found
                 why = "its server told nothing"
@@ -149,7 +158,7 @@ class EtcdStore(Store):
             except Cut as error:
                 why = str(error)
             finally:
-                if feed is not self._feed:
+                if not self._keeps(feed):
                     feed.end()
             if time.monotonic() > begun + timeout + self._settings.timeout:
                 raise self._client.unreachable(f"the watch was cut: {why}")
@@ -174,6 +183,8 @@ class EtcdStore(Store):
         with self._lock:
             if self._feed is not None:
                 self._feed.end()
+            for feed, _ in self._apart.values():
+                feed.end()
         self._client.close()
 
     def _check(self) -> None:
@@ -224,49 +235,60 @@ class EtcdStore(Store):
     def _tick(self) -> bytes:
         return self._prefix + _TICK.encode()
 
-    def _follow(self, after: Revision) -> Feed | None:
-        """What tells everybody the changes, if it knows those since ``after``."""
-        with self._lock:
-            feed = self._feed if self._serves(self._feed) else None
-        return feed if feed is not None and feed.floor <= after else None
+    def _follow(self, after: Revision, apart: str | None) -> Feed | None:
+        """What tells the changes, if it knows those since ``after``.
 
-    def _begin(self, after: Revision) -> Feed:
+        Args:
+            after: the revision.
+            apart: the prefix, of keys that lie apart.
+        """
+        with self._lock:
+            feed = self._feed
+            if apart is not None:
+                feed = self._apart[apart][0] if apart in self._apart else None
+                if feed is not None:
+                    self._apart[apart] = (feed, time.monotonic())
+                self._tidy()
+        return feed if feed is not None and self._serves(feed) and feed.floor <= after else None
+
+    def _begin(self, after: Revision, apart: str | None) -> Feed:
         """Another one: everybody's, where there is none, or for one who lags behind."""
         with self._lock:
-            fresh = Feed(self._client, self._prefix, self._end, _TICK, after)
-            if not self._serves(self._feed):
+            if apart is not None:
+                raw = self._prefix + apart.encode()
+                fresh = Feed(self._client, self._prefix, (raw, _end(raw)), _TICK, after)
+                if apart in self._apart:
+                    self._apart[apart][0].end()
+                self._apart[apart] = (fresh, time.monotonic())
+                return fresh
+            bounds = (self._prefix, self._prefix + APART.encode())
+            fresh = Feed(self._client, self._prefix, bounds, _TICK, after)
+            if self._feed is None or not self._serves(self._feed):
                 if self._feed is not None:
                     self._feed.end()
                 self._feed = fresh
             return fresh
 
-    def _serves(self, feed: Feed | None) -> bool:
-        return feed is not None and feed.alive and feed.server == self._client.server
+    def _tidy(self) -> None:
+        """End what tells keys that nobody asks for any more; called with the lock held."""
+        now = time.monotonic()
+        for prefix, (feed, asked) in list(self._apart.items()):
+            if now - asked > _IDLE and not feed.awaited:
+                feed.end()
+                del self._apart[prefix]
 
-    def _told(
-        self, feed: Feed, prefixes: tuple[str, ...], after: Revision, now: Revision
-    ) -> tuple[Sequence[StoreEvent], Revision] | None:
-        """All there is up to ``now``; ``None`` where its server does not tell."""
-        patient = time.monotonic() + _PATIENCE
-        found = feed.reach(prefixes, after, now, patient)
-        if found is None:
-            # The store's last change is not below our prefix, or is late. Once the tick is
-            # told, so is all that was before it.
-            self._write_tick(now)
-            found = feed.reach(prefixes, after, now, patient + self._settings.timeout / 2)
-        return found
+    def _keeps(self, feed: Feed) -> bool:
+        with self._lock:
+            return feed is self._feed or any(feed is each for each, _ in self._apart.values())
 
-    def _write_tick(self, now: Revision) -> None:
-        """Unless somebody else did since."""
-        less = 2
-        old = new("Compare", result=less, target=MOD, key=self._tick, mod_revision=now + 1)
-        put = new("RequestOp", request_put=new("PutRequest", key=self._tick))
-        self._ask("KV/Txn", new("TxnRequest", compare=[old], success=[put]), "TxnResponse")
+    def _serves(self, feed: Feed) -> bool:
+        return feed.alive and feed.server == self._client.server
 
-    def _now(self) -> Revision:
-        """The store's revision, which a quorum agrees on."""
-        revision: Revision = self._range(key=self._tick, keys_only=True).header.revision
-        return revision
+    def _now(self) -> tuple[Revision, Revision]:
+        """The store's revision, which a quorum agrees on, and the last one that all are told of."""
+        answer = self._range(key=self._tick, keys_only=True)
+        last: Revision = answer.kvs[0].mod_revision if answer.kvs else 0
+        return answer.header.revision, last
 
     def _once(self, request: Any, *, guarded: bool) -> tuple[Any, Doubt | None]:
         """Send a transaction, and its answer. One that changes a key that it has an expectation
