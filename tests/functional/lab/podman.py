@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from lab.engines import PLUGIN, Words, kill_all
 from slimnet.linux import netns
@@ -36,6 +36,7 @@ class Podman(Words):
     directory: Path
     image: Path
     network: str
+    environment: dict = field(factory=dict)
 
     @classmethod
     def on(cls, host, directory, image, network):
@@ -51,6 +52,7 @@ class Podman(Words):
         command += ["--runroot", self.directory / "r", "--log-level=error", *words]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.directory)}
         environment["CONTAINERS_CONF"] = str(self.directory / "containers.conf")
+        environment |= self.environment
         return subprocess.Popen(
             [str(each) for each in command], env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
