@@ -35,6 +35,7 @@ from lab.paths import DATA_PATHS, Can, require
 
 from slimnet import directories
 from slimnet.agent.client import UnixConnection
+from slimnet.demo.engine import CONTAINERD
 from slimnet.engines.container import attachments
 from slimnet.linux import netns
 from slimnet.linux.cgroup import mount as cgroup_mount
@@ -46,15 +47,6 @@ pytestmark = pytest.mark.root
 PLUGINS = Path("/run/docker/plugins")
 #: Where Debian has them: a machine may have others first in its path.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-
-CONTAINERD = """
-version = 2
-root = "{0}/c"
-state = "{0}/cs"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-address = "{0}/c.sock"
-"""
 
 
 @mutable
@@ -155,7 +147,7 @@ class Docker(Words):
     def start_containerd(self):
         """Apart, as Debian has it: what runs goes on when dockerd is killed."""
         where = self.directory
-        (where / "containerd.toml").write_text(CONTAINERD.format(where))
+        (where / "containerd.toml").write_text(CONTAINERD.format(where=where))
         self._begin("containerd", "containerd", "--config", where / "containerd.toml")
         self._until((where / "c.sock").exists, "containerd")
 

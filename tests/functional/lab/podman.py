@@ -11,21 +11,9 @@ from pathlib import Path
 from attrs import field, frozen
 
 from lab.engines import PLUGIN, Words, kill_all
+from slimnet.demo.engine import CONTAINERS_CONF
 from slimnet.linux import netns
 from slimnet.testbed.host import TestbedHost
-
-CONTAINERS_CONF = """
-[network]
-network_backend = "cni"
-network_config_dir = "{0}/net.d"
-cni_plugin_dirs = ["{1}"]
-[engine]
-cgroup_manager = "cgroupfs"
-runtime = "runc"
-events_logger = "file"
-[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
-"""
 
 
 @frozen
@@ -42,7 +30,7 @@ class Podman(Words):
     def on(cls, host, directory, image, network):
         """In a directory of its own."""
         (directory / "net.d").mkdir()
-        text = CONTAINERS_CONF.format(directory, PLUGIN.parent)
+        text = CONTAINERS_CONF.format(where=directory, plugin=PLUGIN.parent)
         (directory / "containers.conf").write_text(text)
         return cls(host, directory, image, network)
 
