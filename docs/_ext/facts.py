@@ -82,7 +82,12 @@ def _spoken(name: str) -> str:
 def _keys() -> dict[str, object]:
     """Key of the configuration to its default."""
     config = Config()
-    homes = {"log.level": config.level, "underlay.address": None, "underlay.interface": None}
+    homes = {
+        "engines.without_agent": config.without_agent,
+        "log.level": config.level,
+        "underlay.address": None,
+        "underlay.interface": None,
+    }
     keys = {key: homes[key] if key in homes else getattr(config, key) for key in _Check._KEYS}  # noqa: SLF001  # what it checks against
     keys["labels.<key>"] = None
     try:

@@ -20,6 +20,9 @@
     [labels]                      # of this host, for cluster-wide rules
     zone = "a"
 
+    [engines]
+    without_agent = "refuse"      # a container that starts while the agent is down; or "later"
+
     [backend.ebpf]                # a plugin's own options
     wire_ports = 4790
 
@@ -54,6 +57,8 @@ from slimnet.plugins import backend_names, store_names, suggest
 __all__ = ["Config", "UnderlayConfig", "load_config"]
 
 _LEVELS = ("debug", "info", "warning", "error")
+#: What becomes of an engine's container that starts while the agent is down.
+_WITHOUT_AGENT = ("refuse", "later")
 #: Names of keys that are tables elsewhere.
 _SHORT = {"backend.name": "backend", "store.url": "store"}
 
@@ -93,6 +98,8 @@ class Config:
         underlay: address and interface of this host.
         level: how much the agent logs.
         labels: this host's labels.
+        without_agent: what becomes of an engine's container that starts while the agent is
+            down: ``refuse``, or ``later``: it starts without a network, and joins it then.
         options: backend name to its own options.
         files: key (``underlay.address``) to the file that has it.
     """
@@ -108,6 +115,7 @@ class Config:
     underlay: UnderlayConfig = UnderlayConfig()
     level: str = "info"
     labels: Mapping[str, str] = field(factory=dict, hash=False)
+    without_agent: str = "refuse"
     options: Mapping[str, Mapping[str, Any]] = field(factory=dict, hash=False)
     files: Mapping[str, Path] = field(factory=dict, eq=False, repr=False)
 
@@ -192,6 +200,7 @@ class _Check:
 
     _KEYS = (
         "backend",
+        "engines.without_agent",
         "host",
         "instance",
         "key_file",
@@ -230,8 +239,11 @@ class _Check:
                 )
                 or None,
             ),
-            level=self._level(default.level),
+            level=self._one_of("log.level", _LEVELS, default.level),
             labels=labels,
+            without_agent=self._one_of(
+                "engines.without_agent", _WITHOUT_AGENT, default.without_agent
+            ),
             options=options,
             files=MappingProxyType(files),
         )
@@ -293,12 +305,12 @@ class _Check:
             raise self._wrong("lease", "seconds, 1 to 3600")
         return float(value)
 
-    def _level(self, default: str) -> str:
-        value = self._value("log.level")
+    def _one_of(self, key: str, words: Sequence[str], default: str) -> str:
+        value = self._value(key)
         if value is None:
             return default
-        if value not in _LEVELS:
-            raise self._wrong("log.level", suggest(str(value), _LEVELS))
+        if value not in words:
+            raise self._wrong(key, suggest(str(value), words))
         return str(value)
 
     def _address(self, key: str) -> IPAddress | None:

@@ -15,9 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from lab.engines import PLUGIN, TAKING, ask, left, two_hosts
+from lab.engines import (
+    ONE,
+    PLUGIN,
+    TAKING,
+    ask,
+    come_later,
+    endpoints,
+    joined,
+    left,
+    two_hosts,
+)
 from lab.paths import require
 
+from slimnet.engines.container import attachments
 from slimnet.linux import netns
 
 pytestmark = pytest.mark.root
@@ -354,6 +365,85 @@ def test_many_at_once_and_killed(hosts, space, nothing_left):
 
 def test_cnitool(hosts, space, nothing_left, tmp_path):
     """By the specification's own library."""
+    tool, path = cnitool(hosts[0], tmp_path), space()
+    for command in ("add", "check", "del"):
+        tool(command, path)
+
+
+@ONE
+def test_later_without_an_agent(hosts, space, nothing_left, tmp_path):
+    """By configuration ADD succeeds, and the container is an endpoint when the agent is back; what
+    is deleted before never is, and needs no agent."""
+    host = hosts[0]
+    own, path, gone, lost = come_later(tmp_path), space(), space(), space()
+    tool = cnitool(host, tmp_path)
+    host.kill_agent()
+    try:
+        assert "not running" in tool("add", path, status=1)
+        answer = json.loads(tool("add", path, own=own))
+        assert (answer.get("interfaces", []), answer.get("ips", [])) == ([], [])
+        assert answer["dns"]["nameservers"] == ["127.128.0.53"]
+        assert inside(path, "ip", "-o", "link").stdout.count("\n") == 1
+        tool("add", gone, own=own)
+        tool("del", gone)
+        netns.remove(gone)
+        tool("add", lost, own=own)
+        netns.remove(lost)  # and nobody says so
+    finally:
+        host.start_agent().wait()
+    until = time.monotonic() + 20
+    while not (there := endpoints(host)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    (name,) = there
+    assert inside(path, "ip", "-o", "-4", "address", "show", "eth0").stdout.count(
+        f" {joined(host, name).address}/32 "
+    )
+    while len(list(attachments(f"cni-{NAME}"))) > 1:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    tool("check", path)
+    for each in (path, lost):  # of which the tool keeps something
+        tool("del", each)
+    assert inside(path, "ip", "-o", "link").stdout.count("\n") == 1
+
+
+@ONE
+def test_one_that_cannot_come_later(hosts, space, nothing_left, tmp_path):
+    """A pod's runtime wants an address at once. Another is refused when the agent is back, with
+    its reason in the log, and joins once the reason is gone, with its port of the host."""
+    host, own = hosts[0], come_later(tmp_path)
+    taken, path = space(), space()
+    assert add(host, taken, "first", args={"cni": {"ips": ["10.1.0.50"]}})[0] == 0
+    ports = {"portMappings": [{"hostPort": 8085, "containerPort": 80}]}
+    asked = config(host, args={"cni": {"ips": ["10.1.0.50"]}}, runtimeConfig=ports)
+    where = {"CONTAINERID": "second", "NETNS": path, "IFNAME": "eth0"}
+    host.kill_agent()
+    try:
+        pod = {"ARGS": "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"}
+        status, answer, _ = ask("ADD", asked, own=own, **where, **pod)
+        assert (status, answer["code"]) == (1, 11)
+        assert "joins no network later: a pod's runtime" in answer["msg"]
+        assert ask("ADD", asked, own=own, **where)[0] == 0
+    finally:
+        host.start_agent().wait()
+    until = time.monotonic() + 10
+    while "second, which started without the agent: " not in host.log.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert set(endpoints(host)) == {"first"}
+    assert delete(host, taken, "first")[0] == 0
+    assert str(joined(host, "second").address) == "10.1.0.50"
+    until = time.monotonic() + 5
+    with host.node() as node:
+        while [each.name for each in node.policies()] != ["second-8085"]:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    assert delete(host, path, "second")[0] == 0
+
+
+def cnitool(host, directory):
+    """The tool, with a configuration for that host's agent; what it says."""
     if shutil.which("go") is None:
         pytest.skip("needs go: run testbed/setup")
     tool = Path(__file__).parents[2] / ".build/cnitool/cnitool"
@@ -362,14 +452,17 @@ def test_cnitool(hosts, space, nothing_left, tmp_path):
             ["go", "install", "github.com/containernetworking/cni/cnitool@v1.1.2"],
             env={**os.environ, "GOBIN": str(tool.parent)}, check=True, capture_output=True,
         )  # fmt: skip
-    chain = [{"type": "slimnet-cni", "network": "prod", "agent": str(hosts[0].agent)}]
+    chain = [{"type": "slimnet-cni", "network": "prod", "agent": str(host.agent)}]
     listed = {"cniVersion": "1.0.0", "name": NAME, "plugins": chain}
-    (tmp_path / "prod.conflist").write_text(json.dumps(listed))
-    environment = {"CNI_PATH": str(PLUGIN.parent), "NETCONFPATH": str(tmp_path)}
-    path = space()
-    for command in ("add", "check", "del"):
+    (directory / "prod.conflist").write_text(json.dumps(listed))
+    environment = {"CNI_PATH": str(PLUGIN.parent), "NETCONFPATH": str(directory)}
+
+    def call(command, path, status=0, own=None):
         done = subprocess.run(
-            [tool, command, NAME, path],
-            env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+            [tool, command, NAME, path], env={**os.environ, **environment, **(own or {})},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, (command, done)
+        assert done.returncode == status, (command, done)
+        return done.stdout if status == 0 else done.stderr
+
+    return call

@@ -15,7 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from slimnet.demo.__main__ import main
+from slimnet.demo.engine import ENGINES
 from slimnet.demo.mode import MODES
 from slimnet.demo.workloads import WORKLOADS
 from slimnet.exceptions import BackendUnavailable
@@ -33,6 +36,8 @@ def left_behind(pid):
         "/run/netns",
         "/run/slimnet",
         "/run/slimnet-demo",
+        "/run/slimnet-e",
+        "/run/docker/plugins",
         "/sys/fs/cgroup",
         "/sys/fs/bpf/slimnet",
     )
@@ -43,6 +48,13 @@ def left_behind(pid):
         capture_output=True,
         text=True,
     ).stdout.splitlines()
+
+
+def running():
+    """The command lines of all processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            yield path.read_bytes()
 
 
 def demo(tmp_path, *arguments):
@@ -133,6 +145,52 @@ def test_every_workload_runs(tmp_path):
     report, _ = demo(tmp_path, "--quick", "--rounds", "1", "--modes", "host", "--only", names)
     assert [row["workload"] for row in report["results"]] == names.split(",")
     assert all(row["values"]["host"]["median"] > 0 for row in report["results"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ENGINES)
+def test_in_containers(tmp_path, engine):
+    """A server and its client in containers: of the hosts' network, over the engine's own bridge
+    and VXLAN, and over slimnet."""
+    report, _ = demo(tmp_path, "--quick", "--rounds", "1", "--only", "redis", "--engine", engine)
+    assert (report["setting"]["engine"], list(report["modes"].values())) == (
+        engine,
+        ["host network", "bridge, VXLAN", "slimnet"],
+    )
+    (row,) = report["results"]
+    assert all(value["median"] > 0 for value in row["values"].values())
+    assert set(row["ratios"]) == {"vxlan", "netns"}
+    # What runs in a container is counted as the container's, and as nobody else's.
+    assert all(1 < cpu["median"] < 1e5 for cpu in row["cpu_us_per_operation"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_containers_of_a_killed_demo_are_removed(tmp_path):
+    """By the next one, with the engine's daemons."""
+    with subprocess.Popen(
+        [*DEMO, "--engine", "docker", "--seconds", "60", "--only", "redis"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path,
+    ) as first:  # fmt: skip
+        directory = Path("/run/slimnet-e")
+        until = time.monotonic() + 120
+        while not list(directory.glob(f"demo{first.pid}-*-dockerhost/s/d.sock")):
+            assert time.monotonic() < until
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.kill()
+    assert left_behind(first.pid) != []
+    demo(tmp_path, *["--quick", "--rounds", "1", "--modes", "host", "--only", "connect"])
+    assert left_behind(first.pid) == []
+    assert not any(f"demo{first.pid}-".encode() in line for line in running())
+
+
+@pytest.mark.parametrize("option", ["--modes", "--placement"])
+def test_an_engine_has_modes_of_its_own(option):
+    done = CliRunner().invoke(main, ["--engine", "podman", option, "host"])
+    assert done.exit_code == 2
+    assert f"--engine has modes of its own: leave {option} out" in done.output
 
 
 @pytest.mark.slow

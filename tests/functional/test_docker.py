@@ -23,7 +23,9 @@ from lab.engines import (
     TAKING,
     Words,
     closed,
+    come_later,
     endpoints,
+    joined,
     kill_all,
     left,
     root_file_system,
@@ -33,6 +35,7 @@ from lab.paths import DATA_PATHS, Can, require
 
 from slimnet import directories
 from slimnet.agent.client import UnixConnection
+from slimnet.demo.engine import CONTAINERD
 from slimnet.engines.container import attachments
 from slimnet.linux import netns
 from slimnet.linux.cgroup import mount as cgroup_mount
@@ -45,15 +48,6 @@ PLUGINS = Path("/run/docker/plugins")
 #: Where Debian has them: a machine may have others first in its path.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
-CONTAINERD = """
-version = 2
-root = "{0}/c"
-state = "{0}/cs"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-address = "{0}/c.sock"
-"""
-
 
 @mutable
 class Docker(Words):
@@ -62,6 +56,8 @@ class Docker(Words):
     host: TestbedHost
     directory: Path
     running: dict = field(factory=dict)
+    #: What the plugin has in its environment besides.
+    own: dict = field(factory=dict)
 
     @property
     def driver(self):
@@ -135,7 +131,7 @@ class Docker(Words):
 
     def _begin(self, what, *words):
         log = (self.directory / f"{what}.log").open("a")
-        environment = {"PATH": PATH, "HOME": str(self.directory)}
+        environment = {"PATH": PATH, "HOME": str(self.directory), **self.own}
         self.running[what] = subprocess.Popen(
             ["nsenter", f"--net={self.host.netns}", *map(str, words)],
             env=environment, stdout=log, stderr=log, start_new_session=True,
@@ -151,7 +147,7 @@ class Docker(Words):
     def start_containerd(self):
         """Apart, as Debian has it: what runs goes on when dockerd is killed."""
         where = self.directory
-        (where / "containerd.toml").write_text(CONTAINERD.format(where))
+        (where / "containerd.toml").write_text(CONTAINERD.format(where=where))
         self._begin("containerd", "containerd", "--config", where / "containerd.toml")
         self._until((where / "c.sock").exists, "containerd")
 
@@ -496,6 +492,47 @@ def test_without_an_agent(dockers, nothing_left):
     finally:
         docker.host.start_agent().wait()
     docker.run("--rm", "--", "true")
+
+
+@pytest.mark.parametrize("dockers", TAKING[:1], indirect=True)
+def test_later_without_an_agent(dockers, nothing_left, tmp_path):
+    """By configuration a container starts on a device that leads nowhere, and joins when the agent
+    is back; with another address than Docker shows where somebody took that one meanwhile. So does
+    one that a Docker starts by itself which was started anew."""
+    docker, other = dockers
+    docker.stop("plugin")
+    docker.own = come_later(tmp_path)
+    docker.start_plugin()
+    docker.host.kill_agent()
+    try:
+        docker.run("-d", "--name=web", "--label=app=web", "--restart=always", "--", *REDIS)
+        shown = "--format={{(index .NetworkSettings.Networks.prod).IPAddress}}"
+        ping = ("exec", "web", "ping", "-c1", "-W1", str(docker.host.address))
+        docker(*ping, status=1)
+        docker.run("-d", "--name=gone", "--", "sleep", "1000")
+        docker("rm", "--force", "gone")
+        docker.stop("dockerd")
+        docker.start_daemon()
+        assert docker("ps", "--format={{.Names}}") == "web\n"
+        docker.run("-d", "--name=fixed", "--ip=10.1.0.99", "--", "sleep", "1000")
+        address = docker("inspect", shown, "web").strip()
+        with other.host.node() as node:
+            node.attach("prod", "thief", address=address)
+    finally:
+        docker.host.start_agent().wait()
+        docker.own = {}
+    there = joined(docker.host, "web")
+    assert dict(there.labels) == {"app": "web"}
+    assert other(*PING) == "PONG\n"
+    assert "client.default" in docker("exec", "web", "nslookup", "client.default.prod.slimnet")
+    assert str(there.address) != address
+    assert "another address than Docker shows" in (docker.directory / "plugin.log").read_text()
+    assert str(joined(docker.host, "fixed").address) == "10.1.0.99"
+    assert set(endpoints(docker.host)) == {"web", "fixed"}
+    with other.host.node() as node:
+        node.detach("prod", "thief")
+    docker.stop("plugin")
+    docker.start_plugin()
 
 
 def test_an_agent_that_hangs(tmp_path):

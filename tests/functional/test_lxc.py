@@ -14,7 +14,18 @@ from pathlib import Path
 
 import pytest
 from attrs import frozen
-from lab.engines import ONE, SLIMNET, TAKING, closed, endpoints, left, root_file_system, two_hosts
+from lab.engines import (
+    ONE,
+    SLIMNET,
+    TAKING,
+    closed,
+    come_later,
+    endpoints,
+    joined,
+    left,
+    root_file_system,
+    two_hosts,
+)
 from lab.paths import DATA_PATHS, Can, require
 
 from slimnet.testbed.host import TestbedHost
@@ -270,3 +281,23 @@ def test_no_agent_and_one_that_hangs(hosts, tmp_path):
     assert log.read_text().count("slimnet: ") == 1
     assert "no answer in 7 s" in log.read_text()
     lxc.start("web")
+
+
+@ONE
+def test_later_without_an_agent(hosts, tmp_path, monkeypatch):
+    """By configuration a container starts without a network, and joins it when the agent is
+    back, though its hook has ended."""
+    first, second = hosts
+    for key, value in come_later(tmp_path).items():
+        monkeypatch.setenv(key, value)
+    second.start("client")
+    first.host.kill_agent()
+    try:
+        first.configure("web", "-n prod -l app=web")
+        first("start", "web")
+        assert first.inside("web", "/bin/ip", "-o", "link").count("\n") == 1
+    finally:
+        first.host.start_agent().wait()
+    assert dict(joined(first.host, "web").labels) == {"app": "web"}
+    fetch = ("/bin/timeout", "5", "/bin/wget", "-qO-", "http://web/passwd")
+    assert second.inside("client", *fetch) == "root:x:0:0::/:/bin/sh\n"

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 from attrs import frozen
-from lab.engines import ONE, SLIMNET, TAKING, endpoints, left, root_file_system, two_hosts
+from lab.engines import (
+    ONE,
+    SLIMNET,
+    TAKING,
+    come_later,
+    endpoints,
+    joined,
+    left,
+    root_file_system,
+    two_hosts,
+)
 from lab.paths import require
 
 from slimnet.testbed.host import TestbedHost
@@ -140,3 +150,33 @@ def test_states_that_are_none(hosts):
             [SLIMNET, "hook", "oci"], input=text, capture_output=True, text=True, check=False
         )
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+@ONE
+def test_later_without_an_agent(hosts, tmp_path, monkeypatch):
+    """By configuration a container starts without a network, and has its endpoint, with its
+    resolver, when the agent is back. In the host's network namespace it would have the host's."""
+    first, second = hosts
+    serve = ("httpd", "-f", "-p", "80", "-h", "/etc")
+    for key, value in come_later(tmp_path).items():
+        monkeypatch.setenv(key, value)
+    first.host.kill_agent()
+    try:
+        asked = {"network": "prod", "labels": "app=web", "address": "10.1.0.88"}
+        first.run("one", *serve, options=("--detach",), name="web", **asked)
+        assert first("exec", "one", "ls", "/sys/class/net") == "lo\n"
+        bundle = first.bundle("two", "true", network="prod")
+        config = json.loads((bundle / "config.json").read_text())
+        spaces = config["linux"]["namespaces"]
+        config["linux"]["namespaces"] = [each for each in spaces if each["type"] != "network"]
+        (bundle / "config.json").write_text(json.dumps(config))
+        errors = first("run", "--bundle", bundle, "two", status=1)
+        (line,) = [each for each in errors.splitlines() if "slimnet: " in each]
+        assert "it joins no network later: in the host's network namespace" in line
+    finally:
+        first.host.start_agent().wait()
+    there = joined(first.host, "web")
+    assert (str(there.address), dict(there.labels)) == ("10.1.0.88", {"app": "web"})
+    assert first("exec", "one", "wget", "-qO-", "http://web/passwd") == "root:x:0:0::/:/bin/sh\n"
+    fetch = ("timeout", "5", "wget", "-qO-", "http://web/passwd")
+    assert second.run("client", *fetch, network="prod") == "root:x:0:0::/:/bin/sh\n"

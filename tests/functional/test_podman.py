@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from lab.engines import (
     TAKING,
     ask,
     closed,
+    come_later,
     endpoints,
+    joined,
     left,
     root_file_system,
     two_hosts,
@@ -194,3 +197,32 @@ def test_without_an_agent(podmans, nothing_left):
     finally:
         host.start_agent().wait()
     podmans[0].run("--rm", "--", "true")
+
+
+def test_later_without_an_agent(podmans, nothing_left):
+    """By configuration a container starts without a network, with its resolver, and nothing gets
+    out of it; it joins by its name when the agent is back. One that ended before never does."""
+    podman, other = podmans
+    later = evolve(podman, environment=come_later(podman.directory))
+    other.run("-d", "--name=client", "--", "sleep", "1000")
+    podman.host.kill_agent()
+    try:
+        words = ("-d", "--name=web", "--ip=10.1.0.66")
+        later.run(*words, "--", "redis-server", "--protected-mode", "no")
+        later.run("-d", "--name=gone", "--", "sleep", "1000")
+        assert podman("exec", "web", "ls", "/sys/class/net") == "lo\n"
+        outside = str(podman.host.address)
+        assert "unreachable" in podman("exec", "web", "ping", "-c1", outside, status=1)
+        resolvers = podman("exec", "web", "cat", "/etc/resolv.conf")
+        assert "nameserver 127.128.0.53\n" in resolvers
+        podman("rm", "--force", "--time=0", "gone")
+    finally:
+        podman.host.start_agent().wait()
+    there = joined(podman.host, "web")
+    assert (str(there.address), dict(there.labels)) == ("10.1.0.66", {"app": "web"})
+    assert served(other, "exec", "client", "redis-cli", "-h", "web", "ping") == "PONG\n"
+    assert "client.default" in podman("exec", "web", "nslookup", "client.default.prod.slimnet")
+    assert set(endpoints(podman.host)) == {"web"}
+    assert "joined endpoint prod/default/web" in podman.host.log.read_text()
+    podman("rm", "--force", "--time=0", "web")
+    assert endpoints(podman.host) == {}

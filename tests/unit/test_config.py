@@ -120,6 +120,11 @@ def test_error_names_the_file_that_is_wrong(write):
         ('[underlay]\ninterface = ""', "underlay.interface: wanted an interface's name"),
         ('underlay = "eth0"', "underlay: wanted a table"),
         ('[log]\nlevel = "inf"', "log.level: wanted one of: .*did you mean 'info'"),
+        (
+            '[engines]\nwithout_agent = "latr"',
+            "engines.without_agent: wanted .*did you mean 'later'",
+        ),
+        ("engines = 1", "engines: wanted a table"),
         ("[labels]\nzone = 1", "labels.zone: wanted a Kubernetes label, got 1"),
         ('[labels]\n"-" = "a"', "labels.-: wanted a Kubernetes label"),
     ],

@@ -80,9 +80,11 @@ def _run(settings: Config, *, teardown: bool, upgrade: bool, force: bool) -> Non
     import logging  # noqa: PLC0415
 
     from slimnet.agent import serve  # noqa: PLC0415
+    from slimnet.engines.latecomers import following  # noqa: PLC0415
 
     logging.basicConfig(
         level=settings.level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    serve(settings)
+    with following(settings.socket):
+        serve(settings)

@@ -17,7 +17,10 @@ from typing import Any
 
 import attrs
 import click
+from click.core import ParameterSource
 
+from slimnet.demo.contained import contained
+from slimnet.demo.engine import ENGINES
 from slimnet.demo.machine import describe
 from slimnet.demo.mode import MODES
 from slimnet.demo.page import html
@@ -43,6 +46,8 @@ _CHOICES = tuple(
 _USUAL = (*(workload.name for workload in WORKLOADS if not workload.group), *_LONG)
 #: The modes of backend ebpf.
 _PLACEMENTS = {"host": "slimnet", "netns": "netns"}
+#: What runs in an engine's containers without it.
+_CONTAINED = ("memcached", "redis", "nginx", "nginx-close", "postgresql")
 _QUICK: dict[str, Any] = {
     "rounds": 2,
     "seconds": 1,
@@ -74,7 +79,7 @@ def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]
 @click.option(
     "--only",
     callback=_listed(_CHOICES),
-    default=",".join(_USUAL),
+    default="",
     metavar="NAME,...",
     help=f"Only these: {', '.join(_USUAL)}; or what is fetched first, and not part of all: "
     f"{', '.join(name for name in _CHOICES if name not in _USUAL)}.",
@@ -95,6 +100,12 @@ def _listed(every: tuple[str, ...]) -> Callable[[Any, Any, str], tuple[str, ...]
     f"{', '.join(_PLACEMENTS)}.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(list(ENGINES)),
+    help="Run it in containers of this engine: in the hosts' network, over the engine's own "
+    f"bridge and VXLAN, over slimnet. Without --only: {', '.join(_CONTAINED)}.",
+)
+@click.option(
     "--profile", is_flag=True, help="Afterwards, count the time of slimnet's BPF programs."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -110,6 +121,7 @@ def main(
     only: tuple[str, ...],
     modes: tuple[str, ...],
     placement: tuple[str, ...],
+    engine: str | None,
     output: Path,
     *,
     quick: bool,
@@ -124,6 +136,10 @@ def main(
     The hosts are network namespaces of this machine; everything that is made
     is removed again, also after Ctrl-C. Needs root.
     """
+    source = click.get_current_context().get_parameter_source
+    for name in ("modes", "placement"):
+        if engine and source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--engine has modes of its own: leave --{name} out")
     logging.basicConfig()
     if verbose:
         logging.getLogger("slimnet").setLevel(logging.DEBUG)
@@ -134,9 +150,14 @@ def main(
     _sweep()
     with tempfile.TemporaryDirectory(prefix=f"slimnet-demo{os.getpid()}-") as directory:
         Path(directory).chmod(0o755)  # the servers, which are not root, look in
-        setting = Setting(Path(directory), **{**(_QUICK if quick else {}), **chosen})
+        setting = Setting(
+            Path(directory), engine=engine or "", **{**(_QUICK if quick else {}), **chosen}
+        )
         names = _placed(modes, placement)
         chosen_modes = [mode for mode in MODES if mode.name in names]
+        if engine:
+            chosen_modes = contained(engine, setting.directory)
+        only = only or (_CONTAINED if engine else _USUAL)
         plan = Plan(setting, chosen_modes, frozenset(only), counting=profile)
         try:
             report = _run(plan)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import abc
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -34,15 +34,16 @@ from slimnet.plugins import choose_backend, probe
 from slimnet.testbed import Testbed
 from slimnet.testing import Underlay, UnderlayHost
 
-__all__ = ["MODES", "Mode", "Pair", "sweep"]
+__all__ = ["MODES", "NETWORK", "POLICY", "RANGE", "Mode", "Pair", "sweep"]
 
 # A file per pair: what the next run removes, should this one be killed.
 _RECORDS = Path("/run/slimnet-demo")
 
-_NETWORK = "demo"
+#: The overlay, and its addresses.
+NETWORK, RANGE = "demo", "10.77.0.0/16"
 
-# Both ends' connections are decided by rules: nothing is measured without policy.
-_POLICY = """\
+#: Both ends' connections are decided by rules: nothing is measured without policy.
+POLICY = """\
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: server}
@@ -94,6 +95,11 @@ class Mode(abc.ABC):
     #: Whether it is measured without being asked for.
     usual: ClassVar[bool] = True
 
+    @property
+    def key(self) -> str:
+        """What the names of its pairs end with."""
+        return self.name
+
     def check(self) -> None:
         """Can it work on this machine?
 
@@ -117,7 +123,7 @@ class Mode(abc.ABC):
     @contextmanager
     def pair(self) -> Iterator[Pair]:
         """A fresh pair while the block lasts."""
-        name = f"demo{os.getpid()}-{next(_numbers)}-{self.name}"
+        name = f"demo{os.getpid()}-{next(_numbers)}-{self.key}"
         _RECORDS.mkdir(exist_ok=True)
         record = _RECORDS / name
         record.touch()
@@ -179,11 +185,11 @@ class OverlayMode(Mode):
         testbed.up()
         first, second = testbed.hosts
         with first.node() as node:
-            node.create_network(_NETWORK, "10.77.0.0/16")
-            client = node.attach(_NETWORK, "client", labels={"app": "client"})
+            node.create_network(NETWORK, RANGE)
+            client = node.attach(NETWORK, "client", labels={"app": "client"})
         with second.node() as node:
-            server = node.attach(_NETWORK, "server", labels={"app": "server"})
-            node.apply_policy(_POLICY, network=_NETWORK)
+            server = node.attach(NETWORK, "server", labels={"app": "server"})
+            node.apply_policy(POLICY, network=NETWORK)
             node.wait()
         return Pair(
             self.name,
@@ -267,9 +273,13 @@ MODES: tuple[Mode, ...] = (
 )
 
 
-def sweep() -> None:
-    """Remove the pairs of demos that were killed."""
-    modes = {mode.name: mode for mode in MODES}
+def sweep(others: Iterable[Mode] = ()) -> None:
+    """Remove the pairs of demos that were killed.
+
+    Args:
+        others: modes beside :data:`MODES` that there may be pairs of.
+    """
+    modes = {mode.key: mode for mode in (*MODES, *others)}
     for record in _RECORDS.glob("demo*-*-*"):
         process, _, mode = record.name.split("-")
         if not Path("/proc", process.removeprefix("demo")).exists():

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from slimnet.demo.contained import every
 from slimnet.demo.mode import Mode, Pair, sweep
 from slimnet.demo.profile import Cost, profile
 from slimnet.demo.progress import Progress
@@ -108,7 +109,7 @@ class Plan:
                     yield from profile(workload, pair, self.setting)
 
     def _prepare(self, progress: Progress) -> None:
-        sweep()
+        sweep(every())
         progress.note("building the load programs, filling the database")
         self.setting.programs.mkdir()
         self.setting.scratch.mkdir(mode=0o700)

@@ -30,6 +30,7 @@ class Setting:
         churn: seconds of the churn figure, per mode and order of closing.
         apart: whether each soak and each churn has fresh hosts of its own; else
             those of a mode share them, and share their limits on TIME_WAIT.
+        engine: the one whose containers everything runs in; empty: none.
     """
 
     directory: Path
@@ -40,6 +41,7 @@ class Setting:
     soak: int = 200_000
     churn: int = 60
     apart: bool = True
+    engine: str = ""
 
     @property
     def scratch(self) -> Path:

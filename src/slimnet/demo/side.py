@@ -126,7 +126,7 @@ class Side:
                     raise _failure(argv, process.returncode, said) from error
                 raise
         finally:
-            process.send_signal(stop)
+            self._ask_to_end(process, stop)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_SECONDS)
             self.kill()
@@ -163,6 +163,9 @@ class Side:
             cgroup.kill(self.cgroup, _STOP_SECONDS)
         except InUse as error:
             raise ProgramFailed(str(error)) from error
+
+    def _ask_to_end(self, process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
+        process.send_signal(stop)
 
     def _spawn(
         self, argv: Sequence[str], user: str | None, stdout: int, stderr: int

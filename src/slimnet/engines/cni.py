@@ -30,6 +30,7 @@ from typing import Any
 from slimnet.attached import AttachedEndpoint, PlacedEndpoint
 from slimnet.engines.container import (
     DEVICE,
+    Asked,
     Container,
     HostPort,
     attachments,
@@ -38,7 +39,9 @@ from slimnet.engines.container import (
     join,
     leave,
     let_go,
+    may_come_later,
     name_of,
+    postpone,
 )
 from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
 from slimnet.linux import netns
@@ -215,14 +218,48 @@ class Request:
 
 def _add(request: Request) -> dict[str, Any]:
     container = request.attachment()
-    made = join(
-        host(request.agent),
-        container,
-        address=request.address,
-        labels=request.labels,
-        published=request.published,
-    )
+    try:
+        made = join(
+            host(request.agent),
+            container,
+            address=request.address,
+            labels=request.labels,
+            published=request.published,
+        )
+    except AgentUnreachable as error:
+        if not may_come_later():
+            raise
+        # A kubelet's: of Podman's containers there is K8S_POD_NAME alone.
+        if "K8S_POD_NAMESPACE" in request.arguments:
+            why = "a pod's runtime wants its address, and tries again by itself"
+            raise AgentUnreachable(f"{error}; and it joins no network later: {why}") from error
+        return _postpone(request, container)
     return _result(request, container, made)
+
+
+def _postpone(request: Request, container: Container) -> dict[str, Any]:
+    """It has no device and no address to tell of; where its resolver will be is known."""
+    space = netns.number(Path(container.netns))
+    if not space:
+        raise CniError(_ENVIRONMENT, f"CNI_NETNS: wanted a network namespace: {container.netns}")
+    names = postpone(
+        container,
+        Asked(
+            space,
+            address=request.address,
+            labels=request.labels,
+            published=tuple(request.published),
+        ),
+    )
+    before = request.config.get("prevResult") or {}
+    return {
+        "interfaces": [],
+        "ips": [],
+        "routes": [],
+        **before,
+        "cniVersion": request.version,
+        "dns": _words(names),
+    }
 
 
 def _result(request: Request, container: Container, made: AttachedEndpoint) -> dict[str, Any]:
@@ -252,7 +289,12 @@ def _names(placed: PlacedEndpoint) -> dict[str, list[str]]:
     file = placed.place.mounts.get(RESOLV_CONF)
     if file is None:
         return {}
-    lines = [line.split() for line in file.read_text().splitlines()]
+    return _words(file.read_text())
+
+
+def _words(text: str) -> dict[str, list[str]]:
+    """A resolv.conf(5) as the specification's ``dns``."""
+    lines = [line.split() for line in text.splitlines()]
     words = {line[0]: line[1:] for line in lines if line}
     return {
         "nameservers": words.get("nameserver", []),

@@ -16,12 +16,13 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-from slimnet import directories
+from slimnet import directories, lock
 from slimnet.agent.client import Client
 from slimnet.attached import AttachedEndpoint
 from slimnet.config import load_config
@@ -33,21 +34,29 @@ from slimnet.exceptions import (
     SlimnetError,
 )
 from slimnet.linux import netns
+from slimnet.linux.resolvers import own_resolv_conf
 from slimnet.names import NAME
 from slimnet.node import Node
 from slimnet.place import Place
+from slimnet.resolver import OWN, search
 
 __all__ = [
     "DEVICE",
+    "Asked",
     "Container",
     "HostPort",
     "attachments",
     "hardware_address",
     "host",
     "join",
+    "join_postponed",
     "leave",
     "let_go",
+    "may_come_later",
     "name_of",
+    "postpone",
+    "postponed",
+    "to_ports",
     "withdraw",
 ]
 
@@ -79,6 +88,33 @@ def _to_texts(value: Iterable[str]) -> tuple[str, ...]:
     return tuple(value)
 
 
+def to_ports(value: Iterable[HostPort | Mapping[str, Any]]) -> tuple[HostPort, ...]:
+    """Ports of the host, as they were written down."""
+    return tuple(each if isinstance(each, HostPort) else HostPort(**each) for each in value)
+
+
+@frozen
+class Asked:
+    """What is asked for a container that started while the agent was down, for when it is back.
+
+    Attributes:
+        space: inode number of the container's network namespace: a path may lead to another by
+            then, of another process with that id say.
+        address: the endpoint's.
+        labels: the endpoint's.
+        published: ports of the host.
+    """
+
+    space: int
+    address: str | None = None
+    labels: Mapping[str, str] = field(factory=dict)
+    published: tuple[HostPort, ...] = field(default=(), converter=to_ports)
+
+
+def _to_asked(value: Asked | Mapping[str, Any] | None) -> Asked | None:
+    return Asked(**value) if isinstance(value, Mapping) else value
+
+
 @frozen
 class Container:
     """One container's part in one network, as it is written down.
@@ -94,6 +130,7 @@ class Container:
         published: names of the PublishedPorts that were made for it.
         cgroup: the container's, by which it is known in the host's network namespace.
         closed: whether the data path keeps from it what its engine leaves it.
+        asked: of one that is no endpoint yet.
     """
 
     id: str
@@ -106,6 +143,7 @@ class Container:
     published: tuple[str, ...] = field(default=(), converter=_to_texts)
     cgroup: str = ""
     closed: bool = False
+    asked: Asked | None = field(default=None, converter=_to_asked)
 
     def is_at(self, place: Place) -> bool:
         """Whether an endpoint's place is this container."""
@@ -130,6 +168,12 @@ def _directory() -> Path:
     return directories.run() / "containers"
 
 
+def _postponed() -> Path:
+    """An empty file for each container that is asked for later, named as the container's own:
+    looking whether there is any is cheap. Who holds the directory works on such containers."""
+    return _directory() / "later"
+
+
 def attachments(owner: str, container: str | None = None) -> Iterator[Container]:
     """Those that are written down, of one of an engine's networks.
 
@@ -138,10 +182,15 @@ def attachments(owner: str, container: str | None = None) -> Iterator[Container]
         container: of this one only.
     """
     for file in sorted(_directory().glob(f"{owner}@*")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # just removed
-            found = Container(**json.loads(file.read_text()))
-            if found.owner == owner and container in (None, found.id):
-                yield found
+        found = _read(file)
+        if found is not None and found.owner == owner and container in (None, found.id):
+            yield found
+
+
+def _read(file: Path) -> Container | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):  # just removed
+        return Container(**json.loads(file.read_text()))
+    return None
 
 
 def host(agent: str | None = None, patience: float = _PATIENCE) -> Node:
@@ -152,8 +201,12 @@ def host(agent: str | None = None, patience: float = _PATIENCE) -> Node:
             default.
         patience: seconds that it may take to answer.
     """
-    agent = agent or os.environ.get("SLIMNET_AGENT")
-    return Node(Client(Path(agent) if agent else load_config().socket, patience))
+    return Node(Client(_agent(agent), patience))
+
+
+def _agent(given: str | None) -> Path:
+    path = given or os.environ.get("SLIMNET_AGENT")
+    return Path(path) if path else load_config().socket
 
 
 def name_of(text: str, container: str) -> str:
@@ -185,28 +238,37 @@ def join(
     """
     container.write()
     try:
-        made = node.attach(
-            container.network,
-            container.name,
-            namespace=container.namespace,
-            address=address,
-            labels=labels or None,
-            cgroup=container.cgroup or None,
-            netns=container.netns or None,
-            closed=container.closed,
-        )
-        if published:
-            node.apply_policy(
-                "---\n".join(
-                    _document(container, name, port)
-                    for name, port in zip(container.published, published, strict=True)
-                )
-            )
+        made = _make(node, container, Asked(0, address, labels or {}, tuple(published)))
     except AgentUnreachable:
         raise
     except SlimnetError:
         with contextlib.suppress(SlimnetError):
             leave(node, container)
+        raise
+    return made
+
+
+def _make(node: Node, container: Container, asked: Asked) -> AttachedEndpoint:
+    made = node.attach(
+        container.network,
+        container.name,
+        namespace=container.namespace,
+        address=asked.address,
+        labels=asked.labels or None,
+        cgroup=container.cgroup or None,
+        netns=container.netns or None,
+        closed=container.closed,
+    )
+    if not asked.published:
+        return made
+    pairs = zip(container.published, asked.published, strict=True)
+    try:
+        node.apply_policy("---\n".join(_document(container, *pair) for pair in pairs))
+    except AgentUnreachable:
+        raise
+    except SlimnetError:
+        with contextlib.suppress(SlimnetError):
+            _undo(node, container)
         raise
     return made
 
@@ -242,11 +304,23 @@ def withdraw(node: Node, container: Container) -> Container:
 
 
 def leave(node: Node, container: Container) -> None:
-    """Undo :func:`join`, as far as it came; what is not there is no error.
+    """Undo :func:`join` or :func:`postpone`, as far as it came; what is not there is no error.
 
     Raises:
         SlimnetError: it could not, and may be tried again.
     """
+    if container.asked is not None:
+        with lock.hold(_postponed()):
+            container = _read(container.file) or container
+            if container.asked is not None:  # there is nothing of it in the agent
+                container.file.unlink(missing_ok=True)
+                (_postponed() / container.file.name).unlink(missing_ok=True)
+                return
+    _undo(node, container)
+    container.file.unlink(missing_ok=True)
+
+
+def _undo(node: Node, container: Container) -> None:
     withdraw(node, container)
     try:
         there = node.endpoint(container.network, container.name, container.namespace)
@@ -256,7 +330,70 @@ def leave(node: Node, container: Container) -> None:
     if there is not None and container.is_at(there.place):
         with contextlib.suppress(NotFound):
             node.detach(container.network, container.name, container.namespace)
-    container.file.unlink(missing_ok=True)
+
+
+def may_come_later() -> bool:
+    """Whether a container may start while the agent is down.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    return load_config().without_agent == "later"
+
+
+def postpone(container: Container, asked: Asked) -> str:
+    """Write down that a container is to be made an endpoint's when its agent is back. Until then
+    its network namespace has its own loopback and nothing else.
+
+    Args:
+        container: with a network namespace of its own.
+        asked: as :func:`join` would ask for it.
+
+    Returns:
+        The resolv.conf(5) of the resolver that the endpoint will have.
+    """
+    agent = container.agent or str(_agent(None))
+    evolve(container, agent=agent, asked=asked).write()
+    with lock.hold(_postponed()):
+        (_postponed() / container.file.name).touch()
+    return own_resolv_conf(str(OWN), search(container.network, container.namespace))
+
+
+def postponed() -> Iterator[str]:
+    """Names of the containers that are no endpoints yet."""
+    with contextlib.suppress(FileNotFoundError):
+        yield from sorted(os.listdir(_postponed()))  # noqa: PTH208  # names
+
+
+def join_postponed(name: str, agent: Path) -> AttachedEndpoint | None:
+    """What :func:`postpone` has put off, if it is this agent's.
+
+    Args:
+        name: as of :func:`postponed`.
+        agent: its socket.
+
+    Returns:
+        Its endpoint; nothing where the container has ended, or another agent is meant.
+
+    Raises:
+        SlimnetError: it could not; nothing is left in the agent, and it may be tried again.
+    """
+    with lock.hold(_postponed()):
+        marker, container = _postponed() / name, _read(_directory() / name)
+        asked = None if container is None else container.asked
+        if container is None or asked is None:
+            marker.unlink(missing_ok=True)
+            return None
+        if container.agent != str(agent):
+            return None
+        if netns.number(Path(container.netns)) != asked.space:
+            container.file.unlink(missing_ok=True)
+            marker.unlink(missing_ok=True)
+            return None
+        made = _make(host(container.agent), container, asked)
+        evolve(container, asked=None).write()
+        marker.unlink(missing_ok=True)
+    return made
 
 
 def let_go(containers: Iterable[Container], agent: str | None = None) -> list[str]:

@@ -54,6 +54,7 @@ from slimnet.engines.container import (
     host,
     join,
     leave,
+    may_come_later,
     name_of,
     withdraw,
 )
@@ -67,6 +68,7 @@ from slimnet.exceptions import (
 )
 from slimnet.fallback.router import GATEWAY
 from slimnet.linux import netns
+from slimnet.model import Network
 from slimnet.names import is_label, missing
 from slimnet.node import Node
 from slimnet.policy import Service
@@ -167,6 +169,10 @@ class Plugin:
         self._asked: dict[str, IPAddress] = {}
         #: Addresses that were given out, and that no endpoint has yet.
         self._promised: dict[IPAddress, float] = {}
+        #: Network to the addresses that were in use when the agent was asked last.
+        self._holders: dict[str, dict[IPAddress, str]] = {}
+        #: Addresses that were drawn without it.
+        self._drawn: set[IPAddress] = set()
         #: Endpoints whose container's namespace the agent knows.
         self._told: set[str] = set()
         #: Docker that was killed asks to delete, after its restart, what is just being made.
@@ -236,18 +242,21 @@ class Plugin:
 
         Docker wants it before it says for whom: it becomes an endpoint's in Join, where the
         agent refuses one that somebody else took meanwhile. So that hardly happens, it is
-        drawn, where the agent itself takes the first one that is free.
+        drawn, where the agent itself takes the first one that is free. Without an agent, where
+        the configuration lets containers start, it is one that was free when last it answered.
         """
         asked = str(body.get("Address") or "")
         if (body.get("Options") or {}).get("RequestAddressType") == _GATEWAY:
             raise InvalidValue("gateway", "none: slimnet has its own", asked)
-        node = self._node()
         name, _, text = str(body.get("PoolID")).partition("@")
         pool = IPNetwork(text)
-        holders = {each.address: f"endpoint {each.path}" for each in node.endpoints(name)}
-        for document in node.policies():
-            if isinstance(document, Service) and document.address is not None:
-                holders[document.address] = document.title
+        try:
+            holders = self._holders[name] = _holders(self._node(), name)
+            blind = False
+        except AgentUnreachable:
+            if not may_come_later():
+                raise
+            holders, blind = dict(self._holders.get(name, {})), True
         with self._lock:
             now = time.monotonic()
             self._promised = {k: v for k, v in self._promised.items() if now - v < _LONG}
@@ -255,6 +264,9 @@ class Plugin:
                 holders.setdefault(each, "another container, which is about to start")
             address = _wanted(pool, asked, holders) if asked else _free(pool, holders)
             self._promised[address] = now
+            self._drawn.discard(address)
+            if blind and not asked:
+                self._drawn.add(address)
         return {"Address": f"{address}/32", "Data": {}}
 
     def release_address(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,23 +320,25 @@ class Plugin:
         if address is None:
             raise NotFound(f"endpoint {endpoint[:12]}: this plugin was started anew; try again")
         node = self._node()
-        network = next(
-            (each for each in node.networks() if any(address in cidr for cidr in each.cidrs)), None
-        )
-        if network is None:
-            raise NotFound(f"address {address}: its network is gone")
+        try:
+            network = _network(node, address)
+        except AgentUnreachable:
+            if not may_come_later():
+                raise
+            network = None
         name = self._engine.name(str(body["NetworkID"]), endpoint)
         later = Postponed(
             _later(endpoint),
             endpoint=endpoint,
             docker=str(body["NetworkID"]),
-            network=network.name,
+            network=network.name if network else "",
             address=str(address),
             sandbox=str(body["SandboxKey"]),
             device=_device(endpoint),
+            drawn=address in self._drawn,
         )
         try:
-            if name is None:
+            if name is None or network is None:
                 later.write()
                 later.plug()
             else:
@@ -344,7 +358,7 @@ class Plugin:
                 # A container of several networks has another's default route, maybe.
                 *(
                     {"Destination": str(cidr), "RouteType": 0, "NextHop": GATEWAY}
-                    for cidr in network.cidrs
+                    for cidr in (network.cidrs if network else ())
                 ),
             ],
         }
@@ -373,7 +387,7 @@ class Plugin:
         join(
             node,
             evolve(container, published=_names(container, what.published)),
-            address=what.address,
+            address=what.address or None,
             # An image's may be texts of any kind.
             labels={key: value for key, value in labels.items() if is_label(key, value)},
             published=what.published,
@@ -487,8 +501,8 @@ class Plugin:
             self._forget(container.id)
 
     def _catch_up(self, later: Postponed) -> bool:
-        """Attach an endpoint whose container's name Docker says by now; false: it says nothing,
-        and there is no use in asking for another."""
+        """Attach an endpoint whose container's name Docker says by now, and its network the agent;
+        false: one of them says nothing, and there is no use in asking for another."""
         held = self._held(later.endpoint)
         if not held.acquire(blocking=False):  # the next time
             return True
@@ -505,12 +519,21 @@ class Plugin:
                     )
                     self._forget(later.endpoint)
                 return True
+            node = self._node()
+            what = evolve(later, network=_network(node, IPAddress(later.address)).name)
             later.unplug()
-            self._attach(
-                self._node(), later, name, functools.partial(_lead, where=Path(later.sandbox))
-            )
+            lead = functools.partial(_lead, where=Path(later.sandbox))
+            try:
+                self._attach(node, what, name, lead)
+            except AlreadyExists as error:
+                if not later.drawn:
+                    raise
+                self._attach(node, evolve(what, address=""), name, lead)
+                _log.warning("container %s has another address than Docker shows: %s", name, error)
             later.file.unlink()
             self._told.add(later.endpoint)
+        except AgentUnreachable:
+            return False
         except (SlimnetError, OSError) as error:
             _log.warning("endpoint %s: %s", later.endpoint[:12], error)
         finally:
@@ -595,6 +618,23 @@ def _is_laid_out(endpoint: str) -> bool:
 def _names(container: Container, ports: Sequence[HostPort]) -> tuple[str, ...]:
     """Of its PublishedPorts."""
     return tuple(f"{container.name}-{port.port}" for port in ports)
+
+
+def _network(node: Node, address: IPAddress) -> Network:
+    """The network that an address is of."""
+    for each in node.networks():
+        if any(address in cidr for cidr in each.cidrs):
+            return each
+    raise NotFound(f"address {address}: its network is gone")
+
+
+def _holders(node: Node, network: str) -> dict[IPAddress, str]:
+    """Addresses of a network that are in use, and who has them."""
+    holders = {each.address: f"endpoint {each.path}" for each in node.endpoints(network)}
+    for document in node.policies():
+        if isinstance(document, Service) and document.address is not None:
+            holders[document.address] = document.title
+    return holders
 
 
 def _wanted(pool: IPNetwork, asked: str, holders: Mapping[IPAddress, str]) -> IPAddress:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from urllib.parse import quote
 
 import attrs
 
+from slimnet import directories
 from slimnet.engines.confined import leaks
 from slimnet.engines.container import (
+    Asked,
     Container,
     HostPort,
     attachments,
@@ -28,6 +31,8 @@ from slimnet.engines.container import (
     join,
     leave,
     let_go,
+    may_come_later,
+    postpone,
 )
 from slimnet.exceptions import AgentUnreachable, CapabilityMissing, InvalidValue, SlimnetError
 from slimnet.linux import cgroup, libc, netns
@@ -99,7 +104,8 @@ class Hook:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Make the container's namespace an endpoint's, with its resolver in the container;
-        where that is the host's, its cgroup, closed.
+        where that is the host's, its cgroup, closed. Without an agent it is put off, where
+        the configuration says so.
 
         Args:
             pid: the container's first process.
@@ -117,37 +123,66 @@ class Hook:
             SlimnetError: it cannot be; nothing is left.
             OSError: the same.
         """
-        node = self.node
         own = Path(f"/proc/{pid}/ns/net")
-        where = Place(netns=own)
-        if config is not None and own.samefile("/proc/self/ns/net"):
-            where = _place(node, pid, config)
-        for each in attachments(self.owner, self._id):
-            # A cgroup of that name is this container's again, and has its first process.
-            if not (each.cgroup and each.is_at(where)):
-                leave(node, each)
+        shared = config is not None and own.samefile("/proc/self/ns/net")
         container = Container(
             id=self._id,
             owner=self.owner,
             network=network,
             name=name,
             namespace=namespace,
-            netns=str(where.netns or ""),
+            netns=str(own),
             agent=self.agent or "",
-            cgroup=str(where.cgroup or ""),
-            closed=where.closed,
+            published=[f"{name}-{each.port}" for each in published],
         )
+        asked = Asked(netns.number(own), address, labels or {}, tuple(published))
         try:
-            made = join(node, container, address=address, labels=labels)
+            self._start(container, asked, pid, root, config if shared else None)
+        except AgentUnreachable as error:
+            if not may_come_later():
+                raise
+            if shared:
+                why = "in the host's network namespace it would have the host's until then"
+            elif any(
+                each.published for each in attachments(self.owner, self._id) if not each.asked
+            ):
+                why = "what it had published when it ran before has to be given back first"
+            else:
+                _show_text(postpone(container, asked), pid, root)
+                return
+            raise AgentUnreachable(f"{error}; and it joins no network later: {why}") from error
+
+    def _start(
+        self,
+        container: Container,
+        asked: Asked,
+        pid: int,
+        root: Path,
+        config: Mapping[str, Any] | None,
+    ) -> None:
+        node = self.node
+        where = Place(netns=Path(container.netns))
+        if config is not None:
+            where = _place(node, pid, config)
+            container = attrs.evolve(
+                container, netns="", cgroup=str(where.cgroup), closed=where.closed
+            )
+        for each in attachments(self.owner, self._id):
+            # A cgroup of that name is this container's again, and has its first process.
+            if not (each.cgroup and each.is_at(where)):
+                leave(node, each)
+        address, labels = asked.address, dict(asked.labels)
+        try:
+            bare = attrs.evolve(container, published=())
+            made = join(node, bare, address=address, labels=labels)
         except AgentUnreachable:
             # What it may still make goes with the namespace. The engine runs the other hook
             # now, which would find what is written down, and wait for the agent once more.
             container.file.unlink(missing_ok=True)
             raise
-        container = attrs.evolve(container, published=[f"{name}-{each.port}" for each in published])
         try:
-            if published:
-                join(node, container, address=address, labels=labels, published=published)
+            if asked.published:
+                join(node, container, address=address, labels=labels, published=asked.published)
             if file := made.place.mounts.get(RESOLV_CONF):
                 _show(file, RESOLV_CONF, pid, root)
         except (SlimnetError, OSError):
@@ -191,6 +226,15 @@ def _place(node: Node, pid: int, config: Mapping[str, Any]) -> Place:
             f" (`slimnet check` says more): give it {'; '.join(found)}; or another network"
         )
     return Place(there, closed=closed)
+
+
+def _show_text(text: str, pid: int, root: Path) -> None:
+    """Likewise a resolv.conf(5) of that text: the mount keeps the file, which needs no name."""
+    with tempfile.NamedTemporaryFile("w", dir=directories.run()) as file:
+        file.write(text)
+        file.flush()
+        os.fchmod(file.fileno(), 0o644)
+        _show(Path(file.name), RESOLV_CONF, pid, root)
 
 
 def _show(file: Path, path: str, pid: int, root: Path) -> None:

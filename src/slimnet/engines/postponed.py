@@ -1,33 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container of Docker's that nobody knows the name of yet.
+"""A container of Docker's that cannot be an endpoint yet.
 
 A daemon that starts begins with the containers that it is to start by itself, and answers no
 question before they run. But only its API says what a container is called and which labels it has,
 and without them no policy would hold for the endpoint. So until it answers the container has a
 device that leads nowhere: as on a network whose cable is not in, nothing is refused, nothing
-arrives, and what is sent again arrives later.
+arrives, and what is sent again arrives later. The same holds for one that starts while the agent
+is down, where the configuration lets it (``engines.without_agent = "later"``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from attrs import asdict, field, frozen
 from pyroute2.netlink.exceptions import NetlinkError
 
-from slimnet.engines.container import HostPort
+from slimnet.engines.container import HostPort, to_ports
 from slimnet.exceptions import BackendError
 from slimnet.linux import netns
 
 __all__ = ["Postponed"]
-
-
-def _to_ports(value: Sequence[HostPort | Mapping[str, Any]]) -> tuple[HostPort, ...]:
-    return tuple(each if isinstance(each, HostPort) else HostPort(**each) for each in value)
 
 
 @frozen
@@ -38,8 +34,9 @@ class Postponed:
         file: where.
         endpoint: Docker's id of it.
         docker: Docker's id of the network.
-        network: slimnet's name of it.
-        address: the endpoint's.
+        network: slimnet's name of it; empty where no agent was there to say it.
+        address: the endpoint's; empty for any.
+        drawn: the address is one that nobody asked for, and that another may have meanwhile.
         sandbox: path at which Docker mounts the container's network namespace.
         device: the name of its device in the host's namespace, where Docker takes it from.
         published: ports of the host that are to be its.
@@ -52,7 +49,8 @@ class Postponed:
     address: str
     sandbox: str
     device: str
-    published: tuple[HostPort, ...] = field(default=(), converter=_to_ports)
+    drawn: bool = False
+    published: tuple[HostPort, ...] = field(default=(), converter=to_ports)
 
     @classmethod
     def all(cls, directory: Path) -> Iterator[Postponed]:

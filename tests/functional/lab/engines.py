@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pytest
 
 from lab.paths import DATA_PATHS, Can
 from slimnet.engines.container import attachments
+from slimnet.exceptions import BackendError, NotFound
+from slimnet.linux.resolvers import RESOLV_CONF
 from slimnet.testbed import Testbed
 
 #: Data paths that take a container's network namespace.
@@ -38,6 +41,28 @@ def kill_all(directory):
         with contextlib.suppress(OSError):  # ended meanwhile
             if f"{directory}/".encode() in path.read_bytes():
                 os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def come_later(directory):
+    """A configuration with which containers may start while the agent is down: for the
+    environment of an engine, a plugin or a hook."""
+    file = directory / "later.toml"
+    file.write_text('[engines]\nwithout_agent = "later"\n')
+    return {"SLIMNET_CONFIG": str(file)}
+
+
+def joined(host, name):
+    """The endpoint of a container that started without the agent, once it is one with a
+    resolver."""
+    until = time.monotonic() + 10
+    with host.node() as node:
+        while True:
+            with contextlib.suppress(NotFound, BackendError):
+                there = node.endpoint("prod", name)
+                if RESOLV_CONF in there.place.mounts:
+                    return there.endpoint
+            assert time.monotonic() < until, host.log.read_text()[-2000:]
+            time.sleep(0.1)
 
 
 class Words:
@@ -96,13 +121,14 @@ def left(owner, *hosts):
     return found
 
 
-def ask(command, config, *, plugin=PLUGIN, **environment):
-    """One request to the plugin, as a runtime makes it: status, answer, and what was told."""
+def ask(command, config, *, plugin=PLUGIN, own=None, **environment):
+    """One request to the plugin, as a runtime makes it, with ``own`` besides in its environment:
+    status, answer, and what was told."""
     variables = {f"CNI_{key}": str(value) for key, value in environment.items()}
     done = subprocess.run(
         [plugin],
         input=config if isinstance(config, str) else json.dumps(config),
-        env={"PATH": os.environ["PATH"], "CNI_COMMAND": command, **variables},
+        env={"PATH": os.environ["PATH"], "CNI_COMMAND": command, **variables, **(own or {})},
         capture_output=True,
         text=True,
         timeout=30,

@@ -8,24 +8,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from lab.engines import PLUGIN, Words, kill_all
+from slimnet.demo.engine import CONTAINERS_CONF
 from slimnet.linux import netns
 from slimnet.testbed.host import TestbedHost
-
-CONTAINERS_CONF = """
-[network]
-network_backend = "cni"
-network_config_dir = "{0}/net.d"
-cni_plugin_dirs = ["{1}"]
-[engine]
-cgroup_manager = "cgroupfs"
-runtime = "runc"
-events_logger = "file"
-[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
-"""
 
 
 @frozen
@@ -36,12 +24,13 @@ class Podman(Words):
     directory: Path
     image: Path
     network: str
+    environment: dict = field(factory=dict)
 
     @classmethod
     def on(cls, host, directory, image, network):
         """In a directory of its own."""
         (directory / "net.d").mkdir()
-        text = CONTAINERS_CONF.format(directory, PLUGIN.parent)
+        text = CONTAINERS_CONF.format(where=directory, plugin=PLUGIN.parent)
         (directory / "containers.conf").write_text(text)
         return cls(host, directory, image, network)
 
@@ -51,6 +40,7 @@ class Podman(Words):
         command += ["--runroot", self.directory / "r", "--log-level=error", *words]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.directory)}
         environment["CONTAINERS_CONF"] = str(self.directory / "containers.conf")
+        environment |= self.environment
         return subprocess.Popen(
             [str(each) for each in command], env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
