@@ -200,7 +200,7 @@ def join(
     settings, file = member.join(config, asked, member.Wishes(host, address, options))
     row = {"host": settings.host, "cluster": asked.cluster, "store": settings.store}
     show_one({**row, "file": str(file)}, output)
-    click.echo("start its agent: systemctl enable --now slimnet, or slimnet agent", err=True)
+    click.echo("start its agent: systemctl enable --now slimnet-agent, or slimnet agent", err=True)
 
 
 @cluster.command(
