@@ -24,7 +24,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from slimnet.demo.engine import BRIDGE, ENGINES, Engine
+from slimnet.demo.engine import BRIDGE, ENGINES, HostEngine
 from slimnet.demo.mode import NETWORK, POLICY, RANGE, Mode, Pair
 from slimnet.demo.side import ProgramFailed, Side
 from slimnet.linux import cgroup
@@ -67,12 +67,12 @@ class ContainerSide(Side):
         first: the container's first process, which stays.
     """
 
-    engine: Engine
+    engine: HostEngine
     name: str
     first: int
 
     @classmethod
-    def of(cls, engine: Engine, name: str, first: int, address: str) -> ContainerSide:
+    def of(cls, engine: HostEngine, name: str, first: int, address: str) -> ContainerSide:
         """The container whose first process that is."""
         place = Place(cgroup.of_process(first), Path(f"/proc/{first}/ns/net"))
         return cls(address, _Container(name, place), engine, name, first)
@@ -142,10 +142,10 @@ class ContainerMode(Mode):
                 each.rmdir()
         self._remove_hosts(name)
 
-    def _engine(self, name: str, netns: Path, role: str) -> Engine:
+    def _engine(self, name: str, netns: Path, role: str) -> HostEngine:
         return ENGINES[self.engine](_ENGINES / name / role[0], netns)
 
-    def _started(self, name: str, hosts: Sequence[Path]) -> list[Engine]:
+    def _started(self, name: str, hosts: Sequence[Path]) -> list[HostEngine]:
         engines = [
             self._engine(name, netns, role) for netns, role in zip(hosts, _ROLES, strict=True)
         ]
@@ -168,7 +168,9 @@ class _UnderlayMode(ContainerMode):
         client, server = self._sides(engines, underlay.hosts)
         return Pair(self.name, client, server)
 
-    def _sides(self, engines: list[Engine], hosts: Sequence[UnderlayHost]) -> list[ContainerSide]:
+    def _sides(
+        self, engines: list[HostEngine], hosts: Sequence[UnderlayHost]
+    ) -> list[ContainerSide]:
         raise NotImplementedError
 
 
@@ -178,7 +180,9 @@ class HostNetwork(_UnderlayMode):
     name = "host"
     title = "host network"
 
-    def _sides(self, engines: list[Engine], hosts: Sequence[UnderlayHost]) -> list[ContainerSide]:
+    def _sides(
+        self, engines: list[HostEngine], hosts: Sequence[UnderlayHost]
+    ) -> list[ContainerSide]:
         return [
             ContainerSide.of(engine, role, engine.run(role, "host", self.shared), str(host.address))
             for engine, host, role in zip(engines, hosts, _ROLES, strict=True)
@@ -191,7 +195,9 @@ class BridgeNetwork(_UnderlayMode):
     name = "vxlan"
     title = "bridge, VXLAN"
 
-    def _sides(self, engines: list[Engine], hosts: Sequence[UnderlayHost]) -> list[ContainerSide]:
+    def _sides(
+        self, engines: list[HostEngine], hosts: Sequence[UnderlayHost]
+    ) -> list[ContainerSide]:
         sides = []
         for number, (engine, role) in enumerate(zip(engines, _ROLES, strict=True), 1):
             engine.bridge(_SUBNET, f"10.88.0.{250 + number}", _MTU)

@@ -25,7 +25,7 @@ from typing import ClassVar
 from slimnet.exceptions import CapabilityMissing, SlimnetError
 from slimnet.testbed import daemon
 
-__all__ = ["BRIDGE", "CONTAINERD", "CONTAINERS_CONF", "ENGINES", "Docker", "Engine", "Podman"]
+__all__ = ["BRIDGE", "CONTAINERD", "CONTAINERS_CONF", "ENGINES", "Docker", "HostEngine", "Podman"]
 
 #: The device of an engine's own network.
 BRIDGE = "demo0"
@@ -61,7 +61,7 @@ address = "{where}/c.sock"
 """
 
 
-class Engine(abc.ABC):
+class HostEngine(abc.ABC):
     """One host's.
 
     Args:
@@ -179,7 +179,7 @@ class Engine(abc.ABC):
         return root
 
 
-class Podman(Engine):
+class Podman(HostEngine):
     """By CNI, as Debian 12 has it."""
 
     needs: ClassVar[dict[str, str]] = {
@@ -189,13 +189,13 @@ class Podman(Engine):
     }
 
     def command(self, *words: object) -> list[str]:
-        """See :meth:`Engine.command`."""
+        """See :meth:`HostEngine.command`."""
         where = self.directory
         prefix = ["nsenter", f"--net={self.netns}", "podman", "--log-level=error"]
         return [*prefix, "--root", f"{where}/s", "--runroot", f"{where}/r", *map(str, words)]
 
     def start(self) -> None:
-        """See :meth:`Engine.start`."""
+        """See :meth:`HostEngine.start`."""
         (self.directory / "net.d").mkdir(parents=True)
         plugin = Path(sys.executable).parent
         conf = self.directory / "containers.conf"
@@ -204,7 +204,7 @@ class Podman(Engine):
         self._root()
 
     def bridge(self, subnet: str, gateway: str, mtu: int) -> None:
-        """See :meth:`Engine.bridge`."""
+        """See :meth:`HostEngine.bridge`."""
         ipam = {"type": "host-local", "ranges": [[{"subnet": subnet, "gateway": gateway}]]}
         self._network(
             {
@@ -217,7 +217,7 @@ class Podman(Engine):
         )
 
     def overlay(self, network: str, agent: Path, subnet: str, label: str) -> None:
-        """See :meth:`Engine.overlay`."""
+        """See :meth:`HostEngine.overlay`."""
         del subnet  # it is the network's
         words = {"type": "slimnet-cni", "network": network, "agent": str(agent)}
         self._network({**words, "labels": {"app": label}})
@@ -227,16 +227,16 @@ class Podman(Engine):
         (self.directory / "net.d/demo.conflist").write_text(json.dumps(listed))
 
     def image(self) -> Sequence[str]:
-        """See :meth:`Engine.image`."""
+        """See :meth:`HostEngine.image`."""
         return "--rootfs", f"{self.directory}/root"
 
     def end(self) -> None:
-        """See :meth:`Engine.end`."""
+        """See :meth:`HostEngine.end`."""
         self.environment["CONTAINERS_CONF"] = f"{self.directory}/containers.conf"
         super().end()
 
 
-class Docker(Engine):
+class Docker(HostEngine):
     """With containerd apart, as Debian has it, and slimnet's plugin."""
 
     needs: ClassVar[dict[str, str]] = {"dockerd": "docker.io", "containerd": "containerd"}
@@ -247,12 +247,12 @@ class Docker(Engine):
         self._options: tuple[str, ...] = ()
 
     def command(self, *words: object) -> list[str]:
-        """See :meth:`Engine.command`."""
+        """See :meth:`HostEngine.command`."""
         docker = shutil.which("docker", path=_PATH) or "docker"
         return [docker, "--host", f"unix://{self.directory}/d.sock", *map(str, words)]
 
     def start(self) -> None:
-        """See :meth:`Engine.start`."""
+        """See :meth:`HostEngine.start`."""
         where = self.directory
         where.mkdir(parents=True)
         (where / "containerd.toml").write_text(CONTAINERD.format(where=where))
@@ -273,7 +273,7 @@ class Docker(Engine):
                        capture_output=True, env=self.environment)  # fmt: skip
 
     def bridge(self, subnet: str, gateway: str, mtu: int) -> None:
-        """See :meth:`Engine.bridge`."""
+        """See :meth:`HostEngine.bridge`."""
         own = (f"name={BRIDGE}", "enable_ip_masquerade=false")
         options = [f"--opt=com.docker.network.bridge.{each}" for each in own]
         options.append(f"--opt=com.docker.network.driver.mtu={mtu}")
@@ -283,7 +283,7 @@ class Docker(Engine):
         )
 
     def overlay(self, network: str, agent: Path, subnet: str, label: str) -> None:
-        """See :meth:`Engine.overlay`."""
+        """See :meth:`HostEngine.overlay`."""
         del network  # it is the one that has the subnet
         plugin = _PLUGINS / f"{self._driver}.sock"
         self._start(
@@ -295,7 +295,7 @@ class Docker(Engine):
         self._options = ("--label", f"app={label}")
 
     def image(self) -> Sequence[str]:
-        """See :meth:`Engine.image`."""
+        """See :meth:`HostEngine.image`."""
         return *self._options, "demo"
 
     def _start(self, program: str, answers: Path, *words: object) -> None:
@@ -331,4 +331,4 @@ def _answers(path: Path) -> bool:
 
 
 #: By what ``--engine`` calls them.
-ENGINES: dict[str, type[Engine]] = {"podman": Podman, "docker": Docker}
+ENGINES: dict[str, type[HostEngine]] = {"podman": Podman, "docker": Docker}
