@@ -153,15 +153,25 @@ def test_as_a_kubelet_asks(hosts, space, nothing_left):
     assert delete(host, second, "cd34") == (0, None, "")
 
 
-def test_a_name_is_not_taken_from_who_has_it(hosts, space, nothing_left):
-    """A container's processes are in no cgroup of slimnet's, so that nobody knows of them."""
+@ONE
+@pytest.mark.parametrize("where", [0, 1], ids=["there", "on another host"])
+def test_a_name_is_not_taken_from_who_has_it(hosts, space, nothing_left, where):
+    """Nor its ports of the host. A container's processes are in no cgroup of slimnet's, so that
+    nobody knows of them."""
     first, second = space(), space()
-    named = {"environment": {"ARGS": "K8S_POD_NAME=web"}}
+    named = {
+        "environment": {"ARGS": "K8S_POD_NAME=web"},
+        "runtimeConfig": {"portMappings": [{"hostPort": 8085, "containerPort": 80}]},
+    }
     assert add(hosts[0], first, "c1", **named)[0] == 0
-    status, answer, _ = add(hosts[0], second, "c2", **named)
-    assert (status, f"is there, in {first}" in answer["msg"]) == (1, True)
+    status, answer, _ = add(hosts[where], second, "c2", **named)
+    assert status == 1
+    assert f"is there, in {first}" in answer["msg"] or where
     assert inside(first, "ip", "link", "show", "eth0").returncode == 0
-    assert delete(hosts[0], second, "c2") == delete(hosts[0], first, "c1") == (0, None, "")
+    assert delete(hosts[where], second, "c2") == (0, None, "")
+    with hosts[0].node() as node:
+        assert [each.name for each in node.policies()] == ["web-8085"]
+    assert delete(hosts[0], first, "c1") == (0, None, "")
 
 
 def test_addresses_that_are_asked_for(hosts, space, nothing_left):

@@ -236,14 +236,17 @@ def join(
         SlimnetError: it could not; nothing is left, but where the agent did not answer: what
             it may still make goes with :func:`leave`, or with the namespace.
     """
+    before = _read(container.file)
     container.write()
     try:
         made = _make(node, container, Asked(0, address, labels or {}, tuple(published)))
     except AgentUnreachable:
         raise
     except SlimnetError:
+        # Ports of those names that it did not publish are another's, who has its name.
+        own = before.published if before is not None else ()
         with contextlib.suppress(SlimnetError):
-            leave(node, container)
+            leave(node, evolve(container, published=own))
         raise
     return made
 
