@@ -12,6 +12,8 @@ import pytest
 from lab.engines import ONE, PLUGIN, TAKING, come_later, endpoints, inside, joined, left, two_hosts
 from lab.paths import require
 
+from slimnet.engines.container import attachments
+
 pytestmark = pytest.mark.root
 
 DRIVER = PLUGIN.with_name("slimnet-netavark")
@@ -241,6 +243,7 @@ def test_without_an_agent(hosts, space, nothing_left, tmp_path):
         assert (status, answer["error"].startswith("slimnet: agent on")) == (1, True)
         assert ask("create", about=network(host))[0] == 1
         assert time.monotonic() - began < 10
+        assert list(attachments(f"netavark-{NAME}")) == []
         status, answer = ask("setup", path, about=web, own=own)
         assert (status, answer["interfaces"]) == (0, {})
         assert answer["dns_server_ips"] == ["127.128.0.53"]

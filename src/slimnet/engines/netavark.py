@@ -196,6 +196,10 @@ def _setup(request: Request) -> dict[str, Any]:
         )
     except AgentUnreachable:
         if not may_come_later():
+            # There is no teardown of what was not set up. What the agent may still make it lets
+            # go of with the namespace, but for ports of the host.
+            if not published:
+                container.file.unlink(missing_ok=True)
             raise
         space = netns.number(Path(container.netns))
         return _status({}, postpone(container, Asked(space, address, labels, tuple(published))))
