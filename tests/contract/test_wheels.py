@@ -65,6 +65,7 @@ def test_the_core_has_its_command_and_its_stores(wheels):
         "console_scripts": {
             "slimnet": "slimnet.cli:main",
             "slimnet-cni": "slimnet.engines.cni:main",
+            "slimnet-netavark": "slimnet.engines.netavark:main",
         },
         "slimnet.stores": {"sqlite": "slimnet.store.sqlite:SqliteStore"},
     }

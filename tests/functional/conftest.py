@@ -22,7 +22,24 @@ from lab.fixtures import (  # noqa: F401  # fixtures
     parametrize,
 )
 
+from slimnet.linux import netns
 from slimnet.testing import Resident
+
+
+@pytest.fixture
+def space():
+    """Makes network namespaces, as container engines do."""
+    made = []
+
+    def make():
+        path = netns.DIRECTORY / f"slt-space{os.getpid()}-{len(made)}"
+        netns.create(path)
+        made.append(path)
+        return path
+
+    yield make
+    for path in made:
+        netns.remove(path)
 
 
 @pytest.fixture

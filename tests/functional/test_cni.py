@@ -22,6 +22,7 @@ from lab.engines import (
     ask,
     come_later,
     endpoints,
+    inside,
     joined,
     left,
     two_hosts,
@@ -46,22 +47,6 @@ def hosts(request):
 
 
 @pytest.fixture
-def space():
-    """Makes network namespaces, as runtimes do."""
-    made = []
-
-    def make():
-        path = netns.DIRECTORY / f"slt-cni{os.getpid()}-{len(made)}"
-        netns.create(path)
-        made.append(path)
-        return path
-
-    yield make
-    for path in made:
-        netns.remove(path)
-
-
-@pytest.fixture
 def nothing_left(hosts):
     yield
     assert left(f"cni-{NAME}", *hosts) == []
@@ -81,13 +66,6 @@ def delete(host, path, container, version="1.0.0", **more):
     return ask(
         "DEL", config(host, version, **more), CONTAINERID=container, NETNS=path, IFNAME="eth0"
     )
-
-
-def inside(path, *command):
-    return subprocess.run(
-        ["nsenter", f"--net={path}", *map(str, command)],
-        capture_output=True, text=True, check=False, timeout=20,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("version", VERSIONS)

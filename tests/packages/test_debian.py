@@ -116,6 +116,7 @@ def test_it_comes_and_goes(run):
         slimnet check -o json >/tmp/check || test $? -lt 2
         grep -c ebpf /tmp/check
         CNI_COMMAND=VERSION /usr/lib/cni/slimnet-cni </dev/null | grep -c supportedVersions
+        /usr/lib/netavark/slimnet info | grep -c api_version
         ! find /etc/systemd -name 'slimnet*' | grep .
         ! grep -l slimnet /proc/[0-9]*/comm
         test -f /lib/systemd/system/slimnet-agent.service

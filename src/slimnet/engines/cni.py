@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slimnet.attached import AttachedEndpoint, PlacedEndpoint
+from slimnet.attached import AttachedEndpoint
 from slimnet.engines.container import (
     DEVICE,
+    ENGINE_NAME,
     Asked,
     Container,
     HostPort,
@@ -41,11 +41,13 @@ from slimnet.engines.container import (
     let_go,
     may_come_later,
     name_of,
+    names_of,
     postpone,
+    resolver_of,
 )
 from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
 from slimnet.linux import netns
-from slimnet.linux.resolvers import RESOLV_CONF
+from slimnet.linux.resolvers import words
 
 __all__ = ["main"]
 
@@ -59,9 +61,6 @@ _KEYS = frozenset(
         *("agent", "labels", "namespace", "network"),
     }
 )
-
-#: Of networks and of containers (section 3 of the specification).
-_NAME = re.compile("[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 # Error codes of the specification, section 5.
 _VERSION, _FIELD, _ENVIRONMENT, _DECODE, _CONFIG, _LATER, _UNAVAILABLE = 1, 2, 4, 6, 7, 11, 50
@@ -102,7 +101,7 @@ class Request:
         if config.get("ipam"):
             raise CniError(_FIELD, "ipam: slimnet gives addresses itself; leave it out")
         self.name = self._text("name")
-        if not _NAME.fullmatch(self.name):
+        if not ENGINE_NAME.fullmatch(self.name):
             raise CniError(_CONFIG, f"name: wanted letters, digits, _ . and -, got {self.name!r}")
         #: As what is written down of the network's containers says it.
         self.owner = f"cni-{self.name}"
@@ -135,7 +134,7 @@ class Request:
     def container(self) -> str:
         """The container's id."""
         value = self.variable("CNI_CONTAINERID")
-        if not _NAME.fullmatch(value):
+        if not ENGINE_NAME.fullmatch(value):
             raise CniError(_ENVIRONMENT, f"CNI_CONTAINERID: wanted an id, got {value!r}")
         return value
 
@@ -190,7 +189,6 @@ class Request:
                 where = f"runtimeConfig.portMappings: port {each.get('hostPort')}"
                 raise CniError(_CONFIG, f"{where}: wanted protocol tcp, got {protocol!r}")
             address = each.get("hostIP") or ""
-            address = "" if address in ("0.0.0.0", "::") else address  # noqa: S104  # all
             found.append(HostPort(each["hostPort"], each["containerPort"], address))
         return found
 
@@ -208,7 +206,7 @@ class Request:
             namespace=self.namespace,
             netns=self.variable("CNI_NETNS"),
             agent=self.agent or "",
-            published=[f"{name}-{each.port}" for each in self.published],
+            published=names_of(name, self.published),
         )
 
     def written(self) -> list[Container]:
@@ -239,13 +237,10 @@ def _add(request: Request) -> dict[str, Any]:
 
 def _postpone(request: Request, container: Container) -> dict[str, Any]:
     """It has no device and no address to tell of; where its resolver will be is known."""
-    space = netns.number(Path(container.netns))
-    if not space:
-        raise CniError(_ENVIRONMENT, f"CNI_NETNS: wanted a network namespace: {container.netns}")
     names = postpone(
         container,
         Asked(
-            space,
+            netns.number(Path(container.netns)),
             address=request.address,
             labels=request.labels,
             published=tuple(request.published),
@@ -258,7 +253,7 @@ def _postpone(request: Request, container: Container) -> dict[str, Any]:
         "routes": [],
         **before,
         "cniVersion": request.version,
-        "dns": _words(names),
+        "dns": _names(names),
     }
 
 
@@ -280,26 +275,19 @@ def _result(request: Request, container: Container, made: AttachedEndpoint) -> d
         "interfaces": interfaces,
         "ips": [*(before.get("ips") or []), address],
         "routes": [*(before.get("routes") or []), {"dst": "0.0.0.0/0"}],
-        "dns": _names(made) or before.get("dns") or {},
+        "dns": _names(resolver_of(made)) or before.get("dns") or {},
     }
 
 
-def _names(placed: PlacedEndpoint) -> dict[str, list[str]]:
-    """The endpoint's resolver; nothing where it has none."""
-    file = placed.place.mounts.get(RESOLV_CONF)
-    if file is None:
-        return {}
-    return _words(file.read_text())
-
-
-def _words(text: str) -> dict[str, list[str]]:
+def _names(text: str) -> dict[str, list[str]]:
     """A resolv.conf(5) as the specification's ``dns``."""
-    lines = [line.split() for line in text.splitlines()]
-    words = {line[0]: line[1:] for line in lines if line}
+    found = words(text)
+    if not found:
+        return {}
     return {
-        "nameservers": words.get("nameserver", []),
-        "search": words.get("search", []),
-        "options": words.get("options", []),
+        "nameservers": found.get("nameserver", []),
+        "search": found.get("search", []),
+        "options": found.get("options", []),
     }
 
 

@@ -24,7 +24,7 @@ from attrs import asdict, evolve, field, frozen
 
 from slimnet import directories, lock
 from slimnet.agent.client import Client
-from slimnet.attached import AttachedEndpoint
+from slimnet.attached import AttachedEndpoint, PlacedEndpoint
 from slimnet.config import load_config
 from slimnet.exceptions import (
     AgentUnreachable,
@@ -34,7 +34,7 @@ from slimnet.exceptions import (
     SlimnetError,
 )
 from slimnet.linux import netns
-from slimnet.linux.resolvers import own_resolv_conf
+from slimnet.linux.resolvers import RESOLV_CONF, own_resolv_conf
 from slimnet.names import NAME
 from slimnet.node import Node
 from slimnet.place import Place
@@ -42,6 +42,7 @@ from slimnet.resolver import OWN, search
 
 __all__ = [
     "DEVICE",
+    "ENGINE_NAME",
     "Asked",
     "Container",
     "HostPort",
@@ -54,19 +55,27 @@ __all__ = [
     "let_go",
     "may_come_later",
     "name_of",
+    "names_of",
     "postpone",
     "postponed",
+    "resolver_of",
     "to_ports",
     "withdraw",
 ]
 
 #: What an endpoint's device is called in its namespace.
 DEVICE = "eth0"
+#: What engines call networks and containers, where the name is part of a file's.
+ENGINE_NAME = re.compile("[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 #: Seconds that the agent may take. Engines and their users wait no longer than ten.
 _PATIENCE = 8.0
 _SIOCGIFHWADDR = 0x8927
 _ODD = re.compile("[^a-z0-9]+")
 _DRAWN = re.compile("[0-9a-f]{32,}")
+
+
+def _to_address(value: str) -> str:
+    return "" if value in ("0.0.0.0", "::") else value  # noqa: S104  # all
 
 
 @frozen
@@ -81,7 +90,7 @@ class HostPort:
 
     port: int
     target: int
-    address: str = ""
+    address: str = field(default="", converter=_to_address)
 
 
 def _to_texts(value: Iterable[str]) -> tuple[str, ...]:
@@ -221,6 +230,17 @@ def name_of(text: str, container: str) -> str:
     return container[:12].lower()
 
 
+def names_of(endpoint: str, ports: Iterable[HostPort]) -> tuple[str, ...]:
+    """Of the PublishedPorts of an endpoint."""
+    return tuple(f"{endpoint}-{each.port}" for each in ports)
+
+
+def resolver_of(placed: PlacedEndpoint) -> str:
+    """The resolv.conf(5) of an endpoint's resolver; empty where it has none."""
+    file = placed.place.mounts.get(RESOLV_CONF)
+    return "" if file is None else file.read_text()
+
+
 def join(
     node: Node,
     container: Container,
@@ -266,7 +286,7 @@ def _make(node: Node, container: Container, asked: Asked) -> AttachedEndpoint:
         return made
     pairs = zip(container.published, asked.published, strict=True)
     try:
-        node.apply_policy("---\n".join(_document(container, *pair) for pair in pairs))
+        node.apply_policy("\n---\n".join(_document(container, *pair) for pair in pairs))
     except AgentUnreachable:
         raise
     except SlimnetError:
@@ -354,7 +374,12 @@ def postpone(container: Container, asked: Asked) -> str:
 
     Returns:
         The resolv.conf(5) of the resolver that the endpoint will have.
+
+    Raises:
+        InvalidValue: it has no network namespace.
     """
+    if not asked.space:
+        raise InvalidValue("netns", "a network namespace", container.netns)
     agent = container.agent or str(_agent(None))
     evolve(container, agent=agent, asked=asked).write()
     with lock.hold(_postponed()):

@@ -34,7 +34,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -56,6 +56,7 @@ from slimnet.engines.container import (
     leave,
     may_come_later,
     name_of,
+    names_of,
     withdraw,
 )
 from slimnet.engines.postponed import Postponed
@@ -386,7 +387,7 @@ class Plugin:
         lead(what.endpoint)
         join(
             node,
-            evolve(container, published=_names(container, what.published)),
+            evolve(container, published=names_of(container.name, what.published)),
             address=what.address or None,
             # An image's may be texts of any kind.
             labels={key: value for key, value in labels.items() if is_label(key, value)},
@@ -401,7 +402,7 @@ class Plugin:
             if later is not None:
                 evolve(later, published=ports).write()
             for each in self._written(body) if ports else ():
-                named = evolve(each, published=_names(each, ports))
+                named = evolve(each, published=names_of(each.name, ports))
                 join(self._node(), named, published=ports)
         return {}
 
@@ -615,11 +616,6 @@ def _is_laid_out(endpoint: str) -> bool:
 # Docker's words
 
 
-def _names(container: Container, ports: Sequence[HostPort]) -> tuple[str, ...]:
-    """Of its PublishedPorts."""
-    return tuple(f"{container.name}-{port.port}" for port in ports)
-
-
 def _network(node: Node, address: IPAddress) -> Network:
     """The network that an address is of."""
     for each in node.networks():
@@ -666,9 +662,7 @@ def _published(body: Mapping[str, Any]) -> list[HostPort]:
             raise InvalidValue(title, "protocol tcp", {17: "udp", 132: "sctp"}.get(each["Proto"]))
         if not port or last not in (0, port):
             raise InvalidValue(title, "one port of the host", f"{port}-{last}" if port else None)
-        address = each.get("HostIP") or ""
-        address = "" if address in ("0.0.0.0", "::") else address  # noqa: S104  # all
-        found.append(HostPort(port, each["Port"], address))
+        found.append(HostPort(port, each["Port"], each.get("HostIP") or ""))
     return found
 
 

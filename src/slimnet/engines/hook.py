@@ -32,6 +32,7 @@ from slimnet.engines.container import (
     leave,
     let_go,
     may_come_later,
+    names_of,
     postpone,
 )
 from slimnet.exceptions import AgentUnreachable, CapabilityMissing, InvalidValue, SlimnetError
@@ -133,7 +134,7 @@ class Hook:
             namespace=namespace,
             netns=str(own),
             agent=self.agent or "",
-            published=[f"{name}-{each.port}" for each in published],
+            published=names_of(name, published),
         )
         asked = Asked(netns.number(own), address, labels or {}, tuple(published))
         try:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RESOLV_CONF", "name_servers", "own_resolv_conf", "resolv_conf"]
+__all__ = ["RESOLV_CONF", "name_servers", "own_resolv_conf", "resolv_conf", "words"]
 
 #: What the C libraries read, and the file of an endpoint that has a resolver of its own.
 RESOLV_CONF = "/etc/resolv.conf"
@@ -52,6 +52,12 @@ def own_resolv_conf(server: str, domains: tuple[str, ...]) -> str:
         f"search {' '.join(list(every)[:_DOMAINS])}\n"
         f"options {' '.join(['ndots:2', *kept])}\n"
     )
+
+
+def words(text: str) -> dict[str, list[str]]:
+    """What a resolv.conf(5) such as that of :func:`own_resolv_conf` says, by its keywords."""
+    lines = [line.split() for line in text.splitlines()]
+    return {line[0]: line[1:] for line in lines if line}
 
 
 def _values(text: str, option: str) -> list[str]:

@@ -85,6 +85,14 @@ def two_hosts(backend, name, *, count=2):
         yield testbed.hosts
 
 
+def inside(path, *command):
+    """A command in a network namespace, to its end."""
+    return subprocess.run(
+        ["nsenter", f"--net={path}", *map(str, command)],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+
+
 def endpoints(host):
     """Those of that host, by name."""
     with host.node() as node:
