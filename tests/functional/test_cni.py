@@ -384,9 +384,10 @@ def test_later_without_an_agent(hosts, space, nothing_left, tmp_path):
         assert time.monotonic() < until
         time.sleep(0.1)
     (name,) = there
-    assert inside(path, "ip", "-o", "-4", "address", "show", "eth0").stdout.count(
-        f" {joined(host, name).address}/32 "
-    )
+    device = ("ip", "-o", "-4", "address", "show", "eth0")
+    while f" {joined(host, name).address}/32 " not in inside(path, *device).stdout:
+        assert time.monotonic() < until  # it is written down before it has a device
+        time.sleep(0.1)
     while len(list(attachments(f"cni-{NAME}"))) > 1:
         assert time.monotonic() < until
         time.sleep(0.1)

@@ -67,7 +67,7 @@ struct process {
 	enum waits waits;
 	uint64_t question;
 	struct slim_shim_request request;
-	uint32_t pending;		/* WAITS_LISTENED: how many hosts */
+	uint32_t pending;		/* WAITS_LISTENED: how many hosts; WAITS_ACCEPT: links */
 	struct slim_tuple tuple;	/* WAITS_ACCEPT, WAITS_ANNOUNCED */
 	struct slim_shim_answer late;	/* WAITS_ANNOUNCED, WAITS_LISTENED: what it is told then */
 	int socket;			/* WAITS_RESOLVE: the one that is to be connected */
@@ -1088,7 +1088,7 @@ static int accept_known(struct process *process)
 	return 1;
 }
 
-void endpoint_probed(const struct slim_tuple *tuple, uint64_t question)
+static void accept_waiting(const struct slim_tuple *tuple, int probed, uint64_t question)
 {
 	struct process *process, *next;
 
@@ -1096,7 +1096,8 @@ void endpoint_probed(const struct slim_tuple *tuple, uint64_t question)
 		next = process->next;
 		if (process->waits != WAITS_ACCEPT || !process->endpoint ||
 		    (question && process->question != question) ||
-		    memcmp(&process->tuple, tuple, sizeof(*tuple)))
+		    memcmp(&process->tuple, tuple, sizeof(*tuple)) ||
+		    (probed && process->pending && --process->pending))
 			continue;
 		process->waits = WAITS_NOT;
 		loop_clear(&process->timer);
@@ -1107,7 +1108,12 @@ void endpoint_probed(const struct slim_tuple *tuple, uint64_t question)
 
 void endpoint_announced(const struct slim_tuple *tuple)
 {
-	endpoint_probed(tuple, 0);
+	accept_waiting(tuple, 0, 0);
+}
+
+void endpoint_probed(const struct slim_tuple *tuple, uint64_t question)
+{
+	accept_waiting(tuple, 1, question);
 }
 
 static void do_accept(struct process *process)
@@ -1142,7 +1148,7 @@ static void do_accept(struct process *process)
 	process->waits = WAITS_ACCEPT;
 	process->question = ++questions;
 	loop_set(&process->timer, SLIM_SHIM_ACCEPT_MS, accept_late);
-	link_probe(&process->tuple, process->question);
+	process->pending = link_probe(&process->tuple, process->question);
 }
 
 /* NAME */

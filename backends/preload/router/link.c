@@ -865,7 +865,7 @@ static void acceptor_frame(struct link *link, const struct slim_frame *frame)
 	}
 }
 
-int link_probe(const struct slim_tuple *tuple, uint64_t question)
+uint32_t link_probe(const struct slim_tuple *tuple, uint64_t question)
 {
 	struct slim_frame frame = {
 		.kind = htons(SLIM_FRAME_PROBE),
@@ -873,15 +873,18 @@ int link_probe(const struct slim_tuple *tuple, uint64_t question)
 		.source_port = tuple->source_port,
 		.underlay_port = tuple->destination_port,
 	};
-	struct link *link;
+	struct link *link, *next;
+	uint32_t asked = 0;
 
 	slim_copy(frame.source, tuple->source);
-	for (link = links; link; link = link->next)
-		if (!link->opener && link->ready && slim_same(link->host, tuple->source)) {
-			put_frame(link, frame);
-			return 1;
-		}
-	return 0;
+	for (link = links; link; link = next) {
+		next = link->next;
+		if (link->opener || !link->ready || !slim_same(link->host, tuple->source))
+			continue;
+		put_frame(link, frame);
+		asked += !link->dead;
+	}
+	return asked;
 }
 
 uint32_t link_listener(const struct state_port *port, uint64_t question, int gone)

@@ -93,8 +93,11 @@ int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 po
 /* 1: endpoint_answered() comes, and no SYN may be sent before; 0: it may at once. */
 int link_announce(const struct flow *flow);
 void link_withdraw(const struct flow *flow);
-/* Asks the host that `tuple` comes from. 1: endpoint_probed() comes; 0: no such link. */
-int link_probe(const struct slim_tuple *tuple, uint64_t question);
+/*
+ * Asks the host that `tuple` comes from, over each of its links: while the key changes there are
+ * two, and it may have been announced over either. endpoint_probed() comes as often as it answers.
+ */
+uint32_t link_probe(const struct slim_tuple *tuple, uint64_t question);
 /*
  * Tells the hosts that want to know where a port is, or that it is `gone`. How many they are:
  * endpoint_listened(question) comes for each.
