@@ -51,7 +51,7 @@ _OPTIONS = ("network", "namespace", "agent")
 _LABEL = "label."
 
 
-class Network:
+class PodmanNetwork:
     """A network as Podman has it, checked.
 
     Raises:
@@ -111,7 +111,7 @@ _NONE = {
 }
 
 
-class Request:
+class PodmanRequest:
     """What netavark asks for a container, checked.
 
     Raises:
@@ -122,7 +122,7 @@ class Request:
         self._asked = asked
         self._space = space
         self._own = _table(asked, "network_options")
-        self.network = Network(_table(asked, "network"))
+        self.network = PodmanNetwork(_table(asked, "network"))
         self.id = _text(asked, "container_id")
         if not ENGINE_NAME.fullmatch(self.id):
             raise InvalidValue("container_id", "an id", self.id)
@@ -183,7 +183,7 @@ class Request:
         return list(attachments(self.network.owner, self.id))
 
 
-def _setup(request: Request) -> dict[str, Any]:
+def _setup(request: PodmanRequest) -> dict[str, Any]:
     container = request.container()
     address, labels, published = request.address, request.labels, request.published
     try:
@@ -219,7 +219,7 @@ def _status(interfaces: dict[str, Any], resolver: str) -> dict[str, Any]:
     }
 
 
-def _teardown(request: Request) -> None:
+def _teardown(request: PodmanRequest) -> None:
     """What is not there is no error."""
     for each in let_go(request.written(), request.network.agent):
         sys.stderr.write(f"slimnet-netavark: {each}\n")
@@ -255,11 +255,11 @@ def _answer(arguments: list[str]) -> dict[str, Any] | None:
         case ["info"]:
             return {"version": metadata.version("slimnet-overlay"), "api_version": _API}
         case ["create"]:
-            return Network(_input()).created()
+            return PodmanNetwork(_input()).created()
         case ["setup", space]:
-            return _setup(Request(_input(), space))
+            return _setup(PodmanRequest(_input(), space))
         case ["teardown", space]:
-            _teardown(Request(_input(), space))
+            _teardown(PodmanRequest(_input(), space))
             return None
     wanted = "create, setup NETNS, teardown NETNS or info"
     raise InvalidValue("command", wanted, " ".join(arguments) or None)
