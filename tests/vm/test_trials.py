@@ -117,12 +117,12 @@ def machines(tmp_path_factory):
     try:
         for kernel in kernels():
             built = module.build(kernel)
-            disk = directory / f"disk-{built.parent.name}"
-            with disk.open("wb") as file:
-                file.truncate(1 << 26)
             for kind in (Bare, Counted):
                 if not (commands := COMMANDS[kind]):
                     continue
+                disk = directory / f"disk-{built.parent.name}-{kind.__name__}"
+                with disk.open("wb") as file:
+                    file.truncate(1 << 26)
                 running[numbers(built.parent.name), kind] = kind(
                     kernel,
                     commands,
