@@ -81,24 +81,30 @@ def moments(step):
     return [1 + total * number // (MOMENTS + 3) for number in range(MOMENTS)]
 
 
-def test_start(machine):
+@pytest.fixture
+def kill():
+    """Kills a step at a moment, most times: see :data:`ENOUGH`."""
+    killed = []
+    yield lambda step, moment: killed.append(killed_at(step, moment))
+    assert sum(killed) >= ENOUGH * len(killed)
+
+
+def test_start(machine, kill):
     before = machine.left()
     machine.start().teardown()  # what is imported once is no part of a start
     every = moments(machine.start)
     machine.start().teardown()
     assert before == machine.left()
-    killed = []
     for number, moment in enumerate(every):
-        killed.append(killed_at(machine.start, moment))
+        kill(machine.start, moment)
         if number % 2:
             # Repaired by a start, and by the one after it.
             machine.start().close()
         machine.start().teardown()
         assert before == machine.left(), moment
-    assert sum(killed) >= ENOUGH * len(killed)
 
 
-def test_attach(machine):
+def test_attach(machine, kill):
     backend = machine.start()
     backend.install(some_tables(1, [1, 2]))
     backend.attach(endpoint(2), NETWORK)
@@ -107,9 +113,8 @@ def test_attach(machine):
     every = moments(lambda: machine.start().attach(one, NETWORK))
     machine.start().detach(one.id)
     assert before == machine.left()
-    killed = []
     for number, moment in enumerate(every):
-        killed.append(killed_at(lambda: machine.start().attach(one, NETWORK), moment))
+        kill(lambda: machine.start().attach(one, NETWORK), moment)
         if number % 2:
             attachment = backend.attach(one, NETWORK)
             indexes = backend.status().detail["indexes"]
@@ -122,10 +127,9 @@ def test_attach(machine):
             backend.attach(one, NETWORK)
             backend.detach(one.id)
         assert before == machine.left(), moment
-    assert sum(killed) >= ENOUGH * len(killed)
 
 
-def test_detach(machine):
+def test_detach(machine, kill):
     backend = machine.start()
     before = machine.left()
     one = endpoint(1)
@@ -133,15 +137,13 @@ def test_detach(machine):
     backend.detach(one.id)  # what is done once is no part of it
     backend.attach(one, NETWORK)
     every = moments(lambda: machine.start().detach(one.id))
-    killed = []
     for moment in every:
         backend.attach(one, NETWORK)
-        killed.append(killed_at(lambda: machine.start().detach(one.id), moment))
+        kill(lambda: machine.start().detach(one.id), moment)
         backend.detach(one.id)
         after = machine.left()
         after["cgroups"] = before["cgroups"]
         assert before == after, moment
-    assert sum(killed) >= ENOUGH * len(killed)
 
 
 HOLDS = """
@@ -154,7 +156,7 @@ while True:
 """
 
 
-def test_detach_from_a_cgroup_that_stays(machine):
+def test_detach_from_a_cgroup_that_stays(machine, kill):
     """Its socket, in a process that has left, is refused at every moment."""
     theirs = machine.cgroup / "theirs"
     theirs.mkdir()
@@ -174,17 +176,16 @@ def test_detach_from_a_cgroup_that_stays(machine):
     assert answer() == errno.EACCES
     (machine.cgroup / "cgroup.procs").write_text(str(process.pid))
     every = moments(lambda: machine.start().detach(one.id))
-    killed = []
     for number, moment in enumerate(every):
         backend.attach(one, NETWORK)
-        killed.append(killed_at(lambda: machine.start().detach(one.id), moment))
+        kill(lambda: machine.start().detach(one.id), moment)
         assert again() == errno.EACCES, moment
         if number % 2:
             machine.start().close()
             assert again() == errno.EACCES, moment
         else:
             backend.attach(one, NETWORK)
-            killed.append(killed_at(lambda: machine.start().attach(one, NETWORK), moment))
+            kill(lambda: machine.start().attach(one, NETWORK), moment)
             assert again() == errno.EACCES, moment
         backend.detach(one.id)
         assert again() == errno.EACCES, moment
@@ -193,7 +194,6 @@ def test_detach_from_a_cgroup_that_stays(machine):
     process.communicate(timeout=10)
     backend.attach(endpoint(2), NETWORK)
     wait_for(lambda: reaped(backend) == {102})
-    assert sum(killed) >= ENOUGH * len(killed)
 
 
 def reaped(backend):
@@ -203,28 +203,26 @@ def reaped(backend):
     return {entry.endpoint for entry in backend._endpoints._entries().values()} - {0}
 
 
-def test_install(machine):
+def test_install(machine, kill):
     """Whoever dies half-way leaves the old tables in force, or the new ones."""
     backend = machine.start()
     old, new = some_tables(1, range(1, 50)), some_tables(2, range(20, 90))
     # As each install below finds it: the first ones make more, and are longer.
     backend.install(evolve(new, generation=3))
     backend.install(evolve(old, generation=4))
-    killed = []
     for moment in moments(lambda: machine.start().install(evolve(new, generation=5))):
         backend.install(evolve(old, generation=backend.status().generation + 2))
         generation = backend.status().generation
         newer = evolve(new, generation=generation + 1)
-        killed.append(killed_at(lambda newer=newer: machine.start().install(newer), moment))
+        kill(lambda newer=newer: machine.start().install(newer), moment)
         after = machine.start()
         assert after.status().generation in (generation, generation + 1)
         assert in_force(after) == wanted(old if after.status().generation == generation else new)
         after.install(evolve(new, generation=generation + 5))
         assert in_force(after) == wanted(new)
-    assert sum(killed) >= ENOUGH * len(killed)
 
 
-def test_teardown(machine):
+def test_teardown(machine, kill):
     before = machine.left()
 
     def step():
@@ -232,17 +230,15 @@ def test_teardown(machine):
 
     step()  # what is imported once is no part of it
     machine.start()
-    killed = []
     for number, moment in enumerate(moments(step)):
         backend = machine.start()
         backend.attach(endpoint(1), NETWORK)
         backend.close()
-        killed.append(killed_at(step, moment))
+        kill(step, moment)
         if number % 2:
             machine.start().close()
         machine.start().teardown()
         assert before == machine.left(), moment
-    assert sum(killed) >= ENOUGH * len(killed)
 
 
 def test_the_lock_is_let_go_by_death(machine):

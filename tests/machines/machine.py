@@ -142,7 +142,7 @@ class Machine(Guest):
         fds = (self._end.fileno(), theirs.fileno())
         with self._end, theirs:
             self._start(
-                [*qemu(), "-accel", "tcg,thread=multi", "-machine", "q35", "-monitor", "none"]
+                [*qemu(), *self.CLOCK, "-machine", "q35", "-monitor", "none"]
                 + ["-cpu", "max,la57=off,smap=off,smep=off", "-smp", str(cpus), "-m", MEMORY]
                 + ["-display", "none", "-nodefaults"]
                 + ["-drive", f"file={self._disk},format=raw,if=virtio,cache=unsafe"]

@@ -13,6 +13,7 @@ Each container runs for the whole of a pair, and programs are started in it by t
 
 from __future__ import annotations
 
+import abc
 import os
 import pwd
 import signal
@@ -168,10 +169,11 @@ class _UnderlayMode(ContainerMode):
         client, server = self._sides(engines, underlay.hosts)
         return Pair(self.name, client, server)
 
+    @abc.abstractmethod
     def _sides(
         self, engines: list[HostEngine], hosts: Sequence[UnderlayHost]
     ) -> list[ContainerSide]:
-        raise NotImplementedError
+        """Start a container on each."""
 
 
 class HostNetwork(_UnderlayMode):

@@ -237,15 +237,7 @@ def _add(request: Request) -> dict[str, Any]:
 
 def _postpone(request: Request, container: Container) -> dict[str, Any]:
     """It has no device and no address to tell of; where its resolver will be is known."""
-    names = postpone(
-        container,
-        Asked(
-            netns.number(Path(container.netns)),
-            address=request.address,
-            labels=request.labels,
-            published=tuple(request.published),
-        ),
-    )
+    names = postpone(container, Asked(request.address, request.labels, request.published))
     before = request.config.get("prevResult") or {}
     return {
         "interfaces": [],

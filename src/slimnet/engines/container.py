@@ -107,17 +107,17 @@ class Asked:
     """What is asked for a container that started while the agent was down, for when it is back.
 
     Attributes:
-        space: inode number of the container's network namespace: a path may lead to another by
-            then, of another process with that id say.
         address: the endpoint's.
         labels: the endpoint's.
         published: ports of the host.
+        space: inode number of the container's network namespace, once it is written down: a path
+            may lead to another by then, of another process with that id say.
     """
 
-    space: int
     address: str | None = None
     labels: Mapping[str, str] = field(factory=dict)
     published: tuple[HostPort, ...] = field(default=(), converter=to_ports)
+    space: int = 0
 
 
 def _to_asked(value: Asked | Mapping[str, Any] | None) -> Asked | None:
@@ -259,7 +259,7 @@ def join(
     before = _read(container.file)
     container.write()
     try:
-        made = _make(node, container, Asked(0, address, labels or {}, tuple(published)))
+        made = _make(node, container, Asked(address, labels or {}, published))
     except AgentUnreachable:
         raise
     except SlimnetError:
@@ -378,10 +378,11 @@ def postpone(container: Container, asked: Asked) -> str:
     Raises:
         InvalidValue: it has no network namespace.
     """
-    if not asked.space:
+    space = netns.number(Path(container.netns))
+    if not space:
         raise InvalidValue("netns", "a network namespace", container.netns)
     agent = container.agent or str(_agent(None))
-    evolve(container, agent=agent, asked=asked).write()
+    evolve(container, agent=agent, asked=evolve(asked, space=space)).write()
     with lock.hold(_postponed()):
         (_postponed() / container.file.name).touch()
     return own_resolv_conf(str(OWN), search(container.network, container.namespace))

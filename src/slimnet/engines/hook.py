@@ -136,7 +136,7 @@ class Hook:
             agent=self.agent or "",
             published=names_of(name, published),
         )
-        asked = Asked(netns.number(own), address, labels or {}, tuple(published))
+        asked = Asked(address, labels or {}, published)
         try:
             self._start(container, asked, pid, root, config if shared else None)
         except AgentUnreachable as error:

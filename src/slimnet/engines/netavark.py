@@ -40,7 +40,6 @@ from slimnet.engines.container import (
     resolver_of,
 )
 from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
-from slimnet.linux import netns
 from slimnet.linux.resolvers import words
 from slimnet.names import missing
 
@@ -201,8 +200,7 @@ def _setup(request: PodmanRequest) -> dict[str, Any]:
             if not published:
                 container.file.unlink(missing_ok=True)
             raise
-        space = netns.number(Path(container.netns))
-        return _status({}, postpone(container, Asked(space, address, labels, tuple(published))))
+        return _status({}, postpone(container, Asked(address, labels, published)))
     device = {
         "mac_address": hardware_address(Path(container.netns)),
         "subnets": [{"ipnet": f"{made.endpoint.address}/32"}],
