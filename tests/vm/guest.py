@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: Where testbed/setup unpacks Debian's kernels, which are not installed.
-KERNELS = ROOT / ".build" / "kernels"
+#: Where testbed/setup unpacks Debian's kernels, which are not installed; or debug-kernel's.
+KERNELS = ROOT / ".build" / os.environ.get("SLIMNET_KERNELS", "kernels")
 MEMORY = "3072M"
 #: What a kernel writes when something is wrong with it, as an expression of grep -E and of Python.
 TROUBLE = r"WARNING:|BUG|Oops|KASAN|refcount|\bleak|hung task|lockup|Call Trace|general protection"
