@@ -158,6 +158,22 @@ def test_a_document_of_another_kind_is_none(tmp_path):
         assert mirror.binding == []
 
 
+def test_keys_that_nobody_knows(tmp_path):
+    """Of a later version, or of an earlier one: named, and no problem."""
+    known = {"networks/prod": records.dump(RECORDS["networks/prod"][0]), "~seen/h1": b"{}"}
+    strange = {f"{kind}/h1": b"{}" for kind in ("seen", "keys", "installed", "gateways")}
+    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
+        store.transact(put=known)
+        mirror = Mirror(store)
+        mirror.catch_up()
+        assert mirror.unknown == []
+        store.transact(put=strange)
+        mirror.forget()
+        mirror.catch_up()
+        assert mirror.unknown == sorted(strange)
+        assert (mirror.problems, mirror.networks()) == ({}, [RECORDS["networks/prod"][0]])
+
+
 class Counted(SqliteStore):
     """Counts what watchers are told, and how often the whole store is read."""
 

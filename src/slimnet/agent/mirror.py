@@ -78,6 +78,8 @@ class Mirror:
         self.changed = 0
         #: Key to what is wrong with its record.
         self.problems: dict[str, str] = {}
+        #: The keys that nobody here knows, of when the whole store was read last.
+        self.unknown: list[str] = []
         #: The revision that somebody waits for all hosts to have in force.
         self.wanted = 0
         #: What :meth:`wait` was told: from which revision on, to which.
@@ -225,7 +227,11 @@ class Mirror:
             _, made = pairs.get(self._own, (b"", None))
             self.remade |= self._made not in (None, made)
             self._made = made
+        unknown = keys.unknown(pairs)
+        if unknown and unknown != self.unknown:
+            _log.warning("the store holds what is left alone: %s", keys.named(unknown))
         with self._lock:
+            self.unknown = unknown
             self.problems.clear()
             self.changed = self.wanted = 0
             self.keyring = None
