@@ -44,7 +44,7 @@ class Installer:
         """Put in force what the mirror holds. Never raises: see :attr:`trouble`."""
         changes = mirror.changes()
         if self.trouble:
-            changes = None  # tables and names are not what the state before would have them
+            changes = None  # the last state may not be in force, nor its names written
         if mirror.binding:
             self._hinder("; ".join(mirror.binding))
             return
