@@ -3,13 +3,17 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 
+import click
 import pytest
 from generate_contract import ROOT
+
+from slimnet.cli import slimnet
 
 sys.path.insert(0, str(ROOT / "tests/vm"))
 
@@ -106,6 +110,34 @@ def test_the_vagrantfile_is_valid(tmp_path):
         VAGRANT_HOME=str(tmp_path),
         VAGRANT_DOTFILE_PATH=str(tmp_path / "dotfile"),
     )
+
+
+@pytest.mark.parametrize("name", ["testbed/Vagrantfile", "flake.nix"])
+def test_what_two_machines_are_told(name):
+    """Both begin a cluster on etcd; every command and option in them is one."""
+    word = "agent|cluster|host|network|run|status"
+    told = re.findall(
+        rf"""\bslimnet ((?:{word})\b(?:[^\n'"|&]|"[^"\n]*")*)""", (ROOT / name).read_text()
+    )
+    assert any(re.match(r'cluster init --store "?etcd://', each) for each in told), told
+    for each in told:
+        command, words = slimnet, shlex.split(each)
+        while isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), words.pop(0))
+            assert command is not None, each
+        command.make_context("slimnet", words)
+
+
+def test_the_vagrantfile_is_valid_shell(tmp_path):
+    """shellcheck finds nothing in what its machines run."""
+    scripts = re.findall(
+        r"<<~'SHELL'\n(.*?)\nSHELL", (ROOT / "testbed/Vagrantfile").read_text(), re.DOTALL
+    )
+    assert len(scripts) == 2
+    for number, script in enumerate(scripts):
+        path = tmp_path / f"{number}.sh"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        run(tool("shellcheck"), str(path))
 
 
 @pytest.mark.parametrize(

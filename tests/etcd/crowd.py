@@ -176,6 +176,8 @@ class Agent:
             backend = Timed(context)
             self.installer = Installer(backend, self.host, Names(directory))
             self.times = backend.times
+        #: Seconds of its thread that it took to take over a change, with its tables and names.
+        self.took: list[float] = []
         #: When it had followed the store up to a revision, and whatever that changes in its
         #: tables was in force.
         self.followed: list[tuple[int, float]] = []
@@ -197,8 +199,9 @@ class Agent:
     def _take(self, changed: bool) -> None:
         followed, at = self.mirror.followed, time.monotonic()
         if changed and self.installer is not None:
-            before = len(self.times)
+            before, begin = len(self.times), time.thread_time()
             self.installer.apply(self.mirror)
+            self.took.append(time.thread_time() - begin)
             assert not self.installer.trouble, self.installer.trouble
             # Hosts files come later: nobody waits for them.
             at = self.times[-1] if len(self.times) > before else time.monotonic()
@@ -274,6 +277,7 @@ def work(url: str, numbers: range, whole: int, directory: Path) -> None:
             "followed": [each.since(revision) for each in agents],
             "whole": [each.since(revision) for each in agents if each.installer],
             "installed": sum(len(each.times) for each in agents),
+            "took": [each.took[-1] for each in agents if each.took],
             "bytes": sum(told),
         }
         print(json.dumps(answer), flush=True)
@@ -343,6 +347,7 @@ class Crowd:
             "followed": [each for one in answers for each in one["followed"]],
             "whole": [each for one in answers for each in one["whole"]],
             "installed": sum(each["installed"] for each in answers),
+            "took": [each for one in answers for each in one["took"]],
             "bytes": sum(each["bytes"] for each in answers),
         }
 
@@ -366,7 +371,7 @@ def measure(
     before = crowd.ask(1)
     requests: dict[str, list[float]] = {}
     installed, told = before["installed"], before["bytes"]
-    figures: dict[str, list[float]] = {"installed": [], "bytes": [], "told": []}
+    figures: dict[str, list[float]] = {"installed": [], "bytes": [], "told": [], "took": []}
     for _ in range(times):
         change = next(changes)
         counted = crowd.counts()
@@ -383,6 +388,7 @@ def measure(
         name = "etcd_debugging_mvcc_events_total"
         figures["told"].append((after[name] - counted[name]) / crowd.agents)
         figures["installed"].append(found["installed"] - installed)
+        figures["took"] += found["took"]
         figures["bytes"].append((found["bytes"] - told) / crowd.agents)
         installed, told = found["installed"], found["bytes"]
         time.sleep(pause)
@@ -395,6 +401,7 @@ def measure(
         "in force on all whole ones s, median": _round(statistics.median(in_force)),
         "in force on all whole ones s, worst": _round(max(in_force)),
         "whole ones that installed, median": statistics.median(figures["installed"]),
+        "a whole one's processor s, median": round(statistics.median(figures["took"]), 6),
         "bytes told to an agent, median": round(statistics.median(figures["bytes"])),
         "changes of keys told to an agent, median": round(statistics.median(figures["told"]), 1),
         "requests": {name: statistics.median(each) for name, each in requests.items()},

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from machines import Machines, cluster, join, slimnet
+from machines import Machines, cluster, first, join, slimnet
 from traffic import Traffic
 
 import slimnet as slimnet_package
@@ -145,6 +145,48 @@ def test_a_rolling_upgrade(tmp_path, monkeypatch):
             for traffic in every:
                 traffic.goes_on(20)
         assert [traffic.reports()[-1]["failed"] for traffic in every] == [[], [], []]
+
+
+def test_an_agent_of_before_hosts_were_asked(tmp_path, monkeypatch):
+    """It says what it has in force where nobody looks: who waits is told of it and of its version,
+    in one line. What it wrote stays in the store when it has gone, and is named."""
+    tree = older(tmp_path / "before", contract=False)
+    keys = tree / "slimnet/cluster/keys.py"
+    there = keys.read_text()
+    for kind in ("installed", "seen", "keys"):
+        assert there.count(f'"~{kind}/<host>"') == 1
+        there = there.replace(f'"~{kind}/<host>"', f'"{kind}/<host>"')
+    keys.write_text(there)
+    site = tree / "slimnet/agent/site.py"
+    site.write_text(site.read_text().replace("version=_version()", 'version="0.0.9"'))
+    said = "not everywhere at revision {}: h2 says nothing (its agent, of slimnet 0.0.9, hangs or"
+    with cluster(tmp_path, "sqlite", backends=["noop"]) as machines:
+        one, two, _ = machines.hosts
+        token = first(machines)
+        one.start_agent().wait()
+        slimnet(two, "cluster", "join", "--host", "h2", token)
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(tree))
+            two.start_agent().wait()
+        with one.node() as node:
+            node.create_network("prod", "10.1.0.0/16")
+            answer = json.loads(
+                slimnet(one, "status", "--wait", "--timeout", "1", "-o", "json", status=None)
+            )
+            (line,) = (each for each in answer["trouble"] if "not everywhere" in each)
+            assert said.format(answer["revision"]) in line
+            two.stop_agent()
+            with machines.opened() as store:
+                before = store.get("seen/h2")
+            two.start_agent().wait()
+            node.wait()
+        answer = json.loads(slimnet(two, "status", "-o", "json"))
+        assert answer["trouble"] == []
+        (line,) = (each for each in answer["warnings"] if "this version leaves alone: " in each)
+        assert "seen/h2" in line
+        with machines.opened() as store:
+            assert before is not None
+            assert store.get("seen/h2") == before
 
 
 def abi(host):

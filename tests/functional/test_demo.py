@@ -110,8 +110,10 @@ def test_every_mode_has_the_same_sandbox():
 
 
 @pytest.mark.slow
-def test_report(tmp_path):
-    """Two workloads in every mode, the soak and the churn: everything is in the report."""
+def test_report(tmp_path, monkeypatch):
+    """Two workloads in every mode, the soak and the churn: everything is in the report; over
+    etcd, as the environment says."""
+    monkeypatch.setenv("SLIMNET_TESTBED_STORE", "etcd")
     arguments = "--rounds 1 --seconds 1 --soak 300 --churn 1 --only redis,connect,soak,churn"
     report, errors = demo(tmp_path, "--quick", *arguments.split())
 

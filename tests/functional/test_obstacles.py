@@ -10,9 +10,11 @@ import pytest
 from lab.wires import Namespace
 from netaddr import IPAddress
 
+from slimnet.agent.obstacles import obstacles
 from slimnet.fallback import nft
 from slimnet.linux import netns
 from slimnet.linux.firewall import Packet, Ruleset
+from slimnet.model import Wire
 
 pytestmark = pytest.mark.root
 
@@ -88,6 +90,33 @@ def test_as_the_kernel_does(pair, name):
             state="established",
         )
         assert rules.drops(packet) is None
+
+
+def test_a_route_with_another_source_before_there_is_a_peer(pair):
+    """The first address of a subnet is what the kernel sends with, to whichever host comes."""
+    one, _ = pair
+    own = "192.168.91.9"
+    one.ip("address add 192.168.91.1/24 dev eth0")
+    one.ip(f"address add {own}/24 dev eth0")
+
+    def found(address):
+        with netns.enter(one.path):
+            rules = Ruleset(nft.listing("ruleset"))
+            return obstacles(rules, "eth0", IPAddress(address), None, Wire.SYN, ())
+
+    try:
+        assert found(HERE) == found("192.168.91.1") == []
+        (there,) = found(own)
+        assert there.text == (
+            "connections to 192.168.91.2 leave with the source 192.168.91.1, not with this host's"
+            f" {own}"
+        )
+        assert there.remedy == f"say `src {own}` in that route (ip route change)"
+        one.ip(f"route change 192.168.91.0/24 dev eth0 proto kernel scope link src {own}")
+        assert found(own) == []
+    finally:
+        one.ip(f"address del {own}/24 dev eth0")
+        one.ip("address del 192.168.91.1/24 dev eth0")
 
 
 def dropped(one, two, port):

@@ -215,6 +215,47 @@ def test_a_change_is_installed_as_a_change(agent, monkeypatch):
         assert len(change.set.addresses) == 1
 
 
+def test_a_policy_of_others_is_passed_over(agent, monkeypatch):
+    """It is not installed, and nothing that it does not name is looked at. What its rules are
+    called is known all the same, and told to the backend with the next change."""
+    mine, _ = agent.attach("web", labels={"app": "web"}), agent.attach("db", labels={"app": "db"})
+    installed = []
+    install = agent.backend.install
+
+    def spy(tables, change=None):
+        installed.append(change)
+        install(tables, change)
+
+    monkeypatch.setattr(agent.backend, "install", spy)
+    before, generation = agent.mirror.revision, agent.installer.tables.generation
+
+    def apply(app):
+        policy = f"""
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata: {{name: {app}}}
+            spec: {{podSelector: {{matchLabels: {{app: {app}}}}}, ingress: [{{from: []}}]}}
+        """
+        agent.cluster.documents.apply(load(policy, network="prod"))
+
+    with monkeypatch.context() as patch:
+        patch.delattr(Mirror, "state")
+        apply("nobody")
+        assert agent.sync() == ""
+        assert (installed, agent.installer.tables.generation) == ([], generation)
+        assert agent.mirror.revision > before
+        assert list(agent.installer.tables.rules.values()) == ["default/nobody ingress[0] (line 5)"]
+        apply("web")
+        assert agent.sync() == ""
+    (change,) = installed
+    assert change.base == generation
+    assert {key.subject for key in change.set.policy} == {mine.endpoint.identity}
+    assert sorted(change.set.rules.values()) == [
+        "default/nobody ingress[0] (line 5)",
+        "default/web ingress[0] (line 5)",
+    ]
+
+
 def test_policy_is_in_force(agent):
     web, db = agent.attach("web", labels={"app": "web"}), agent.attach("db", labels={"app": "db"})
     other = agent.attach("other")

@@ -1021,18 +1021,25 @@ def test_a_revision_that_is_in_force_is_told_from_one_that_is_known(path, monkey
 # Hosts that are silent
 
 
+SILENT = (
+    r"not everywhere at revision \d+: h2 says nothing"
+    r" \(its agent, of slimnet 0\.0\.9, hangs or is too old for that\)\n?$"
+)
+
+
 @pytest.fixture
 def silent(path, tmp_path):
     """A host whose agent does not answer, and whose lease has not run out."""
     with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
-        Cluster(store).set_host(Host("h2", "192.0.2.2", {"vxlan/1"}, "memory"), store.lease(60))
+        host = Host("h2", "192.0.2.2", {"vxlan/1"}, "memory", version="0.0.9")
+        Cluster(store).set_host(host, store.lease(60))
     Client(path).request("POST", "networks", name="other", cidrs=["10.9.0.0/24"])
 
 
 def test_waiting_for_the_hosts_that_are_meant(path, silent):
     node = Client(path)
     assert list(node.request("POST", "wait", hosts=["h1"])["installed"]) == ["h1"]
-    with pytest.raises(NotFollowed, match=r"not everywhere at revision \d+: h2 at 0$"):
+    with pytest.raises(NotFollowed, match=SILENT):
         node.request("POST", "wait", timeout=0.2)
     with pytest.raises(NotFound, match="host 'h3': it does not live; there are: h1, h2"):
         node.request("POST", "wait", timeout=0.2, hosts=["h3"])
@@ -1047,7 +1054,7 @@ def test_status_is_shown_also_where_a_host_is_silent(path, silent):
     done = status("--wait", "--timeout", "0.2")
     assert done.return_value == 1
     assert re.search(r"ready +no\n", done.stdout)
-    assert re.search(r"trouble +not everywhere at revision \d+: h2 at 0\n", done.stdout)
+    assert re.search(rf"(?m)trouble +{SILENT}", done.stdout)
     done = status("--wait", "--timeout", "0.2", "--host", "h1")
     assert done.return_value == 0
     assert "not everywhere" not in done.stdout

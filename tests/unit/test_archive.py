@@ -6,7 +6,9 @@ import json
 import sqlite3
 
 import pytest
+from click.testing import CliRunner
 
+from slimnet.cli import slimnet
 from slimnet.cluster import Cluster, keys
 from slimnet.cluster.archive import VERSION, Archive
 from slimnet.cluster.own import OwnStore, store_id
@@ -45,6 +47,20 @@ def test_there_and_back(store, empty):
     again.put(empty)
     assert held(empty) == held(store)
     assert store_id(empty) == store_id(store)
+
+
+def test_copied_by_command(store, tmp_path):
+    """They are named, in one line, and are in the copy."""
+    target = tmp_path / "copy.db"
+    words = ["store", "copy", "--live", f"sqlite://{tmp_path}/store.db", f"sqlite://{target}"]
+    done = CliRunner().invoke(slimnet, words)
+    assert done.exit_code == 0, done.output
+    assert done.stderr == (
+        "warning: kept as they are, as this version of slimnet does not know them:"
+        " later/key, later/raw\n"
+    )
+    with SqliteStore.open(f"sqlite://{target}") as other:
+        assert held(other) == held(store)
 
 
 def test_what_passes_is_left_out(store):

@@ -17,7 +17,7 @@ from slimnet.cluster.archive import Archive
 from slimnet.cluster.own import OwnStore
 from slimnet.exceptions import StoreUnreachable
 from slimnet.model import Endpoint, Host, Namespace, Network
-from slimnet.policy import parse
+from slimnet.policy import EgressLimit, Policy, PublishedPort, parse
 from slimnet.store import sqlite
 from slimnet.store.sqlite import SqliteStore
 
@@ -42,6 +42,13 @@ RECORDS = {
     "endpoints/prod/default/db": [Endpoint("prod", "db", "10.1.0.2", "h2", id=2, identity=257)],
     "endpoints/gone/default/x": [Endpoint("gone", "x", "10.1.0.2", "h2", id=3, identity=258)],
     "policies/prod/default/p": [{"manifest": 3}, {"kind": "Service", "value": {}}],
+    "policies/prod/default/web": [
+        document("networking.k8s.io/v1", "NetworkPolicy", podSelector=chosen)
+        for chosen in ({}, {"matchLabels": {"app": "x"}})
+    ],
+    "policies/gone/default/web": [
+        document("networking.k8s.io/v1", "NetworkPolicy", "gone", podSelector={})
+    ],
     "services/prod/default/shop": [
         document("v1", "Service", selector={"app": app}, ports=[{"port": 80}]) for app in "xy"
     ],
@@ -56,6 +63,8 @@ RECORDS = {
     "~installed/h1": [{"revision": 3}],
     "counters/endpoint": [3],
 }
+
+HELD_NETWORKS = RECORDS["networks/prod"]
 
 change = st.sampled_from(sorted(RECORDS)).flatmap(
     lambda key: st.tuples(
@@ -79,10 +88,25 @@ def view(mirror):
     return parts, dict(mirror.problems), sorted(mirror.binding)
 
 
+def with_changes(parts, changes):
+    """What :func:`view` gave, after these changes of documents; networks stay as they are."""
+    found = {name: list(each) for name, each in parts.items()}
+    networks = {each.name for each in HELD_NETWORKS if str(each) in found["networks"]}
+    kinds = {Policy: "policies", PublishedPort: "published", EgressLimit: "limits"}
+    for old, new in changes:
+        assert old != new
+        for document, turn in ((old, list.remove), (new, list.append)):
+            for kind, name in kinds.items():
+                if isinstance(document, kind) and (kind is Policy or document.network in networks):
+                    turn(found[name], str(document))
+    return {name: sorted(each) for name, each in found.items()}
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(change, min_size=1, max_size=4), max_size=8))
 def test_following_equals_reading(batches):
-    """After every sequence of changes, the copy that followed them equals one that is new."""
+    """After every sequence of changes, the copy that followed them equals one that is new; and
+    where it says that only documents changed, those are all that changed."""
     with (
         tempfile.TemporaryDirectory() as directory,
         SqliteStore.open(f"sqlite://{directory}/store.db") as store,
@@ -90,6 +114,7 @@ def test_following_equals_reading(batches):
         store.transact(put={"counters/start": b"1"})
         follower = Mirror(store)
         follower.catch_up()
+        assert follower.changes() is None
         for batch in batches:
             before = view(follower)
             store.transact(
@@ -102,6 +127,10 @@ def test_following_equals_reading(batches):
             assert view(follower) == view(reader)
             assert follower.revision == reader.revision
             assert changed or view(follower) == before
+            only = follower.changes()
+            assert only is None or with_changes(before[0], only) == view(follower)[0]
+            assert only is not None or changed
+            assert not (only and before[1:] != view(follower)[1:])
 
 
 def test_a_document_of_another_kind_is_none(tmp_path):
@@ -127,6 +156,22 @@ def test_a_document_of_another_kind_is_none(tmp_path):
         ]
         assert "a Service" in mirror.problems["services/prod/default/web"]
         assert mirror.binding == []
+
+
+def test_keys_that_nobody_knows(tmp_path):
+    """Of a later version, or of an earlier one: named, and no problem."""
+    known = {"networks/prod": records.dump(RECORDS["networks/prod"][0]), "~seen/h1": b"{}"}
+    strange = {f"{kind}/h1": b"{}" for kind in ("seen", "keys", "installed", "gateways")}
+    with SqliteStore.open(f"sqlite://{tmp_path}/store.db") as store:
+        store.transact(put=known)
+        mirror = Mirror(store)
+        mirror.catch_up()
+        assert mirror.unknown == []
+        store.transact(put=strange)
+        mirror.forget()
+        mirror.catch_up()
+        assert mirror.unknown == sorted(strange)
+        assert (mirror.problems, mirror.networks()) == ({}, [RECORDS["networks/prod"][0]])
 
 
 class Counted(SqliteStore):

@@ -39,7 +39,7 @@ from slimnet.agent.names import Names
 from slimnet.agent.notify import notify, watchdog_interval
 from slimnet.agent.obstacles import firewall, obstacles
 from slimnet.agent.site import Site, able, moved, ranges, survey, taken
-from slimnet.cluster import Cluster
+from slimnet.cluster import Cluster, keys
 from slimnet.cluster.keyring import Keyring, fingerprint
 from slimnet.cluster.own import OwnStore, store_id
 from slimnet.cluster.progress import await_hosts, want
@@ -375,6 +375,7 @@ class Agent:
             "trouble": trouble,
             "warnings": [
                 *map(str, uncarried(self.mirror.state(self.site.host))),
+                *self._unknown(),
                 *self.names.warnings(),
             ],
         }
@@ -583,6 +584,11 @@ class Agent:
             f" is possible; copy {self.config.key_file} from one host to the others and"
             " start their agents again"
         )
+
+    def _unknown(self) -> Iterator[str]:
+        """What the store holds that this version knows nothing of."""
+        if found := self.mirror.unknown:
+            yield f"the store holds what this version leaves alone: {keys.named(found)}"
 
     def _overlaps(self) -> Iterator[str]:
         """The networks into which something of this host has come since."""

@@ -16,6 +16,7 @@ from slimnet.cluster.own import FORMAT_KEY, ID_KEY, check_format, check_id
 from slimnet.cluster.progress import wanted
 from slimnet.exceptions import Conflict, InvalidValue
 from slimnet.model import Endpoint, Host, Network
+from slimnet.policy.compile.compiler import DocumentChange
 from slimnet.policy.document import EgressLimit, Policy, PublishedPort, Service
 from slimnet.policy.state import State
 
@@ -35,6 +36,10 @@ _DECODE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     keys.PUBLISHED_PORT.kind: PublishedPort.from_json,
     keys.EGRESS_LIMIT.kind: EgressLimit.from_json,
 }
+#: Kinds that :meth:`Mirror.changes` tells by themselves: they say who may, not who there is.
+_ALONE = frozenset(
+    each.kind for each in (keys.POLICY, keys.CLUSTER_POLICY, keys.PUBLISHED_PORT, keys.EGRESS_LIMIT)
+)
 #: Without one of these a policy would be weaker than it was written.
 _BINDING = frozenset(each.kind for each in (keys.NAMESPACE, keys.POLICY, keys.CLUSTER_POLICY))
 
@@ -73,11 +78,15 @@ class Mirror:
         self.changed = 0
         #: Key to what is wrong with its record.
         self.problems: dict[str, str] = {}
+        #: The keys that nobody here knows, of when the whole store was read last.
+        self.unknown: list[str] = []
         #: The revision that somebody waits for all hosts to have in force.
         self.wanted = 0
         #: What :meth:`wait` was told: from which revision on, to which.
         self._told: tuple[Revision, Sequence[StoreEvent], Revision] | None = None
         self._kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _DECODE}
+        #: What :meth:`changes` answers next, by key.
+        self._changes: dict[str, DocumentChange] | None = None
         self._lock = threading.RLock()
         # Held while the store is asked, which may take long: what is known is read meanwhile.
         self._asking = threading.RLock()
@@ -165,6 +174,16 @@ class Mirror:
                 limits=of_networks(keys.EGRESS_LIMIT),
             )
 
+    def changes(self) -> list[DocumentChange] | None:
+        """What became of policies, published ports and limits since this was asked last;
+        ``None`` where more changed than these, or a record of them cannot be read, or could
+        not: :meth:`state` has it all."""
+        with self._lock:
+            found, self._changes = self._changes, {}
+        if found is None:
+            return None
+        return [(was, is_now) for was, is_now in found.values() if was != is_now]
+
     def all(self, *kinds: str) -> list[Any]:
         """What it knows of these kinds (:attr:`slimnet.cluster.keys.Key.kind`), kind by
         kind, each in the order of the store."""
@@ -208,10 +227,15 @@ class Mirror:
             _, made = pairs.get(self._own, (b"", None))
             self.remade |= self._made not in (None, made)
             self._made = made
+        unknown = keys.unknown(pairs)
+        if unknown and unknown != self.unknown:
+            _log.warning("the store holds what is left alone: %s", keys.named(unknown))
         with self._lock:
+            self.unknown = unknown
             self.problems.clear()
             self.changed = self.wanted = 0
             self.keyring = None
+            self._changes = None
             self._kinds = {kind: {} for kind in _DECODE}
             for key, (value, changed) in pairs.items():
                 self._take(key, value)
@@ -227,19 +251,26 @@ class Mirror:
             self.wanted = wanted(value)
         if kind not in _DECODE:
             return False
-        mended = self.problems.pop(key, None) is not None
-        if value is None:
-            return self._kinds[kind].pop(key, None) is not None or mended
-        try:
-            found = records.load(key, value, _DECODE[kind])
-        except InvalidValue as error:
-            self.problems[key] = str(error)
-            _log.warning("%s", error)
+        unreadable = self.problems.pop(key, None) is not None
+        known, found = self._kinds[kind].get(key), None
+        if value is not None:
+            try:
+                found = records.load(key, value, _DECODE[kind])
+            except InvalidValue as error:
+                self.problems[key] = str(error)
+                _log.warning("%s", error)
+                unreadable = True
+        if found == known and not unreadable:
+            return False
+        if found is None:
             self._kinds[kind].pop(key, None)
-            return True
-        if self._kinds[kind].get(key) == found:
-            return mended
-        self._kinds[kind][key] = found
+        elif found != known:
+            self._kinds[kind][key] = found
+        if kind not in _ALONE or unreadable:
+            self._changes = None
+        elif self._changes is not None:
+            was, _ = self._changes.pop(key, (known, None))
+            self._changes[key] = (was, found)
         return True
 
     def _take_keyring(self, key: str, value: bytes | None) -> None:

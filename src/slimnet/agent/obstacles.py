@@ -16,6 +16,7 @@ from netaddr import IPAddress
 from slimnet.fallback import nft
 from slimnet.linux import sysctl
 from slimnet.linux.firewall import Packet, Ruleset
+from slimnet.local import interface_addresses, interface_ranges
 from slimnet.model import Opening, Wire
 from slimnet.rtnetlink import Rtnetlink
 
@@ -75,10 +76,20 @@ def obstacles(
         wire: by which they talk.
         openings: where this host hears others, and others hear it, on that wire.
     """
-    found = [] if peer is None else list(_routes(interface, address, peer, wire))
+    towards = _neighbour(interface, address) if peer is None else peer
+    found = [] if towards is None else list(_routes(interface, address, towards, wire))
     for opening in openings:
         found += _dropped(rules, interface, address, peer, opening)
     return found
+
+
+def _neighbour(interface: str, address: IPAddress) -> IPAddress | None:
+    """Another address of the interface's subnet, which a host may have that is not known yet."""
+    own = {each for _, each in interface_addresses()}
+    for cidr, name in interface_ranges().items():
+        if name == interface and address in cidr:
+            return next((each for each in cidr.iter_hosts() if each not in own), None)
+    return None
 
 
 def _routes(interface: str, address: IPAddress, peer: IPAddress, wire: Wire) -> Iterator[Obstacle]:

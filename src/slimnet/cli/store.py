@@ -144,7 +144,9 @@ def _write(path: Path, data: bytes) -> None:
 
 def _tell(archive: Archive, output: str, **more: str) -> None:
     if archive.strange:
-        names = ", ".join(archive.strange[:10]) + (" ..." if archive.strange[10:] else "")
+        from slimnet.cluster.keys import named  # noqa: PLC0415  # the library, when it runs
+
+        names = named(archive.strange)
         text = f"kept as they are, as this version of slimnet does not know them: {names}"
         click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
     row = {"cluster": archive.cluster, "revision": archive.revision, "keys": len(archive.pairs)}

@@ -33,7 +33,6 @@ _KEYS, _BYTES = 500, 1 << 19
 #: they count as alive, so that no tables lose them.
 _REGISTER = 60.0
 _PASSING = frozenset(each.kind for each in keys.KEYS if each.passing)
-_KNOWN = frozenset(each.kind for each in keys.KEYS)
 
 
 @frozen
@@ -76,7 +75,7 @@ class Archive:
     @property
     def strange(self) -> list[str]:
         """The keys of kinds that this version does not know. They are kept as they are."""
-        return [key for key in self.pairs if _kind(key) not in _KNOWN]
+        return keys.unknown(self.pairs)
 
     def dump(self) -> bytes:
         """As a file."""

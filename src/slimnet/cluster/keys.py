@@ -10,6 +10,8 @@ of them writes, that were N squared messages.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from attrs import frozen
 
 __all__ = [
@@ -39,7 +41,11 @@ __all__ = [
     "TOKEN",
     "WANTED",
     "Key",
+    "named",
+    "unknown",
 ]
+
+_NAMED = 10
 
 
 @frozen
@@ -166,3 +172,16 @@ KEYS = (
     CLUSTER_ID,
     FORMAT,
 )
+
+_KINDS = frozenset(each.kind for each in KEYS)
+
+
+def unknown(keys: Iterable[str]) -> list[str]:
+    """Those that are of no kind: a later version writes them, or wrote them once. They are named
+    and left alone."""
+    return sorted(key for key in keys if key.partition("/")[0] not in _KINDS)
+
+
+def named(keys: Sequence[str]) -> str:
+    """The first of many keys, for a message."""
+    return ", ".join(keys[:_NAMED]) + (" ..." if keys[_NAMED:] else "")

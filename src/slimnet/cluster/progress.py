@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from slimnet import records
 from slimnet.abc import Revision, Store
 from slimnet.cluster import keys
 from slimnet.cluster.change import retry
-from slimnet.exceptions import Conflict, NotFollowed, NotFound
+from slimnet.exceptions import Conflict, InvalidValue, NotFollowed, NotFound
 
 __all__ = ["await_hosts", "want", "wanted"]
 
@@ -45,7 +46,8 @@ def await_hosts(
 
     Raises:
         NotFound: one of ``hosts`` does not live.
-        NotFollowed: some have not, after ``timeout`` seconds; says which.
+        NotFollowed: some have not, after ``timeout`` seconds; says which, and of one that says
+            nothing its version.
     """
     asked = None if hosts is None else set(hosts)
     deadline = time.monotonic() + timeout
@@ -61,7 +63,7 @@ def await_hosts(
             return there
         left = deadline - time.monotonic()
         if left <= 0:
-            late = ", ".join(f"{name} at {there[name]}" for name in behind)
+            late = ", ".join(_late(store, name, found.get(name)) for name in behind)
             raise NotFollowed(f"not everywhere at revision {revision}: {late}")
         try:
             events, at = store.watch(
@@ -107,6 +109,19 @@ def _said(store: Store) -> tuple[dict[str, Revision], Revision]:
         key.removeprefix(keys.INSTALLED.below()): _revision(key, value)
         for key, (value, _) in pairs.items()
     }, at
+
+
+def _late(store: Store, name: str, reached: Revision | None) -> str:
+    """What is known of a host that has not followed."""
+    if reached is not None:
+        return f"{name} at {reached}"
+    found = store.get(keys.HOST.at(name))
+    version = ""
+    with suppress(InvalidValue):
+        if found is not None:
+            version = records.load(keys.HOST.at(name), found[0], records.host).version
+    of = f"slimnet {version}" if version else "an unknown version"
+    return f"{name} says nothing (its agent, of {of}, hangs or is too old for that)"
 
 
 def _revision(key: str, value: bytes) -> Revision:

@@ -12,6 +12,7 @@ from slimnet.exceptions import InvalidValue, NotFound
 from slimnet.model import Direction, Endpoint, Host, Namespace, Network
 from slimnet.policy.compile.applied import AppliedPolicy, RuleIds
 from slimnet.policy.compile.difference import Touched, altered, difference, keyed
+from slimnet.policy.compile.follower import follower_name
 from slimnet.policy.compile.limits import LimitRecords
 from slimnet.policy.compile.network import NetworkCompiler, PolicyName
 from slimnet.policy.compile.number import Collision, Numbers
@@ -19,11 +20,16 @@ from slimnet.policy.compile.published import Published
 from slimnet.policy.compile.roster import Roster
 from slimnet.policy.compile.services import Services
 from slimnet.policy.compile.table import Pairs, PolicyTable
-from slimnet.policy.document import NetworkPolicy, Policy
+from slimnet.policy.document import EgressLimit, NetworkPolicy, Policy, PublishedPort
 from slimnet.policy.state import State
 from slimnet.tables import Change, CidrRecord, EndpointRecord, HostRecord, Tables
 
-__all__ = ["Compiler", "compile"]
+__all__ = ["Compiler", "DocumentChange", "compile"]
+
+#: Documents on which neither names nor services depend.
+PlainDocument = Policy | PublishedPort | EgressLimit
+#: One as it was, and as it is; ``None``: it was not there, or is no more.
+DocumentChange = tuple[PlainDocument | None, PlainDocument | None]
 
 #: Identities that the compiler gives out begin here; the store's are below.
 IDENTITY_DERIVED = 2**24
@@ -100,8 +106,49 @@ class Compiler:
                 # still is wrong from nothing, then it is.
                 self._restart(state, hosts, networks)
                 touched = None
-        self._tables = Tables(
-            max(state.revision, 1),
+        self._tables = self._assemble(state.revision)
+        change = None if before is None else difference(before, self._tables, touched)
+        return self._tables, change
+
+    def advance(
+        self, changes: Iterable[DocumentChange], revision: int
+    ) -> tuple[Tables, Change | None] | None:
+        """What :meth:`update` would answer where nothing but these documents differs from the
+        state before. The work grows with them, not with all that there is.
+
+        Args:
+            changes: each document once.
+            revision: the store's.
+
+        Returns:
+            ``None`` where :meth:`update` is to be called instead: nothing is known, or what
+            is does not go with the changes.
+        """
+        changes, touched = list(changes), Touched()
+        before = self._tables
+        if before is None or not all(self._goes_with(*each) for each in changes):
+            return None
+        self._tables, self._touched = None, touched
+        try:
+            for old, new in changes:
+                self._set_document(old, new)
+            self._settle()
+        except (Collision, InvalidValue):
+            return None
+        self._tables = self._assemble(revision)
+        return self._tables, difference(before, self._tables, touched)
+
+    def applied_policies(self) -> list[tuple[AppliedPolicy, RuleIds]]:
+        """Every policy in every network where it applies, with its rules' ids."""
+        return [
+            (applied, self._rule_ids[name])
+            for share in self._compilers.values()
+            for name, applied in share.applied_policies.items()
+        ]
+
+    def _assemble(self, revision: int) -> Tables:
+        return Tables(
+            max(revision, 1),
             self._addresses,
             self._records,
             self._cidrs,
@@ -112,16 +159,6 @@ class Compiler:
             self.limits.records,
             self._host_records,
         )
-        change = None if before is None else difference(before, self._tables, touched)
-        return self._tables, change
-
-    def applied_policies(self) -> list[tuple[AppliedPolicy, RuleIds]]:
-        """Every policy in every network where it applies, with its rules' ids."""
-        return [
-            (applied, self._rule_ids[name])
-            for share in self._compilers.values()
-            for name, applied in share.applied_policies.items()
-        ]
 
     def _begin(
         self, hosts: Mapping[str, Host], networks: Mapping[str, Network], ids: Numbers
@@ -134,7 +171,7 @@ class Compiler:
         self._compilers: dict[str, NetworkCompiler] = {}
         self._namespaces: Mapping[tuple[str, str], Namespace] = {}
         self._endpoints: Mapping[int, Endpoint] = {}
-        self._policies: Mapping[PolicyName, Policy] = {}
+        self._policies: dict[PolicyName, Policy] = {}
         self._rule_ids: dict[PolicyName, RuleIds] = {}
         self.roster = Roster()
         self.services = Services(networks, self.roster, ids)
@@ -249,18 +286,48 @@ class Compiler:
         self._endpoints = new
 
     def _place_policies(self, policies: Iterable[Policy]) -> None:
-        old, new = self._policies, keyed(policies, policy_name, "policies")
-        changed = altered(old, new)
+        new = keyed(policies, policy_name, "policies")
+        changed = altered(self._policies, new)
         if changed:
             self._rules = dict(self._rules)
         for name in sorted(changed):
-            ids = self._rule_ids[name] = self._number_rules(name, new.get(name), old.get(name))
-            for share in self._compilers.values():
-                if name[0] in {"", share.network.name}:
-                    share.set_policy(name, new.get(name), ids)
-            if name not in new:
-                del self._rule_ids[name]
+            self._set_policy(name, new.get(name))
         self._policies = new
+
+    def _set_policy(self, name: PolicyName, new: Policy | None) -> None:
+        old = self._policies.pop(name, None)
+        ids = self._rule_ids[name] = self._number_rules(name, new, old)
+        for share in self._compilers.values():
+            if name[0] in {"", share.network.name}:
+                share.set_policy(name, new, ids)
+        if new is None:
+            del self._rule_ids[name]
+        else:
+            self._policies[name] = new
+
+    def _goes_with(self, old: PlainDocument | None, new: PlainDocument | None) -> bool:
+        """Whether that document was so, and is of a network that there is."""
+        known: PlainDocument | None
+        match new or old:
+            case Policy() as policy:
+                return self._policies.get(policy_name(policy)) == old
+            case PublishedPort() as port:
+                known = self.published.documents.get(follower_name(port))
+                return known == old and port.network in self.networks
+            case EgressLimit() as limit:
+                known = self.limits.documents.get(follower_name(limit))
+                return known == old and limit.network in self.networks
+        return False
+
+    def _set_document(self, old: PlainDocument | None, new: PlainDocument | None) -> None:
+        match new or old:
+            case Policy() as policy:
+                self._rules = dict(self._rules)
+                self._set_policy(policy_name(policy), policy if new else None)
+            case PublishedPort() as port:
+                self.published.set_document(follower_name(port), port if new else None)
+            case EgressLimit() as limit:
+                self.limits.set_document(follower_name(limit), limit if new else None)
 
     def _number_rules(self, name: PolicyName, new: Policy | None, old: Policy | None) -> RuleIds:
         ids: dict[tuple[Direction, int], int] = {}

@@ -12,7 +12,7 @@ from slimnet.policy.compile.difference import altered, keyed
 from slimnet.policy.compile.roster import DocumentName, Roster
 from slimnet.policy.document import EgressLimit, PublishedPort, Service
 
-__all__ = ["Follower"]
+__all__ = ["Follower", "follower_name"]
 
 _Document = TypeVar("_Document", Service, PublishedPort, EgressLimit)
 
@@ -41,7 +41,7 @@ class Follower(abc.ABC, Generic[_Document]):
         Raises:
             InvalidValue: two have one name.
         """
-        new = keyed(documents, lambda item: (item.network, item.namespace, item.name), self.what)
+        new = keyed(documents, follower_name, self.what)
         for name in altered(self.documents, new):
             self.set_document(name, new.get(name))
 
@@ -56,3 +56,8 @@ class Follower(abc.ABC, Generic[_Document]):
     @abc.abstractmethod
     def drop_endpoint(self, endpoint: Endpoint) -> None:
         """An endpoint goes. (One that changes goes and comes.)"""
+
+
+def follower_name(document: Service | PublishedPort | EgressLimit) -> DocumentName:
+    """By what such a document differs from all others of its kind."""
+    return document.network, document.namespace, document.name
