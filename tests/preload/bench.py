@@ -57,9 +57,16 @@ class Host:
     """A network namespace with an underlay address, and a router in it."""
 
     def __init__(
-        self, directory: Path, programs: Path, number: int, netns: str, user: int | None
+        self,
+        directory: Path,
+        programs: Path,
+        number: int,
+        netns: str,
+        user: int | None,
+        through: Sequence[str | Path],
     ) -> None:
         self.user = user
+        self.through = through
         self.directory = directory
         self.netns = netns
         self.address = IPAddress(f"10.99.0.{number}")
@@ -74,7 +81,7 @@ class Host:
         inside = ["ip", "netns", "exec", self.netns]
         if self.user is not None:
             inside += ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups"]
-        return [*inside, *map(str, words)]
+        return [*inside, *map(str, self.through), *map(str, words)]
 
     def start(self, *options: str) -> None:
         self.router = subprocess.Popen(
@@ -110,7 +117,14 @@ class Bench:
     """Hosts, and endpoints on them: endpoint ``n`` has the address 10.1.0.n and identity
     256 + n."""
 
-    def __init__(self, directory: Path, programs: Path, hosts: int, user: int | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        programs: Path,
+        hosts: int,
+        user: int | None,
+        through: Sequence[str | Path],
+    ) -> None:
         self.programs = programs
         self.directory = directory
         self.hosts: list[Host] = []
@@ -128,7 +142,7 @@ class Bench:
             self._ip("-n", name, "link", "set", "lo", "up")
             own = directory / f"h{number}"
             own.mkdir(exist_ok=True)
-            self.hosts.append(Host(own, programs, number, name, user))
+            self.hosts.append(Host(own, programs, number, name, user, through))
         self._wire()
 
     def _wire(self) -> None:
@@ -267,10 +281,16 @@ class Bench:
 
 @contextlib.contextmanager
 def bench(
-    directory: Path, programs: Path, hosts: int, endpoints: int, user: int | None = None
+    directory: Path,
+    programs: Path,
+    hosts: int,
+    endpoints: int,
+    user: int | None = None,
+    through: Sequence[str | Path] = (),
 ) -> Iterator[Bench]:
-    """Endpoint ``n`` is on host ``n % hosts``; routers and processes are ``user``'s."""
-    made = Bench(directory, programs, hosts, user)
+    """Endpoint ``n`` is on host ``n % hosts``; routers and processes are ``user``'s, started by
+    the command ``through``."""
+    made = Bench(directory, programs, hosts, user, through)
     try:
         for host in made.hosts:
             host.start()

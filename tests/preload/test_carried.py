@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -66,20 +67,22 @@ def test_both_ends_see_overlay_names(hosts):
 
 
 def test_no_client_of_prefork_workers_has_anothers_identity(programs, identity, tmp_path):
-    """Eight clients of eight endpoints on two hosts, four workers that accept in turn."""
+    """Eight clients of eight endpoints on two hosts, four workers that accept in turn. Each
+    connects SLIMNET_CONNECTIONS times."""
+    count = int(os.environ.get("SLIMNET_CONNECTIONS", "300"))
     with bench(tmp_path, programs, 2, 9) as made:
         made.serve(1, identity, "server", "80", "4")
         clients = [
             made.popen(
                 number,
-                [identity, "client", "10.1.0.1", "80", "300", f"10.1.0.{number}"]
+                [identity, "client", "10.1.0.1", "80", str(count), f"10.1.0.{number}"]
                 + (["-n"] if number % 2 else []),
             )
             for number in range(2, 10)
         ]
         for client in clients:
-            out, err = client.communicate(timeout=60)
-            assert counts(out.decode()) == (300, 0, 0), err
+            out, err = client.communicate(timeout=60 + count / 10)
+            assert counts(out.decode()) == (count, 0, 0), err
 
 
 @pytest.mark.parametrize("host", [0, 1])
@@ -155,6 +158,48 @@ def test_a_change_closes_what_it_forbids(programs, count, user):
             shutil.copy(programs / each, out)
         with bench(out, out, count, 4, user) as hosts:
             check_closed(hosts)
+
+
+def test_what_cannot_be_closed_is_tried_again(programs):
+    """A process that nobody but root may look into: it is said as long as it lasts."""
+    with tempfile.TemporaryDirectory(prefix="slimnet-") as directory:
+        out = Path(directory)
+        out.chmod(0o755)
+        for each in ("slimnet-router", "libslimnet-shim.so"):
+            shutil.copy(programs / each, out)
+        with bench(out, out, 2, 2, 65534) as hosts:
+            hosts.serve(1, *python(SERVER.replace("sock.close()", "sock.recv(1)")))
+            client = hosts.serve(
+                2,
+                *python("""
+                import ctypes, socket
+                set_dumpable = lambda value: ctypes.CDLL(None).prctl(4, value)
+                set_dumpable(0)
+                sock = socket.create_connection(("10.1.0.1", 80))
+                sock.recv(200)
+                print("ready", flush=True)
+                input()
+                set_dumpable(1)
+                try:
+                    print("end" if not sock.recv(1) else "data")
+                except OSError as error:
+                    print(error.errno)
+                """),
+                stdin=subprocess.PIPE,
+            )
+            control = hosts.endpoints[2].control
+            hosts.deny(2, 1, Direction.EGRESS)
+            hosts.install()
+            assert control.status().trouble == "connections that policy forbids live on: 1"
+            time.sleep(1.5)
+            assert control.status().trouble
+            assert client.poll() is None
+            out_, _ = client.communicate(b"\n", timeout=20)
+            assert int(out_) in {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
+            until = time.monotonic() + 10
+            while control.status().trouble:
+                assert time.monotonic() < until
+                time.sleep(0.05)
 
 
 def check_closed(hosts):

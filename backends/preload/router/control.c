@@ -8,7 +8,6 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -17,10 +16,6 @@
 
 #include "diag.h"
 #include "loop.h"
-
-#ifndef SYS_pidfd_getfd
-#define SYS_pidfd_getfd 438
-#endif
 
 #define AGENTS 64
 
@@ -106,12 +101,6 @@ static int plain(struct agent *agent, uint32_t call, int error, const char *text
 	return answer_with(agent, &answer, sizeof(answer));
 }
 
-/* Could it close connections of this user's processes? */
-static uint32_t revokes(void)
-{
-	return !geteuid() || syscall(SYS_pidfd_getfd, -1, 0, 0) >= 0 || errno != ENOSYS;
-}
-
 static int do_status(struct agent *agent)
 {
 	struct slim_control_status status = {
@@ -123,11 +112,13 @@ static int do_status(struct agent *agent)
 		.pid = (uint32_t)getpid(),
 		.links = link_count(),
 		.connections = flow_count(),
-		.revokes = revokes(),
+		.revokes = (uint32_t)flows_revokes(),
 	};
 	uint32_t index;
 
-	published_trouble(status.trouble, sizeof(status.trouble));
+	flows_trouble(status.trouble, sizeof(status.trouble));
+	if (!status.trouble[0])
+		published_trouble(status.trouble, sizeof(status.trouble));
 	memcpy(status.refused, refused, sizeof(refused));
 	memcpy(status.allowed, allowed, sizeof(allowed));
 	for (index = 0; index < SLIM_CONTROL_ENDPOINTS; index++)
@@ -159,7 +150,6 @@ static int do_tables(struct agent *agent, const struct slim_control_request *req
 {
 	char text[sizeof(((struct slim_control_answer *)0)->text)] = "";
 	struct tables *fresh, *old = tables;
-	int left;
 
 	if (strnlen(request->path, sizeof(request->path)) == sizeof(request->path))
 		return plain(agent, request->call, EINVAL, "the path does not end");
@@ -168,12 +158,10 @@ static int do_tables(struct agent *agent, const struct slim_control_request *req
 		return plain(agent, request->call, errno ? errno : EINVAL, text);
 	tables = fresh;
 	memcpy(state->tables, request->path, sizeof(state->tables));
-	left = flows_revoke();
+	flows_revoke();
 	tables_close(old);
 	link_tables();
 	published_tables();
-	if (left)
-		say("%d connections that the new tables forbid could not be closed", left);
 	return plain(agent, request->call, 0, "");
 }
 

@@ -33,6 +33,7 @@
 #endif
 
 static struct timer sweeping;
+static uint32_t unclosed;	/* flows that are */
 
 static void closed(const struct flow *flow, uint32_t reason)
 {
@@ -199,9 +200,28 @@ void flows_sweep(void)
 	flow_each(forget, NULL);
 }
 
+static void count_unclosed(struct flow *flow, void *data)
+{
+	(void)data;
+	unclosed += flow->unclosed;
+}
+
+/* Whoever has them may be within reach by now, or they have ended. */
+static void try_again(void)
+{
+	if (flows_revokes()) {
+		flows_revoke();
+	} else {
+		unclosed = 0;
+		flow_each(count_unclosed, NULL);
+	}
+}
+
 static void sweep(struct timer *timer)
 {
 	flows_sweep();
+	if (unclosed)
+		try_again();
 	endpoint_sweep();
 	published_sweep();
 	loop_set(timer, SWEEP_MS, sweep);
@@ -256,10 +276,11 @@ static void condemn(const struct diag *socket, void *data)
 	struct doomed *doomed = data;
 	struct answer why;
 	int egress;
-	const struct flow *flow = flows_of(socket, &egress);
+	struct flow *flow = flows_of(socket, &egress);
 
 	if (!flow || allowed(flow, &why))
 		return;
+	flow->unclosed = 1;
 	if (doomed->count == doomed->room) {
 		size_t room = doomed->room ? 2 * doomed->room : 64;
 		struct diag *more = realloc(doomed->sockets, room * sizeof(*more));
@@ -365,6 +386,10 @@ static void forbid(struct flow *flow, void *data)
 	struct answer why;
 
 	(void)data;
+	if (flow->unclosed) {
+		unclosed++;
+		return;
+	}
 	if (allowed(flow, &why))
 		return;
 	tell_revoked(flow, &why);
@@ -373,14 +398,46 @@ static void forbid(struct flow *flow, void *data)
 	flow_drop(flow);
 }
 
-int flows_revoke(void)
+static void forgive(struct flow *flow, void *data)
+{
+	(void)data;
+	flow->unclosed = 0;
+}
+
+/* One of its sockets was closed, which ends the other. */
+static void was_closed(const struct diag *socket)
+{
+	int egress;
+	struct flow *flow = flows_of(socket, &egress);
+
+	if (flow)
+		flow->unclosed = 0;
+}
+
+int flows_revokes(void)
+{
+	return !geteuid() || syscall(SYS_pidfd_getfd, -1, 0, 0) >= 0 || errno != ENOSYS;
+}
+
+void flows_trouble(char *text, size_t room)
+{
+	text[0] = 0;
+	if (unclosed)
+		snprintf(text, room, "connections that policy forbids live on: %u%s", unclosed,
+			 flows_revokes() ? "" : " (closing them needs Linux 5.6, or root)");
+}
+
+void flows_revoke(void)
 {
 	struct doomed doomed = {};
+	const uint32_t before = unclosed;
 	uint8_t *done = NULL;
 	size_t index, left = 0;
 
+	unclosed = 0;
 	if (!flow_count())
-		return 0;
+		return;
+	flow_each(forgive, NULL);
 	if (diag_each(FLOWS_LIVE, condemn, &doomed))
 		doomed.failed = 1;
 	if (doomed.count)
@@ -392,13 +449,15 @@ int flows_revoke(void)
 		}
 		if (left)
 			search_all(&doomed, done);
-		for (left = 0, index = 0; index < doomed.count; index++)
-			left += !done[index];
-	} else {
-		left = doomed.count;
+		for (index = 0; index < doomed.count; index++)
+			if (done[index])
+				was_closed(&doomed.sockets[index]);
 	}
 	free(done);
 	free(doomed.sockets);
 	flow_each(forbid, NULL);
-	return (int)left + doomed.failed;
+	if (unclosed && unclosed != before)
+		say("%u connections that the tables forbid could not be closed", unclosed);
+	if (doomed.failed)
+		say("not all connections that the tables forbid could be found");
 }

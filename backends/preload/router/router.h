@@ -47,8 +47,12 @@ struct diag;
 /* Whose socket it is, and whether it opened the connection; NULL: nobody's. */
 struct flow *flows_of(const struct diag *socket, int *egress);
 void flows_start(void);
-/* New tables are in force: closes what they forbid. Answers how many it could not close. */
-int flows_revoke(void);
+/* New tables are in force: closes what they forbid. What it cannot close it tries again. */
+void flows_revoke(void);
+/* Could it close connections of this user's processes? */
+int flows_revokes(void);
+/* One line for the agent: what could not be closed and lives; empty: nothing. */
+void flows_trouble(char *text, size_t room);
 /* Forgets what is gone. Called by itself every second. */
 void flows_sweep(void);
 /* As flow_new(); where there is no room, what is gone is forgotten first. */

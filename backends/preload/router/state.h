@@ -58,7 +58,7 @@ struct flow {
 	uint8_t reported;		/* an event said that it opened, by direction (bits) */
 	__be16 port;			/* overlay port of the server, as policy is asked */
 	uint8_t came;			/* its client called connect(2): it waits for no processor */
-	uint8_t pad;
+	uint8_t unclosed;		/* policy forbids it, and it lives: nothing could close it */
 	struct slim_shim_name client_name;	/* overlay: how the client sees itself, and is seen */
 	struct slim_shim_name dialled;		/* how the client sees the server */
 	struct slim_shim_name server_name;	/* how the server sees itself */

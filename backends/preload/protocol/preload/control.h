@@ -75,7 +75,7 @@ struct slim_control_status {
 	__u32 links;			/* links to other hosts that are up */
 	__u32 connections;		/* known */
 	__u32 revokes;			/* it can close live connections here: 1 */
-	char trouble[256];		/* ports that it cannot publish: one line, or empty */
+	char trouble[256];		/* what it cannot publish or close: one line, or empty */
 	__u32 count;			/* of endpoints */
 	__u32 endpoints[SLIM_CONTROL_ENDPOINTS];	/* ids; only the first `count` are sent */
 };

@@ -49,7 +49,7 @@ from slimnet_preload.router import SHIM, RouterProcess
 __all__ = ["PreloadBackend"]
 
 _TABLES = "tables-"
-#: Seconds between two looks at the ports that the router listens on.
+#: Seconds between two looks at what the router cannot do.
 _LOOK = 1.0
 
 
@@ -330,7 +330,7 @@ class PreloadBackend(Backend):
         with self._working(start=False):
             self._bring_up()
             mending = Mending()
-            mending.attempt(self._look_at_ports)
+            mending.attempt(self._look_at_router)
             try:
                 socket.if_nametoindex(self.context.interface)
             except OSError:
@@ -338,8 +338,9 @@ class PreloadBackend(Backend):
             if lacking := mending.end():
                 raise BackendError(lacking)
 
-    def _look_at_ports(self) -> None:
-        """A published port that somebody else has: the router tries again by itself."""
+    def _look_at_router(self) -> None:
+        """A published port that somebody else has, connections that it cannot close: it tries
+        again by itself."""
         if time.monotonic() >= self._look:
             self._trouble = self._router.control.status().trouble
             self._look = time.monotonic() + _LOOK

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 
 from slimnet import contract
-from slimnet.linux import cgroup
+from slimnet.linux import cgroup, libc
 from slimnet.model import Answer, Capabilities, Feature, Probe, Wire, WireFormat
 from slimnet.place import Part
 from slimnet_preload.router import PROGRAM, SHIM
@@ -46,4 +47,17 @@ def probe() -> Probe:
         return Probe(Answer.NO, f"{PROGRAM.name} cannot be run: {said or done.returncode}", _BUILD)
     whose = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
     found = f"needs no privilege: runs as {whose}"
+    if not _revokes():
+        found += "; live connections go on when policy forbids them, before Linux 5.6"
     return Probe(Answer.YES, found, capabilities=capabilities())
+
+
+def _revokes() -> bool:
+    """Whether a router of this user can close what its processes have."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        libc.pidfd_getfd(-1, 0)
+    except OSError as error:
+        return error.errno != errno.ENOSYS
+    return True

@@ -8,6 +8,8 @@
  *	connect		connect, wait for the server's close; connect() is what counts
  *	client		connect, a byte each way, close (the client first)
  *	server		the same, but wait for the server's close before ours
+ *	accept		fill the server's queue, and be told how long each accept took;
+ *			the seconds that it prints are those of the accepts
  *
  * It ends after COUNT operations or SECONDS seconds, whichever comes first (0:
  * no limit). A refused or failed connection is counted by its errno, and the
@@ -26,6 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "burst.h"
 #include "histogram.h"
 
 #define SECOND		1000000000ull
@@ -40,7 +43,7 @@ struct tick {
 	uint64_t longest;
 };
 
-enum kind { EXCHANGE, CONNECT, CLIENT, SERVER };
+enum kind { EXCHANGE, CONNECT, CLIENT, SERVER, ACCEPT };
 
 static struct histogram connects, operations;
 static struct tick timeline[TIMELINE_MAX];
@@ -137,14 +140,14 @@ static enum kind parse_kind(const char *text)
 {
 	static const char *const names[] = {
 		[EXCHANGE] = "exchange", [CONNECT] = "connect",
-		[CLIENT] = "client", [SERVER] = "server",
+		[CLIENT] = "client", [SERVER] = "server", [ACCEPT] = "accept",
 	};
 	unsigned int i;
 
 	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (!strcmp(text, names[i]))
 			return i;
-	errx(2, "kind: wanted wait, exchange, connect, client or server, got %s", text);
+	errx(2, "kind: wanted wait, exchange, connect, client, server or accept, got %s", text);
 }
 
 static void report(uint64_t took)
@@ -201,6 +204,49 @@ static void run(const struct sockaddr_in *to, enum kind kind, uint64_t count, ui
 	report(after - start);
 }
 
+/* `count` connections in the server's queue at once: nanoseconds that it took to accept them. */
+static uint64_t burst(const struct sockaddr_in *to, uint32_t count)
+{
+	static uint64_t took[BURST];
+	static int fds[BURST];
+	const ssize_t size = count * sizeof(*took);
+	const int first = open_exchange(to);
+	uint64_t whole = 0, before;
+	uint32_t i;
+
+	for (i = 0; i < count; i++) {
+		before = now();
+		fds[i] = open_socket();
+		if (connect(fds[i], (const struct sockaddr *)to, sizeof(*to)))
+			err(1, "connect");
+		histogram_add(&connects, now() - before);
+	}
+	if (send(first, &count, sizeof(count), MSG_NOSIGNAL) != sizeof(count))
+		err(1, "send");
+	if (recv(first, took, size, MSG_WAITALL) != size)
+		errx(1, "the server ended");
+	for (i = 0; i < count; i++) {
+		histogram_add(&operations, took[i]);
+		whole += took[i];
+		close(fds[i]);
+	}
+	close(first);
+	return whole;
+}
+
+static void run_bursts(const struct sockaddr_in *to, uint64_t count, uint64_t limit)
+{
+	const uint64_t start = now();
+	uint64_t took = 0, left = count ? count : UINT64_MAX, size;
+
+	do {
+		size = left < BURST ? left : BURST;
+		took += burst(to, size);
+		left -= size;
+	} while (left && (!limit || now() - start < limit));
+	report(took);
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_in to = { .sin_family = AF_INET };
@@ -221,6 +267,9 @@ int main(int argc, char **argv)
 	}
 	if (!count && !limit)
 		errx(2, "limit: wanted a count or a number of seconds, got neither");
-	run(&to, parse_kind(argv[1]), count, limit);
+	if (parse_kind(argv[1]) == ACCEPT)
+		run_bursts(&to, count, limit);
+	else
+		run(&to, parse_kind(argv[1]), count, limit);
 	return 0;
 }

@@ -7,6 +7,7 @@ from slimnet.demo.workload import Workload
 from slimnet.demo.workloads.iperf import Iperf, IperfTen
 from slimnet.demo.workloads.kafka import KafkaConsume, KafkaLatency, KafkaProduce
 from slimnet.demo.workloads.load import (
+    Accept,
     Churn,
     Connect,
     ConnectRequestClose,
@@ -27,6 +28,7 @@ WORKLOADS: tuple[Workload, ...] = (
     RequestResponse(),
     ConnectRequestClose(),
     Connect(),
+    Accept(),
     Memcached(),
     Redis(),
     NginxKeepAlive(),

@@ -11,7 +11,7 @@ from typing import Any
 from slimnet.demo.setting import Setting
 from slimnet.demo.workload import Reading, Workload
 
-__all__ = ["Churn", "Connect", "ConnectRequestClose", "RequestResponse", "Soak"]
+__all__ = ["Accept", "Churn", "Connect", "ConnectRequestClose", "RequestResponse", "Soak"]
 
 
 class _Load(Workload):
@@ -91,6 +91,20 @@ class Connect(_Load):
         """Microseconds."""
         median: float = said["connect_us"]["p50"]
         return median
+
+
+class Accept(_Load):
+    """accept() from a full queue, by one process on one processor: what a client does
+    meanwhile is not in it."""
+
+    name = "accept"
+    title = "accepted connections, one core"
+    unit = "connections/s"
+    target = 0.97
+    cpu_target = None
+    port = 7008
+    answer = "queue"
+    kind = "accept"
 
 
 class Churn(_Load):
