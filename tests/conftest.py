@@ -5,7 +5,8 @@ A skip says what is missing. Where the machine should have everything (CI), the
 environment variable ``SLIMNET_REQUIRE_ALL=1`` turns every skip into a failure.
 
 What needs the kernel module slimnet (``@pytest.mark.module``) is left out, skips and all, where
-it is not loaded: most machines cannot, and the machines of ``tests/vm`` do.
+it is not loaded: most machines cannot, and the machines of ``tests/vm`` do. So is what needs netkit
+devices (``@pytest.mark.netkit``) where the kernel has none.
 
 A run that is ended by SIGTERM removes what its tests made, as after Ctrl-C.
 
@@ -73,6 +74,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "lsm: needs a kernel that closes endpoints; left out without"
     )
+    config.addinivalue_line("markers", "netkit: needs a kernel with netkit; left out without")
     signal.signal(signal.SIGTERM, end)
     # A background job ignores SIGINT, one under nohup SIGHUP too. Ignoring is inherited, and a
     # shell traps nothing that was ignored when it started; a handler is not inherited.
@@ -84,6 +86,7 @@ def pytest_configure(config):
 def pytest_report_header():
     left = [] if MODULE.exists() else [f"the kernel module {MODULE.name}"]
     left += [] if closes() else ["a kernel that takes programs of the BPF LSM"]
+    left += [] if has_netkit() else ["a kernel with netkit"]
     return f"left out: what needs {' or '.join(left)} (tests/vm has it)" if left else None
 
 
@@ -94,6 +97,15 @@ def closes():
     except ImportError:
         return False
     return os.geteuid() == 0 and closing.closes()
+
+
+def has_netkit():
+    """Whether containers get netkit devices here."""
+    try:
+        from slimnet.fallback import Pair  # not for who tests nothing of it
+    except ImportError:
+        return False
+    return os.geteuid() == 0 and Pair.NETKIT.is_known()
 
 
 def functions(commit):
@@ -109,7 +121,11 @@ def pytest_collection_modifyitems(config, items):
         newer = [item for item in items if item.originalname not in wanted]
         config.hook.pytest_deselected(items=newer)
         items[:] = [item for item in items if item.originalname in wanted]
-    for name, there in (("module", MODULE.exists), ("lsm", closes)):
+    for name, there in (
+        ("module", MODULE.exists),
+        ("lsm", closes),
+        ("netkit", has_netkit),
+    ):
         without = [item for item in items if item.get_closest_marker(name)]
         if without and not there():
             config.hook.pytest_deselected(items=without)

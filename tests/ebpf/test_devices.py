@@ -3,17 +3,24 @@
 namespace of its own, which most hosts never have."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import socket
+from pathlib import Path
 
 import pytest
 from machine import NETWORK, endpoint, run, wait_for
+from pyroute2.netlink.exceptions import NetlinkError
 
-from slimnet import AbiMismatch, BackendUnavailable
+from slimnet import AbiMismatch, BackendUnavailable, ConfigError
+from slimnet.fallback import Pair
+from slimnet.linux import netns
 from slimnet.tables import Tables
 from slimnet_ebpf import EbpfBackend, links
 from slimnet_ebpf.carrier import DEVICES
+from slimnet_ebpf.libbpf import BpfError
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import AbiStamp, Object
 from slimnet_ebpf.pins import Pins
@@ -102,3 +109,88 @@ def test_what_is_installed_has_changed_meanwhile(
     monkeypatch.undo()
     backend.attach(endpoint(2, netns=namespace), NETWORK)
     assert backend.status().endpoints == {102}
+
+
+def kind(name, device):
+    (shown,) = json.loads(run(f"ip -n {name} -j -d link show {device}"))
+    return shown["linkinfo"]["info_kind"]
+
+
+def test_what_they_are_on(machine, namespace, tmp_path):
+    """What the probe says. With another device in the options what is there stays, and what
+    comes gets that one."""
+    said = "netkit" if Pair.NETKIT.is_known() else "veth"
+    assert f", {said} for containers" in EbpfBackend.probe().reason
+    name = Path(namespace).name
+    other = f"{name}2"
+    run(f"ip netns add {other}")
+    machine.undo.callback(run, f"ip netns del {other}")
+    backend = machine.start(state=tmp_path)
+    try:
+        backend.attach(endpoint(2, netns=namespace), NETWORK)
+        backend.close()
+        backend = machine.start(state=tmp_path, options={"device": "veth"})
+        backend.attach(endpoint(2, netns=namespace), NETWORK)
+        backend.attach(endpoint(3, netns=f"/run/netns/{other}"), NETWORK)
+        found = kind(name, "eth0"), kind(machine.name, "sl000007"), kind(other, "eth0")
+        assert found == (said, said, "veth")
+    finally:
+        backend.teardown()
+
+
+def test_netkit_where_there_is_none(machine, monkeypatch):
+    """One line, and nothing is made."""
+    monkeypatch.setattr(Pair, "is_known", lambda pair: pair is not Pair.NETKIT)
+    before = machine.left()
+    with pytest.raises(ConfigError) as error:
+        machine.start(options={"device": "netkit"})
+    wanted = "auto or veth, for netkit needs Linux 6.7 with CONFIG_NETKIT"
+    assert str(error.value) == f"backend.ebpf.device: wanted {wanted}, got 'netkit'"
+    assert machine.left() == before
+
+
+@pytest.mark.netkit
+def test_root_in_there_changes_nothing_of_a_netkit(machine, namespace, tmp_path):
+    """It sees no program of what it sends, so has none to take off, and cannot say that it passes
+    without: without, nothing does. An agent that starts again puts it back."""
+    backend = machine.start(state=tmp_path)
+    router = f"slimnet.{machine.name}_ebpf.7"
+
+    def received():
+        """By the router, of two datagrams, which nobody refuses on their way to it."""
+        path = Path("/sys/class/net/ep00000066/statistics/rx_packets")
+        command = f"nsenter --net=/run/netns/{router} unshare -m sh -c"
+        read = f"{command} 'mount -t sysfs none /sys && cat {path}'"
+        before = int(run(read))
+        with netns.enter(Path(namespace)), socket.socket(type=socket.SOCK_DGRAM) as sender:
+            for _ in range(2):
+                with contextlib.suppress(ConnectionRefusedError):
+                    sender.sendto(b"x", ("10.1.0.9", 9))
+        return int(run(read)) - before
+
+    try:
+        backend.attach(endpoint(2, netns=namespace), NETWORK)
+        assert kind(Path(namespace).name, "eth0") == kind(machine.name, "sl000007") == "netkit"
+        program = loaded(machine)["slim_device_tc"]
+        with netns.enter(Path(namespace)), netns.netlink() as route:
+            eth0 = socket.if_nametoindex("eth0")
+            for attach_type in (links.ATTACH_NETKIT_PEER - 1, links.ATTACH_NETKIT_PEER):
+                with pytest.raises(BpfError) as refused:
+                    links.attached(eth0, attach_type)
+                assert refused.value.errno == errno.EACCES
+            with pytest.raises(NetlinkError) as error:
+                route.link("set", index=eth0, kind="netkit", IFLA_NETKIT_PEER_POLICY=0)
+            assert error.value.code == errno.EACCES
+        assert received() == 2
+        with netns.enter(netns.DIRECTORY / router):
+            device = socket.if_nametoindex("ep00000066")
+            assert links.attached(device, links.ATTACH_NETKIT_PEER) == [program]
+            for each in Pins(machine.name).open_programs():
+                links.take_off(each.fd, device, links.ATTACH_NETKIT_PEER)
+                os.close(each.fd)
+        assert received() == 0
+        backend.close()
+        backend = machine.start(state=tmp_path, options={"device": "netkit"})
+        assert received() == 2
+    finally:
+        backend.teardown()

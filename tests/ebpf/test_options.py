@@ -35,6 +35,8 @@ def test_values_are_taken():
         ({"wire_ports": "4790"}, "backend.ebpf.wire_ports"),
         ({"held_ports": -1}, "backend.ebpf.held_ports"),
         ({"held_port": 1}, "backend.ebpf.held_port"),
+        ({"device": "macvlan"}, "backend.ebpf.device"),
+        ({"device": 1}, "backend.ebpf.device"),
     ],
 )
 def test_a_wrong_entry_is_named(table, field):

@@ -40,6 +40,7 @@ def test_it_says_what_it_can_do(guest):
     old = guest.release.startswith("6.1.")
     assert ("IP_PKTINFO" in backends["ebpf"]["reason"]) == old
     assert ("Linux 6.2 or newer" in backends["ebpf"]["remedy"]) == old
+    assert f"{'veth' if old else 'netkit'} for containers" in backends["ebpf"]["reason"]
     # In the machine's own network namespace there is the setting.
     assert "tstamp_allow_data" not in backends["ebpf"]["remedy"]
 

@@ -5,6 +5,8 @@
 #ifndef SLIMNET_ARRIVE_H
 #define SLIMNET_ARRIVE_H
 
+#include <linux/if_packet.h>
+
 #include "carry.h"
 #include "steer.h"
 
@@ -87,6 +89,12 @@ static __always_inline int slim_portal_run(struct __sk_buff *skb)
 	if (skb->protocol == bpf_htons(ETH_P_IP) && (void *)(ip + 1) <= end &&
 	    ip->saddr == control->underlay[3])
 		return bpf_redirect_neigh(control->ifindex, NULL, 0, 0);
+	/*
+	 * Sent by a device (slim_pass_on()), it still has the Ethernet address that the
+	 * endpoint wrote, and counts as another machine's.
+	 */
+	if (skb->pkt_type != PACKET_HOST && bpf_skb_change_type(skb, PACKET_HOST))
+		return TC_ACT_SHOT;
 	return slim_ingress(skb, true);
 }
 

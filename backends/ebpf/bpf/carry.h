@@ -8,8 +8,11 @@
  *	eth0 ---- ep (slim_device) ==> uplink0 ---- sl (slim_portal) ==> underlay
  *	eth0 <=== ep     uplink0 (slim_arrive) <=== sl   underlay (slim_ingress)
  *
- * ==> is bpf_redirect_peer() or bpf_redirect_neigh(): no queue and no stack. The
- * records say what becomes of a packet, one for each way; they are written by a
+ * ==> is slim_pass_on() or bpf_redirect_neigh(): no queue and no stack. slim_device and
+ * slim_portal are programs of the other end's where the two ends are a netkit, and else at
+ * tc ingress, behind the queue that a veth has between its ends.
+ *
+ * The records say what becomes of a packet, one for each way; they are written by a
  * SYN alone, after the same slim_way() and slim_admit() that sockets of the host
  * are put to. Whatever has no record goes on to the router, which decides it by
  * the same tables.
@@ -224,7 +227,7 @@ struct {
 	__type(value, struct slim_carriage);
 } slim_carriage SEC(".maps");
 
-/* All zero. tc ingress runs in softirq, one at a time on a processor. */
+/* All zero. What receives and what sends has softirqs off: one at a time on a processor. */
 static __always_inline struct slim_carriage *slim_carriage_new(void)
 {
 	__u32 zero = 0;
@@ -745,7 +748,7 @@ slim_carried_across(struct __sk_buff *skb, const struct slim_carried *carried,
 	if (slim_carried_write(skb, carried, key) ||
 	    bpf_skb_store_bytes(skb, 0, carried->macs, sizeof(carried->macs), 0))
 		return TC_ACT_SHOT;
-	return bpf_redirect_peer(carried->through, 0);
+	return slim_pass_on(skb, carried->through);
 }
 
 static __always_inline int
@@ -826,7 +829,7 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 	if (slim_segment_append(skb, segment, &option) ||
 	    slim_carried_write(skb, &carriage->value, &carriage->out))
 		return TC_ACT_SHOT;
-	return bpf_redirect_peer(uplink, 0);
+	return slim_pass_on(skb, uplink);
 }
 
 /* Is it over a rate? Else it is on account. */
@@ -900,7 +903,7 @@ static __always_inline int slim_device_run(struct __sk_buff *skb)
 		return slim_carried_across(skb, carried, &segment.key);
 	if (slim_carried_write(skb, carried, &segment.key))
 		return TC_ACT_SHOT;
-	return bpf_redirect_peer(carried->through, 0);
+	return slim_pass_on(skb, carried->through);
 }
 
 /*

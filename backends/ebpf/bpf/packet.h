@@ -41,4 +41,16 @@ struct slim_syn {
 	__u32 length;		/* of the options, in bytes */
 };
 
+/*
+ * On to the other end of a device, from a program on what another device receives. The other
+ * end of a netkit (drivers/net/netkit.c) has its program before anything is received, and no
+ * tc ingress yet: the kernel drops what asks for a peer there, and such a program comes before
+ * this host's stack has any part in it, so that to send by the device is as short a way. Only
+ * what was received has an interface that it came by.
+ */
+static __always_inline int slim_pass_on(struct __sk_buff *skb, __u32 device)
+{
+	return skb->ingress_ifindex ? bpf_redirect_peer(device, 0) : bpf_redirect(device, 0);
+}
+
 #endif /* SLIMNET_PACKET_H */

@@ -378,8 +378,9 @@ slim_publish_refused(const struct slim_publish *published, const struct slim_end
  * policy lets the client in. Refused, the host answers: nobody listens there.
  */
 static __always_inline int
-slim_publish_carry(struct slim_state *state, const struct slim_publish *published,
-		   const struct slim_endpoint *endpoint, const struct slim_tuple *syn)
+slim_publish_carry(struct __sk_buff *skb, struct slim_state *state,
+		   const struct slim_publish *published, const struct slim_endpoint *endpoint,
+		   const struct slim_tuple *syn)
 {
 	__u32 rule = 0;
 	int answer;
@@ -396,7 +397,7 @@ slim_publish_carry(struct slim_state *state, const struct slim_publish *publishe
 		slim_count(SLIM_REASON_FLOW_FULL);
 		return TC_ACT_SHOT;
 	}
-	return answer ? bpf_redirect_peer(answer, 0) : SLIM_TC_NEXT;
+	return answer ? slim_pass_on(skb, answer) : SLIM_TC_NEXT;
 }
 
 /*
@@ -419,7 +420,7 @@ slim_syn_published(struct __sk_buff *skb, const struct slim_tuple *syn)
 	if (!endpoint)
 		return SLIM_TC_NEXT;
 	if (!endpoint->index)
-		return slim_publish_carry(state, published, endpoint, syn);
+		return slim_publish_carry(skb, state, published, endpoint, syn);
 	slim_listener_repair(skb, slim_inner(false, endpoint->index, published->port),
 				     published->endpoint);
 	return SLIM_TC_NEXT;

@@ -30,6 +30,7 @@ from slimnet.fallback.overlay import (
     probe,
     purge,
 )
+from slimnet.fallback.pair import Pair
 from slimnet.fallback.refusals import Refused, counters, refusals
 from slimnet.fallback.router import Plug, Router
 
@@ -39,6 +40,7 @@ __all__ = [
     "Beneath",
     "Fallback",
     "Outside",
+    "Pair",
     "Plug",
     "Refused",
     "Router",

@@ -26,6 +26,7 @@ from slimnet.exceptions import (
 )
 from slimnet.fallback.flows import tracked
 from slimnet.fallback.outside import Outside, Stamp
+from slimnet.fallback.pair import Pair
 from slimnet.fallback.record import Record
 from slimnet.fallback.refusals import counters, refusals
 from slimnet.fallback.router import Plug, Router
@@ -190,6 +191,7 @@ class Fallback:
         port: UDP port of VXLAN; the same on every host.
         wraps: as of :class:`Router`.
         serves: likewise.
+        pair: likewise.
 
     Raises:
         ConfigError: the underlay address is not IPv4.
@@ -197,7 +199,13 @@ class Fallback:
     """
 
     def __init__(
-        self, context: Context, port: int = PORT, *, wraps: bool = True, serves: bool = False
+        self,
+        context: Context,
+        port: int = PORT,
+        *,
+        wraps: bool = True,
+        serves: bool = False,
+        pair: Pair = Pair.VETH,
     ) -> None:
         self.context = context
         if context.host.address.version != 4:
@@ -205,6 +213,7 @@ class Fallback:
         self._port = port
         self._wraps = wraps
         self._serves = serves
+        self._pair = pair
         self._lock = threading.RLock()
         self._tables: Tables | None = None
         self._late: list[Event] = []  # of routers that are gone
@@ -573,6 +582,7 @@ class Fallback:
             self._port,
             wraps=self._wraps,
             serves=self._serves,
+            pair=self._pair,
         )
 
     def _networks(self) -> list[int]:

@@ -23,6 +23,7 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet.exceptions import BackendError
 from slimnet.fallback import nft, ruleset
+from slimnet.fallback.pair import Pair
 from slimnet.linux import libc, netns, sysctl
 from slimnet.rtnetlink import Link, Rtnetlink
 from slimnet.tables import Tables
@@ -175,6 +176,8 @@ class Router:
         wraps: whether all that endpoints send is wrapped, and so their packets have to be
             smaller by that; else those that are too large for it are told (RFC 1191).
         serves: whether datagrams to the address of a service come to an endpoint behind it.
+        pair: what new links to endpoints and to the host are. Of :attr:`Pair.NETKIT` whoever
+            makes the router puts programs on its ends and on the host's end of its way out.
     """
 
     def __init__(
@@ -188,6 +191,7 @@ class Router:
         *,
         wraps: bool = True,
         serves: bool = False,
+        pair: Pair = Pair.VETH,
     ) -> None:
         self.path = path
         self.vni = vni
@@ -197,6 +201,7 @@ class Router:
         self._port = port
         self._wraps = wraps
         self._serves = serves
+        self._pair = pair
 
     def up(self) -> None:
         """Make it, closed. What a killed process left half made is made anew."""
@@ -256,16 +261,11 @@ class Router:
 
     def _make_uplink(self, host: IPRoute, here: int) -> None:
         """The way to the outside."""
-        host.link(
-            "add",
+        self._pair.add(
+            host,
+            {"ifname": ruleset.UPLINK, "net_ns_fd": here, "address": _mac(0x54, self.vni)},
             ifname=uplink_name(self.vni),
-            kind="veth",
             address=_mac(0x55, self.vni),
-            peer={
-                "ifname": ruleset.UPLINK,
-                "net_ns_fd": here,
-                "address": _mac(0x54, self.vni),
-            },
         )
 
     def _lead_out(self, host: IPRoute, route: IPRoute) -> None:
@@ -387,19 +387,18 @@ class Router:
                 raise BackendError(f"endpoint.netns: wanted {wanted}, got {str(there)!r}")
             vxlan = route.get_links(ifname=ruleset.VXLAN)[0]
             mtu = vxlan.get_attr("IFLA_MTU") + (0 if self._wraps else OVERHEAD)
-            route.link(
-                "add",
-                ifname=name,
-                index=device_number(endpoint),
-                kind="veth",
-                address=_mac(0x50, endpoint),
-                mtu=mtu,
-                peer={
+            self._pair.add(
+                route,
+                {
                     "ifname": "eth0",
                     "net_ns_fd": namespace.fileno(),
                     "address": _mac(0x51, endpoint),
                     "mtu": mtu,
                 },
+                ifname=name,
+                index=device_number(endpoint),
+                address=_mac(0x50, endpoint),
+                mtu=mtu,
             )
             # Only of eth0: loopback keeps ::1, for programs that do not start without it.
             with netns.enter(there):
@@ -425,7 +424,8 @@ class Router:
     def is_in(there: Path, endpoint: int) -> bool:
         """Whether a namespace has the endpoint's end of its link, under whatever name."""
         with _told(f"endpoint {endpoint}"), netns.netlink(there) as inside:
-            return bool(inside.link_lookup(address=_mac(0x51, endpoint), kind="veth"))
+            mac = _mac(0x51, endpoint)
+            return any(inside.link_lookup(address=mac, kind=pair.value) for pair in Pair)
 
     def unplug(self, endpoint: int) -> None:
         """Disconnect an endpoint; one that is not connected is no error."""

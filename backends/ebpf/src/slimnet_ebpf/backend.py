@@ -135,6 +135,8 @@ class EbpfBackend(Backend):
             raise ConfigError("key_file", "a key of 16 bytes", f"{len(context.key)} bytes")
         self._pins = Pins(context.instance)
         requirements.check()
+        if self._options.device == fallback.Pair.NETKIT:
+            self._options.pair()
         mount_bpffs()
         self._mutex = threading.RLock()
         self._closed = False
@@ -217,6 +219,7 @@ class EbpfBackend(Backend):
                     self.context,
                     self._netns,
                     self._options.vxlan_port,
+                    self._options.pair,
                     self._carrier,
                     self._write_control,
                 )

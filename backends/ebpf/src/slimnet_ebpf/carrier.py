@@ -153,10 +153,16 @@ class Carrier:
             return
         with netns.enter(router):
             self._put(plug.uplink, filters.INGRESS, _ARRIVE)
-            self._put(plug.device, filters.INGRESS, _DEVICE_IN)
+            self._put_across(plug.device, _DEVICE_IN)
         with self._host.entered():
-            self._put(plug.portal, filters.INGRESS, _PORTAL)
+            self._put_across(plug.portal, _PORTAL)
             self._put(plug.portal, filters.EGRESS, "slim_tc_egress")
+
+    def _put_across(self, device: int, name: str) -> None:
+        """On what comes from the other end of a device: where both are a netkit, before it is
+        queued, and so that nobody at that end takes the program off."""
+        if not links.keep_on_netkit(self._programs[name].fd, device):
+            self._put(device, filters.INGRESS, name)
 
     def _put(self, device: int, point: int, name: str) -> None:
         program = self._programs[name]

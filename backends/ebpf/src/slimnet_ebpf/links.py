@@ -6,7 +6,8 @@ objects, so that a process that adopts pinned programs does it the same way.
 
 A network namespace and an interface get links, which are pinned. A cgroup keeps
 its programs itself (BPF_PROG_ATTACH): they need no pin, and stay until the cgroup's
-last socket has gone, long after its directory.
+last socket has gone, long after its directory. So does a netkit, of what its other
+end sends, as long as it is there.
 
 Source: ``uapi/linux/bpf.h`` (BPF_LINK_CREATE, struct bpf_link_info, BPF_PROG_ATTACH).
 """
@@ -14,11 +15,12 @@ Source: ``uapi/linux/bpf.h`` (BPF_LINK_CREATE, struct bpf_link_info, BPF_PROG_AT
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from slimnet_ebpf.libbpf import AttachOptions, check, library
+from slimnet_ebpf.libbpf import AttachOptions, BpfError, check, library
 
 __all__ = [
     "attach",
@@ -26,6 +28,7 @@ __all__ = [
     "end",
     "iterate",
     "keep",
+    "keep_on_netkit",
     "program_id",
     "program_name",
     "program_type",
@@ -51,6 +54,7 @@ ATTACH_SK_LOOKUP = 36
 ATTACH_LSM_CGROUP = 43
 ATTACH_TCX_INGRESS = 46
 ATTACH_TCX_EGRESS = 47
+ATTACH_NETKIT_PEER = 55
 
 # Of a TCX link: before all others, which may end the chain.
 FIRST = 1 << 3
@@ -59,6 +63,8 @@ FIRST = 1 << 3
 # or it runs beside them (BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI).
 OVERRIDE = 1 << 0
 MULTI = 1 << 1
+# Of a program on a netkit: behind those that are there (kernel/bpf/mprog.c).
+LAST = 0
 # Instead of another one, at once (BPF_F_REPLACE, Linux 5.6).
 _REPLACE = 1 << 2
 
@@ -208,9 +214,9 @@ def keep(program: int, cgroup: int, attach_type: int, flags: int = MULTI) -> Non
 
     Args:
         program: descriptor of the program.
-        cgroup: descriptor of the cgroup's directory.
+        cgroup: descriptor of the cgroup's directory; or the index of a netkit.
         attach_type: enum bpf_attach_type.
-        flags: OVERRIDE or MULTI.
+        flags: OVERRIDE, MULTI or LAST.
 
     Raises:
         BpfError: the kernel refused; nothing is attached.
@@ -230,10 +236,10 @@ def replace(
     moment neither of the two runs, and at none both. One without a successor is taken off.
 
     Args:
-        cgroup: descriptor of the cgroup's directory.
+        cgroup: descriptor of the cgroup's directory; or the index of a netkit.
         attach_type: enum bpf_attach_type.
         successors: descriptors of programs, by name as :func:`program_name` has it.
-        flags: OVERRIDE or MULTI, as they were attached.
+        flags: OVERRIDE, MULTI or LAST, as they were attached.
 
     Raises:
         BpfError: the kernel refused.
@@ -249,7 +255,7 @@ def replace(
             program = successors.get(name)
             if program is None or program_id(program) in there:
                 result = library().bpf_prog_detach2(fd, cgroup, attach_type)
-            elif flags == MULTI:
+            elif flags != OVERRIDE:
                 options = AttachOptions(
                     sz=ctypes.sizeof(AttachOptions), flags=flags | _REPLACE, replace_prog_fd=fd
                 )
@@ -280,6 +286,33 @@ def renew(pin: Path, program: int) -> None:
             check(library().bpf_link_update(link, program, None), f"replace {pin.name}")
     finally:
         os.close(link)
+
+
+def keep_on_netkit(program: int, device: int) -> bool:
+    """Attach a program to what the other end of a netkit sends, in place of the one of its name
+    that an earlier load has there. Only from this end, which is the primary one, it is attached
+    and taken off again.
+
+    Args:
+        program: descriptor of the program.
+        device: index of the primary end.
+
+    Returns:
+        False where the device is no netkit; nothing is attached then.
+
+    Raises:
+        BpfError: the kernel refused.
+    """
+    try:
+        attached(device, ATTACH_NETKIT_PEER)
+    except BpfError as error:
+        if error.errno in (errno.ENXIO, errno.EINVAL):  # EINVAL: of a kernel without netkit
+            return False
+        raise
+    name = program_name(program_id(program))
+    replace(device, ATTACH_NETKIT_PEER, {name: program}, LAST)
+    keep(program, device, ATTACH_NETKIT_PEER, LAST)
+    return True
 
 
 def take_off(program: int, cgroup: int, attach_type: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from slimnet import fallback
 from slimnet.abc import Context
 from slimnet.exceptions import BackendError, BackendUnavailable
-from slimnet.fallback import Beneath, Fallback, Plug
+from slimnet.fallback import Beneath, Fallback, Pair, Plug
 from slimnet.linux.netns import Netns
 from slimnet.model import Connection, Endpoint, Event, Network, Status
 from slimnet.place import Life, Place
@@ -52,6 +52,7 @@ class Namespaces:
         context: the backend's.
         host: the host's network namespace.
         port: UDP port of VXLAN.
+        pair: says which devices they get; asked when there is need.
         carrier: of their connections.
         on_change: called with what of struct slim_control is about them.
     """
@@ -61,6 +62,7 @@ class Namespaces:
         context: Context,
         host: Netns,
         port: int,
+        pair: Callable[[], Pair],
         carrier: Carrier,
         on_change: Callable[..., None],
     ) -> None:
@@ -72,10 +74,11 @@ class Namespaces:
         self._beneath = beneath(context.instance, context.state)
         self._context = self._beneath.context(context)
         self._port = port
+        self._pair = pair
         self._tables: Tables | None = None
         self._overlay: Fallback | None = None
         if self._beneath.find() is not None:
-            self._overlay = Fallback(self._context, port, wraps=False, serves=True)
+            self._overlay = self._adopt()
             self._connect(self._overlay)
 
     def place(self, name: str, given: Place) -> Place:
@@ -195,7 +198,7 @@ class Namespaces:
             if not found:
                 raise BackendUnavailable(f"endpoint.netns: {found.advice}")
             with self._host.entered():
-                made = Fallback(self._context, self._port, wraps=False, serves=True)
+                made = self._adopt()
             try:
                 if self._tables is not None:
                     made.install(self._tables)
@@ -204,3 +207,7 @@ class Namespaces:
                 raise
             self._overlay = made
         return self._overlay
+
+    def _adopt(self) -> Fallback:
+        """The fallback overlay, with what there is of it."""
+        return Fallback(self._context, self._port, wraps=False, serves=True, pair=self._pair())

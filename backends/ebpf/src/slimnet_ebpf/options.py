@@ -12,13 +12,17 @@ from netaddr import IPNetwork
 
 from slimnet import contract
 from slimnet.exceptions import ConfigError
-from slimnet.fallback import PORT
+from slimnet.fallback import PORT, Pair
 from slimnet.options import FIRST_PORT, SynOptions, check_number
 
-__all__ = ["Options", "Placement"]
+__all__ = ["NETKIT_NEEDS", "Options", "Placement"]
 
 #: The IPv6 half of the inner range: a unique local /64 (RFC 4193), "slimnet" in hex.
 INNER_RANGE6 = IPNetwork("fd73:6c69:6d6e:6574::/64")
+#: What a kernel needs to have netkit.
+NETKIT_NEEDS = "Linux 6.7 with CONFIG_NETKIT"
+#: Of :attr:`Options.device`: netkit, where the kernel has it.
+AUTO = "auto"
 
 
 class Placement(enum.StrEnum):
@@ -41,12 +45,15 @@ class Options(SynOptions):
             network namespace; one that is given is always used.
         vxlan_port: UDP port of the fallback overlay, for those in namespaces of their own;
             the same on every host.
+        device: ``veth`` or ``netkit``: what devices those get, with their next start; or
+            ``auto``.
     """
 
     held_ports: int = 65535
     announce_port: int = contract.SLIM_ANNOUNCE_PORT
     placement: str = Placement.HOST
     vxlan_port: int = PORT
+    device: str = AUTO
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Self:
@@ -59,10 +66,26 @@ class Options(SynOptions):
         check_number("backend.ebpf.held_ports", made.held_ports, 1, 65535)
         check_number("backend.ebpf.announce_port", made.announce_port, FIRST_PORT, 65535)
         check_number("backend.ebpf.vxlan_port", made.vxlan_port, 1, 65535)
-        if made.placement not in list(Placement):
-            wanted = f"one of {', '.join(Placement)}"
-            raise ConfigError("backend.ebpf.placement", wanted, made.placement)
+        for field, value, known in (
+            ("placement", made.placement, list(Placement)),
+            ("device", made.device, [AUTO, *Pair]),
+        ):
+            if value not in known:
+                raise ConfigError(f"backend.ebpf.{field}", f"one of {', '.join(known)}", value)
         if made.announce_port in made.ports:
             wanted = f"one that is not in {made.ports.start}-{made.ports.stop - 1}"
             raise ConfigError("backend.ebpf.announce_port", wanted, made.announce_port)
         return made
+
+    def pair(self) -> Pair:
+        """What devices endpoints in namespaces of their own get.
+
+        Raises:
+            ConfigError: this kernel has no such.
+        """
+        if self.device == AUTO:
+            return Pair.NETKIT if Pair.NETKIT.is_known() else Pair.VETH
+        if self.device == Pair.NETKIT and not Pair.NETKIT.is_known():
+            wanted = f"{AUTO} or {Pair.VETH}, for netkit needs {NETKIT_NEEDS}"
+            raise ConfigError("backend.ebpf.device", wanted, self.device)
+        return Pair(self.device)

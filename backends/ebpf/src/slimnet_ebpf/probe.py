@@ -7,10 +7,12 @@ import platform
 from pathlib import Path
 
 from slimnet.exceptions import BackendUnavailable, CapabilityMissing
+from slimnet.fallback import Pair
 from slimnet.model import Answer, Probe
 from slimnet_ebpf import requirements
 from slimnet_ebpf.libbpf import BpfError, library
 from slimnet_ebpf.objects import AbiStamp, Object
+from slimnet_ebpf.options import NETKIT_NEEDS
 
 __all__ = ["probe", "refused"]
 
@@ -41,6 +43,8 @@ def probe(path: Path, *, load: bool = True) -> Probe:
         return refused(error)
     version = library().libbpf_version_string().decode()
     found = f"Linux {platform.release()}, libbpf {version}"
+    if load:
+        found += f", {_device()}"
     gaps = requirements.gaps()
     return Probe(
         Answer.YES,
@@ -48,6 +52,13 @@ def probe(path: Path, *, load: bool = True) -> Probe:
         "; ".join(gap.remedy for gap in gaps),
         requirements.capabilities(),
     )
+
+
+def _device() -> str:
+    """What containers get (:attr:`slimnet_ebpf.options.Options.device`)."""
+    if Pair.NETKIT.is_known():
+        return f"{Pair.NETKIT} for containers"
+    return f"{Pair.VETH} for containers ({Pair.NETKIT} needs {NETKIT_NEEDS})"
 
 
 def refused(error: BpfError) -> Probe:
