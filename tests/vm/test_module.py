@@ -3,7 +3,7 @@
 unloaded; whatever the kernel says of trouble meanwhile is a failure.
 
 ``SLIMNET_MODULE_SUITES=whole`` (``tox run -e module``) runs every clause and every test of the
-laboratory instead, which takes hours.
+laboratory instead, which takes hours; names of WHOLE run these parts of it.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 
 import module
 import pytest
-from guest import TROUBLE, kernels
+from guest import ROOT, TROUBLE, kernels
 from suites import MODULE_SUITES
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -25,18 +25,30 @@ for needed in $(modinfo -F depends $file | tr , ' '); do modprobe $needed || exi
 insmod $file && cat /proc/modules
 """
 UNLOAD = "rmmod slimnet && ! grep '^slimnet ' /proc/modules"
+#: In parts of an hour or less.
 WHOLE = {
-    "clauses": ["tests/conformance", "-k", "kmod or one_cluster"],
-    "functional": ["tests/functional", "-k", "kmod"],
+    "clauses": ["tests/conformance/test_backends.py", "-k", "kmod"],
+    "mixed": [
+        *("tests/conformance/test_mixed.py", "tests/conformance/test_side_by_side.py"),
+        *("-k", "kmod or one_cluster"),
+    ],
     "netlink": ["tests/kmod"],
     "policy": ["tests/policy/test_kernel.py", "-k", "kmod"],
+    **{
+        f"functional-{letters}": [
+            *sorted(map(str, ROOT.glob(f"tests/functional/test_[{letters}]*.py"))),
+            *("-k", "kmod"),
+        ]
+        for letters in ("a-b", "c-g", "h-l", "m-o", "p", "q-r", "s-z")
+    },
 }
-IS_WHOLE = os.environ.get("SLIMNET_MODULE_SUITES") == "whole"
+CHOSEN = os.environ.get("SLIMNET_MODULE_SUITES", "")
 
 
 def suites():
-    if IS_WHOLE:
-        return {name: ([], arguments) for name, arguments in WHOLE.items()}
+    if CHOSEN:
+        names = WHOLE if CHOSEN == "whole" else CHOSEN.split()
+        return {name: ([], WHOLE[name]) for name in names}
     return {name: (each.environment, each.arguments) for name, each in MODULE_SUITES.items()}
 
 
