@@ -221,7 +221,10 @@ def visit(lab, others):
     guest.serve(80)
     before = refusals(lab)
     try:
-        guest.connect(guest.address, 80)
+        sock = guest.connect(guest.address, 80)
+        # Accepted as well: the listener does not ask about it once the guest is gone.
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
     except OSError as error:
         error.add_note(f"refused {before} before, now {refusals(lab)}; records {records(lab)}")
         raise

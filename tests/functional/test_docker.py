@@ -29,6 +29,7 @@ from lab.engines import (
     kill_all,
     left,
     root_file_system,
+    served,
     two_hosts,
 )
 from lab.paths import DATA_PATHS, Can, require
@@ -244,7 +245,7 @@ def test_real_programs_on_two_hosts(dockers, nothing_left):
     first, second = dockers
     first.run("-d", "--name=web", "--label=app=web", "--label=title=a text", "--", *REDIS)
     assert second.run("--rm", "--", "redis-cli", "-h", "web", "ping") == "PONG\n"
-    assert second(*PING) == "PONG\n"
+    assert served(second, *PING) == "PONG\n"
     there = endpoints(first.host)["web"]
     assert dict(there.labels) == {"app": "web"}
     (shown,) = json.loads(first("inspect", "web"))
@@ -268,7 +269,7 @@ def test_in_the_hosts_network_namespace(dockers, nothing_left):
             where = ("--network=host", f"--cgroup-parent=/{parent.name}")
             first("run", "-d", "--name=plain", *where, "test", *REDIS)
             ping = ("exec", "client", "redis-cli", "-h", "plain", "ping")
-            assert second(*ping) == "PONG\n"
+            assert served(second, *ping) == "PONG\n"
             pid = first("inspect", "--format={{.State.Pid}}", "plain").strip()
             assert Path(f"/proc/{pid}/ns/net").samefile(first.host.netns)
             with closed(first.host):
@@ -285,7 +286,7 @@ def test_policy_holds(dockers, nothing_left):
     """Also for root in the container with every network capability."""
     first, second = dockers
     first.run("-d", "--name=web", "--label=app=web", "--", *REDIS)
-    assert second(*PING) == "PONG\n"
+    assert served(second, *PING) == "PONG\n"
     with closed(first.host):
         second("exec", "client", "ip", "address", "add", "10.1.0.99/32", "dev", "eth0")
         command = ("timeout", "2", "redis-cli", "-h", "web", "ping")
@@ -303,7 +304,7 @@ def test_its_life(dockers, nothing_left):
     docker("stop", "--time=0", "web")
     assert endpoints(docker.host) == {}
     docker("start", "web")
-    assert other(*PING) == "PONG\n"
+    assert served(other, *PING) == "PONG\n"
     docker("pause", "web")
     docker("unpause", "web")
     assert other(*PING) == "PONG\n"
@@ -328,7 +329,7 @@ def test_published_port(request, dockers, nothing_left):
         assert endpoints(docker.host) == {}
         return
     docker.run(*words, "--", *REDIS)
-    assert other(*PING) == "PONG\n"  # it listens
+    assert served(other, *PING) == "PONG\n"  # it listens
     with other.host.enter(), socket.create_connection((str(docker.host.address), 8080), 5) as sock:
         sock.sendall(b"PING\r\n")
         assert sock.recv(100) == b"+PONG\r\n"
@@ -342,7 +343,7 @@ def test_killed_agent_plugin_and_daemon(dockers, nothing_left):
     docker, other = dockers
     docker.run("-d", "--name=web", "--", *REDIS)
     docker.host.kill_agent()
-    assert other(*PING) == "PONG\n"
+    assert served(other, *PING) == "PONG\n"
     docker.host.start_agent().wait()
     assert "client.default" in docker("exec", "web", "nslookup", "client.default.prod.slimnet")
     docker.stop("plugin", signal.SIGKILL)
@@ -352,14 +353,14 @@ def test_killed_agent_plugin_and_daemon(dockers, nothing_left):
         assert stopping.wait() == 0
     docker("start", "web")
     docker.stop("dockerd", signal.SIGKILL)
-    assert other(*PING) == "PONG\n"
+    assert served(other, *PING) == "PONG\n"
     docker.start_daemon()
     with docker.start("run", "-d", "--network=prod", "--name=half", "test", "sleep", "1000"):
         time.sleep(0.5)
         docker.stop("dockerd", signal.SIGKILL)
     docker.start_daemon()
     docker("start", "web")
-    assert other(*PING) == "PONG\n"
+    assert served(other, *PING) == "PONG\n"
 
 
 @pytest.mark.long("noop")
@@ -372,13 +373,13 @@ def test_the_machine_starts_again(request, dockers, nothing_left):
         words.append("-p=8080:6379")
     docker.run(*words, "--", *REDIS)
     docker.run("-d", "--name=once", "--", "sleep", "1000")
-    assert other(*PING) == "PONG\n"
+    assert served(other, *PING) == "PONG\n"
     docker.boot()
     until = time.monotonic() + 60
     while set(endpoints(docker.host)) != {"web"}:
         assert time.monotonic() < until, (docker.directory / "plugin.log").read_text()[-3000:]
         time.sleep(0.2)
-    assert other(*PING) == "PONG\n"
+    assert served(other, *PING) == "PONG\n"
     assert endpoints(docker.host)["web"].labels == {"app": "web"}
     with docker.host.node() as node:
         assert len(node.policies()) == words.count("-p=8080:6379")
@@ -523,7 +524,7 @@ def test_later_without_an_agent(dockers, nothing_left, tmp_path):
         docker.own = {}
     there = joined(docker.host, "web")
     assert dict(there.labels) == {"app": "web"}
-    assert other(*PING) == "PONG\n"
+    assert served(other, *PING) == "PONG\n"
     assert "client.default" in docker("exec", "web", "nslookup", "client.default.prod.slimnet")
     assert str(there.address) != address
     assert "another address than Docker shows" in (docker.directory / "plugin.log").read_text()

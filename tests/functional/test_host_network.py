@@ -13,9 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab.engines import SHARING, SLIMNET, closed, endpoints, left, root_file_system, two_hosts
+from lab.engines import (
+    SHARING,
+    SLIMNET,
+    closed,
+    endpoints,
+    left,
+    root_file_system,
+    served,
+    two_hosts,
+)
 from lab.paths import require
-from lab.podman import Podman, served
+from lab.podman import Podman
 
 from slimnet_ebpf import closing
 

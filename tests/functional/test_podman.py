@@ -23,10 +23,11 @@ from lab.engines import (
     joined,
     left,
     root_file_system,
+    served,
     two_hosts,
 )
 from lab.paths import require
-from lab.podman import Podman, served
+from lab.podman import Podman
 
 from slimnet.engines.container import attachments
 from slimnet.linux import netns

@@ -33,10 +33,10 @@ from lab.engines import (  # noqa: E402  # a test of another directory's
     joined,
     left,
     root_file_system,
+    served,
     two_hosts,
 )
 from lab.paths import require  # noqa: E402
-from lab.podman import served  # noqa: E402
 
 from slimnet.testbed.host import TestbedHost  # noqa: E402
 

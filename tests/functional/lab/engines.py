@@ -75,6 +75,18 @@ class Words:
         return output if status == 0 else errors
 
 
+def served(engine, *words):
+    """Until a server that has just been started answers."""
+    until = time.monotonic() + 20
+    while True:
+        with engine.start(*words) as process:
+            output, errors = process.communicate(timeout=30)
+        if process.returncode == 0:
+            return output
+        assert time.monotonic() < until, errors
+        time.sleep(0.1)
+
+
 @contextmanager
 def two_hosts(backend, name, *, count=2):
     """Two hosts, or as many, with a network ``prod``, 10.1.0.0/16."""

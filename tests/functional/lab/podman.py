@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from pathlib import Path
 
 from attrs import field, frozen
@@ -71,15 +70,3 @@ class Podman(Words):
                 ["umount", "--quiet", "--recursive", self.directory / kind],
                 check=False, capture_output=True,
             )  # fmt: skip
-
-
-def served(podman, *words):
-    """Until a server that has just been started answers."""
-    until = time.monotonic() + 20
-    while True:
-        with podman.start(*words) as process:
-            output, errors = process.communicate(timeout=30)
-        if process.returncode == 0:
-            return output
-        assert time.monotonic() < until, errors
-        time.sleep(0.1)
