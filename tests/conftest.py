@@ -102,10 +102,10 @@ def closes():
 def has_netkit():
     """Whether containers get netkit devices here."""
     try:
-        from slimnet.fallback import Pair  # not for who tests nothing of it
+        from slimnet.fallback import DevicePair  # not for who tests nothing of it
     except ImportError:
         return False
-    return os.geteuid() == 0 and Pair.NETKIT.is_known()
+    return os.geteuid() == 0 and DevicePair.NETKIT.is_known()
 
 
 def functions(commit):

@@ -15,7 +15,7 @@ from machine import NETWORK, endpoint, run, wait_for
 from pyroute2.netlink.exceptions import NetlinkError
 
 from slimnet import AbiMismatch, BackendUnavailable, ConfigError
-from slimnet.fallback import Pair
+from slimnet.fallback import DevicePair
 from slimnet.linux import netns
 from slimnet.tables import Tables
 from slimnet_ebpf import EbpfBackend, links
@@ -119,7 +119,7 @@ def kind(name, device):
 def test_what_they_are_on(machine, namespace, tmp_path):
     """What the probe says. With another device in the options what is there stays, and what
     comes gets that one."""
-    said = "netkit" if Pair.NETKIT.is_known() else "veth"
+    said = "netkit" if DevicePair.NETKIT.is_known() else "veth"
     assert f", {said} for containers" in EbpfBackend.probe().reason
     name = Path(namespace).name
     other = f"{name}2"
@@ -140,7 +140,7 @@ def test_what_they_are_on(machine, namespace, tmp_path):
 
 def test_netkit_where_there_is_none(machine, monkeypatch):
     """One line, and nothing is made."""
-    monkeypatch.setattr(Pair, "is_known", lambda pair: pair is not Pair.NETKIT)
+    monkeypatch.setattr(DevicePair, "is_known", lambda pair: pair is not DevicePair.NETKIT)
     before = machine.left()
     with pytest.raises(ConfigError) as error:
         machine.start(options={"device": "netkit"})

@@ -30,7 +30,7 @@ from slimnet.fallback.overlay import (
     probe,
     purge,
 )
-from slimnet.fallback.pair import Pair
+from slimnet.fallback.pair import DevicePair
 from slimnet.fallback.refusals import Refused, counters, refusals
 from slimnet.fallback.router import Plug, Router
 
@@ -38,9 +38,9 @@ __all__ = [
     "CAPABILITIES",
     "PORT",
     "Beneath",
+    "DevicePair",
     "Fallback",
     "Outside",
-    "Pair",
     "Plug",
     "Refused",
     "Router",

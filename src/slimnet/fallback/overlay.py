@@ -26,7 +26,7 @@ from slimnet.exceptions import (
 )
 from slimnet.fallback.flows import tracked
 from slimnet.fallback.outside import Outside, Stamp
-from slimnet.fallback.pair import Pair
+from slimnet.fallback.pair import DevicePair
 from slimnet.fallback.record import Record
 from slimnet.fallback.refusals import counters, refusals
 from slimnet.fallback.router import Plug, Router
@@ -205,7 +205,7 @@ class Fallback:
         *,
         wraps: bool = True,
         serves: bool = False,
-        pair: Pair = Pair.VETH,
+        pair: DevicePair = DevicePair.VETH,
     ) -> None:
         self.context = context
         if context.host.address.version != 4:

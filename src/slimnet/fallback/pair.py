@@ -12,14 +12,14 @@ from slimnet.linux import netns
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-__all__ = ["Pair"]
+__all__ = ["DevicePair"]
 
 # enum netkit_action and enum netkit_mode, linux/if_link.h
 _PASS, _DROP = 0, 2
 _L2 = 0
 
 
-class Pair(enum.StrEnum):
+class DevicePair(enum.StrEnum):
     """Which of the kernel's."""
 
     #: What the one end sends waits in a queue of the processor's for the other to receive it.
@@ -40,7 +40,7 @@ class Pair(enum.StrEnum):
         Raises:
             pyroute2.netlink.exceptions.NetlinkError: the kernel refused.
         """
-        if self is Pair.VETH:
+        if self is DevicePair.VETH:
             route.link("add", kind="veth", peer=peer, **primary)
             return
         _teach_netkit()
@@ -62,7 +62,7 @@ class Pair(enum.StrEnum):
 
 
 @functools.cache
-def _is_known(pair: Pair) -> bool:
+def _is_known(pair: DevicePair) -> bool:
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415  # as in flows.py
 
     def attempt() -> None:

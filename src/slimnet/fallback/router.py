@@ -23,7 +23,7 @@ from netaddr import IPAddress, IPNetwork
 
 from slimnet.exceptions import BackendError
 from slimnet.fallback import nft, ruleset
-from slimnet.fallback.pair import Pair
+from slimnet.fallback.pair import DevicePair
 from slimnet.linux import libc, netns, sysctl
 from slimnet.rtnetlink import Link, Rtnetlink
 from slimnet.tables import Tables
@@ -176,7 +176,7 @@ class Router:
         wraps: whether all that endpoints send is wrapped, and so their packets have to be
             smaller by that; else those that are too large for it are told (RFC 1191).
         serves: whether datagrams to the address of a service come to an endpoint behind it.
-        pair: what new links to endpoints and to the host are. Of :attr:`Pair.NETKIT` whoever
+        pair: what new links to endpoints and to the host are. Of :attr:`DevicePair.NETKIT` whoever
             makes the router puts programs on its ends and on the host's end of its way out.
     """
 
@@ -191,7 +191,7 @@ class Router:
         *,
         wraps: bool = True,
         serves: bool = False,
-        pair: Pair = Pair.VETH,
+        pair: DevicePair = DevicePair.VETH,
     ) -> None:
         self.path = path
         self.vni = vni
@@ -425,7 +425,7 @@ class Router:
         """Whether a namespace has the endpoint's end of its link, under whatever name."""
         with _told(f"endpoint {endpoint}"), netns.netlink(there) as inside:
             mac = _mac(0x51, endpoint)
-            return any(inside.link_lookup(address=mac, kind=pair.value) for pair in Pair)
+            return any(inside.link_lookup(address=mac, kind=pair.value) for pair in DevicePair)
 
     def unplug(self, endpoint: int) -> None:
         """Disconnect an endpoint; one that is not connected is no error."""

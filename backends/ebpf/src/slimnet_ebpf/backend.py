@@ -135,7 +135,7 @@ class EbpfBackend(Backend):
             raise ConfigError("key_file", "a key of 16 bytes", f"{len(context.key)} bytes")
         self._pins = Pins(context.instance)
         requirements.check()
-        if self._options.device == fallback.Pair.NETKIT:
+        if self._options.device == fallback.DevicePair.NETKIT:
             self._options.pair()
         mount_bpffs()
         self._mutex = threading.RLock()

@@ -15,7 +15,7 @@ from pathlib import Path
 from slimnet import fallback
 from slimnet.abc import Context
 from slimnet.exceptions import BackendError, BackendUnavailable
-from slimnet.fallback import Beneath, Fallback, Pair, Plug
+from slimnet.fallback import Beneath, DevicePair, Fallback, Plug
 from slimnet.linux.netns import Netns
 from slimnet.model import Connection, Endpoint, Event, Network, Status
 from slimnet.place import Life, Place
@@ -62,7 +62,7 @@ class Namespaces:
         context: Context,
         host: Netns,
         port: int,
-        pair: Callable[[], Pair],
+        pair: Callable[[], DevicePair],
         carrier: Carrier,
         on_change: Callable[..., None],
     ) -> None:

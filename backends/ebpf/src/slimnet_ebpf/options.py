@@ -12,7 +12,7 @@ from netaddr import IPNetwork
 
 from slimnet import contract
 from slimnet.exceptions import ConfigError
-from slimnet.fallback import PORT, Pair
+from slimnet.fallback import PORT, DevicePair
 from slimnet.options import FIRST_PORT, SynOptions, check_number
 
 __all__ = ["NETKIT_NEEDS", "Options", "Placement"]
@@ -68,7 +68,7 @@ class Options(SynOptions):
         check_number("backend.ebpf.vxlan_port", made.vxlan_port, 1, 65535)
         for field, value, known in (
             ("placement", made.placement, list(Placement)),
-            ("device", made.device, [AUTO, *Pair]),
+            ("device", made.device, [AUTO, *DevicePair]),
         ):
             if value not in known:
                 raise ConfigError(f"backend.ebpf.{field}", f"one of {', '.join(known)}", value)
@@ -77,15 +77,15 @@ class Options(SynOptions):
             raise ConfigError("backend.ebpf.announce_port", wanted, made.announce_port)
         return made
 
-    def pair(self) -> Pair:
+    def pair(self) -> DevicePair:
         """What devices endpoints in namespaces of their own get.
 
         Raises:
             ConfigError: this kernel has no such.
         """
         if self.device == AUTO:
-            return Pair.NETKIT if Pair.NETKIT.is_known() else Pair.VETH
-        if self.device == Pair.NETKIT and not Pair.NETKIT.is_known():
-            wanted = f"{AUTO} or {Pair.VETH}, for netkit needs {NETKIT_NEEDS}"
+            return DevicePair.NETKIT if DevicePair.NETKIT.is_known() else DevicePair.VETH
+        if self.device == DevicePair.NETKIT and not DevicePair.NETKIT.is_known():
+            wanted = f"{AUTO} or {DevicePair.VETH}, for netkit needs {NETKIT_NEEDS}"
             raise ConfigError("backend.ebpf.device", wanted, self.device)
-        return Pair(self.device)
+        return DevicePair(self.device)

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from slimnet.exceptions import BackendUnavailable, CapabilityMissing
-from slimnet.fallback import Pair
+from slimnet.fallback import DevicePair
 from slimnet.model import Answer, Probe
 from slimnet_ebpf import requirements
 from slimnet_ebpf.libbpf import BpfError, library
@@ -56,9 +56,9 @@ def probe(path: Path, *, load: bool = True) -> Probe:
 
 def _device() -> str:
     """What containers get (:attr:`slimnet_ebpf.options.Options.device`)."""
-    if Pair.NETKIT.is_known():
-        return f"{Pair.NETKIT} for containers"
-    return f"{Pair.VETH} for containers ({Pair.NETKIT} needs {NETKIT_NEEDS})"
+    if DevicePair.NETKIT.is_known():
+        return f"{DevicePair.NETKIT} for containers"
+    return f"{DevicePair.VETH} for containers ({DevicePair.NETKIT} needs {NETKIT_NEEDS})"
 
 
 def refused(error: BpfError) -> Probe:
