@@ -273,10 +273,11 @@ class Bench:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        for host in self.hosts:
-            host.stop()
-        for name in self._names:
-            self._ip("netns", "del", name)
+        with contextlib.ExitStack() as stack:  # each of it, whatever of it fails
+            for name in self._names:
+                stack.callback(self._ip, "netns", "del", name)
+            for host in self.hosts:
+                stack.callback(host.stop)
 
 
 @contextlib.contextmanager
