@@ -94,7 +94,7 @@ class Mirror:
     @property
     def binding(self) -> list[str]:
         """The problems without whose cure no tables may be made."""
-        return [text for key, text in self.problems.items() if key.partition("/")[0] in _BINDING]
+        return [text for key, text in self.problems.items() if keys.kind_of(key) in _BINDING]
 
     def catch_up(self) -> bool:
         """Ask the store what changed since, and take it over; whether that can change any
@@ -214,7 +214,7 @@ class Mirror:
         with self._lock:
             for event in events:
                 changed |= self._take(event.key, event.value)
-                if event.key.partition("/")[0] in _DECODE:
+                if keys.kind_of(event.key) in _DECODE:
                     self.followed = self.changed = event.revision
             self.revision = reached
         return changed
@@ -239,12 +239,12 @@ class Mirror:
             self._kinds = {kind: {} for kind in _DECODE}
             for key, (value, changed) in pairs.items():
                 self._take(key, value)
-                if key.partition("/")[0] in _DECODE:
+                if keys.kind_of(key) in _DECODE:
                     self.changed = max(self.changed, changed)
             self.revision = self.followed = revision
 
     def _take(self, key: str, value: bytes | None) -> bool:
-        kind = key.partition("/")[0]
+        kind = keys.kind_of(key)
         if key == keys.KEYRING.at():
             self._take_keyring(key, value)
         if key == keys.WANTED.at():

@@ -63,7 +63,9 @@ class Archive:
                 "the store holds no cluster: neither an agent nor `cluster init` used it"
             )
         lasting = {
-            key: value for key, (value, _) in sorted(pairs.items()) if _kind(key) not in _PASSING
+            key: value
+            for key, (value, _) in sorted(pairs.items())
+            if keys.kind_of(key) not in _PASSING
         }
         return cls(store_id(store), revision, lasting)
 
@@ -138,19 +140,19 @@ class Archive:
         store.transact(delete=ids)
         for some in _portions((key, b"") for key in there if key not in ids):
             store.transact(delete=some)
-        last = {key: value for key, value in self.pairs.items() if _kind(key) == keys.CLUSTER.kind}
+        last = {
+            key: value
+            for key, value in self.pairs.items()
+            if keys.kind_of(key) == keys.CLUSTER.kind
+        }
         for some in _portions(item for item in self.pairs.items() if item[0] not in last):
             lease = store.lease(_REGISTER) if any(map(_is_host, some)) else 0
             store.transact(put=some, leases={key: lease for key in some if _is_host(key)})
         store.transact(expect={ID_KEY: None}, put=last)
 
 
-def _kind(key: str) -> str:
-    return key.partition("/")[0]
-
-
 def _is_host(key: str) -> bool:
-    return _kind(key) == keys.HOST.kind
+    return keys.kind_of(key) == keys.HOST.kind
 
 
 def _portions(pairs: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, bytes]]:

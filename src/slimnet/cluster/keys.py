@@ -41,6 +41,7 @@ __all__ = [
     "TOKEN",
     "WANTED",
     "Key",
+    "kind_of",
     "named",
     "unknown",
 ]
@@ -176,10 +177,15 @@ KEYS = (
 _KINDS = frozenset(each.kind for each in KEYS)
 
 
+def kind_of(key: str) -> str:
+    """The first part of a key (:attr:`Key.kind`)."""
+    return key.partition("/")[0]
+
+
 def unknown(keys: Iterable[str]) -> list[str]:
     """Those that are of no kind: a later version writes them, or wrote them once. They are named
     and left alone."""
-    return sorted(key for key in keys if key.partition("/")[0] not in _KINDS)
+    return sorted(key for key in keys if kind_of(key) not in _KINDS)
 
 
 def named(keys: Sequence[str]) -> str:

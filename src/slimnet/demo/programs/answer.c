@@ -18,10 +18,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "burst.h"
+#include "clock.h"
 
 enum first { FIRST_CLIENT, FIRST_SERVER, FIRST_ACCEPT, FIRST_QUEUE };
 
@@ -69,14 +69,6 @@ static void serve(int fd, enum first first)
 			break;
 	}
 	close(fd);
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
 /* `fd`: of who says how many. Nothing is closed before all are accepted. */

@@ -25,13 +25,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "burst.h"
+#include "clock.h"
 #include "histogram.h"
 
-#define SECOND		1000000000ull
 #define WAIT_LIMIT	(10 * SECOND)
 #define WAIT_STEP_US	2000
 #define TIMELINE_MAX	4096
@@ -49,14 +48,6 @@ static struct histogram connects, operations;
 static struct tick timeline[TIMELINE_MAX];
 static uint64_t failed[ERRNO_MAX];
 static uint64_t slow_connects;
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * SECOND + t.tv_nsec;
-}
 
 static int open_socket(void)
 {

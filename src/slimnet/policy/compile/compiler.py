@@ -292,7 +292,7 @@ class Compiler:
             self._rules = dict(self._rules)
         for name in sorted(changed):
             self._set_policy(name, new.get(name))
-        self._policies = new
+        self._policies = new  # equal, and known by identity the next time
 
     def _set_policy(self, name: PolicyName, new: Policy | None) -> None:
         old = self._policies.pop(name, None)
