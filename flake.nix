@@ -21,6 +21,9 @@
       # One fact, one place: the versions are those of the distributions.
       project = directory: (nixpkgs.lib.importTOML (directory + "/pyproject.toml")).project;
 
+      # ctypes looks for them by name; in a Nix store it has to be told where.
+      libraries = pkgs: pkgs.lib.makeLibraryPath [ pkgs.libbpf pkgs.nftables ];
+
       build =
         pkgs:
         let
@@ -117,10 +120,9 @@
                 slimnet-overlay-preload
               ]);
             in
-            # ctypes looks for libbpf by name; in a Nix store it has to be told where.
             pkgs.runCommand "slimnet" { nativeBuildInputs = [ pkgs.makeWrapper ]; } ''
               makeWrapper ${environment}/bin/slimnet $out/bin/slimnet \
-                --prefix LD_LIBRARY_PATH : ${pkgs.libbpf}/lib
+                --prefix LD_LIBRARY_PATH : ${libraries pkgs}
             '';
         };
     in
@@ -177,7 +179,7 @@
           STRIP = "llvm-strip";
           ARCH_INCLUDE = "-idirafter ${pkgs.linuxHeaders}/include -isystem ${pkgs.libbpf}/include";
           shellHook = ''
-            export LD_LIBRARY_PATH=${pkgs.libbpf}/lib''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+            export LD_LIBRARY_PATH=${libraries pkgs}''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
             export PYTHONPATH=$PWD/src:$PWD/backends/ebpf/src:$PWD/backends/kmod/src:$PWD/backends/noop/src:$PWD/backends/preload/src:$PWD/stores/etcd/src''${PYTHONPATH:+:$PYTHONPATH}
           '';
         };
@@ -201,7 +203,6 @@
                   address = "${config.networking.primaryIPAddress}"
                 '';
                 systemd.services.slimnet-agent = {
-                  path = [ pkgs.nftables ];
                   serviceConfig = {
                     Type = "notify";
                     ExecStart = "${slimnet}/bin/slimnet agent --config /etc/slimnet/slimnet.toml";

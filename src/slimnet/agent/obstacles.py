@@ -47,7 +47,7 @@ def firewall() -> Ruleset:
     """The host's own rules, in the calling thread's network namespace; not slimnet's.
 
     Raises:
-        BackendError: nft(8) is not there or refuses.
+        BackendError: libnftables is not there or refuses.
     """
     listing = nft.listing("ruleset")
     own = {

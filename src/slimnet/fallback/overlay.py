@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from slimnet.exceptions import (
     InUse,
     InvalidValue,
 )
+from slimnet.fallback import nft
 from slimnet.fallback.flows import tracked
 from slimnet.fallback.outside import Outside, Stamp
 from slimnet.fallback.pair import DevicePair
@@ -71,7 +71,7 @@ _LATE = 4096
 
 
 def probe() -> Probe:
-    """Root, cgroup v2, nft, and a kernel with VXLAN."""
+    """Root, cgroup v2, nftables, and a kernel with VXLAN."""
     if os.geteuid() != 0:
         return Probe(Answer.NO, "not root", "run the agent as root")
     try:
@@ -79,8 +79,8 @@ def probe() -> Probe:
     except CapabilityMissing as error:
         reason, _, remedy = str(error).partition(": ")
         return Probe(Answer.NO, reason, remedy)
-    if shutil.which("nft") is None:
-        return Probe(Answer.NO, "no nft", "install nftables (apt install nftables)")
+    if not nft.is_here():
+        return Probe(Answer.NO, "no libnftables", "install nftables (apt install nftables)")
     missing = _missing_kinds()
     if missing:
         return Probe(Answer.NO, f"kernel without {missing}", f"modprobe {missing.replace(',', '')}")
@@ -94,7 +94,7 @@ def find(instance: str, state: Path) -> Running | None:
     prefix = f"slimnet.{instance}."
     named = set(netns.DIRECTORY.glob(f"{prefix}*"))
     stamp = None
-    if shutil.which("nft") is not None:
+    if nft.is_here():
         stamp = Outside(instance, netns.own(), "", IPAddress(0), PORT).stamp()
     if not records and not named and stamp is None:
         return None
@@ -116,7 +116,7 @@ def purge(instance: str, state: Path) -> None:
             Router(path, int(name), host, IPAddress(0), "", PORT).down()
         else:
             netns.remove(path)
-    if shutil.which("nft") is not None:
+    if nft.is_here():
         Outside(instance, host, "", IPAddress(0), PORT).remove()
     for file in state.glob("endpoint-*"):
         file.unlink()

@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 from pathlib import Path
 
 from attrs import frozen
 
 from slimnet import contract
 from slimnet.exceptions import CapabilityMissing
+from slimnet.fallback import nft
 from slimnet.linux import cgroup, sysctl
 from slimnet.model import Capabilities, Feature, Wire, WireFormat
 from slimnet.place import Part
@@ -60,8 +60,8 @@ def check() -> None:
 
 def capabilities() -> Capabilities:
     """What the data path can do on this kernel."""
-    # Without nft there is no fallback overlay, and so no endpoint in a namespace of its own.
-    apart = shutil.which("nft") is not None
+    # Without nftables there is no fallback overlay, and so no endpoint in a namespace of its own.
+    apart = nft.is_here()
     takes = ({Part.NETNS} if apart else set()) | ({Part.CLOSED} if closing.closes() else set())
     wires = {
         WireFormat(Wire.SYN, contract.SLIM_WIRE_VERSION),

@@ -60,7 +60,7 @@ class NoopBackend(Backend):
 
     @classmethod
     def probe(cls) -> Probe:
-        """Root, cgroup v2, nft, and a kernel with VXLAN."""
+        """Root, cgroup v2, nftables, and a kernel with VXLAN."""
         return fallback.probe()
 
     @classmethod

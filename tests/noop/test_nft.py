@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nftables by libnftables, in this process."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from slimnet.exceptions import BackendError
+from slimnet.fallback import nft, probe
+from slimnet.linux import netns
+from slimnet.model import Answer
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def spaces():
+    """The paths of eight network namespaces."""
+    made = []
+    try:
+        for number in range(8):
+            made.append(netns.DIRECTORY / f"slt-nft{os.getpid()}-{number}")
+            netns.create(made[-1])
+        yield made
+    finally:
+        for path in made:
+            netns.remove(path)
+
+
+def test_each_thread_works_where_it_says(spaces):
+    """Whatever other threads do meanwhile, in other namespaces."""
+
+    def work(path):
+        name = path.name.replace("-", "_")
+        for number in range(50):
+            nft.apply(f"table ip {name} {{ counter c{number} {{ packets 0 bytes 0; }}; }}", path)
+        return name, nft.listing("ruleset", path)
+
+    with ThreadPoolExecutor(len(spaces)) as pool:
+        for name, found in pool.map(work, spaces):
+            assert {value.get("table", value["name"]) for _, value in found} == {name}
+            assert sum(kind == "counter" for kind, _ in found) == 50
+
+
+def test_what_is_refused_changes_nothing(spaces):
+    """And is said in one line."""
+    with pytest.raises(BackendError, match=r"^nft: Error: [^\n]+$"):
+        nft.apply("add table ip one; add rule ip two three drop", spaces[0])
+    assert nft.listing("ruleset", spaces[0]) == []
+
+
+def test_what_is_not_there_has_no_objects(spaces):
+    assert nft.listing("table ip none", spaces[0]) == []
+
+
+def test_without_the_library(monkeypatch):
+    """What needs it says what to install; a probe says no."""
+    nft._library.cache_clear()
+    monkeypatch.setattr(nft, "_SONAME", "libnftables.so.0")
+    with pytest.raises(BackendError, match=r"^libnftables\.so\.0: .*Debian package nftables"):
+        nft.apply("add table ip one")
+    found = probe()
+    assert (found.answer, found.reason) == (Answer.NO, "no libnftables")
