@@ -123,7 +123,7 @@ def test_removed_network_leaves_nothing_but_identities(cluster, store, prod):
     cluster.remove_endpoint(endpoint)
     cluster.remove_network("prod")
     kinds = {key.partition("/")[0] for key in everything(store)[0]}
-    assert kinds == {"counters", "identities"}
+    assert kinds == {"counters", "identities", "ids"}
     with pytest.raises(NotFound, match="network 'prod': there is none"):
         cluster.remove_network("prod")
 
@@ -210,10 +210,12 @@ def test_ids_are_not_counted(tmp_path):
             cluster.create_network("prod", "10.1.0.0/24")
             given |= {cluster.create_endpoint(spec(f"e{each}"))[0].id for each in range(8)}
             held = {json.loads(value) for value, _ in store.list("ids/")[0].values()}
-            assert held == {f"endpoints/prod/default/e{each}" for each in range(8)}
+            labels = {"identities/prod/default/"}  # for ever
+            assert held == labels | {f"endpoints/prod/default/e{each}" for each in range(8)}
             for each in cluster.endpoints():
                 cluster.remove_endpoint(each)
-            assert store.list("ids/")[0] == {}
+            held = {json.loads(value) for value, _ in store.list("ids/")[0].values()}
+            assert held == labels
     assert len(given) == 24
     # Earlier versions counted from 1.
     assert min(given) >= 1 << 24
@@ -344,6 +346,34 @@ def test_an_endpoint_costs_the_same_in_every_network(tmp_path):
             costs[there] = store.calls, store.rows
     assert costs[0] == costs[10] == costs[3000]
     assert max(costs[0]) < 50
+
+
+def test_hosts_that_attach_at_once_soon_never_meet(store):
+    """All of them choose before any has what it chose, with label sets that are new: in each
+    round they do it anew, and those that lost go where no other is."""
+    hosts = [Cluster(store) for _ in range(8)]
+    hosts[0].create_network("prod", "10.1.0.0/20")
+    attempts, lost = [], []
+
+    def attach(number, more):
+        def admit(endpoint):
+            attempts.append(endpoint)
+            if waiting:
+                attach(waiting.pop(), waiting)
+
+        waiting = more
+        name = f"e{number}-{len(lost)}"
+        hosts[number].create_endpoint(spec(name, host=f"h{number}", labels={"app": name}), admit)
+
+    for _ in range(40):
+        attempts.clear()
+        waiting = list(range(1, len(hosts)))
+        attach(0, waiting)
+        lost.append(len(attempts) - len(hosts))
+    assert lost[0] >= len(hosts) - 1
+    assert lost[20:] == [0] * 20
+    every = hosts[0].endpoints()
+    assert len({each.address for each in every}) == len({each.identity for each in every}) == 320
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -21,8 +21,8 @@ from slimnet.model import Network
 __all__ = ["Addresses"]
 
 
-#: Among how many free addresses one is drawn where others were quicker.
-_SPREAD = 64
+#: Among how many free addresses a place is drawn where others were quicker, at first and at most.
+_SPREAD, _WIDEST = 64, 4096
 
 
 class Addresses:
@@ -46,6 +46,10 @@ class Addresses:
         #: Network to the first address of a range, to the first that may be free: all
         #: those between are taken.
         self._floors: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        #: How many free addresses are left to others, and among how many that was drawn.
+        self._passed, self._spread = 0, _SPREAD
+        #: Network and address that were chosen last.
+        self._chosen = "", 0
 
     def choose(
         self,
@@ -56,15 +60,17 @@ class Addresses:
         turn: int = 0,
     ) -> IPAddress:
         """An address for an endpoint or a service: the wanted one, or the first that is free.
-        Where others were quicker, one of those after it, so that many who are given addresses
-        at the same time do not all try for the same one again.
+
+        Who finds that others were quicker goes some free addresses further and stays there, each
+        host at a distance of its own: many that choose at the same time soon never meet, and
+        none has to be asked, or told when a host goes, as with blocks that are assigned.
 
         Args:
             network: whose it will be.
             wanted: ``None`` for any.
             field: what errors call it.
             meanwhile: addresses that are not free although the store has them not yet.
-            turn: how often others were quicker.
+            turn: how often what it was for was attempted before.
 
         Raises:
             InvalidValue: the wanted one is not of the network, or the network is full.
@@ -75,8 +81,11 @@ class Addresses:
             return self._wanted(network, wanted, field, meanwhile)
         with self._lock:
             self._follow()
-            passed = random.randrange(_SPREAD) if turn else 0  # noqa: S311
-            text = self._first(network, meanwhile, passed)
+            name, number = self._chosen
+            if turn and number in self._taken[name]:
+                self._passed = random.randrange(self._spread)  # noqa: S311
+                self._spread = min(2 * self._spread, _WIDEST)
+            text = self._first(network, meanwhile, self._passed)
             if text is None:  # before that is said, it is made sure of
                 self._read()
                 text = self._first(network, meanwhile)
@@ -89,7 +98,9 @@ class Addresses:
                 # there before this one was put in its place.
                 self._revision = 0
                 raise Conflict(f"address {text} of network {network.name} is taken")
-        return IPAddress(text)
+            address = IPAddress(text)
+            self._chosen = network.name, int(address)
+        return address
 
     def _wanted(
         self, network: Network, wanted: Any, field: str, meanwhile: Collection[str]

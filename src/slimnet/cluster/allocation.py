@@ -8,17 +8,19 @@ import secrets
 from collections.abc import Mapping
 
 from slimnet.abc import Store
-from slimnet.cluster import change, keys
+from slimnet.cluster import keys
 from slimnet.cluster.change import Guard
-from slimnet.contract import SLIM_ADDRESS_SERVICE, SLIM_IDENTITY_FIRST
+from slimnet.contract import SLIM_ADDRESS_SERVICE
 from slimnet.exceptions import InvalidValue
 from slimnet.model import Endpoint
 from slimnet.names import PORT_NAME, PORT_NAME_WANTED
 
 __all__ = ["check", "identity", "number"]
 
-#: Below are those that earlier versions counted from 1.
-_FIRST = 1 << 24
+#: Below are those that earlier versions counted, from 1 and from SLIM_IDENTITY_FIRST; from 2^24
+#: on the compiler makes identities of its own.
+_IDS = range(1 << 24, SLIM_ADDRESS_SERVICE)
+_IDENTITIES = range(1 << 23, 1 << 24)
 
 
 def check(endpoint: Endpoint) -> None:
@@ -44,29 +46,33 @@ def check(endpoint: Endpoint) -> None:
 
 
 def number(store: Store, key: str) -> Guard:
-    """An id for a new endpoint, drawn: a counter would give out again what it gave
-    out after a backup that is restored, or in a store that is begun anew, while data
-    paths still have the first endpoint of that id.
+    """An id for a new endpoint. A counter would give out again what it gave out after a
+    backup that is restored, or in a store that is begun anew, while data paths still have the
+    first endpoint of that id.
 
     Args:
         store: where it has to be free.
         key: the endpoint's.
     """
-    while True:
-        drawn = _FIRST + secrets.randbelow(SLIM_ADDRESS_SERVICE - _FIRST)
-        place = keys.ID.at(drawn)
-        if store.get(place) is None:
-            return Guard(drawn, {place: None}, {place: json.dumps(key).encode()})
+    return _draw(store, _IDS, key)
 
 
 def identity(store: Store, endpoint: Endpoint) -> tuple[int, Guard]:
-    """The number of a label set: for ever the same, on every host. It may be counted:
-    no host tells another one, and tables are replaced as a whole."""
+    """The number of a label set: for ever the same, on every host."""
     labels = ",".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
     key = keys.IDENTITY.at(endpoint.network, endpoint.namespace, labels)
     found = store.get(key)
     if found:
         return int(found[0]), Guard(0, {}, {})
-    fresh = change.counter(store, "identity")
-    number = SLIM_IDENTITY_FIRST + fresh.number - 1
-    return number, Guard(number, {key: None, **fresh.expect}, {key: b"%d" % number, **fresh.put})
+    drawn = _draw(store, _IDENTITIES, key)
+    number = drawn.number
+    return number, Guard(number, {key: None, **drawn.expect}, {key: b"%d" % number, **drawn.put})
+
+
+def _draw(store: Store, numbers: range, key: str) -> Guard:
+    """A number that is nobody's. Drawn, not counted: two hosts never fight over it."""
+    while True:
+        drawn = secrets.choice(numbers)
+        place = keys.ID.at(drawn)
+        if store.get(place) is None:
+            return Guard(drawn, {place: None}, {place: json.dumps(key).encode()})

@@ -131,8 +131,11 @@ HELD = Key(
 IDENTITY = Key(
     "identities/<network>/<namespace>/<labels>", "the number of a distinct label set, for ever"
 )
-ID = Key("ids/<endpoint id>", "the key of the endpoint that has it. Ids are drawn, not counted")
-COUNTER = Key("counters/<what>", "the last number that was given out")
+ID = Key(
+    "ids/<number>",
+    "the key of the endpoint whose id it is, or of the label set. They are drawn, not counted",
+)
+COUNTER = Key("counters/<what>", "grows with every change that no two may make at once")
 CLUSTER = Key(
     "cluster",
     "the store's own id, made with its first use. A data path with endpoints follows no"
