@@ -3,6 +3,7 @@
 hosts, with one of each, either way round."""
 
 import errno
+import functools
 import os
 import signal
 import time
@@ -33,6 +34,12 @@ ACROSS = (
 )
 
 
+@functools.cache
+def capabilities(kind):
+    """What a backend says of itself. It loads programs to say so, and every table asks."""
+    return kind.probe().capabilities
+
+
 class Mixed(Stage):
     """The first host's backend, and the others'."""
 
@@ -49,11 +56,11 @@ class Mixed(Stage):
         made = super().tables(host, *arguments, **content)
         kinds = [self._first, self._other]
         hosts = [
-            Host(f"h{number + 1}", self.address(number), kind.probe().capabilities.wires)
+            Host(f"h{number + 1}", self.address(number), capabilities(kind).wires)
             for number, kind in enumerate(kinds)
         ]
         wire = wires.choose(*hosts)
-        apart = Part.NETNS in kinds[1 - host].probe().capabilities.needs
+        apart = Part.NETNS in capabilities(kinds[1 - host]).needs
         return evolve(
             made,
             hosts={each.address: HostRecord(each.name, each.wires) for each in hosts},
