@@ -666,7 +666,7 @@ static void go(struct process *process, __be16 underlay_port)
 	struct slim_shim_name name, any;
 	struct slim_tuple tuple = {};
 	struct flow *flow, fresh;
-	uint64_t cookie = 0;
+	uint64_t cookie = 0, token;
 	socklen_t size = sizeof(cookie);
 	int family, error;
 
@@ -776,16 +776,25 @@ static void go(struct process *process, __be16 underlay_port)
 	answer.peer = flow->dialled;
 	slim_copy(answer.underlay.address, tuple.destination);
 	answer.underlay.port = tuple.destination_port;
-	if (way->kind == SLIM_WAY_WIRE && link_announce(flow)) {
+	if (way->kind == SLIM_WAY_WIRE && link_answers(way->host)) {
 		process->waits = WAITS_ANNOUNCED;
 		process->question = flow->token;
 		process->tuple = tuple;
 		process->late = answer;
 		loop_set(&process->timer, SLIM_SHIM_CONNECT_MS, answered_late);
+		link_announce(flow);
 		return;
 	}
+	token = flow->token;
 	opened(flow);
 	reply(process, &answer);
+	/*
+	 * Behind it, for the other host waits for what comes after the SYN as well, and the
+	 * process goes on meanwhile. It may have ended, and its connection with it.
+	 */
+	flow = way->kind == SLIM_WAY_WIRE ? flow_find(&tuple) : NULL;
+	if (flow && flow->token == token)
+		link_announce(flow);
 	return;
 failed:
 	drop_socket(process);
@@ -888,15 +897,14 @@ static void do_connect(struct process *process)
 	int error;
 
 	if (stream) {
-		int family, protocol = 0, type = 0;
+		int family, protocol = 0;
 		socklen_t size = sizeof(int);
 		struct tcp_info info = {};
 
+		/* A raw socket may have that protocol, and has no TCP_INFO. */
 		getsockopt(process->socket, SOL_SOCKET, SO_PROTOCOL, &protocol, &size);
-		size = sizeof(int);
-		getsockopt(process->socket, SOL_SOCKET, SO_TYPE, &type, &size);
 		size = sizeof(info);
-		if (process->socket < 0 || type != SOCK_STREAM || protocol != IPPROTO_TCP ||
+		if (process->socket < 0 || protocol != IPPROTO_TCP ||
 		    read_name(process->socket, &name, &family) ||
 		    getsockopt(process->socket, IPPROTO_TCP, TCP_INFO, &info, &size)) {
 			drop_socket(process);

@@ -605,14 +605,19 @@ static void send_flow(struct link *link, const struct flow *flow, enum slim_anno
 	put_frame(link, frame);
 }
 
-int link_announce(const struct flow *flow)
+int link_answers(const __be32 *host)
+{
+	const struct link *link = link_to(host);
+
+	return link && link->ready && answers(link);
+}
+
+void link_announce(const struct flow *flow)
 {
 	struct link *link = link_to(flow->tuple.destination);
 
-	if (!link || !link->ready)
-		return 0;
-	send_flow(link, flow, SLIM_FRAME_ANNOUNCE);
-	return answers(link);
+	if (link && link->ready)
+		send_flow(link, flow, SLIM_FRAME_ANNOUNCE);
 }
 
 void link_withdraw(const struct flow *flow)
