@@ -125,6 +125,8 @@ class Feature(enum.StrEnum):
 
     SERVICES = "services"
     PUBLISHED_PORTS = "published_ports"
+    #: Ports of UDP too, for endpoints that datagrams are brought to.
+    PUBLISHED_DATAGRAMS = "published_datagrams"
     EGRESS_LIMITS = "egress_limits"
 
 

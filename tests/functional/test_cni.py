@@ -201,10 +201,10 @@ WRONG = {
     "port": (
         {"runtimeConfig": {"portMappings": [{"hostPort": "80"}]}}, {}, 7, "portMappings: wanted",
     ),
-    "port of UDP": (
+    "port of SCTP": (
         {"runtimeConfig": {"portMappings": [
-            {"hostPort": 53, "containerPort": 53, "protocol": "udp"}]}},
-        {}, 7, "port 53: wanted protocol tcp, got 'udp'",
+            {"hostPort": 53, "containerPort": 53, "protocol": "sctp"}]}},
+        {}, 7, "port 53: wanted protocol tcp or udp, got 'sctp'",
     ),
     "device": ({}, {"IFNAME": "net1"}, 4, "CNI_IFNAME: wanted eth0, got 'net1'"),
     "no container": ({}, {"CONTAINERID": ""}, 4, "CNI_CONTAINERID: wanted by ADD"),

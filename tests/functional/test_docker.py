@@ -432,7 +432,10 @@ def test_an_end_that_nobody_tells(dockers, nothing_left):
 WRONG = {
     "an address that is taken": (("--ip={client}",), "address {client} is that of endpoint"),
     "an address outside": (("--ip=10.9.0.1",), "10.9.0.1"),
-    "a port of UDP": (("-p", "53:53/udp"), "publish: port 53: wanted protocol tcp, got 'udp'"),
+    "a port of SCTP": (
+        ("-p", "53:53/sctp"),
+        "publish: port 53: wanted protocol tcp or udp, got 'sctp'",
+    ),
     "any port": (("-p", "80"), "publish: port 80: wanted one port of the host"),
     "hardware address": (("--mac-address=02:42:0a:01:00:05",), "mac-address: wanted none"),
     "its namespace": (("--label=slimnet.io/namespace=A_B",), "namespace"),

@@ -39,6 +39,23 @@ print(json.dumps(answers))
 """
 
 
+# The same of UDP: bound and open to anybody, and connected to somebody.
+_ASK_DATAGRAMS = """
+import json, socket
+from slimnet.agent.listening import listener
+from slimnet.model import Protocol
+
+with socket.socket(type=socket.SOCK_DGRAM) as sock, socket.socket(type=socket.SOCK_DGRAM) as peer:
+    sock.bind(("127.0.0.1", 0))
+    peer.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    answers = [listener(None, port, [], protocol=each) for each in (Protocol.TCP, Protocol.UDP)]
+    sock.connect(peer.getsockname())
+    answers.append(listener(None, port, [], protocol=Protocol.UDP))
+print(json.dumps(answers))
+"""
+
+
 @pytest.fixture
 def netns():
     with Underlay(hosts=1) as underlay:
@@ -88,3 +105,14 @@ def test_what_endpoints_listen_on_is_not_the_hosts(netns, cgroup, inside):
     found = ask(netns, [cgroup], "0.0.0.0", "::", inside=cgroup / inside)
     assert found == {"0.0.0.0": [None] * 3, "::": [None] * 3}
     assert ask(netns, [], "0.0.0.0", inside=cgroup / inside)["0.0.0.0"][1] == "0.0.0.0"
+
+
+def test_who_takes_datagrams(netns):
+    done = subprocess.run(
+        ["nsenter", f"--net={netns.netns}", sys.executable, "-c", _ASK_DATAGRAMS],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(done.stdout) == [None, "127.0.0.1", None]

@@ -196,10 +196,10 @@ CONTAINERS = {
     "option": ({}, {"options": {"network": "x"}}, "options: wanted namespace or label.KEY, got"),
     "label": ({}, {"options": {"label.a b": "c"}}, "label"),
     "port": ({"port_mappings": [{"host_port": "80"}]}, {}, "port_mappings: wanted host_port and"),
-    "port of UDP": (
-        {"port_mappings": [{**PORT, "protocol": "udp"}]},
+    "port of SCTP": (
+        {"port_mappings": [{**PORT, "protocol": "sctp"}]},
         {},
-        "port_mappings: port 53: wanted protocol tcp, got 'udp'",
+        "port_mappings: port 53: wanted protocol tcp or udp, got 'sctp'",
     ),
     "namespace": ({}, {}, "netns: wanted a network namespace"),
 }

@@ -190,7 +190,7 @@ def collect(podman):
 
 WRONG = {
     "an address of another network": (("--ip=10.9.0.1",), "wanted an address in 10.1.0.0/16"),
-    "a port of UDP": (("-p", "53:53/udp"), "port 53: wanted protocol tcp"),
+    "a port of SCTP": (("-p", "53:53/sctp"), "port 53: wanted protocol tcp or udp"),
 }
 
 

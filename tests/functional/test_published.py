@@ -67,7 +67,6 @@ def test_a_client_from_outside(lab, where, family):
 
 
 @PUBLISHED
-@pytest.mark.needs(Can.PUBLISHES_EVERYWHERE)
 def test_from_the_hosts_themselves(lab):
     """The endpoint's own host by any of its addresses, and another host of the cluster."""
     server = lab.endpoint(0)
@@ -85,7 +84,6 @@ def test_from_the_hosts_themselves(lab):
 
 
 @PUBLISHED
-@pytest.mark.needs(Can.PUBLISHES_EVERYWHERE)
 def test_not_on_the_hosts_ipv6_addresses(lab):
     """Refused, whatever the server listens on: see docs/howto/services.rst."""
     server = lab.endpoint(0)
@@ -98,7 +96,6 @@ def test_not_on_the_hosts_ipv6_addresses(lab):
 
 
 @PUBLISHED
-@pytest.mark.needs(Can.PUBLISHES_EVERYWHERE)
 def test_only_on_its_address(lab):
     server = lab.endpoint(0)
     server.serve(80)
@@ -109,34 +106,18 @@ def test_only_on_its_address(lab):
 
 
 @PUBLISHED
-@pytest.mark.needs(Can.PUBLISHES_EVERYWHERE)
 def test_an_endpoint_may_dial_it_if_policy_names_the_host(lab):
     """As any other port of a host."""
     server, client = lab.endpoint(0), lab.endpoint(1)
     server.serve(80)
     lab.publish(server, 8080, 80)
     lab.install()
-    with pytest.raises(PermissionError):
+    with pytest.raises(OSError) as raised:
         client.connect(server.host.address, 8080)
+    assert raised.value.errno == lab.denied
     lab.rule(client, Direction.EGRESS, peer=contract.SLIM_IDENTITY_HOST, allow=True)
     lab.install()
     client.connect(server.host.address, 8080)
-
-
-@PUBLISHED
-@pytest.mark.lacks(Can.PUBLISHES_EVERYWHERE)
-def test_from_the_host_itself_nobody_is_there(lab):
-    """Refused at once, by whichever of its addresses; at the underlay address from elsewhere
-    the endpoint is."""
-    server = lab.endpoint(0)
-    listener = server.listen(80)
-    lab.publish(server, 8080, 80)
-    lab.install()
-    for address in ("127.0.0.1", server.host.address):
-        closed(server.host.root, address, 8080)
-    sock = lab.hosts[1].root.connect(server.host.address, 8080)
-    _, peer = listener.accept()
-    assert peer == sock.getsockname()
 
 
 @PUBLISHED
@@ -248,6 +229,148 @@ def test_syn_cookies(lab):
         child, peer = listener.accept()
         assert peer == sock.getsockname()
         assert child.getsockname() == (server.address, 80)
+
+
+DATAGRAMS = pytest.mark.needs(Can.PUBLISHED_DATAGRAMS)
+
+
+def _exchange(address, port, text, source="0.0.0.0", seconds=2):
+    """What comes back to a datagram, and from whom; of a socket that is connected."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(seconds)
+        sock.bind((source, 0))
+        sock.connect((address, port))
+        sock.send(text)
+        return sock.recv(2048), sock.getsockname()
+
+
+def _answer(sock, count=1):
+    """Answers datagrams; who they came from."""
+    seen = []
+    for _ in range(count):
+        text, peer = sock.recvfrom(2048)
+        sock.sendto(text + b"!", peer)
+        seen.append(peer)
+    return seen
+
+
+def _bound(port, address="0.0.0.0"):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.bind((address, port))
+    return sock
+
+
+def asked(server, sock, hands, address, port, **more):
+    """Whom the endpoint saw, and the asker's own name."""
+    answering = server.start(_answer, sock)
+    answer, name = hands.call(_exchange, address, port, b"hello", **more)
+    assert answer == b"hello!"
+    (peer,) = answering.result(10)
+    return peer, name
+
+
+@DATAGRAMS
+@pytest.mark.parametrize("where", ["every address", "one address"])
+def test_datagrams_from_outside(lab, where):
+    """The server sees the client's own address; the answer comes from where it asked."""
+    server = lab.endpoint(0)
+    address = None if where == "every address" else server.host.address
+    lab.publish(server, 5353, 53, address, protocol=socket.IPPROTO_UDP)
+    lab.install()
+    sock = server.call(_bound, 53)
+    for _ in range(3):
+        peer, name = asked(server, sock, lab.outside.root, server.host.address, 5353)
+        assert peer == name
+        assert peer[0] == lab.outside.address
+
+
+@DATAGRAMS
+def test_datagrams_from_the_hosts_themselves(lab):
+    """By loopback the host comes under its underlay address."""
+    server = lab.endpoint(0)
+    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
+    lab.install()
+    sock = server.call(_bound, 53)
+    own = server.host.address
+    peer, _ = asked(server, sock, server.host.root, "127.0.0.1", 5353)
+    assert peer[0] == own
+    assert asked(server, sock, server.host.root, own, 5353)[0][0] == own
+    other = lab.hosts[1]
+    assert asked(server, sock, other.root, own, 5353)[0][0] == other.address
+
+
+@DATAGRAMS
+def test_datagrams_at_one_address_only(lab):
+    """One port at two addresses of the host, two endpoints'; one at none."""
+    first, second = lab.endpoint(0), lab.endpoint(0)
+    host = first.host
+    lab.publish(first, 5353, 53, "127.0.0.1", protocol=socket.IPPROTO_UDP)
+    lab.publish(second, 5353, 53, host.address, protocol=socket.IPPROTO_UDP)
+    lab.publish(second, 5354, 53, "127.0.0.1", protocol=socket.IPPROTO_UDP)
+    lab.install()
+    one, two = first.call(_bound, 53), second.call(_bound, 53)
+    asked(first, one, host.root, "127.0.0.1", 5353)
+    asked(second, two, lab.outside.root, host.address, 5353)
+    with pytest.raises(ConnectionRefusedError):
+        lab.outside.root.call(_exchange, host.address, 5354, b"x")
+
+
+@DATAGRAMS
+def test_datagrams_are_put_to_policy(lab):
+    """By the client's address, at the first and at whatever comes after a change; counted and
+    told."""
+    server = lab.endpoint(0)
+    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
+    lab.isolate(server, INGRESS)
+    with range_of_outside(lab, 5000):
+        lab.install()
+        sock = server.call(_bound, 53)
+        server.host.observe()
+        before = server.host.counters()
+        with pytest.raises(ConnectionRefusedError):
+            lab.outside.root.call(_exchange, server.host.address, 5353, b"x")
+        assert grew(server.host, before, Reason.DEFAULT_DENY) == 1
+        (event,) = server.host.events(1)
+        assert (event.kind, event.endpoint, event.protocol) == (EventKind.REFUSED, server.id, 17)
+        assert event.destination == (server.record.address, 53)
+        lab.rule(server, INGRESS, peer=5000, port=53, allow=True, protocol=17)
+        lab.install()
+        asked(server, sock, lab.outside.root, server.host.address, 5353)
+
+
+@DATAGRAMS
+def test_datagrams_are_taken_back(lab):
+    """For whoever is in the middle of it, too; the port is the host's again."""
+    server = lab.endpoint(0)
+    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
+    lab.install()
+    sock = server.call(_bound, 53)
+    client = lab.outside.root.call(_bound, 40404)
+    client.sendto(b"one", (server.host.address, 5353))
+    assert server.start(_answer, sock).result(10) == [(lab.outside.address, 40404)]
+    assert client.recvfrom(100) == (b"one!", (server.host.address, 5353))
+    lab.published.clear()
+    lab.install()
+    client.sendto(b"two", (server.host.address, 5353))
+    with pytest.raises(TimeoutError):
+        server.call(_answer, sock)
+    own = server.host.root.call(_bound, 5353)
+    fresh = lab.outside.root.call(_bound, 40405)
+    fresh.sendto(b"three", (server.host.address, 5353))
+    assert own.recvfrom(100) == (b"three", (lab.outside.address, 40405))
+
+
+@DATAGRAMS
+def test_large_datagrams_come_in_pieces(lab):
+    server = lab.endpoint(0)
+    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
+    lab.install()
+    sock = server.call(_bound, 53)
+    client = lab.outside.root.call(_bound, 40404)
+    client.sendto(b"x" * 30000, (server.host.address, 5353))
+    text, peer = sock.recvfrom(65535)
+    assert (len(text), peer) == (30000, (lab.outside.address, 40404))
 
 
 @pytest.mark.lacks(Can.PUBLISHED_PORTS)

@@ -493,7 +493,7 @@ def test_wrong_cluster_manifest(old, new, message):
         (SERVICE, "  type:", "  tipe:", "(did you mean 'type'?)"),
         (SERVICE, "name: shop", "name: shop.a", "metadata.name: wanted lower-case letters, digits"),
         (SERVICE, "apiVersion: v1", "apiVersion: v2", "apiVersion: wanted one of v1"),
-        (PUBLISHED, "protocol: TCP", "protocol: UDP", "no other protocol is carried from outside"),
+        (PUBLISHED, "protocol: TCP", "protocol: SCTP", "no other protocol is carried from outside"),
         (PUBLISHED, "port: 8080", "port: 0", "spec.port: wanted a port's number, 1 to 65535"),
         (PUBLISHED, "port: 8080", "port: http", "spec.port: wanted a port's number, 1 to 65535"),
         (PUBLISHED, "  endpoint: web-1\n", "", "spec.endpoint: wanted a value"),

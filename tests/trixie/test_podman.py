@@ -241,7 +241,10 @@ def test_words_of_a_container(podmans, nothing_left):
 
 WRONG = {
     "an address of another network": (("--ip=10.9.0.1",), "wanted an address in 10.1.0.0/16"),
-    "a port of UDP": (("-p", "53:53/udp"), "slimnet: port_mappings: port 53: wanted protocol tcp"),
+    "a port of SCTP": (
+        ("-p", "53:53/sctp"),
+        "slimnet: port_mappings: port 53: wanted protocol tcp or udp",
+    ),
     "a port, on which Podman itself listens by then": (
         ("-p", "8085:80"),
         "port:default/web-8085: host h1 itself listens on 0.0.0.0:8085",

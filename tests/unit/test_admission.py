@@ -196,3 +196,23 @@ def test_what_concerns_a_document_is_enough_to_check_it():
     whole = [each for each in check(with_documents(state, [mine])) if each.policy in titles]
     assert whole
     assert [each for each in check(small) if each.policy in titles] == whole
+
+
+def test_datagrams_are_published_to_namespaces_alone():
+    """By a host that brings them. TCP and UDP have ports of their own."""
+    udp = port("web", protocol="UDP")
+    (first, *others), (web, *rest) = STATE.hosts, STATE.endpoints
+
+    def state(endpoint=web, **host):
+        hosts = (attrs.evolve(first, **host), *others)
+        return attrs.evolve(STATE, hosts=hosts, endpoints=(endpoint, *rest))
+
+    without = first.features - {Feature.PUBLISHED_DATAGRAMS}
+    with pytest.raises(CapabilityMissing, match="UDP: the backend ebpf of host h1 brings none$"):
+        refused(udp, state=state(features=without))
+    both = {"features": without | {Feature.PUBLISHED_DATAGRAMS}, "shares": True}
+    with pytest.raises(CapabilityMissing, match="prod/shop/web is not one with a network namesp"):
+        refused(udp, state=state(**both))
+    apart = attrs.evolve(web, netns="/run/netns/web")
+    refused(udp, port("web", "y"), state=state(apart, **both))
+    refused(udp, state=state(**both | {"shares": False}))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from slimnet.exceptions import CannotEnforce, CapabilityMissing, InUse
-from slimnet.model import Endpoint, Feature, Host
+from slimnet.model import Endpoint, Feature, Host, Protocol
 from slimnet.policy.document import (
     ClusterNetworkPolicy,
     Document,
@@ -76,7 +76,8 @@ def admit(state: State, documents: Iterable[Document], endpoints: Iterable[Endpo
 
     Raises:
         CannotEnforce: a policy is mandatory, and the backend there is cooperative.
-        CapabilityMissing: the backend there has no published ports, or no limits.
+        CapabilityMissing: the backend there has no published ports, or no limits; datagrams
+            from outside are not brought to the endpoint.
         InUse: the port of the host is another endpoint's.
     """
     hosts = {each.name: each for each in state.hosts}
@@ -104,6 +105,7 @@ def admit(state: State, documents: Iterable[Document], endpoints: Iterable[Endpo
                     f"{document.source.prefix}{document.title}: {where} has no {words}"
                 )
             if isinstance(document, PublishedPort):
+                _check_brought(document, endpoint, host)
                 _check_apart(document, host, state)
 
 
@@ -132,6 +134,19 @@ def check_free(document: PublishedPort, host: str, listener: str | None) -> None
             f"{document.source.prefix}{document.title}: host {host} itself listens on"
             f" {listener}:{document.port}"
         )
+
+
+def _check_brought(document: PublishedPort, endpoint: Endpoint, host: Host) -> None:
+    """Datagrams are brought to network namespaces, not to sockets of the host's."""
+    if document.protocol is not Protocol.UDP:
+        return
+    where = f"{document.source.prefix}{document.title}: protocol UDP: "
+    if Feature.PUBLISHED_DATAGRAMS not in host.features:
+        backend = host.backend or "unknown"
+        raise CapabilityMissing(f"{where}the backend {backend} of host {host.name} brings none")
+    if host.shares and endpoint.place.netns is None:
+        wanted = "one with a network namespace of its own"
+        raise CapabilityMissing(f"{where}endpoint {endpoint.path} is not {wanted}")
 
 
 def _check_apart(document: PublishedPort, host: Host, state: State) -> None:

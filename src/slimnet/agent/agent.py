@@ -54,7 +54,7 @@ from slimnet.exceptions import (
     SlimnetError,
     StoreUnreachable,
 )
-from slimnet.model import Host, HostState, Wire
+from slimnet.model import Host, HostState, Protocol, Wire
 from slimnet.place import Place
 from slimnet.plugins import open_store
 from slimnet.policy import Document, PolicyWarning, State, uncarried
@@ -321,7 +321,10 @@ class Agent:
         for port, host in publishers(state, documents, state.endpoints):
             address = None if port.address is None else str(port.address)
             try:
-                there = self.inquiries.ask(host, "listens", address=address, port=port.port)
+                asked = {"address": address, "port": port.port}
+                if port.protocol is not Protocol.TCP:  # which earlier versions take for granted
+                    asked["protocol"] = port.protocol
+                there = self.inquiries.ask(host, "listens", **asked)
             except InvalidValue as error:
                 field = f"{port.source.prefix}{port.title}: {error.field}"
                 raise InvalidValue(field, error.wanted, error.got) from error
@@ -427,11 +430,12 @@ class Agent:
         answer: dict[str, Any] | None = records.encode(decision)
         return answer
 
-    def _listens(self, address: str | None, port: int) -> str | None:
+    def _listens(self, address: str | None, port: int, protocol: int = Protocol.TCP) -> str | None:
         """Where this host itself listens, or its data path does."""
-        if self.backend.claims(port):
+        if protocol == Protocol.TCP and self.backend.claims(port):
             return str(self.site.host.address)
-        return self.endpoints.listener(None if address is None else IPAddress(address), port)
+        where = None if address is None else IPAddress(address)
+        return self.endpoints.listener(where, port, Protocol(protocol))
 
     def _obstacles(self, peer: str, wire: str) -> list[str]:
         """What on this host stands between it and another one, that it talks to by a wire."""

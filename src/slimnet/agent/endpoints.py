@@ -33,7 +33,7 @@ from slimnet.exceptions import (
     StoreUnreachable,
 )
 from slimnet.linux import cgroup
-from slimnet.model import Endpoint
+from slimnet.model import Endpoint, Protocol
 from slimnet.place import Life, Place
 from slimnet.policy import State
 from slimnet.resolver import address
@@ -175,8 +175,10 @@ class Endpoints:
             (network, namespace, name), labels, self._state_with, overwrite=overwrite
         )
 
-    def listener(self, address: IPAddress | None, port: int) -> str | None:
-        """Where this host itself listens, no endpoint of it, on a TCP port.
+    def listener(
+        self, address: IPAddress | None, port: int, protocol: Protocol = Protocol.TCP
+    ) -> str | None:
+        """Where this host itself listens, no endpoint of it, on a port of TCP or UDP.
 
         Raises:
             InvalidValue: it has no such address.
@@ -184,7 +186,7 @@ class Endpoints:
         if address is not None and not is_own(address):
             wanted = f"an address of host {self._site.host.name}"
             raise InvalidValue("spec.address", wanted, str(address))
-        return listener(address, port, self.cgroups(), self._backend.holds())
+        return listener(address, port, self.cgroups(), self._backend.holds(), protocol)
 
     def cgroups(self) -> list[Path]:
         """Those of attached endpoints."""
@@ -321,7 +323,8 @@ class Endpoints:
             raise Conflict(f"endpoint {endpoint.id} would share its resolver's address")
         state = self._state_with(endpoint)
         for document, host in publishers(state, state.published, [endpoint]):
-            check_free(document, host, self.listener(document.address, document.port))
+            there = self.listener(document.address, document.port, document.protocol)
+            check_free(document, host, there)
 
     def _state_with(self, endpoint: Endpoint) -> State:
         """The state that it becomes with this endpoint as it is here; refuses one that could

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host has itself: addresses, and the TCP ports that it listens on (sock_diag(7))."""
+"""What a host has itself: addresses, and the ports that it listens on (sock_diag(7))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from netaddr import IPAddress
 
 from slimnet.linux.process import holder
-from slimnet.linux.sock_diag import LISTENING, Diagnosis, Socket
+from slimnet.linux.sock_diag import LISTENING, UNCONNECTED, Diagnosis, Socket
+from slimnet.model import Protocol
 
 __all__ = ["cut_off", "is_own", "listener"]
 
@@ -53,6 +54,7 @@ def listener(
     port: int,
     endpoints: Iterable[Path],
     held: Container[int] = frozenset(),
+    protocol: Protocol = Protocol.TCP,
 ) -> str | None:
     """The address on which a socket of this host stands in the way of a published
     port; ``None`` where none does.
@@ -66,9 +68,10 @@ def listener(
         port: of the host.
         endpoints: the cgroups of its endpoints.
         held: inodes of sockets that are the data path's own: :meth:`slimnet.abc.Backend.holds`.
+        protocol: TCP or UDP.
     """
     theirs = _cgroups(endpoints)
-    for found, one in _listeners():
+    for found, one in _listeners(protocol):
         if one.ports[0] != port or one.cgroup in theirs or one.inode in held:
             continue
         if address is None or found == address or not int(found):
@@ -86,10 +89,11 @@ def _below(top: Path) -> Iterator[Path]:
     yield from top.rglob("*/")
 
 
-def _listeners() -> Iterator[tuple[IPAddress, Socket]]:
-    """The sockets that take IPv4 connections, and at which address."""
+def _listeners(protocol: Protocol = Protocol.TCP) -> Iterator[tuple[IPAddress, Socket]]:
+    """The sockets that take IPv4 connections, or datagrams of anybody, and at which address."""
+    states = LISTENING if protocol is Protocol.TCP else UNCONNECTED
     with contextlib.closing(Diagnosis()) as diagnosis:
-        for found in diagnosis.sockets(states=LISTENING):
+        for found in diagnosis.sockets(protocol, states=states):
             if found.v6only:
                 continue
             local, _ = found.addresses

@@ -49,9 +49,9 @@ In a container's configuration:
 @click.option(
     "-p",
     "--publish",
-    metavar="[ADDRESS:]PORT:PORT",
+    metavar="[ADDRESS:]PORT:PORT[/udp]",
     multiple=True,
-    help="A TCP port of the host, and the container's; may be repeated.",
+    help="A port of the host, and the container's; may be repeated.",
 )
 @agent_option
 @click.argument("words", metavar="[WORDS]...", nargs=-1)

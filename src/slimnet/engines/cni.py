@@ -30,6 +30,7 @@ from slimnet.attached import AttachedEndpoint
 from slimnet.engines.container import (
     DEVICE,
     ENGINE_NAME,
+    PROTOCOLS,
     Asked,
     Container,
     HostPort,
@@ -185,11 +186,11 @@ class Request:
                 wanted = "wanted hostPort and containerPort"
                 raise CniError(_CONFIG, f"runtimeConfig.portMappings: {wanted}, got {each!r}")
             protocol = str(each.get("protocol") or "tcp").lower()
-            if protocol != "tcp":
+            if protocol not in PROTOCOLS:
                 where = f"runtimeConfig.portMappings: port {each.get('hostPort')}"
-                raise CniError(_CONFIG, f"{where}: wanted protocol tcp, got {protocol!r}")
+                raise CniError(_CONFIG, f"{where}: wanted protocol tcp or udp, got {protocol!r}")
             address = each.get("hostIP") or ""
-            found.append(HostPort(each["hostPort"], each["containerPort"], address))
+            found.append(HostPort(each["hostPort"], each["containerPort"], address, protocol))
         return found
 
     def attachment(self) -> Container:

@@ -43,6 +43,7 @@ from slimnet.resolver import OWN, search
 __all__ = [
     "DEVICE",
     "ENGINE_NAME",
+    "PROTOCOLS",
     "Asked",
     "Container",
     "HostPort",
@@ -78,6 +79,10 @@ def _to_address(value: str) -> str:
     return "" if value in ("0.0.0.0", "::") else value  # noqa: S104  # all
 
 
+#: Of ports that can be the container's.
+PROTOCOLS = ("tcp", "udp")
+
+
 @frozen
 class HostPort:
     """A port of the host that is to be the container's.
@@ -86,11 +91,13 @@ class HostPort:
         port: of the host.
         target: of the container.
         address: of the host; empty for all.
+        protocol: ``tcp`` or ``udp``.
     """
 
     port: int
     target: int
     address: str = field(default="", converter=_to_address)
+    protocol: str = "tcp"
 
 
 def _to_texts(value: Iterable[str]) -> tuple[str, ...]:
@@ -232,7 +239,10 @@ def name_of(text: str, container: str) -> str:
 
 def names_of(endpoint: str, ports: Iterable[HostPort]) -> tuple[str, ...]:
     """Of the PublishedPorts of an endpoint."""
-    return tuple(f"{endpoint}-{each.port}" for each in ports)
+    return tuple(
+        f"{endpoint}-{each.port}" + ("" if each.protocol == "tcp" else f"-{each.protocol}")
+        for each in ports
+    )
 
 
 def resolver_of(placed: PlacedEndpoint) -> str:
@@ -297,7 +307,12 @@ def _make(node: Node, container: Container, asked: Asked) -> AttachedEndpoint:
 
 
 def _document(container: Container, name: str, port: HostPort) -> str:
-    spec = {"endpoint": container.name, "port": port.port, "targetPort": port.target}
+    spec = {
+        "endpoint": container.name,
+        "port": port.port,
+        "targetPort": port.target,
+        "protocol": port.protocol.upper(),
+    }
     if port.address:
         spec["address"] = port.address
     return json.dumps(

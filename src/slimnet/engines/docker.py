@@ -87,7 +87,7 @@ _OWN = "com.docker."
 _PORTS = "com.docker.network.portmap"
 _GENERIC = "com.docker.network.generic"
 _GATEWAY = "com.docker.network.gateway"
-_TCP = 6
+_PROTOCOLS = {6: "tcp", 17: "udp"}
 #: Seconds that Docker's API may take: a container that starts waits for it.
 _PATIENCE = 2.0
 #: Seconds between two looks at a container that starts, at one that takes long, and at all.
@@ -658,11 +658,12 @@ def _published(body: Mapping[str, Any]) -> list[HostPort]:
     for each in (body.get("Options") or {}).get(_PORTS) or []:
         port, last = each.get("HostPort") or 0, each.get("HostPortEnd") or 0
         title = f"publish: port {each.get('Port')}"
-        if each.get("Proto") != _TCP:
-            raise InvalidValue(title, "protocol tcp", {17: "udp", 132: "sctp"}.get(each["Proto"]))
+        protocol = _PROTOCOLS.get(each.get("Proto"))
+        if protocol is None:
+            raise InvalidValue(title, "protocol tcp or udp", {132: "sctp"}.get(each["Proto"]))
         if not port or last not in (0, port):
             raise InvalidValue(title, "one port of the host", f"{port}-{last}" if port else None)
-        found.append(HostPort(port, each["Port"], each.get("HostIP") or ""))
+        found.append(HostPort(port, each["Port"], each.get("HostIP") or "", protocol))
     return found
 
 

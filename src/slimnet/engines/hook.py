@@ -23,6 +23,7 @@ import attrs
 from slimnet import directories
 from slimnet.engines.confined import leaks
 from slimnet.engines.container import (
+    PROTOCOLS,
     Asked,
     Container,
     HostPort,
@@ -49,7 +50,7 @@ _PATIENCE = 7.0
 
 
 def host_port(text: str, field: str) -> HostPort:
-    """``[ADDRESS:]PORT:PORT`` as a port of the host.
+    """``[ADDRESS:]PORT:PORT[/udp]`` as a port of the host.
 
     Args:
         text: what is written: a port of the host, and the container's.
@@ -58,13 +59,17 @@ def host_port(text: str, field: str) -> HostPort:
     Raises:
         InvalidValue: it is none.
     """
-    *address, port, target = text.split(":") if text.count(":") in (1, 2) else ("", "", "")
+    ports, _, protocol = text.partition("/")
+    *address, port, target = ports.split(":") if ports.count(":") in (1, 2) else ("", "", "")
     try:
         where = str(ipaddress.IPv4Address(address[0])) if address else ""
         number, inner = int(port), int(target)
+        if protocol not in {*PROTOCOLS, ""}:
+            raise ValueError(protocol)
     except ValueError:
-        raise InvalidValue(field, "[ADDRESS:]PORT:PORT, the host's first", text) from None
-    return HostPort(number, inner, where)
+        wanted = "[ADDRESS:]PORT:PORT[/tcp|/udp], the host's first"
+        raise InvalidValue(field, wanted, text) from None
+    return HostPort(number, inner, where, protocol or "tcp")
 
 
 @attrs.frozen

@@ -25,6 +25,7 @@ from typing import Any
 from slimnet.engines.container import (
     DEVICE,
     ENGINE_NAME,
+    PROTOCOLS,
     Asked,
     Container,
     HostPort,
@@ -150,10 +151,12 @@ class PodmanRequest:
             if not (isinstance(port, int) and isinstance(target, int)):
                 raise InvalidValue("port_mappings", "host_port and container_port", each)
             protocol = each.get("protocol") or "tcp"
-            if protocol != "tcp":
-                raise InvalidValue(f"port_mappings: port {port}", "protocol tcp", protocol)
+            if protocol not in PROTOCOLS:
+                raise InvalidValue(f"port_mappings: port {port}", "protocol tcp or udp", protocol)
             address, count = each.get("host_ip") or "", each.get("range") or 1
-            found += [HostPort(port + more, target + more, address) for more in range(count)]
+            found += [
+                HostPort(port + more, target + more, address, protocol) for more in range(count)
+            ]
         return found
 
     def container(self) -> Container:

@@ -2,8 +2,9 @@
 """The host's own part: its table ``slimnet-<instance>``.
 
 It says which generation is in force, lets the routers' connections out under
-the host's address, and lets VXLAN in from the hosts of the cluster alone. With
-no router there is nothing in it that runs.
+the host's address, lets VXLAN in from the hosts of the cluster alone, and brings
+what comes to published ports to the routers. With no router there is nothing in
+it that runs.
 
 Of its sets, what is the same before and after is not touched: the kernel does not
 keep what a packet finds in a set to the rules that it met (:mod:`.ruleset`).
@@ -12,22 +13,26 @@ keep what a packet finds in a set to the rules that it met (:mod:`.ruleset`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import frozen
 from netaddr import IPAddress
 
 from slimnet.fallback import nft
+from slimnet.fallback.door import Door
 from slimnet.fallback.router import forwarding, uplink_address, uplink_name
 from slimnet.linux import netns, sysctl
-from slimnet.model import Reason
+from slimnet.model import Protocol, Reason
 from slimnet.rtnetlink import Rtnetlink
 
 __all__ = ["Outside", "Stamp"]
 
 #: In no network of anybody's (RFC 5737): what leads there is the default route.
 _SOMEWHERE = IPAddress("192.0.2.1")
+#: The chains of published ports; the last is jumped to.
+_PUBLISHING = ("come", "sent_here", "from_here", "published")
 
 
 @frozen
@@ -75,6 +80,7 @@ class Outside:
         self._led: tuple[int, int] | None = None  # the ways out that it was opened for
         self._ways: set[str] = set()  # the interfaces that have to forward
         self._forwarding: set[str] = set()  # those of them that did not before
+        self._doors: Sequence[Door] | None = None  # what is published; before the first: unknown
 
     def stamp(self) -> Stamp | None:
         """What the table says, ``None`` where there is none."""
@@ -168,6 +174,55 @@ class Outside:
             lines = [f"flush chain {table} {name}" for kind, name in made if kind == "chain"]
             lines += [f"delete {kind} {table} {name}" for kind, name in made]
             nft.apply("\n".join(lines), self._host)
+            self._doors = ()
+
+    def publish(self, doors: Sequence[Door]) -> None:
+        """Bring what comes to these ports of the host to the routers, from wherever it comes, the
+        host itself included; and nothing else."""
+        if doors == self._doors:
+            return
+        table = f"ip {self._name}"
+        lines = []
+        if doors:
+            # From the host's own loopback it comes under an address that can be answered.
+            lines.append(
+                f"""
+                table {table} {{
+                    set ours {{ type ifname; }}
+                    chain published {{ }}
+                    chain come {{ type nat hook prerouting priority dstnat; }}
+                    chain sent_here {{ type nat hook output priority -100; }}
+                    chain from_here {{ type nat hook postrouting priority srcnat; }}
+                }}
+                flush chain {table} published
+                flush chain {table} come
+                flush chain {table} sent_here
+                flush chain {table} from_here
+                table {table} {{
+                    # Above all addresses that a host may have are a data path's own
+                    # (slimnet/inner.h).
+                    chain published {{
+                        ip daddr 240.0.0.0/4 return
+                        {_brought(doors)}
+                    }}
+                    # The data path that this overlay is beneath has seen it, and refuses it.
+                    chain come {{
+                        iifname "{self._interface}" ip daddr {self._address} meta l4proto tcp return
+                        fib daddr type local jump published
+                    }}
+                    chain sent_here {{ fib daddr type local jump published; }}
+                    chain from_here {{
+                        oifname @ours ip saddr 127.0.0.0/8 snat ip to {self._address}
+                    }}
+                }}
+                """
+            )
+        elif {name for _, name in self._made()} & set(_PUBLISHING):
+            lines += [f"flush chain {table} {name}" for name in _PUBLISHING]
+            lines += [f"delete chain {table} {name}" for name in _PUBLISHING]
+        if lines:
+            nft.apply("\n".join(lines), self._host)
+        self._doors = tuple(doors)
 
     def mend(self, stamp: Stamp, hosts: Iterable[IPAddress], networks: Iterable[int]) -> list[str]:
         """Write the table again where somebody has changed it (``nft flush ruleset`` is how
@@ -189,6 +244,8 @@ class Outside:
             self.write(stamp)
             self.admit(hosts)
             self.open(vnis)
+            doors, self._doors = self._doors or (), None
+            self.publish(doors)
             found.append(f"nftables table {self._name}")
         self._seen = seen  # our own changes are looked at once, the next time
         if vnis:
@@ -214,7 +271,8 @@ class Outside:
         return (
             lines == stamp.lines()
             and peers == hosts
-            and (not vnis or chains == {"about", "early", "sent", "forward", "out"})
+            and (not vnis or chains >= {"about", "early", "sent", "forward", "out"})
+            and (not self._doors or chains >= {*_PUBLISHING})
         )
 
     def _rules(self, vnis: list[int], changed: list[str]) -> None:
@@ -256,6 +314,7 @@ class Outside:
                 chain sent {{ udp dport {self._port} notrack; }}
                 chain forward {{
                     ct state established accept
+                    iifname != @ours ip daddr @near ct status dnat accept
                     ip daddr @near ct state != related drop
                     iifname @ours oifname @ours drop
                     {guard}
@@ -289,6 +348,23 @@ class Outside:
         if nft.listing(f"table ip {self._name}", self._host, terse=True):
             self.open(())
             nft.apply(f"delete table ip {self._name}", self._host)
+
+
+def _brought(doors: Iterable[Door]) -> str:
+    """The rules that translate, those for one address of the host first."""
+    rules = []
+    for protocol, some in itertools.product((Protocol.TCP, Protocol.UDP), (True, False)):
+        port = f"{protocol.name.lower()} dport"
+        to = [
+            f"{f'{door.address} . ' if some else ''}{door.port} :"
+            f" {uplink_address(door.vni)} . {door.entry}"
+            for door in doors
+            if door.protocol is protocol and (door.address is not None) is some
+        ]
+        if to:
+            what = f"ip daddr . {port}" if some else port
+            rules.append(f"dnat ip to {what} map {{ {', '.join(to)} }}")
+    return "\n".join(rules)
 
 
 def _listed(elements: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from attrs import evolve
@@ -24,6 +24,7 @@ from slimnet.exceptions import (
     InvalidValue,
 )
 from slimnet.fallback import nft
+from slimnet.fallback.door import doors
 from slimnet.fallback.flows import tracked
 from slimnet.fallback.outside import Outside, Stamp
 from slimnet.fallback.pair import DevicePair
@@ -191,6 +192,7 @@ class Fallback:
         port: UDP port of VXLAN; the same on every host.
         wraps: as of :class:`Router`.
         serves: likewise.
+        publishes: likewise.
         pair: likewise.
 
     Raises:
@@ -205,6 +207,7 @@ class Fallback:
         *,
         wraps: bool = True,
         serves: bool = False,
+        publishes: bool = False,
         pair: DevicePair = DevicePair.VETH,
     ) -> None:
         self.context = context
@@ -213,6 +216,7 @@ class Fallback:
         self._port = port
         self._wraps = wraps
         self._serves = serves
+        self._publishes = publishes
         self._pair = pair
         self._lock = threading.RLock()
         self._tables: Tables | None = None
@@ -332,6 +336,7 @@ class Fallback:
             if self._tables is not None:
                 router.install(self._tables)
             self._outside.open({*self._networks(), record.vni})
+            self._publish()
         if not record.given:
             netns.create(record.netns)
         router.plug(record.endpoint, record.address, record.netns)
@@ -368,6 +373,7 @@ class Fallback:
         unused = set(self._networks()) - wanted
         if unused:
             self._outside.open(wanted)
+            self._publish(wanted)
             for vni in unused:
                 router = self._router(vni)
                 if router.exists():
@@ -413,6 +419,14 @@ class Fallback:
         for router in self._routers():
             if router.generation() != tables.generation:
                 router.install(tables)
+        self._publish(tables=tables)
+
+    def _publish(self, networks: Iterable[int] | None = None, tables: Tables | None = None) -> None:
+        """Of the networks that have a router here."""
+        tables = tables or self._tables
+        if self._publishes and tables is not None:
+            vnis = set(self._networks() if networks is None else networks)
+            self._outside.publish([door for door in doors(tables) if door.vni in vnis])
 
     def tend(self) -> None:
         """Every second look at the host, and put back what somebody has taken away.
@@ -582,6 +596,7 @@ class Fallback:
             self._port,
             wraps=self._wraps,
             serves=self._serves,
+            publishes=self._publishes,
             pair=self._pair,
         )
 

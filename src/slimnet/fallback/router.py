@@ -176,6 +176,7 @@ class Router:
         wraps: whether all that endpoints send is wrapped, and so their packets have to be
             smaller by that; else those that are too large for it are told (RFC 1191).
         serves: whether datagrams to the address of a service come to an endpoint behind it.
+        publishes: whether published ports of the host lead to endpoints by it.
         pair: what new links to endpoints and to the host are. Of :attr:`DevicePair.NETKIT` whoever
             makes the router puts programs on its ends and on the host's end of its way out.
     """
@@ -191,6 +192,7 @@ class Router:
         *,
         wraps: bool = True,
         serves: bool = False,
+        publishes: bool = False,
         pair: DevicePair = DevicePair.VETH,
     ) -> None:
         self.path = path
@@ -201,6 +203,7 @@ class Router:
         self._port = port
         self._wraps = wraps
         self._serves = serves
+        self._publishes = publishes
         self._pair = pair
 
     def up(self) -> None:
@@ -288,7 +291,9 @@ class Router:
         route.addr("replace", index=1, address=GATEWAY, prefixlen=32)
         with netns.enter(self._host):
             name = uplink_name(self.vni)
-            _set({forwarding(name): 1, f"net/ipv6/conf/{name}/disable_ipv6": 1})
+            # From and to the host's own loopback, for what is published.
+            local = f"net/ipv4/conf/{name}/route_localnet"
+            _set({forwarding(name): 1, local: 1, f"net/ipv6/conf/{name}/disable_ipv6": 1})
 
     def mend(self, lower: Link | None, tables: Tables) -> list[str]:
         """Make again what somebody has taken away of it; what is there is not touched. A look
@@ -490,7 +495,9 @@ class Router:
             free = used
         left = [item for item in made if item[1].startswith(free)]  # by one that was killed
         script = ruleset.removal(left) + ruleset.render(
-            *(tables, self.vni, free, self._port), serves=self._serves
+            *(tables, self.vni, free, self._port),
+            serves=self._serves,
+            publishes=self._publishes,
         )
         nft.apply(script, self.path)
         nft.apply(ruleset.switch(free, tables.generation), self.path)

@@ -4,8 +4,10 @@
 ::
 
     services  a datagram to the address of a service -> s_<id>: to an endpoint behind it
+    doors     from outside, to a published port: to the endpoint whose it is
     forward   mark of this generation: accept            (all but a few packets end here)
               reply: accept; neither new nor known: drop
+              from outside:      to a published port, or drop
               from an endpoint:  egress  -> e_<subject's identity>
               to an endpoint:    ingress -> i_<subject's identity>
               ct mark := this generation, accept
@@ -38,6 +40,7 @@ from attrs import frozen
 from netaddr import IPNetwork
 
 from slimnet import contract
+from slimnet.fallback.door import Door, doors
 from slimnet.fallback.intervals import flatten
 from slimnet.model import Direction, Protocol, Reason
 from slimnet.tables import PolicyKey, PolicyRecord, Tables
@@ -280,6 +283,26 @@ def _services(script: _Script, tables: Tables, vni: int) -> None:
     script.chain("services", f"ip daddr . udp dport vmap @{script.side}service")
 
 
+def _doors(script: _Script, found: Sequence[Door]) -> None:
+    """Whose the ports are that the host brings here; nothing else from outside is for anybody."""
+    kind = "inet_proto . inet_service : ipv4_addr . inet_service"
+    entries = (
+        f"{door.protocol:d} . {door.entry} : {door.endpoint} . {door.target}" for door in found
+    )
+    script.table("map", "door", kind, entries, ranges=False)
+    brought = f"meta l4proto . th dport map @{script.side}door"
+    script.chain("doors", f"meta l4proto {{ tcp, udp }} dnat ip to {brought}")
+    returns = []
+    for protocol in (Protocol.TCP, Protocol.UDP):
+        entries = (str(door.entry) for door in found if door.protocol is protocol)
+        script.table("set", f"entry_{protocol:d}", "inet_service", entries, ranges=False)
+        # Not where it is brought to: a port that is published no more is nobody's, for whoever
+        # was brought there, too.
+        to = f"ct original proto-dst @{script.side}entry_{protocol:d}"
+        returns.append(f"meta l4proto {protocol:d} {to} return")
+    script.chain("outside", *returns, "drop")
+
+
 def _runs(slots: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, tuple[int, int]]]:
     """The first and the last of each run of slots that are the same endpoint's."""
     first = 0
@@ -424,7 +447,10 @@ def switch(side: str, generation: int) -> str:
         meta l4proto tcp reject with tcp reset
         reject
     }}
-    chain prerouting {{ iifname "{ENDPOINT}*" goto {side}services; }}
+    chain prerouting {{
+        iifname "{ENDPOINT}*" goto {side}services
+        iifname "{UPLINK}" goto {side}doors
+    }}
     chain postrouting {{
         oifname "{UPLINK}" masquerade
         # To itself, behind a service of its own: it takes no packet that has its own address.
@@ -450,11 +476,20 @@ def closed(side: str) -> str:
     """The script of a side that refuses every packet, for before the first tables."""
     script = _Script(side)
     _services(script, Tables(1), 0)
+    _doors(script, ())
     script.table("set", "own", "ipv4_addr . ipv4_addr", (), ranges=False)
     return _beside(script, [script.deny(Direction.EGRESS, Reason["NO_TABLES"])])
 
 
-def render(tables: Tables, vni: int, side: str, port: int, *, serves: bool = False) -> str:
+def render(
+    tables: Tables,
+    vni: int,
+    side: str,
+    port: int,
+    *,
+    serves: bool = False,
+    publishes: bool = False,
+) -> str:
     """The script of a side that holds ``tables`` for one network.
 
     Args:
@@ -463,10 +498,12 @@ def render(tables: Tables, vni: int, side: str, port: int, *, serves: bool = Fal
         side: of :data:`SIDES`, where nothing is.
         port: UDP port of VXLAN.
         serves: whether datagrams come to services.
+        publishes: whether what is for published ports comes from outside.
     """
     script = _Script(side)
     _decisions(script, tables, vni, port)
     _services(script, tables if serves else Tables(1), vni)
+    _doors(script, [door for door in doors(tables) if door.vni == vni] if publishes else ())
     mark = tables.generation % (_CLOSED - 1) + 1
     stranger = script.deny(Direction.INGRESS, Reason["SYN_UNKNOWN"])
     absent = script.deny(Direction.EGRESS, Reason["NO_ENDPOINT"])
@@ -483,8 +520,7 @@ def render(tables: Tables, vni: int, side: str, port: int, *, serves: bool = Fal
             # An endpoint that is this host's and not attached has no device of its own; without
             # this rule the packet would leave by VXLAN again.
             f'oifname "{VXLAN}" ip daddr @{side}local {absent}',
-            # Nothing from outside is for an endpoint, and nothing passes through.
-            f'iifname "{UPLINK}" drop',
+            f'iifname "{UPLINK}" jump {side}outside',
             f'iifname "{VXLAN}" ip saddr != @{side}remote {stranger}',
             f'oifname "{ENDPOINT}*" jump {side}ingress',
             f'iifname != "{ENDPOINT}*" oifname != "{ENDPOINT}*" drop',

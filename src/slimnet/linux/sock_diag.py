@@ -21,7 +21,16 @@ from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
-__all__ = ["LISTENING", "LIVE", "PRESENT", "REQUESTS", "STATES", "Diagnosis", "Socket"]
+__all__ = [
+    "LISTENING",
+    "LIVE",
+    "PRESENT",
+    "REQUESTS",
+    "STATES",
+    "UNCONNECTED",
+    "Diagnosis",
+    "Socket",
+]
 
 _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY = 20
@@ -59,6 +68,8 @@ _LISTEN = STATES.index("LISTEN")
 _EVERY = 0xFFFFFFFF
 #: A mask of states: listeners alone.
 LISTENING = 1 << _LISTEN
+#: A mask of states: of UDP, those that take datagrams of anybody.
+UNCONNECTED = 1 << STATES.index("UNCONN")
 #: A mask of states: all but TIME_WAIT, of which there may be very many.
 PRESENT = _EVERY & ~(1 << STATES.index("TIME-WAIT"))
 #: Neither listeners nor anything unconnected.

@@ -251,7 +251,7 @@ class PublishedPort(Document):
         namespace: the endpoint's namespace.
         endpoint: its name.
         address: of the host; ``None`` for all of them.
-        protocol: TCP.
+        protocol: TCP or UDP.
         port: of the host.
         target: the endpoint's, by number or by the name that it declares.
     """

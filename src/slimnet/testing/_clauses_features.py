@@ -108,6 +108,27 @@ def ports_are_published(stage: Stage) -> None:
 
 
 @clause
+def datagrams_are_published(stage: Stage) -> None:
+    """So is a port of UDP, of an endpoint with a network namespace of its own."""
+    start(stage, "client")
+    features = stage.backends[0].capabilities.features
+    if Feature.PUBLISHED_DATAGRAMS not in features or stage.places["client"].netns is None:
+        return
+    key = PublishKey(None, Protocol.UDP, 8053)
+    stage.install(2, published={key: PublishRecord(CAST["client"].id, 9053)})
+    if stage.simulated:
+        return
+    stage.resident("client").serve_datagrams(9053)
+    outside = stage.resident("h3")
+    reached = made(outside.exchange(str(stage.address(0)), 8053), "outside to the published port")
+    expect(
+        reached.seen and reached.seen[0] == str(stage.address(2)), f"the receiver sees {reached}"
+    )
+    stage.install(3)
+    refused(outside.exchange(str(stage.address(0)), 8053), "outside, when it is taken back")
+
+
+@clause
 def what_is_sent_is_on_account(stage: Stage) -> None:
     """Where a backend counts, it counts by endpoint, rule and direction."""
     start(stage, "client", "server")

@@ -91,7 +91,14 @@ class Resident:
 
     def connect(self, address: str, port: int, timeout: float = 3) -> Reached:
         """Connect, wait for the greeting of :meth:`serve`, close."""
-        answer = self._ask("connect", to=(address, port), timeout=timeout)
+        return self._reach("connect", address, port, timeout)
+
+    def exchange(self, address: str, port: int, timeout: float = 3) -> Reached:
+        """Send a datagram, wait for the greeting of :meth:`serve_datagrams`."""
+        return self._reach("exchange", address, port, timeout)
+
+    def _reach(self, do: str, address: str, port: int, timeout: float) -> Reached:
+        answer = self._ask(do, to=(address, port), timeout=timeout)
         greeting = answer.get("greeting")
         return Reached(
             error=answer["error"],
@@ -105,6 +112,10 @@ class Resident:
     def serve(self, port: int, address: str = "0.0.0.0") -> None:  # noqa: S104  # in its endpoint
         """Listen; greet and echo for ever."""
         self._ask("serve", at=(address, port))
+
+    def serve_datagrams(self, port: int, address: str = "0.0.0.0") -> None:  # noqa: S104
+        """Greet whoever sends a datagram, for ever."""
+        self._ask("serve_datagrams", at=(address, port))
 
     def hold(self, name: str, address: str, port: int) -> None:
         """Open a connection that stays."""

@@ -33,6 +33,25 @@ def attempt(to: list[Any], timeout: float) -> dict[str, Any]:
     return answer
 
 
+def exchange(to: list[Any], timeout: float) -> dict[str, Any]:
+    """One datagram, and the server's greeting."""
+    started = time.monotonic()
+    answer: dict[str, Any] = {"error": 0, "text": ""}
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connected:
+            connected.settimeout(timeout)
+            connected.connect((to[0], to[1]))
+            answer["peer"] = connected.getpeername()
+            answer["local"] = connected.getsockname()
+            connected.send(b"x")
+            answer["greeting"] = json.loads(connected.recv(4096))
+    except OSError as error:
+        answer["error"] = error.errno or -1
+        answer["text"] = str(error)
+    answer["seconds"] = time.monotonic() - started
+    return answer
+
+
 class Loop(threading.Thread):
     """Attempts without end, and what came of them."""
 
@@ -78,6 +97,20 @@ class _Server(threading.Thread):
                 pass
 
 
+class _DatagramServer(threading.Thread):
+    """Greets whoever sends a datagram."""
+
+    def __init__(self, at: list[Any]) -> None:
+        super().__init__(daemon=True)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((at[0], at[1]))
+
+    def run(self) -> None:
+        while True:
+            _, peer = self.socket.recvfrom(4096)
+            self.socket.sendto(json.dumps({"peer": peer}).encode(), peer)
+
+
 class _Resident:
     """The requests, by name."""
 
@@ -90,6 +123,12 @@ class _Resident:
 
     def serve(self, at: list[Any]) -> None:
         _Server(at).start()
+
+    def exchange(self, to: list[Any], timeout: float) -> dict[str, Any]:
+        return exchange(to, timeout)
+
+    def serve_datagrams(self, at: list[Any]) -> None:
+        _DatagramServer(at).start()
 
     def hold(self, name: str, to: list[Any]) -> None:
         self.held[name] = socket.create_connection((to[0], to[1]), 3)

@@ -482,10 +482,15 @@ class Lab:
         return address
 
     def publish(
-        self, endpoint: Endpoint, port: int, target: int, address: str | None = None
+        self,
+        endpoint: Endpoint,
+        port: int,
+        target: int,
+        address: str | None = None,
+        protocol: int = socket.IPPROTO_TCP,
     ) -> None:
         """A port of the endpoint's host as that endpoint's own."""
-        key = PublishKey(None if address is None else IPAddress(address), 6, port)
+        key = PublishKey(None if address is None else IPAddress(address), protocol, port)
         self.published[key] = PublishRecord(endpoint.id, target)
 
     def limit(self, endpoint: Endpoint, *, rate: int = 0, connection_rate: int = 0) -> None:

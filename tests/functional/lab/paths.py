@@ -60,9 +60,8 @@ class Can(enum.Enum):
     #: What is refused behind a service's address is refused as of the endpoint there. Without:
     #: nobody is at that address, and an endpoint does not reach itself by it.
     ANSWERS_FOR_SERVICES = "answers for services"
-    #: A published port is reached at every address of the host, and from the host itself.
-    #: Without: at its underlay address, from elsewhere.
-    PUBLISHES_EVERYWHERE = "publishes everywhere"
+    #: So is a port of UDP. Without: refused when it is written.
+    PUBLISHED_DATAGRAMS = Feature.PUBLISHED_DATAGRAMS
     #: What is over a limit waits. Without: it is dropped, and somewhat less than the limit
     #: allows comes through.
     PACES = "paces"
@@ -157,7 +156,8 @@ EVERY = {
     for path in (
         DataPath(
             "ebpf",
-            frozenset(Can) - {Can.DATAGRAMS, Can.OWN_DEVICES, Can.OWN_NAMESPACE},
+            frozenset(Can)
+            - {Can.DATAGRAMS, Can.OWN_DEVICES, Can.OWN_NAMESPACE, Can.PUBLISHED_DATAGRAMS},
             Wire.SYN,
             errno.EACCES,
             records=_handshakes,
@@ -168,7 +168,7 @@ EVERY = {
             frozenset(Can)
             - {
                 Can.PUBLISHED_PORTS,
-                Can.PUBLISHES_EVERYWHERE,
+                Can.PUBLISHED_DATAGRAMS,
                 Can.PACES,
                 Can.REFUSES_SYNS,
                 Can.EGRESS_LIMITS,
@@ -211,7 +211,6 @@ EVERY = {
                 {
                     Can.SERVICES,
                     Can.ANSWERS_FOR_SERVICES,
-                    Can.PUBLISHES_EVERYWHERE,
                     Can.PUBLISHED_PORTS,
                     Can.DECIDES_AT_CONNECT,
                     Can.OUTLIVES_PEERS,
@@ -244,7 +243,6 @@ LAB_PATHS = DATA_PATHS | {
             Can.REFUSES_SYNS,
             Can.PACES,
             Can.ANSWERS_FOR_SERVICES,
-            Can.PUBLISHES_EVERYWHERE,
         },
         Wire.SYN,
         errno.EHOSTUNREACH,

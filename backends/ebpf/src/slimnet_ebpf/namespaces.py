@@ -210,4 +210,10 @@ class Namespaces:
 
     def _adopt(self) -> Fallback:
         """The fallback overlay, with what there is of it."""
-        return Fallback(self._context, self._port, wraps=False, serves=True, pair=self._pair())
+        return Fallback(
+            *(self._context, self._port),
+            wraps=False,
+            serves=True,
+            publishes=True,
+            pair=self._pair(),
+        )

@@ -70,7 +70,7 @@ def capabilities() -> Capabilities:
     return Capabilities(
         enforcing=True,
         wires=frozenset(wires | {WireFormat(Wire.VXLAN)} if apart else wires),
-        features=frozenset(Feature),
+        features=frozenset(Feature) - (set() if apart else {Feature.PUBLISHED_DATAGRAMS}),
         needs=frozenset({Part.CGROUP}),
         takes=frozenset(takes),
     )

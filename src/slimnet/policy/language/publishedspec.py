@@ -19,7 +19,9 @@ SCHEMA = {
     "targetPort": Field(
         "the endpoint's port, by number or by the name that it declares; ``port`` by default"
     ),
-    "protocol": Field("``TCP``, the default; UDP is not carried from outside"),
+    "protocol": Field(
+        "``TCP``, the default, or ``UDP``, for an endpoint with a network namespace of its own"
+    ),
     "address": Field("one IPv4 address of the host; all of its IPv4 addresses by default"),
 }
 
@@ -29,12 +31,13 @@ def read(spec: ManifestNode) -> dict[str, Any]:
     spec.fields(SCHEMA)
     number = spec.need("port").number(1, 65535, "a port's number")
     kind, target, where = (spec.get(key) for key in ("protocol", "targetPort", "address"))
-    if protocol(kind) is not Protocol.TCP:
-        kind.fail("TCP: no other protocol is carried from outside to an endpoint")
+    carried = protocol(kind)
+    if carried not in (Protocol.TCP, Protocol.UDP):
+        kind.fail("TCP or UDP: no other protocol is carried from outside to an endpoint")
     return {
         "endpoint": spec.need("endpoint").text("an endpoint's name", SUBDOMAIN.fullmatch),
         "port": number,
         "target": number if target.blank else port(target),
-        "protocol": Protocol.TCP,
+        "protocol": carried,
         "address": None if where.blank else address(where),
     }
