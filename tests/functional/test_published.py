@@ -373,6 +373,18 @@ def test_large_datagrams_come_in_pieces(lab):
     assert (len(text), peer) == (30000, (lab.outside.address, 40404))
 
 
+@pytest.mark.lacks(Can.PUBLISHED_DATAGRAMS)
+def test_the_port_of_datagrams_stays_the_hosts(lab):
+    """Tables with such ports are installed, and are nobody's way to the endpoint."""
+    server = lab.endpoint(0)
+    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
+    lab.install()
+    client = lab.outside.root.call(_bound, 40404)
+    own = server.host.root.call(_bound, 5353)
+    client.sendto(b"x", (server.host.address, 5353))
+    assert own.recvfrom(100) == (b"x", (lab.outside.address, 40404))
+
+
 @pytest.mark.lacks(Can.PUBLISHED_PORTS)
 def test_the_port_stays_the_hosts(lab):
     """Tables with published ports are installed, and nobody gets to the endpoint by them."""
