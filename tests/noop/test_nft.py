@@ -2,6 +2,7 @@
 """nftables by libnftables, in this process."""
 
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -52,6 +53,21 @@ def test_what_is_refused_changes_nothing(spaces):
 
 def test_what_is_not_there_has_no_objects(spaces):
     assert nft.listing("table ip none", spaces[0]) == []
+
+
+def test_without_a_descriptor(spaces):
+    """An error as any other; the process goes on."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with netns.enter(spaces[0]):
+        free = os.open("/dev/null", os.O_RDONLY)
+        os.close(free)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+            with pytest.raises(BackendError, match=r"^nft: .*Too many open files$"):
+                nft.apply("add table ip one")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        nft.apply("add table ip one")
 
 
 def test_without_the_library(monkeypatch):

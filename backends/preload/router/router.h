@@ -94,8 +94,10 @@ void link_tables(void);
  */
 int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 port,
 		 uint64_t question, __be16 *underlay_port, uint32_t *reason);
-/* 1: endpoint_answered() comes, and no SYN may be sent before; 0: it may at once. */
-/* Whether the other host says of each announcement if it may come. */
+/*
+ * Whether the other host says of each announcement if it may come: endpoint_answered() comes
+ * then, and no SYN may be sent before.
+ */
 int link_answers(const __be32 *host);
 void link_announce(const struct flow *flow);
 void link_withdraw(const struct flow *flow);

@@ -72,6 +72,7 @@ def _run(text: str, where: Path | None, flags: int = 0) -> str:
     except OSError as error:
         raise BackendError(f"{_SONAME}: not installed (Debian package nftables)") from error
     with _lock, contextlib.nullcontext() if where is None else netns.enter(where):
+        _socket().close()  # where none can be opened the library ends the process
         context = library.nft_ctx_new(0)
         try:
             library.nft_ctx_output_set_flags(context, flags)
@@ -83,6 +84,14 @@ def _run(text: str, where: Path | None, flags: int = 0) -> str:
             return str(library.nft_ctx_get_output_buffer(context).decode())
         finally:
             library.nft_ctx_free(context)
+
+
+def _socket() -> socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    try:
+        return socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+    except OSError as error:
+        raise BackendError(f"nft: a socket of netlink's netfilter: {error.strerror}") from error
 
 
 def apply(text: str, where: Path | None = None) -> None:
@@ -97,9 +106,7 @@ def apply(text: str, where: Path | None = None) -> None:
 def changes() -> int:
     """A number that changes with every transaction of anybody in the calling thread's network
     namespace. It takes the kernel microseconds, and libnftables more to say more."""
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-    ) as route:
+    with _socket() as route:
         route.send(struct.pack("=IHHII4x", 20, _GET_GENERATION, _REQUEST, 0, 0))
         (number,) = struct.unpack_from("!I", route.recv(4096), 24)
     return int(number)
