@@ -616,7 +616,10 @@ def layers(home):
 
 
 def name(pid):
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return ""
 
 
 def stat_of(pid):
