@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published ports that lead to an endpoint by its router: two translations, of the host's port to
-one of the router's (:class:`.Outside`), and of that to the endpoint's (:mod:`.ruleset`)."""
+one of the router's (outside.py), and of that to the endpoint's (ruleset.py)."""
 
 from __future__ import annotations
 
