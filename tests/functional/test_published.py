@@ -234,24 +234,20 @@ def test_syn_cookies(lab):
 DATAGRAMS = pytest.mark.needs(Can.PUBLISHED_DATAGRAMS)
 
 
-def _exchange(address, port, text, source="0.0.0.0", seconds=2):
-    """What comes back to a datagram, and from whom; of a socket that is connected."""
+def _exchange(address, port, text):
+    """What comes back to a datagram; the name of the socket, which is connected."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(seconds)
-        sock.bind((source, 0))
+        sock.settimeout(2)
         sock.connect((address, port))
         sock.send(text)
         return sock.recv(2048), sock.getsockname()
 
 
-def _answer(sock, count=1):
-    """Answers datagrams; who they came from."""
-    seen = []
-    for _ in range(count):
-        text, peer = sock.recvfrom(2048)
-        sock.sendto(text + b"!", peer)
-        seen.append(peer)
-    return seen
+def _answer(sock):
+    """Answers a datagram; whom it came from."""
+    text, peer = sock.recvfrom(2048)
+    sock.sendto(text + b"!", peer)
+    return peer
 
 
 def _bound(port, address="0.0.0.0"):
@@ -261,23 +257,27 @@ def _bound(port, address="0.0.0.0"):
     return sock
 
 
-def asked(server, sock, hands, address, port, **more):
+def asked(server, sock, hands, address, port):
     """Whom the endpoint saw, and the asker's own name."""
     answering = server.start(_answer, sock)
-    answer, name = hands.call(_exchange, address, port, b"hello", **more)
+    answer, name = hands.call(_exchange, address, port, b"hello")
     assert answer == b"hello!"
-    (peer,) = answering.result(10)
-    return peer, name
+    return answering.result(10), name
+
+
+def with_datagrams(lab, address=None):
+    """An endpoint with port 5353 of its host in force as its port 53 of UDP."""
+    server = lab.endpoint(0)
+    lab.publish(server, 5353, 53, address, protocol=socket.IPPROTO_UDP)
+    lab.install()
+    return server
 
 
 @DATAGRAMS
 @pytest.mark.parametrize("where", ["every address", "one address"])
 def test_datagrams_from_outside(lab, where):
     """The server sees the client's own address; the answer comes from where it asked."""
-    server = lab.endpoint(0)
-    address = None if where == "every address" else server.host.address
-    lab.publish(server, 5353, 53, address, protocol=socket.IPPROTO_UDP)
-    lab.install()
+    server = with_datagrams(lab, None if where == "every address" else lab.hosts[0].address)
     sock = server.call(_bound, 53)
     for _ in range(3):
         peer, name = asked(server, sock, lab.outside.root, server.host.address, 5353)
@@ -288,9 +288,7 @@ def test_datagrams_from_outside(lab, where):
 @DATAGRAMS
 def test_datagrams_from_the_hosts_themselves(lab):
     """By loopback the host comes under its underlay address."""
-    server = lab.endpoint(0)
-    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
-    lab.install()
+    server = with_datagrams(lab)
     sock = server.call(_bound, 53)
     own = server.host.address
     peer, _ = asked(server, sock, server.host.root, "127.0.0.1", 5353)
@@ -342,13 +340,11 @@ def test_datagrams_are_put_to_policy(lab):
 @DATAGRAMS
 def test_datagrams_are_taken_back(lab):
     """For whoever is in the middle of it, too; the port is the host's again."""
-    server = lab.endpoint(0)
-    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
-    lab.install()
+    server = with_datagrams(lab)
     sock = server.call(_bound, 53)
     client = lab.outside.root.call(_bound, 40404)
     client.sendto(b"one", (server.host.address, 5353))
-    assert server.start(_answer, sock).result(10) == [(lab.outside.address, 40404)]
+    assert server.start(_answer, sock).result(10) == (lab.outside.address, 40404)
     assert client.recvfrom(100) == (b"one!", (server.host.address, 5353))
     lab.published.clear()
     lab.install()
@@ -363,9 +359,7 @@ def test_datagrams_are_taken_back(lab):
 
 @DATAGRAMS
 def test_large_datagrams_come_in_pieces(lab):
-    server = lab.endpoint(0)
-    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
-    lab.install()
+    server = with_datagrams(lab)
     sock = server.call(_bound, 53)
     client = lab.outside.root.call(_bound, 40404)
     client.sendto(b"x" * 30000, (server.host.address, 5353))
@@ -376,9 +370,7 @@ def test_large_datagrams_come_in_pieces(lab):
 @pytest.mark.lacks(Can.PUBLISHED_DATAGRAMS)
 def test_the_port_of_datagrams_stays_the_hosts(lab):
     """Tables with such ports are installed, and are nobody's way to the endpoint."""
-    server = lab.endpoint(0)
-    lab.publish(server, 5353, 53, protocol=socket.IPPROTO_UDP)
-    lab.install()
+    server = with_datagrams(lab)
     client = lab.outside.root.call(_bound, 40404)
     own = server.host.root.call(_bound, 5353)
     client.sendto(b"x", (server.host.address, 5353))

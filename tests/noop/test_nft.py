@@ -6,11 +6,13 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from netaddr import IPAddress
 
 from slimnet.exceptions import BackendError
-from slimnet.fallback import nft, probe
+from slimnet.fallback import Outside, nft, probe
+from slimnet.fallback.door import Door
 from slimnet.linux import netns
-from slimnet.model import Answer
+from slimnet.model import Answer, Protocol
 
 pytestmark = pytest.mark.root
 
@@ -53,6 +55,18 @@ def test_what_is_refused_changes_nothing(spaces):
 
 def test_what_is_not_there_has_no_objects(spaces):
     assert nft.listing("table ip none", spaces[0]) == []
+
+
+def test_what_is_published_already_is_not_written_again(spaces):
+    """A generation with the same published ports costs the host no transaction."""
+    outside = Outside("slt-nft", spaces[0], "lo", IPAddress("192.0.2.1"), 4789)
+    where = {"vni": 77, "endpoint": IPAddress("10.1.0.5"), "address": None}
+    with netns.enter(spaces[0]):
+        for some in ([Door(Protocol.UDP, port=5353, entry=5353, target=53, **where)], []):
+            outside.publish(some)
+            before = nft.changes()
+            outside.publish(list(some))
+            assert nft.changes() == before
 
 
 def test_without_a_descriptor(spaces):

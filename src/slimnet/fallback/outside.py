@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -80,7 +80,7 @@ class Outside:
         self._led: tuple[int, int] | None = None  # the ways out that it was opened for
         self._ways: set[str] = set()  # the interfaces that have to forward
         self._forwarding: set[str] = set()  # those of them that did not before
-        self._doors: Sequence[Door] | None = None  # what is published; before the first: unknown
+        self._doors: list[Door] | None = None  # what is published; before the first: unknown
 
     def stamp(self) -> Stamp | None:
         """What the table says, ``None`` where there is none."""
@@ -174,19 +174,17 @@ class Outside:
             lines = [f"flush chain {table} {name}" for kind, name in made if kind == "chain"]
             lines += [f"delete {kind} {table} {name}" for kind, name in made]
             nft.apply("\n".join(lines), self._host)
-            self._doors = ()
+            self._doors = []
 
-    def publish(self, doors: Sequence[Door]) -> None:
+    def publish(self, doors: list[Door]) -> None:
         """Bring what comes to these ports of the host to the routers, from wherever it comes, the
         host itself included; and nothing else."""
         if doors == self._doors:
             return
         table = f"ip {self._name}"
-        lines = []
+        emptied = "\n".join(f"flush chain {table} {name}" for name in _PUBLISHING)
         if doors:
-            # From the host's own loopback it comes under an address that can be answered.
-            lines.append(
-                f"""
+            script = f"""
                 table {table} {{
                     set ours {{ type ifname; }}
                     chain published {{ }}
@@ -194,35 +192,32 @@ class Outside:
                     chain sent_here {{ type nat hook output priority -100; }}
                     chain from_here {{ type nat hook postrouting priority srcnat; }}
                 }}
-                flush chain {table} published
-                flush chain {table} come
-                flush chain {table} sent_here
-                flush chain {table} from_here
+                {emptied}
                 table {table} {{
                     # Above all addresses that a host may have are a data path's own
                     # (slimnet/inner.h).
                     chain published {{
+                        fib daddr type != local return
                         ip daddr 240.0.0.0/4 return
                         {_brought(doors)}
                     }}
                     # The data path that this overlay is beneath has seen it, and refuses it.
                     chain come {{
                         iifname "{self._interface}" ip daddr {self._address} meta l4proto tcp return
-                        fib daddr type local jump published
+                        jump published
                     }}
-                    chain sent_here {{ fib daddr type local jump published; }}
+                    chain sent_here {{ jump published; }}
+                    # From the host's own loopback it comes under an address that can be answered.
                     chain from_here {{
                         oifname @ours ip saddr 127.0.0.0/8 snat ip to {self._address}
                     }}
                 }}
-                """
-            )
-        elif {name for _, name in self._made()} & set(_PUBLISHING):
-            lines += [f"flush chain {table} {name}" for name in _PUBLISHING]
-            lines += [f"delete chain {table} {name}" for name in _PUBLISHING]
-        if lines:
-            nft.apply("\n".join(lines), self._host)
-        self._doors = tuple(doors)
+            """
+            nft.apply(script, self._host)
+        elif {name for _, name in self._made()} & {*_PUBLISHING}:
+            removed = "\n".join(f"delete chain {table} {name}" for name in _PUBLISHING)
+            nft.apply(f"{emptied}\n{removed}", self._host)
+        self._doors = doors
 
     def mend(self, stamp: Stamp, hosts: Iterable[IPAddress], networks: Iterable[int]) -> list[str]:
         """Write the table again where somebody has changed it (``nft flush ruleset`` is how
@@ -244,7 +239,7 @@ class Outside:
             self.write(stamp)
             self.admit(hosts)
             self.open(vnis)
-            doors, self._doors = self._doors or (), None
+            doors, self._doors = self._doors or [], None
             self.publish(doors)
             found.append(f"nftables table {self._name}")
         self._seen = seen  # our own changes are looked at once, the next time
@@ -268,12 +263,9 @@ class Outside:
                     lines.append(value["comment"])
             elif kind == "set" and value["name"] == "peers":
                 peers = {IPAddress(each) for each in value.get("elem", ())}
-        return (
-            lines == stamp.lines()
-            and peers == hosts
-            and (not vnis or chains >= {"about", "early", "sent", "forward", "out"})
-            and (not self._doors or chains >= {*_PUBLISHING})
-        )
+        wanted = {"about", "early", "sent", "forward", "out"}
+        wanted |= {*_PUBLISHING} if self._doors else set()
+        return lines == stamp.lines() and peers == hosts and (not vnis or chains == wanted)
 
     def _rules(self, vnis: list[int], changed: list[str]) -> None:
         table = f"ip {self._name}"

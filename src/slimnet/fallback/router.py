@@ -293,7 +293,13 @@ class Router:
             name = uplink_name(self.vni)
             # From and to the host's own loopback, for what is published.
             local = f"net/ipv4/conf/{name}/route_localnet"
-            _set({forwarding(name): 1, local: 1, f"net/ipv6/conf/{name}/disable_ipv6": 1})
+            _set(
+                {
+                    forwarding(name): 1,
+                    local: int(self._publishes),
+                    f"net/ipv6/conf/{name}/disable_ipv6": 1,
+                }
+            )
 
     def mend(self, lower: Link | None, tables: Tables) -> list[str]:
         """Make again what somebody has taken away of it; what is there is not touched. A look

@@ -5,11 +5,12 @@ feature that it declares."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from slimnet.model import Direction, Feature, Flow, Protocol, Reason
 from slimnet.tables import LimitRecord, PublishKey, PublishRecord
 from slimnet.testing._expectations import clause, expect, made, refused, start
-from slimnet.testing._resident import Resident
+from slimnet.testing._resident import Reached, Resident
 from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, NETWORK, SERVICE, Stage
 
 _RATE = 1 << 20
@@ -94,17 +95,7 @@ def ports_are_published(stage: Stage) -> None:
     if Feature.PUBLISHED_PORTS not in stage.backends[0].capabilities.features:
         return
     stage.serve("client", 9090)
-    key = PublishKey(None, Protocol.TCP, 8090)
-    stage.install(2, published={key: PublishRecord(CAST["client"].id, 9090)})
-    if stage.simulated:
-        return
-    outside = stage.resident("h3")
-    reached = made(outside.connect(str(stage.address(0)), 8090), "outside to the published port")
-    expect(
-        reached.seen and reached.seen[0] == str(stage.address(2)), f"the acceptor sees {reached}"
-    )
-    stage.install(3)
-    refused(outside.connect(str(stage.address(0)), 8090), "outside, when it is taken back")
+    _published(stage, Protocol.TCP, 8090, 9090, Resident.connect)
 
 
 @clause
@@ -114,18 +105,27 @@ def datagrams_are_published(stage: Stage) -> None:
     features = stage.backends[0].capabilities.features
     if Feature.PUBLISHED_DATAGRAMS not in features or stage.places["client"].netns is None:
         return
-    key = PublishKey(None, Protocol.UDP, 8053)
-    stage.install(2, published={key: PublishRecord(CAST["client"].id, 9053)})
+    if not stage.simulated:
+        stage.resident("client").serve_datagrams(9053)
+    _published(stage, Protocol.UDP, 8053, 9053, Resident.exchange)
+
+
+def _published(
+    stage: Stage,
+    protocol: Protocol,
+    port: int,
+    target: int,
+    reach: Callable[[Resident, str, int], Reached],
+) -> None:
+    key = PublishKey(None, protocol, port)
+    stage.install(2, published={key: PublishRecord(CAST["client"].id, target)})
     if stage.simulated:
         return
-    stage.resident("client").serve_datagrams(9053)
-    outside = stage.resident("h3")
-    reached = made(outside.exchange(str(stage.address(0)), 8053), "outside to the published port")
-    expect(
-        reached.seen and reached.seen[0] == str(stage.address(2)), f"the receiver sees {reached}"
-    )
+    outside, address = stage.resident("h3"), str(stage.address(0))
+    reached = made(reach(outside, address, port), "outside to the published port")
+    expect(reached.seen and reached.seen[0] == str(stage.address(2)), f"the server sees {reached}")
     stage.install(3)
-    refused(outside.exchange(str(stage.address(0)), 8053), "outside, when it is taken back")
+    refused(reach(outside, address, port), "outside, when it is taken back")
 
 
 @clause

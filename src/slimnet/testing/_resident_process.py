@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 
-def attempt(to: list[Any], timeout: float) -> dict[str, Any]:
-    """One connection: until the server's greeting has come."""
+def attempt(to: list[Any], timeout: float, *, datagram: bool = False) -> dict[str, Any]:
+    """One connection, or one datagram: until the server's greeting has come."""
     started = time.monotonic()
     answer: dict[str, Any] = {"error": 0, "text": ""}
+    connect = _connect_datagrams if datagram else socket.create_connection
     try:
-        with socket.create_connection((to[0], to[1]), timeout) as connection:
+        with connect((to[0], to[1]), timeout) as connection:
             answer["peer"] = connection.getpeername()
             answer["local"] = connection.getsockname()
+            if datagram:
+                connection.send(b"x")
             answer["greeting"] = json.loads(connection.makefile().readline() or "null")
     except OSError as error:
         answer["error"] = error.errno or -1
@@ -33,23 +36,11 @@ def attempt(to: list[Any], timeout: float) -> dict[str, Any]:
     return answer
 
 
-def exchange(to: list[Any], timeout: float) -> dict[str, Any]:
-    """One datagram, and the server's greeting."""
-    started = time.monotonic()
-    answer: dict[str, Any] = {"error": 0, "text": ""}
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connected:
-            connected.settimeout(timeout)
-            connected.connect((to[0], to[1]))
-            answer["peer"] = connected.getpeername()
-            answer["local"] = connected.getsockname()
-            connected.send(b"x")
-            answer["greeting"] = json.loads(connected.recv(4096))
-    except OSError as error:
-        answer["error"] = error.errno or -1
-        answer["text"] = str(error)
-    answer["seconds"] = time.monotonic() - started
-    return answer
+def _connect_datagrams(to: tuple[str, int], timeout: float) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.settimeout(timeout)
+    made.connect(to)
+    return made
 
 
 class Loop(threading.Thread):
@@ -108,7 +99,7 @@ class _DatagramServer(threading.Thread):
     def run(self) -> None:
         while True:
             _, peer = self.socket.recvfrom(4096)
-            self.socket.sendto(json.dumps({"peer": peer}).encode(), peer)
+            self.socket.sendto(json.dumps({"peer": peer}).encode() + b"\n", peer)
 
 
 class _Resident:
@@ -125,7 +116,7 @@ class _Resident:
         _Server(at).start()
 
     def exchange(self, to: list[Any], timeout: float) -> dict[str, Any]:
-        return exchange(to, timeout)
+        return attempt(to, timeout, datagram=True)
 
     def serve_datagrams(self, at: list[Any]) -> None:
         _DatagramServer(at).start()
