@@ -19,6 +19,9 @@
  *
  * With an endpoint in placement `host` of this host it speaks wire `syn` too, over
  * the router's way out: its address towards the host stands for the endpoint's host.
+ *
+ * With hosts of wire `announce` the records are the same. On the way in the agent has them
+ * written before there is a SYN; on the way out it is told of them right before the SYN.
  */
 #ifndef SLIMNET_CARRY_H
 #define SLIMNET_CARRY_H
@@ -26,6 +29,7 @@
 #include "event.h"
 #include "flow.h"
 #include "packet.h"
+#include "remote.h"
 
 #include <slimnet/rate.h>
 
@@ -107,6 +111,32 @@ slim_carried_opens(struct slim_carried *out, const struct slim_carried *in)
 	return 0;
 }
 
+/* Has the agent announce a connection to a host that speaks wire announce, or withdraw it. */
+slim_verified_once int
+slim_carried_announce(const struct slim_carried *out, __be16 source_port, __u32 kind)
+{
+	struct slim_told *told;
+
+	if (!out)
+		return 0;
+	told = bpf_ringbuf_reserve(&slim_told, sizeof(*told), 0);
+	if (!told)
+		return 0;
+	slim_map_v4(told->tuple.source, out->source);
+	slim_map_v4(told->tuple.destination, out->destination);
+	told->tuple.source_port = out->source_port;
+	told->tuple.destination_port = out->destination_port;
+	told->source_endpoint = out->endpoint;
+	told->destination_endpoint = out->peer;
+	told->source_port = source_port;
+	told->port = out->port;
+	told->kind = kind;
+	told->reason = 0;
+	told->rule = 0;
+	bpf_ringbuf_submit(told, 0);
+	return 0;
+}
+
 /* Over: what it sent and received is put on account. */
 slim_verified_once int
 slim_carried_closes(struct slim_carried *out, const struct slim_carried *in)
@@ -117,6 +147,11 @@ slim_carried_closes(struct slim_carried *out, const struct slim_carried *in)
 
 	if (!out || !in)
 		return 0;
+	if ((out->flags & (SLIM_CARRIED_ANNOUNCED | SLIM_CARRIED_ACCEPTED)) ==
+	    SLIM_CARRIED_ANNOUNCED) {
+		out->flags &= ~SLIM_CARRIED_ANNOUNCED;
+		slim_carried_announce(out, 0, SLIM_TOLD_CLOSED);
+	}
 	if (out->flags & SLIM_CARRIED_CLOSED || !(out->flags & SLIM_CARRIED_OPENED))
 		return 0;
 	out->flags |= SLIM_CARRIED_CLOSED;
@@ -321,19 +356,29 @@ slim_verified_once int slim_carriage_clashes(const struct slim_carried_key *in)
 }
 
 /*
- * Takes a free one of the ports for rewritten connections to a host, and writes the
- * records. Of another host's sockets and of this one's none goes there.
+ * Takes what tells this connection from others between the two hosts, and writes the
+ * records: a free port at the other end, to which no socket of either host goes. Over wire
+ * announce that one is given, and it is the port at this end, which the kernel gives to no
+ * socket.
  */
-static __noinline int slim_carriage_take(struct slim_carriage *carriage)
+static __noinline int
+slim_carriage_take(const struct slim_control *control, struct slim_carriage *carriage)
 {
-	if (!carriage)
+	__u32 start = bpf_get_prandom_u32();
+
+	if (!control || !carriage)
 		return -1;
 	for (int i = 0; i < SLIM_BOUND_PORTS; i++) {
 		struct slim_carried *old;
 
-		carriage->in.source_port =
-			bpf_htons(slim_fixed.wire_port + SLIM_WIRE_PORTS +
-				  ((carriage->out.device + i) & (SLIM_BOUND_PORTS - 1)));
+		if (carriage->value.flags & SLIM_CARRIED_ANNOUNCED)
+			carriage->in.destination_port =
+				bpf_htons(control->source_port +
+					  (start + i) % (control->source_ports ?: 1));
+		else
+			carriage->in.source_port =
+				bpf_htons(slim_fixed.wire_port + SLIM_WIRE_PORTS +
+					  ((carriage->out.device + i) & (SLIM_BOUND_PORTS - 1)));
 		old = bpf_map_lookup_elem(&slim_carried, &carriage->in);
 		if (old) {
 			if (!slim_carried_is_free(old))
@@ -581,7 +626,40 @@ static __noinline int slim_opening_refused(const struct slim_opening *opening, _
 	return 0;
 }
 
-/* Asks slim_way(): the host that the SYN goes to; 0: it is the router's to carry or to refuse. */
+/* What comes of a SYN, besides a positive errno. */
+enum slim_opened {
+	SLIM_OPENED_CARRIED = 0,
+	SLIM_OPENED_ROUTED = -1,	/* it is the router's to carry or to refuse */
+};
+
+/*
+ * A host of wire announce: by what it has told of its listeners. Where there is none it is
+ * refused, and the other end hears of it.
+ */
+static __noinline int
+slim_opening_announce(struct slim_opening *opening, struct slim_carriage *carriage, __u32 client)
+{
+	struct slim_remote_key key = {};
+	struct slim_remote at = {};
+	int error;
+
+	if (!opening || !carriage || !opening->way.target.peer)
+		return SLIM_OPENED_ROUTED;
+	slim_copy(key.host, opening->way.target.peer->host);
+	key.endpoint = opening->way.target.endpoint;
+	key.port = opening->way.target.port;
+	error = slim_remote_find(&key, &at);
+	if (error != ECONNREFUSED) {
+		carriage->in.source_port = at.port;
+		carriage->value.flags = SLIM_CARRIED_ANNOUNCED;
+		return error ? SLIM_OPENED_ROUTED : SLIM_OPENED_CARRIED;
+	}
+	slim_way_refuse(&opening->way, SLIM_REASON_SYN_NO_LISTENER, error);
+	slim_remote_refused(&opening->way, client);
+	return error;
+}
+
+/* Asks slim_way(): the host that the SYN goes to. */
 static __always_inline int
 slim_opening_ask(struct slim_opening *opening, const struct slim_device *device)
 {
@@ -593,21 +671,31 @@ slim_opening_ask(struct slim_opening *opening, const struct slim_device *device)
 	range = slim_inner_range(opening->state.control);
 	if (slim_way(&opening->state, &range, slim_fixed.wire_port, &carriage->dialled,
 		     &opening->way)) {
+		if (opening->way.direction == SLIM_INGRESS &&
+		    slim_remote_refused(&opening->way, device->endpoint))
+			return opening->way.error;
 		/* The router refuses it and tells that; on account it is here. */
 		if (slim_is_policy(opening->way.reason))
 			slim_opening_refused(opening, device->endpoint);
-		return 0;
+		return SLIM_OPENED_ROUTED;
 	}
 	peer = opening->way.target.peer;
 	if (!peer)
-		return 0;
+		return SLIM_OPENED_ROUTED;
 	carriage->value.peer = opening->way.target.endpoint;
 	carriage->value.port = opening->way.target.port;
 	carriage->value.rule = opening->way.rule;
 	carriage->address = peer->address[3];
 	carriage->in.source = peer->host[3];
-	if (opening->way.kind == SLIM_WAY_WIRE && peer->flags & SLIM_ENDPOINT_WIRE_SYN) {
+	if (opening->way.kind == SLIM_WAY_WIRE) {
 		carriage->in.destination = opening->state.control->underlay[3];
+		if (!(peer->flags & SLIM_ENDPOINT_WIRE_SYN)) {
+			int error = slim_opening_announce(opening, carriage, device->endpoint);
+
+			if (error)
+				return error;
+			slim_count(opening->way.peer_reason);
+		}
 	} else if (opening->way.kind == SLIM_WAY_SAME_HOST && peer->index) {
 		slim_count(opening->way.peer_reason);
 		carriage->in.destination = device->near;
@@ -617,16 +705,16 @@ slim_opening_ask(struct slim_opening *opening, const struct slim_device *device)
 		const __u32 *number = bpf_map_lookup_elem(&slim_apart, &endpoint);
 
 		if (!number)
-			return 0;
+			return SLIM_OPENED_ROUTED;
 		slim_count(opening->way.peer_reason);
 		carriage->in.device = *number;
 		carriage->in.source = peer->address[3];
 		carriage->peer_rule = opening->way.peer_rule;
 	} else {
-		return 0;
+		return SLIM_OPENED_ROUTED;
 	}
 	slim_count(opening->way.reason);
-	return 1;
+	return SLIM_OPENED_CARRIED;
 }
 
 /* The question to slim_way(). A frame of its own, for the stack. */
@@ -637,10 +725,10 @@ slim_opening_make(const struct slim_device *device, const struct slim_segment *s
 	struct slim_carriage *carriage;
 
 	if (!device || !segment || !slim_state_get(&opening.state) || !opening.state.active)
-		return 0;
+		return SLIM_OPENED_ROUTED;
 	carriage = slim_carriage_new();
 	if (!carriage || !opening.state.control)
-		return 0;
+		return SLIM_OPENED_ROUTED;
 	opening.carriage = carriage;
 	carriage->dialled.stream = 1;
 	carriage->dialled.aim.now = bpf_ktime_get_ns();
@@ -763,11 +851,17 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 	struct slim_carriage *carriage;
 	struct slim_carried *old;
 	__u32 zero = 0, uplink;
+	bool announced, again;
 	__be16 name;
 	int error;
 
-	if (!slim_opening_make(device, segment))
+	error = slim_opening_make(device, segment);
+	if (error) {
+		/* An endpoint cannot mark a packet: on its way to another namespace it is scrubbed. */
+		if (error > 0)
+			skb->mark = slim_fixed.reset;
 		return SLIM_TC_NEXT;
+	}
 	carriage = bpf_map_lookup_elem(&slim_carriage, &zero);
 	control = bpf_map_lookup_elem(&slim_control, &zero);
 	if (!carriage || !control)
@@ -790,9 +884,19 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 	slim_carriage_device(carriage, segment->key.device, device);
 	carriage->out = segment->key;
 	carriage->in.destination_port = segment->key.source_port;
+	announced = carriage->value.flags & SLIM_CARRIED_ANNOUNCED;
 	old = bpf_map_lookup_elem(&slim_carried, &segment->key);
-	if (old && old->destination == carriage->in.source &&
-	    old->source == carriage->in.destination && old->peer == carriage->value.peer) {
+	again = old && old->destination == carriage->in.source &&
+		old->source == carriage->in.destination && old->peer == carriage->value.peer &&
+		(!announced || old->destination_port == carriage->in.source_port);
+	if (again && announced && !(old->flags & SLIM_CARRIED_FINAL) &&
+	    !slim_carried_is_older(old->opened, SLIM_HANDSHAKE)) {
+		/* Sent again, and announced: another announcement would be another connection's. */
+		uplink = carriage->uplink;
+		return slim_carried_write(skb, old, &segment->key) ? TC_ACT_SHOT :
+								     slim_pass_on(skb, uplink);
+	}
+	if (again) {
 		/* Sent again, or one that is closed: what the peer has of it is its own to judge. */
 		carriage->in.source_port = old->destination_port;
 		carriage->in.destination_port = old->source_port;
@@ -806,17 +910,23 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 			slim_carried_drop(&carriage->out, &carriage->other);
 		}
 		error = slim_carriage_name(carriage, carriage->address, 0) ||
-			slim_carriage_take(carriage);
+			slim_carriage_take(control, carriage);
 	}
 	if (error) {
 		slim_carried_unname(&carriage->out, &carriage->value);
 		slim_count(SLIM_REASON_BOUND_FULL);
 		return TC_ACT_SHOT;
 	}
+	uplink = carriage->uplink;
+	name = carriage->value.name ?: segment->key.source_port;
+	if (announced) {
+		slim_carried_announce(&carriage->value, name, SLIM_TOLD_CONNECTS);
+		return slim_carried_write(skb, &carriage->value, &carriage->out) ?
+			       TC_ACT_SHOT : slim_pass_on(skb, uplink);
+	}
 	option.port = carriage->value.port;
 	option.destination = bpf_htonl(carriage->value.peer);
 	option.source = bpf_htonl(device->endpoint);
-	name = carriage->value.name ?: segment->key.source_port;
 	if (name != carriage->in.destination_port) {
 		option.length = SLIM_OPTION_NAMED;
 		option.name = name;
@@ -825,7 +935,6 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 	option.tag = slim_tag(slim_keys_signing(&control->keys),
 			      carriage->in.destination, carriage->in.source,
 			      carriage->in.destination_port, segment->sequence, &option);
-	uplink = carriage->uplink;
 	if (slim_segment_append(skb, segment, &option) ||
 	    slim_carried_write(skb, &carriage->value, &carriage->out))
 		return TC_ACT_SHOT;
@@ -907,8 +1016,8 @@ static __always_inline int slim_device_run(struct __sk_buff *skb)
 }
 
 /*
- * A SYN that is admitted, for an endpoint with a namespace of its own: writes its records.
- * The number of the device by which it goes on, 0 where there is no such endpoint, or
+ * A SYN that is admitted, for an endpoint with a namespace of its own: writes its records;
+ * or one that is announced, of which the option has no kind. The number of the device by which it goes on, 0 where there is no such endpoint, or
  * negative where there is no room.
  */
 static __noinline int
@@ -945,6 +1054,8 @@ slim_carry_admit(const struct slim_syn *syn, const struct slim_option *option,
 	carriage->value.rule = admitted->rule;
 	carriage->value.port = option->port;
 	carriage->value.flags = SLIM_CARRIED_ACCEPTED;
+	if (!option->kind)
+		carriage->value.flags |= SLIM_CARRIED_ANNOUNCED;
 	old = bpf_map_lookup_elem(&slim_carried, &carriage->in);
 	if (old) {
 		/* The SYN is sent again, or comes after a connection that is closed. */
@@ -954,7 +1065,49 @@ slim_carry_admit(const struct slim_syn *syn, const struct slim_option *option,
 	return slim_carriage_put(carriage) ? -1 : (int)carriage->portal;
 }
 
-/* The same for one to a published port, from outside of every overlay. */
+/* The record of what comes in from the underlay by this tuple, if it was announced. */
+static __always_inline struct slim_carried *
+slim_carried_of(const struct slim_tuple *tuple, struct slim_carried_key *key)
+{
+	struct slim_carried *carried;
+
+	key->source = tuple->source[3];
+	key->destination = tuple->destination[3];
+	key->source_port = tuple->source_port;
+	key->destination_port = tuple->destination_port;
+	carried = bpf_map_lookup_elem(&slim_carried, key);
+	return carried && carried->flags & SLIM_CARRIED_ANNOUNCED ? carried : NULL;
+}
+
+/* The device by which a SYN goes on that was announced; 0: it was not. */
+slim_verified_once int slim_carried_announced(const struct slim_tuple *syn)
+{
+	struct slim_carried_key key = {};
+	const struct slim_carried *carried;
+
+	if (!syn)
+		return 0;
+	carried = slim_carried_of(syn, &key);
+	return carried && !(carried->flags & SLIM_CARRIED_FINAL) ? carried->through : 0;
+}
+
+/* It does not come after all: unless it did. */
+slim_verified_once int slim_carry_withdraw(const struct slim_tuple *syn)
+{
+	struct slim_carried_key key = {}, other;
+	const struct slim_carried *carried;
+
+	if (!syn)
+		return 0;
+	carried = slim_carried_of(syn, &key);
+	if (!carried || carried->flags & SLIM_CARRIED_ANSWERED)
+		return 0;
+	slim_carried_other(carried, &other);
+	slim_carried_drop(&key, &other);
+	return 0;
+}
+
+/* As slim_carry_admit(), for one to a published port, from outside of every overlay. */
 static __noinline int
 slim_carry_publish(const struct slim_tuple *syn, const struct slim_publish *published,
 		   __u32 rule)

@@ -15,6 +15,7 @@
 #include "alias.h"
 #include "bind.h"
 #include "flow.h"
+#include "remote.h"
 
 /* One connect, from the question to the rewritten destination. */
 struct slim_dial {
@@ -493,27 +494,22 @@ slim_dial_same_host(struct bpf_sock_addr *ctx, struct slim_dial *dial, __u32 ind
 	return 0;
 }
 
-/*
- * Where a host that speaks wire announce has the port that is dialled: 0, or a positive
- * errno. A frame of its own, for the stack.
- */
+/* As slim_remote_find(). A frame of its own, for the stack. */
 slim_verified_once int slim_dial_remote(struct slim_socket *socket)
 {
 	struct slim_remote_key key = {};
-	const struct slim_remote *found;
+	struct slim_remote at = {};
+	int error;
 
 	if (!socket)
 		return EHOSTUNREACH;
 	slim_copy(key.host, socket->underlay);
-	if (!bpf_map_lookup_elem(&slim_remote, &key))
-		return EHOSTUNREACH;
 	key.endpoint = socket->peer_endpoint;
 	key.port = socket->target_port;
-	found = bpf_map_lookup_elem(&slim_remote, &key);
-	if (!found)
-		return ECONNREFUSED;
-	socket->underlay_port = found->port;
-	return 0;
+	error = slim_remote_find(&key, &at);
+	if (!error)
+		socket->underlay_port = at.port;
+	return error;
 }
 
 /*
@@ -808,32 +804,6 @@ static __always_inline bool slim_dial_leads_around(struct bpf_sock_addr *ctx)
 	return BPF_CORE_READ(cookie, oif);
 }
 
-/* Whose policy it is that refused lives where it is not heard of: its host tells it. */
-static __noinline int slim_dial_tell(const struct slim_dial *dial)
-{
-	const struct slim_endpoint *peer;
-	struct slim_told *told;
-
-	if (!dial)
-		return 0;
-	peer = dial->way.target.peer;
-	if (!peer || !(peer->flags & SLIM_ENDPOINT_JUDGED))
-		return 0;
-	told = bpf_ringbuf_reserve(&slim_told, sizeof(*told), 0);
-	if (!told)
-		return 0;
-	__builtin_memset(told, 0, sizeof(*told));
-	slim_copy(told->tuple.destination, peer->host);
-	told->source_endpoint = dial->local->endpoint;
-	told->destination_endpoint = dial->way.target.endpoint;
-	told->port = dial->way.target.port;
-	told->kind = SLIM_TOLD_REFUSED;
-	told->reason = dial->way.reason;
-	told->rule = dial->way.rule;
-	bpf_ringbuf_submit(told, 0);
-	return 1;
-}
-
 static __always_inline int slim_dial_refused(const struct slim_dial *dial)
 {
 	const struct slim_call call = {
@@ -845,7 +815,8 @@ static __always_inline int slim_dial_refused(const struct slim_dial *dial)
 		.port = dial->dialled.aim.port,
 	};
 
-	if (dial->way.direction != SLIM_INGRESS || !slim_dial_tell(dial))
+	if (dial->way.direction != SLIM_INGRESS ||
+	    !slim_remote_refused(&dial->way, dial->local->endpoint))
 		slim_refuse(dial->local, dial->dialled.aim.address, &call);
 	return slim_errno(dial->way.error);
 }

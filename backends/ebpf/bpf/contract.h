@@ -161,8 +161,13 @@ struct slim_control {
 	__u64 netns;			/* cookie of the host's network namespace; 0: not known */
 	__u32 apart;			/* endpoints with a network namespace of their own */
 	__u32 policed;			/* those of them that have a limit */
-	__u32 published;		/* ports of the host that are theirs */
-	__u32 pad2;
+	__u32 elsewhere;		/* 1: they have connections by other ports than wire ports */
+	/*
+	 * Ports that the kernel gives no connection by itself, from where theirs come to hosts
+	 * of wire announce.
+	 */
+	__u16 source_port;		/* the first */
+	__u16 source_ports;		/* how many */
 };
 
 /* Written once, when the endpoint is attached to its cgroup. */
@@ -376,6 +381,7 @@ enum slim_carried_flag {
 	SLIM_CARRIED_PUBLISHED = 64,	/* it came to a published port */
 	SLIM_CARRIED_OPENED = 16,	/* it is established; of the way out */
 	SLIM_CARRIED_CLOSED = 32,	/* and over; likewise */
+	SLIM_CARRIED_ANNOUNCED = 128,	/* by wire announce: its SYN has no option */
 };
 
 /* What becomes of such a packet. */

@@ -14,6 +14,7 @@
  *  target.h   who is at an address: an endpoint, behind a service too, or a range
  *  alias.h    by which port a connection is known in the overlay
  *  flow.h     the records of handshakes, and each endpoint's share of them
+ *  remote.h   listeners of hosts that speak wire announce, and what they are told
  *  sweep.h    which of them go: abandoned, or denied by new tables
  *  limit.h    what an endpoint may send
  *  guard.h    what datagrams may leave

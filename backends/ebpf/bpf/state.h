@@ -534,6 +534,7 @@ const volatile struct {
 	__u16 vxlan_port;
 	__u8 casts;			/* this kernel has bpf_cast_to_kern_ctx() */
 	__u8 pad[3];
+	__u32 reset;			/* mark of a packet that a router answers with a reset */
 } slim_fixed = { .range = bpf_htonl(0xf0000000), .wire_port = 4790, .vxlan_port = 4789 };
 
 /*

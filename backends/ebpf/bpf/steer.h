@@ -186,7 +186,10 @@ slim_syn_admit(struct __sk_buff *skb, const struct slim_syn *syn, const bool por
 	}
 	if (!found) {
 		const struct slim_flow *announced = bpf_map_lookup_elem(&slim_flow, &syn->tuple);
+		__u32 through = portal ? 0 : slim_carried_announced(&syn->tuple);
 
+		if (through)
+			return bpf_redirect_peer(through, 0);
 		if (announced && announced->flags & SLIM_FLOW_ANNOUNCED)
 			return SLIM_TC_NEXT;
 		admitted.reason = SLIM_REASON_SYN_NO_OPTION;
@@ -270,6 +273,7 @@ static __always_inline int slim_announced_run(struct __sk_buff *skb)
 
 		if (held && held->flags & SLIM_FLOW_ANNOUNCED)
 			slim_flow_drop(&one.tuple);
+		slim_carry_withdraw(&one.tuple);
 		return TC_ACT_OK;
 	}
 	if (!slim_state_get(&state) || !state.active)
@@ -292,6 +296,15 @@ static __always_inline int slim_announced_run(struct __sk_buff *skb)
 	}
 	if (!admitted.source || !admitted.destination)
 		return TC_ACT_SHOT;	/* cannot be, as in slim_syn_admit() */
+	if (!admitted.destination->index) {
+		option.length = SLIM_OPTION_NAMED;
+		option.name = one.source_port;
+		found = slim_carry_admit(&syn, &option, &admitted);
+		if (found > 0)
+			goto admitted;
+		if (found < 0)
+			goto full;
+	}
 	flow.inner = slim_inner(false, admitted.destination->index, one.port);
 	flow.charged = flow.inner;
 	slim_copy(flow.source, admitted.source->address);
@@ -311,14 +324,16 @@ static __always_inline int slim_announced_run(struct __sk_buff *skb)
 	flow.rule = admitted.rule;
 	flow.flags = SLIM_FLOW_ANNOUNCED;
 	/* A full accept queue is the kernel's to answer, which drops the SYN: it comes again. */
-	if (slim_flow_put(&one.tuple, &flow)) {
-		admitted.reason = SLIM_REASON_FLOW_FULL;
-		one.error = ENOBUFS;
-		slim_count(admitted.reason);
-		goto answer;
-	}
+	if (slim_flow_put(&one.tuple, &flow))
+		goto full;
+admitted:
 	slim_count(admitted.reason);
 	one.error = 0;
+	goto answer;
+full:
+	admitted.reason = SLIM_REASON_FLOW_FULL;
+	one.error = ENOBUFS;
+	slim_count(admitted.reason);
 answer:
 	one.reason = admitted.reason;
 	one.rule = admitted.rule;
@@ -536,7 +551,7 @@ slim_ingress_carried(const struct iphdr *ip, const struct tcphdr *tcp)
 	__u32 zero = 0;
 
 	control = bpf_map_lookup_elem(&slim_control, &zero);
-	if (!control || !(wire ? control->apart : control->published) || (tcp->syn && !tcp->ack))
+	if (!control || !(wire ? control->apart : control->elsewhere) || (tcp->syn && !tcp->ack))
 		return 0;
 	carried = bpf_map_lookup_elem(&slim_carried, &key);
 	return carried ? carried->through : 0;

@@ -33,10 +33,12 @@ from slimnet.fallback.overlay import (
 from slimnet.fallback.pair import DevicePair
 from slimnet.fallback.refusals import Refused, counters, refusals
 from slimnet.fallback.router import Plug, Router
+from slimnet.fallback.ruleset import RESET
 
 __all__ = [
     "CAPABILITIES",
     "PORT",
+    "RESET",
     "Beneath",
     "DevicePair",
     "Fallback",

@@ -47,6 +47,7 @@ from slimnet.tables import PolicyKey, PolicyRecord, Tables
 
 __all__ = [
     "ENDPOINT",
+    "RESET",
     "SIDES",
     "TABLE",
     "Refusal",
@@ -63,6 +64,9 @@ SIDES = ("a_", "b_")
 #: What the names of the endpoints' devices begin with, and the router's other devices.
 ENDPOINT, VXLAN, UPLINK = "ep", "vxlan0", "uplink0"
 
+#: The mark of a connection's first packet that the data path above has refused in the name of
+#: the other end, which has heard of it.
+RESET = 0x736C7274
 #: A connection that was allowed once and is not any more.
 _CLOSED = 0xFFFFFFFF
 #: In place of a peer's identity: an overlay address that nobody has.
@@ -516,6 +520,7 @@ def render(
             "ct state invalid drop",
             # Of its own device: from elsewhere its own address is a stranger's.
             f'iifname "{ENDPOINT}*" ip saddr . ip daddr @{side}own ct mark set {mark} accept',
+            f'iifname "{ENDPOINT}*" meta mark {RESET} meta l4proto tcp reject with tcp reset',
             f'iifname "{ENDPOINT}*" jump {side}egress',
             # An endpoint that is this host's and not attached has no device of its own; without
             # this rule the packet would leave by VXLAN again.

@@ -56,6 +56,7 @@ from slimnet.model import (
     Status,
     Wire,
 )
+from slimnet.options import FIRST_PORT
 from slimnet.place import Life, Place
 from slimnet.rtnetlink import Rtnetlink, Watch
 from slimnet.tables import Change, Tables
@@ -93,6 +94,7 @@ _log = logging.getLogger(__name__)
 
 _CONTROL = Layout(private.slim_control)
 _PORT_RANGE = "net/ipv4/ip_local_port_range"
+_PORTS = 65536
 _LOOKUP, _LOOKUP_PIN = "slim_lookup", "lookup"
 _RATE, _REPACE = "slim_rate", "slim_repace"
 _ASK, _SWEEP, _ANNOUNCED = "slim_ask", "slim_sweep", "slim_announced"
@@ -287,11 +289,12 @@ class EbpfBackend(Backend):
                     f"{self.object_path} was built from contract {loaded.stamp()}, not {ours}"
                 )
             fixed = struct.pack(
-                "=4sHH?3x",
+                "=4sHH?3xI",
                 self._options.inner_range.network.packed,
                 self._options.wire_ports,
                 self._options.vxlan_port,
                 requirements.knows(requirements.CASTS),
+                fallback.RESET,
             )
             loaded.set_constant("slim_fixed", fixed)
             yield loaded
@@ -526,8 +529,12 @@ class EbpfBackend(Backend):
         self._follow_addresses()
 
     def _follow_ports(self) -> None:
-        ports = self._source_ports()
+        given = self._given_ports()
+        ports = len(given)
+        free = self._free_ports(given)
         self._write_control(
+            source_port=free.start,
+            source_ports=len(free),
             # At most a quarter of the source ports goes to one wire port at a time: the kernel
             # then finds a free one at once, where it would search when most are taken.
             wire_turn=max(1, min(ports // 4, contract.SLIM_WIRE_TURN)),
@@ -559,11 +566,22 @@ class EbpfBackend(Backend):
         for keys in steps(held["keys"], *self.context.keys):
             self._write_control(keys=keys)
 
-    def _source_ports(self) -> int:
-        """How many the host has (networking/ip-sysctl.rst, ip_local_port_range)."""
+    def _given_ports(self) -> range:
+        """Those of the host that connections get (networking/ip-sysctl.rst,
+        ip_local_port_range)."""
         with self._netns.entered():
             low, high = map(int, sysctl.read(_PORT_RANGE).split())
-        return high - low + 1
+        return range(low, high + 1)
+
+    def _free_ports(self, given: range) -> range:
+        """The most in a row that no connection gets by itself. Where the host leaves none, a few
+        of the wire ports, which it reserves."""
+        wire = self._options.ports
+        first, free = FIRST_PORT, []
+        for taken in (*sorted((given, wire), key=lambda each: each.start), range(_PORTS, _PORTS)):
+            free.append(range(first, max(first, taken.start)))
+            first = max(first, taken.stop)
+        return max(free, key=len) or wire[-contract.SLIM_BOUND_PORTS :]
 
     def _attach_lookup(self) -> list[str]:
         """Attach sk_lookup where it is not so already; what that changed."""
@@ -622,7 +640,8 @@ class EbpfBackend(Backend):
         """See :meth:`slimnet.abc.Backend.install`."""
         with self._locked():
             self._follow_host()
-            self._namespaces.install(tables)
+            announcing = dict(self._announcing(tables))
+            self._namespaces.install(tables, announces=bool(announcing))
             try:
                 news = self._writer.install(tables, change, self._endpoints.indexes())
                 if self._waits:
@@ -630,14 +649,16 @@ class EbpfBackend(Backend):
             except BaseException:
                 if self._tables is not None:
                     with contextlib.suppress(BackendError):
-                        self._namespaces.install(self._tables)
+                        self._namespaces.install(
+                            self._tables, announces=any(self._announcing(self._tables))
+                        )
                 raise
             with self._netns.entered():
                 self._endpoints.limit(tables.limits)
             if news and may_forbid(self._tables, change):
                 self._revoke(tables)
             self._tables = tables
-            self._announcer.follow(dict(self._announcing(tables)))
+            self._announcer.follow(announcing)
 
     def _announcing(self, tables: Tables) -> Iterator[tuple[bytes, tuple[str, int]]]:
         """The hosts of the cluster that no connection reaches but one that is announced."""

@@ -57,7 +57,7 @@ class Carried:
         rule: of its own policy.
         accepted: it was called.
         is_open: the handshake is over.
-        near: over no wire: with an endpoint of this host, or with the outside.
+        wire: by which; ``None``: with an endpoint of this host, or with the outside.
         opened: CLOCK_MONOTONIC in ns.
         traffic: bytes sent and received.
     """
@@ -71,7 +71,7 @@ class Carried:
     rule: int
     accepted: bool
     is_open: bool
-    near: bool
+    wire: Wire | None
     opened: int
     traffic: tuple[int, int]
 
@@ -234,9 +234,7 @@ class Carrier:
                     rule=out["rule"],
                     accepted=bool(out["flags"] & private.SLIM_CARRIED_ACCEPTED),
                     is_open=bool(out["flags"] & private.SLIM_CARRIED_OPENED),
-                    near=bool(out["back"])
-                    or not out["source"] >> 24
-                    or bool(out["flags"] & private.SLIM_CARRIED_PUBLISHED),
+                    wire=_wire(out),
                     opened=out["opened"],
                     traffic=(out["bytes"], back["bytes"]),
                 )
@@ -254,7 +252,7 @@ class Carrier:
                 local=one.local,
                 peer=one.peer,
                 direction=one.direction,
-                wire=None if one.near else Wire.SYN,
+                wire=one.wire,
                 state="ESTAB" if one.is_open else waits,
                 opened=one.opened / 1e9 + epoch,
             )
@@ -283,6 +281,13 @@ class Carrier:
                 record = _CARRIED.unpack(held)
                 flags = record["flags"] | private.SLIM_CARRIED_REVOKED
                 self._carried.set(key, _CARRIED.pack(**(record | {"flags": flags})))
+
+
+def _wire(out: dict[str, Any]) -> Wire | None:
+    """By which wire a connection goes, by the record of what its endpoint sends."""
+    if out["back"] or not out["source"] >> 24 or out["flags"] & private.SLIM_CARRIED_PUBLISHED:
+        return None
+    return Wire.ANNOUNCE if out["flags"] & private.SLIM_CARRIED_ANNOUNCED else Wire.SYN
 
 
 def _other(record: dict[str, Any]) -> bytes:

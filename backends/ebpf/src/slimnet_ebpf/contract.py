@@ -15,8 +15,8 @@ from typing import Final
 from slimnet.contract import slim_keys, slim_tuple
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x3E5A21A069F02525
-FINGERPRINT_HEX: Final[str] = "3e5a21a069f02525"
+FINGERPRINT: Final[int] = 0x160A409034173E79
+FINGERPRINT_HEX: Final[str] = "160a409034173e79"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -150,6 +150,7 @@ SLIM_CARRIED_REVOKED: Final[int] = 8
 SLIM_CARRIED_PUBLISHED: Final[int] = 64
 SLIM_CARRIED_OPENED: Final[int] = 16
 SLIM_CARRIED_CLOSED: Final[int] = 32
+SLIM_CARRIED_ANNOUNCED: Final[int] = 128
 
 # Map number to map name.
 MAPS: Final[Mapping[int, str]] = {
@@ -254,8 +255,9 @@ class slim_control(ctypes.Structure):
     netns: int
     apart: int
     policed: int
-    published: int
-    pad2: int
+    elsewhere: int
+    source_port: int
+    source_ports: int
 
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
@@ -273,8 +275,9 @@ class slim_control(ctypes.Structure):
         ("netns", ctypes.c_uint64),
         ("apart", ctypes.c_uint32),
         ("policed", ctypes.c_uint32),
-        ("published", ctypes.c_uint32),
-        ("pad2", ctypes.c_uint32),
+        ("elsewhere", ctypes.c_uint32),
+        ("source_port", ctypes.c_uint16),
+        ("source_ports", ctypes.c_uint16),
     )
 
 

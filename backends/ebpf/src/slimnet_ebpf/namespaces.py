@@ -76,6 +76,7 @@ class Namespaces:
         self._port = port
         self._pair = pair
         self._tables: Tables | None = None
+        self._announces = False
         self._overlay: Fallback | None = None
         if self._beneath.find() is not None:
             self._overlay = self._adopt()
@@ -138,7 +139,10 @@ class Namespaces:
         self._on_change(
             apart=len(self._plugs),
             policed=self._carrier.limit(limits, self._plugs),
-            published=sum(each.endpoint in self._plugs for each in published),
+            elsewhere=int(
+                bool(self._plugs)
+                and (self._announces or any(each.endpoint in self._plugs for each in published))
+            ),
         )
 
     def __bool__(self) -> bool:
@@ -153,11 +157,16 @@ class Namespaces:
         """An endpoint's network namespace."""
         return self._where.get(endpoint)
 
-    def install(self, tables: Tables) -> None:
-        """See :meth:`slimnet.fallback.Fallback.install`."""
+    def install(self, tables: Tables, *, announces: bool) -> None:
+        """See :meth:`slimnet.fallback.Fallback.install`.
+
+        Args:
+            tables: the new ones.
+            announces: there are hosts that connections from here are announced to.
+        """
         if self._overlay is not None:
             self._overlay.install(tables)
-        self._tables = tables
+        self._tables, self._announces = tables, announces
         if self._overlay is not None:
             self._tell()
 
