@@ -42,15 +42,21 @@ def capabilities(kind):
 
 
 class Mixed(Stage):
-    """The first host's backend, and the others'."""
+    """The first host's backend, and the others'; with the placement of those that have one."""
 
-    def __init__(self, first, other):
+    def __init__(self, first, other, placement=None):
         super().__init__(first, {}, None)
-        self._first, self._other = first, other
+        self._first, self._other, self._placement = first, other, placement
 
     def open(self, host, *arguments):
         self._backend = self._first if host == 0 else self._other
         return super().open(host, *arguments)
+
+    def context(self, host, options=None, *arguments):
+        kind = self._first if host == 0 else self._other
+        if options is None and self._placement and kind.name == "ebpf":
+            options = {"placement": self._placement}
+        return super().context(host, options, *arguments)
 
     def tables(self, host, *arguments, **content):
         """As a compiler would that reads what each host says of itself."""
@@ -118,14 +124,19 @@ def test_an_alias_of_one_is_read_by_the_other(first):
 ANNOUNCED = [clause for clause in ACROSS if clause != "close_lets_go"]
 
 
-@pytest.mark.parametrize("clause", ANNOUNCED)
-@pytest.mark.parametrize("first", ["ebpf", "preload"])
-def test_one_cluster_with_announcements(first, clause):
+def announcing(first, placement):
     from slimnet_ebpf import EbpfBackend
     from slimnet_preload import PreloadBackend
 
     kinds = [EbpfBackend, PreloadBackend]
-    with Mixed(*(kinds if first == "ebpf" else reversed(kinds))) as stage:
+    return Mixed(*(kinds if first == "ebpf" else reversed(kinds)), placement)
+
+
+@pytest.mark.parametrize("clause", ANNOUNCED)
+@pytest.mark.parametrize("first", ["ebpf", "preload"])
+@pytest.mark.parametrize("placement", ["host", "netns"])
+def test_one_cluster_with_announcements(placement, first, clause):
+    with announcing(first, placement) as stage:
         CLAUSES[clause](stage)
 
 
@@ -140,14 +151,11 @@ def tended(backend):
 
 
 @pytest.mark.parametrize("first", ["ebpf", "preload"])
-def test_agent_and_router_may_go(first):
+@pytest.mark.parametrize("placement", ["host", "netns"])
+def test_agent_and_router_may_go(placement, first):
     """Live connections go on. New ones are refused at once, and are made again when both are
     there, each with its identity."""
-    from slimnet_ebpf import EbpfBackend
-    from slimnet_preload import PreloadBackend
-
-    kinds = [EbpfBackend, PreloadBackend]
-    with Mixed(*(kinds if first == "ebpf" else reversed(kinds))) as stage:
+    with announcing(first, placement) as stage:
         ebpf, preload = (0, 1) if first == "ebpf" else (1, 0)
         start(stage, "client", "server")
         client = stage.resident("client")

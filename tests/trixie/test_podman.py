@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ from lab.engines import (  # noqa: E402  # a test of another directory's
     served,
     two_hosts,
 )
-from lab.paths import require  # noqa: E402
+from lab.paths import DATA_PATHS, Can, require  # noqa: E402
 
 from slimnet.testbed.host import TestbedHost  # noqa: E402
 
@@ -239,15 +240,41 @@ def test_words_of_a_container(podmans, nothing_left):
     assert resolvers.index("nameserver 127.128.0.53\n") == resolvers.index("nameserver")
 
 
+def test_published_ports(request, podmans, nothing_left):
+    """Podman listens there itself by then, and conmon after it: published all the same, again and
+    again, and not where the host itself listens. Where the data path does not publish it is
+    refused."""
+    first, second = podmans
+    words = ("-d", "--name=web", "-p", "8085:6379", "-p", "8086:53/udp", *REDIS)
+    can = DATA_PATHS[request.node.callspec.params["podmans"]].can
+    if not can >= {Can.PUBLISHED_PORTS, Can.PUBLISHED_DATAGRAMS}:
+        assert "slimnet: " in first.run(*words, status=126)
+        return
+    first.run(*words)
+    second.run("-d", "--name=client", "--", "sleep", "1000")
+    assert served(second, "exec", "client", "redis-cli", "-h", "web", "ping") == "PONG\n"
+    for _ in range(2):
+        for host, where in ((second.host, str(first.host.address)), (first.host, "127.0.0.1")):
+            with host.enter(), socket.create_connection((where, 8085), 5) as sock:
+                sock.sendall(b"PING\r\n")
+                assert sock.recv(100) == b"+PONG\r\n"
+        first("restart", "--time=0", "web")
+        assert served(second, "exec", "client", "redis-cli", "-h", "web", "ping") == "PONG\n"
+    with first.host.node() as node:
+        assert {each.title for each in node.policies()} == {
+            "port:default/web-8085",
+            "port:default/web-8086-udp",
+        }
+    first("rm", "--force", "--time=0", "web")
+    with first.host.enter(), socket.create_server(("127.0.0.1", 8085)):
+        assert "8085" in first.run(*words, status=126)
+
+
 WRONG = {
     "an address of another network": (("--ip=10.9.0.1",), "wanted an address in 10.1.0.0/16"),
     "a port of SCTP": (
         ("-p", "53:53/sctp"),
         "slimnet: port_mappings: port 53: wanted protocol tcp or udp",
-    ),
-    "a port, on which Podman itself listens by then": (
-        ("-p", "8085:80"),
-        "port:default/web-8085: host h1 itself listens on 0.0.0.0:8085",
     ),
     "a hardware address": (("--mac-address=aa:bb:cc:dd:aa:00",), "static_mac: wanted none"),
 }

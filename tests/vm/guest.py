@@ -119,9 +119,9 @@ def find(*names):
     pytest.skip(f"needs {names[0]}: run testbed/setup")
 
 
-def kernels():
-    """The unpacked packages, the oldest kernel first."""
-    found = {path.parent.parent: release(path) for path in KERNELS.glob("*/boot/vmlinuz-*")}
+def kernels(where=KERNELS):
+    """The unpacked packages in a directory, the oldest kernel first."""
+    found = {path.parent.parent: release(path) for path in where.glob("*/boot/vmlinuz-*")}
     return sorted(found, key=lambda directory: numbers(found[directory]))
 
 

@@ -321,9 +321,11 @@ class Agent:
         for port, host in publishers(state, documents, state.endpoints):
             address = None if port.address is None else str(port.address)
             try:
-                asked = {"address": address, "port": port.port}
+                asked: dict[str, Any] = {"address": address, "port": port.port}
                 if port.protocol is not Protocol.TCP:  # which earlier versions take for granted
                     asked["protocol"] = port.protocol
+                if port.held:  # likewise
+                    asked["held"] = sorted(port.held)
                 there = self.inquiries.ask(host, "listens", **asked)
             except InvalidValue as error:
                 field = f"{port.source.prefix}{port.title}: {error.field}"
@@ -430,12 +432,18 @@ class Agent:
         answer: dict[str, Any] | None = records.encode(decision)
         return answer
 
-    def _listens(self, address: str | None, port: int, protocol: int = Protocol.TCP) -> str | None:
+    def _listens(
+        self,
+        address: str | None,
+        port: int,
+        protocol: int = Protocol.TCP,
+        held: Iterable[int] = (),
+    ) -> str | None:
         """Where this host itself listens, or its data path does."""
         if protocol == Protocol.TCP and self.backend.claims(port):
             return str(self.site.host.address)
         where = None if address is None else IPAddress(address)
-        return self.endpoints.listener(where, port, Protocol(protocol))
+        return self.endpoints.listener(where, port, Protocol(protocol), held)
 
     def _obstacles(self, peer: str, wire: str) -> list[str]:
         """What on this host stands between it and another one, that it talks to by a wire."""

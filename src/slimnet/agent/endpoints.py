@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -176,9 +176,14 @@ class Endpoints:
         )
 
     def listener(
-        self, address: IPAddress | None, port: int, protocol: Protocol = Protocol.TCP
+        self,
+        address: IPAddress | None,
+        port: int,
+        protocol: Protocol = Protocol.TCP,
+        held: Iterable[int] = (),
     ) -> str | None:
-        """Where this host itself listens, no endpoint of it, on a port of TCP or UDP.
+        """Where this host itself listens, no endpoint of it, on a port of TCP or UDP; with no
+        socket of those that are ``held`` for one.
 
         Raises:
             InvalidValue: it has no such address.
@@ -186,7 +191,8 @@ class Endpoints:
         if address is not None and not is_own(address):
             wanted = f"an address of host {self._site.host.name}"
             raise InvalidValue("spec.address", wanted, str(address))
-        return listener(address, port, self.cgroups(), self._backend.holds(), protocol)
+        own = {*self._backend.holds(), *held}
+        return listener(address, port, self.cgroups(), own, protocol)
 
     def cgroups(self) -> list[Path]:
         """Those of attached endpoints."""
@@ -323,7 +329,7 @@ class Endpoints:
             raise Conflict(f"endpoint {endpoint.id} would share its resolver's address")
         state = self._state_with(endpoint)
         for document, host in publishers(state, state.published, [endpoint]):
-            there = self.listener(document.address, document.port, document.protocol)
+            there = self.listener(document.address, document.port, document.protocol, document.held)
             check_free(document, host, there)
 
     def _state_with(self, endpoint: Endpoint) -> State:

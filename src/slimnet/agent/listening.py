@@ -14,7 +14,7 @@ from slimnet.linux.process import holder
 from slimnet.linux.sock_diag import LISTENING, UNCONNECTED, Diagnosis, Socket
 from slimnet.model import Protocol
 
-__all__ = ["cut_off", "is_own", "listener"]
+__all__ = ["cut_off", "is_own", "listener", "listeners"]
 
 
 def is_own(address: IPAddress) -> bool:
@@ -39,7 +39,7 @@ def cut_off(ports: range, endpoints: Iterable[Path], address: IPAddress | None) 
     theirs = _cgroups(endpoints)
     found = {
         one.ports[0]: one.inode
-        for at, one in _listeners()
+        for at, one in listeners()
         if one.ports[0] in ports
         and one.cgroup not in theirs
         and (not int(at) or at == address or (address is None and not at.is_loopback()))
@@ -67,11 +67,12 @@ def listener(
         address: of the host; ``None`` for all of them.
         port: of the host.
         endpoints: the cgroups of its endpoints.
-        held: inodes of sockets that are the data path's own: :meth:`slimnet.abc.Backend.holds`.
+        held: inodes of sockets that are in nobody's way: the data path's own
+            (:meth:`slimnet.abc.Backend.holds`), and those that keep the port for an endpoint.
         protocol: TCP or UDP.
     """
     theirs = _cgroups(endpoints)
-    for found, one in _listeners(protocol):
+    for found, one in listeners(protocol):
         if one.ports[0] != port or one.cgroup in theirs or one.inode in held:
             continue
         if address is None or found == address or not int(found):
@@ -89,7 +90,7 @@ def _below(top: Path) -> Iterator[Path]:
     yield from top.rglob("*/")
 
 
-def _listeners(protocol: Protocol = Protocol.TCP) -> Iterator[tuple[IPAddress, Socket]]:
+def listeners(protocol: Protocol = Protocol.TCP) -> Iterator[tuple[IPAddress, Socket]]:
     """The sockets that take IPv4 connections, or datagrams of anybody, and at which address."""
     states = LISTENING if protocol is Protocol.TCP else UNCONNECTED
     with contextlib.closing(Diagnosis()) as diagnosis:

@@ -18,7 +18,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import asdict, evolve, field, frozen
 
@@ -73,10 +73,15 @@ _PATIENCE = 8.0
 _SIOCGIFHWADDR = 0x8927
 _ODD = re.compile("[^a-z0-9]+")
 _DRAWN = re.compile("[0-9a-f]{32,}")
+_Item = TypeVar("_Item")
 
 
 def _to_address(value: str) -> str:
     return "" if value in ("0.0.0.0", "::") else value  # noqa: S104  # all
+
+
+def _to_tuple(value: Iterable[_Item]) -> tuple[_Item, ...]:
+    return tuple(value)
 
 
 #: Of ports that can be the container's.
@@ -92,16 +97,14 @@ class HostPort:
         target: of the container.
         address: of the host; empty for all.
         protocol: ``tcp`` or ``udp``.
+        held: inode numbers of the sockets by which the engine keeps it for the container.
     """
 
     port: int
     target: int
     address: str = field(default="", converter=_to_address)
     protocol: str = "tcp"
-
-
-def _to_texts(value: Iterable[str]) -> tuple[str, ...]:
-    return tuple(value)
+    held: tuple[int, ...] = field(default=(), converter=_to_tuple)
 
 
 def to_ports(value: Iterable[HostPort | Mapping[str, Any]]) -> tuple[HostPort, ...]:
@@ -156,7 +159,7 @@ class Container:
     namespace: str
     netns: str
     agent: str
-    published: tuple[str, ...] = field(default=(), converter=_to_texts)
+    published: tuple[str, ...] = field(default=(), converter=_to_tuple)
     cgroup: str = ""
     closed: bool = False
     asked: Asked | None = field(default=None, converter=_to_asked)
@@ -307,7 +310,7 @@ def _make(node: Node, container: Container, asked: Asked) -> AttachedEndpoint:
 
 
 def _document(container: Container, name: str, port: HostPort) -> str:
-    spec = {
+    spec: dict[str, Any] = {
         "endpoint": container.name,
         "port": port.port,
         "targetPort": port.target,
@@ -315,6 +318,8 @@ def _document(container: Container, name: str, port: HostPort) -> str:
     }
     if port.address:
         spec["address"] = port.address
+    if port.held:
+        spec["heldBy"] = list(port.held)
     return json.dumps(
         {
             "apiVersion": "slimnet.io/v1alpha1",

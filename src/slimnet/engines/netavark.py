@@ -16,12 +16,16 @@ answers on standard output; an error is ``{"error": ...}`` and status 1. Options
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
+from slimnet.agent.listening import listeners
 from slimnet.engines.container import (
     DEVICE,
     ENGINE_NAME,
@@ -41,7 +45,9 @@ from slimnet.engines.container import (
     resolver_of,
 )
 from slimnet.exceptions import AgentUnreachable, InvalidValue, SlimnetError
+from slimnet.linux.process import ancestors, sockets
 from slimnet.linux.resolvers import words
+from slimnet.model import Protocol
 from slimnet.names import missing
 
 __all__ = ["main"]
@@ -187,7 +193,7 @@ class PodmanRequest:
 
 def _setup(request: PodmanRequest) -> dict[str, Any]:
     container = request.container()
-    address, labels, published = request.address, request.labels, request.published
+    address, labels, published = request.address, request.labels, _held(request.published)
     try:
         made = join(
             host(request.network.agent),
@@ -209,6 +215,24 @@ def _setup(request: PodmanRequest) -> dict[str, Any]:
         "subnets": [{"ipnet": f"{made.endpoint.address}/32"}],
     }
     return _status({DEVICE: device}, resolver_of(made))
+
+
+def _held(ports: list[HostPort]) -> list[HostPort]:
+    """Each with the sockets by which Podman keeps it: since Podman 5 it listens on the host's port
+    before it asks a driver, and leaves that to conmon(8) to hold."""
+    if not ports:
+        return ports
+    theirs = set().union(*map(sockets, ancestors(os.getpid())))
+    listening = {
+        each: [one for _, one in listeners(Protocol[each.upper()]) if one.inode in theirs]
+        for each in {port.protocol for port in ports}
+    }
+    return [
+        evolve(
+            port, held=[one.inode for one in listening[port.protocol] if one.ports[0] == port.port]
+        )
+        for port in ports
+    ]
 
 
 def _status(interfaces: dict[str, Any], resolver: str) -> dict[str, Any]:

@@ -9,21 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["alive", "holder", "mark", "started"]
+__all__ = ["alive", "ancestors", "holder", "mark", "sockets", "started"]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of a process behind its name; none: it is not there."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape")
+    except OSError:
+        return []
+    # Field 2, the program's name, is in parentheses and may hold some itself.
+    return stat.rpartition(")")[2].split()
 
 
 def started(pid: int) -> int:
     """When a process started, in ticks since boot; 0: it does not run, though it may not
     have been waited for yet."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape")
-    except OSError:
-        return 0
-    # Field 2, the program's name, is in parentheses and may hold some itself.
-    state, *rest = stat.rpartition(")")[2].split()
-    return 0 if state in "ZX" else int(rest[18])
+    match _stat(pid):
+        case [state, *rest] if state not in "ZX":
+            return int(rest[18])
+    return 0
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """Who started a process, who started that one, and so on."""
+    while len(fields := _stat(pid)) > 1 and (pid := int(fields[1])):
+        yield pid
 
 
 def mark(pid: int) -> str:
@@ -41,6 +55,17 @@ def holder(inode: int) -> str:
                 name = (files.parent / "comm").read_text(errors="replace").strip()
                 return f"{name} (process {files.parent.name})"
     return ""
+
+
+def sockets(pid: int) -> set[int]:
+    """The inode numbers of the sockets that a process has open, as far as can be seen."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            kind, _, inode = _target(each).partition(":")
+            if kind == "socket":
+                found.add(int(inode.strip("[]")))
+    return found
 
 
 def _target(file: Path) -> str:

@@ -254,6 +254,8 @@ class PublishedPort(Document):
         protocol: TCP or UDP.
         port: of the host.
         target: the endpoint's, by number or by the name that it declares.
+        held: inode numbers of sockets of the host that keep the port for the endpoint, as a
+            container engine's do.
     """
 
     network: str
@@ -263,6 +265,7 @@ class PublishedPort(Document):
     protocol: Protocol
     port: int
     target: int | str
+    held: frozenset[int] = frozenset()
 
     @property
     def title(self) -> str:

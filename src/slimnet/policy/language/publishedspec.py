@@ -13,6 +13,9 @@ from slimnet.policy.language.selectorspec import address, port, protocol
 
 __all__ = ["SCHEMA", "read"]
 
+#: Those of sockets are numbers of 32 bits (sock_diag(7)).
+_INODES = 0xFFFFFFFF
+
 SCHEMA = {
     "endpoint": Field("whose port it becomes, by name; of its own namespace"),
     "port": Field("of the host on which that endpoint lives"),
@@ -23,6 +26,10 @@ SCHEMA = {
         "``TCP``, the default, or ``UDP``, for an endpoint with a network namespace of its own"
     ),
     "address": Field("one IPv4 address of the host; all of its IPv4 addresses by default"),
+    "heldBy": Field(
+        "inode numbers of sockets that keep the port of the host for the endpoint, as a container "
+        "engine's do: the host listens there, and it is published all the same"
+    ),
 }
 
 
@@ -31,6 +38,7 @@ def read(spec: ManifestNode) -> dict[str, Any]:
     spec.fields(SCHEMA)
     number = spec.need("port").number(1, 65535, "a port's number")
     kind, target, where = (spec.get(key) for key in ("protocol", "targetPort", "address"))
+    held = spec.get("heldBy")
     carried = protocol(kind)
     if carried not in (Protocol.TCP, Protocol.UDP):
         kind.fail("TCP or UDP: no other protocol is carried from outside to an endpoint")
@@ -40,4 +48,7 @@ def read(spec: ManifestNode) -> dict[str, Any]:
         "target": number if target.blank else port(target),
         "protocol": carried,
         "address": None if where.blank else address(where),
+        "held": frozenset()
+        if held.blank
+        else frozenset(each.number(1, _INODES, "an inode number") for each in held.items()),
     }

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linux 5.10: what needs no more does all that it does elsewhere, and what needs more says so."""
+
+import json
+import re
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+PYTEST = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "--color=no",
+    "-v",
+    "--tb=short",
+    "-p",
+    "no:cacheprovider",
+]
+SUITES = {
+    "clauses": ["tests/conformance/test_backends.py", "-k", "test_preload"],
+    "programs": [
+        *("tests/preload/test_carried.py", "tests/preload/test_programs.py"),
+        *("tests/preload/test_announce.py", "tests/preload/test_wrong.py"),
+        "tests/preload/test_published_ports.py",
+    ],
+    "rootless": ["tests/functional/test_rootless.py"],
+}
+COMMANDS = {
+    "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
+    **{
+        name: ["env", "SLIMNET_PATIENCE=10", *PYTEST, *arguments]
+        for name, arguments in SUITES.items()
+    },
+}
+
+
+def test_it_says_what_it_can_do(guest):
+    output, status, _ = guest.wait("check")
+    assert status == 0, output
+    (found,) = json.loads(output)
+    said = {each["backend"]: (each["answer"], each["reason"]) for each in found["backends"]}
+    assert said["preload"][0] == "yes", said
+    assert said["noop"][0] == "yes", said
+    answer, reason = said["ebpf"]
+    assert answer == "no"
+    assert f"Linux {guest.release} is too old: use 5.19 or newer" in reason
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suite(guest, name):
+    """It passes, and nothing of it is skipped."""
+    output, status, seconds = guest.wait(name)
+    assert status == 0, output[-20000:]
+    passed = int(re.search(r"(\d+) passed", output)[1])
+    print(f"Linux {guest.release}: {name}: {passed} passed in {seconds} s")
+    assert passed
