@@ -12,8 +12,9 @@ import pytest
 from attrs import evolve
 
 from slimnet import contract
+from slimnet.fallback import nft
 from slimnet.layout import to_bytes16
-from slimnet.linux import netns
+from slimnet.linux import netns, sysctl
 from slimnet.model import Reason, Wire, WireFormat
 from slimnet.tables import HostRecord
 from slimnet.testing._stage import ALLOWED, CAST, FORBIDDEN, Stage
@@ -267,6 +268,7 @@ class Acceptor:
         near, far = (to_bytes16(stage.address(host)) for host in (1, 0))
         self.link = link.AnnounceLink(sock, near, far, [KEY], opener=False)
         self.frames = []
+        self.port = self.listener.getsockname()[1]
 
     turn, receive = Router.turn, Router.receive
 
@@ -279,7 +281,7 @@ class Acceptor:
             token=token,
             server=SERVER,
             port=port,
-            underlay_port=self.listener.getsockname()[1],
+            underlay_port=self.port,
         )
         assert self.receive(contract.SLIM_FRAME_LISTENER)["token"] == token
 
@@ -326,7 +328,7 @@ def test_what_connects_is_announced(stage, acceptor):
         contract.SLIM_FRAME_PROBE,
         source=to_bytes16(stage.address(0)),
         source_port=port,
-        underlay_port=acceptor.listener.getsockname()[1],
+        underlay_port=acceptor.port,
         token=77,
     )
     # In this order.
@@ -345,6 +347,56 @@ def test_what_connects_is_announced(stage, acceptor):
     stage.leave("client")
     gone = acceptor.receive(contract.SLIM_FRAME_WITHDRAW)
     assert gone["token"] == told["token"]
+
+
+NETNS = pytest.mark.parametrize("placement", ["netns"], indirect=True)
+
+
+@NETNS
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("32768 60999", range(4886, 32768)),
+        ("1024 50000", range(50001, 65536)),
+        ("1024 65535", range(4854, 4886)),  # wire ports, which the host reserves
+    ],
+)
+def test_it_comes_from_a_port_that_no_socket_gets(stage, acceptor, given, wanted):
+    """So that nothing of the host's is taken for it, nor it for anything of the host's."""
+    with stage.on(0):
+        sysctl.write("net/ipv4/ip_local_port_range", given)
+    stage.install(2)
+    synced(stage, acceptor)
+    acceptor.listens(ALLOWED)
+    client = stage.resident("client")
+    for number in range(3):
+        words = (str(number), str(CAST["server"].address), ALLOWED)
+        caller = threading.Thread(target=client.hold, args=words)
+        caller.start()
+        _, (_, port) = acceptor.serve()
+        caller.join()
+        assert port in wanted
+
+
+@NETNS
+def test_a_syn_that_is_sent_again_is_announced_once(stage, acceptor):
+    synced(stage, acceptor)
+    acceptor.listens(ALLOWED)
+    drop = "add table ip lost; add chain ip lost in { type filter hook input priority 0; };"
+    nft.apply(f"{drop} add rule ip lost in tcp dport {acceptor.port} tcp flags syn drop")
+    client = stage.resident("client")
+    caller = threading.Thread(target=client.hold, args=("one", "10.99.0.2", ALLOWED))
+    caller.start()
+    kinds = (contract.SLIM_FRAME_ANNOUNCE, contract.SLIM_FRAME_WITHDRAW)
+    told = acceptor.receive(*kinds)
+    nft.apply("delete table ip lost")
+    sock, (_, port) = acceptor.serve()
+    caller.join()
+    assert (told["kind"], told["source_port"]) == (contract.SLIM_FRAME_ANNOUNCE, port)
+    sock.close()
+    stage.leave("client")
+    gone = acceptor.receive(*kinds)
+    assert (gone["kind"], gone["token"]) == (contract.SLIM_FRAME_WITHDRAW, told["token"])
 
 
 def test_what_may_not_be_is_refused_before_it_is_made(stage, acceptor):
