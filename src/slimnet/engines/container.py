@@ -18,7 +18,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
@@ -73,14 +73,17 @@ _PATIENCE = 8.0
 _SIOCGIFHWADDR = 0x8927
 _ODD = re.compile("[^a-z0-9]+")
 _DRAWN = re.compile("[0-9a-f]{32,}")
-_Item = TypeVar("_Item")
 
 
 def _to_address(value: str) -> str:
     return "" if value in ("0.0.0.0", "::") else value  # noqa: S104  # all
 
 
-def _to_tuple(value: Iterable[_Item]) -> tuple[_Item, ...]:
+def _to_texts(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
+def _to_numbers(value: Iterable[int]) -> tuple[int, ...]:
     return tuple(value)
 
 
@@ -104,7 +107,7 @@ class HostPort:
     target: int
     address: str = field(default="", converter=_to_address)
     protocol: str = "tcp"
-    held: tuple[int, ...] = field(default=(), converter=_to_tuple)
+    held: tuple[int, ...] = field(default=(), converter=_to_numbers)
 
 
 def to_ports(value: Iterable[HostPort | Mapping[str, Any]]) -> tuple[HostPort, ...]:
@@ -159,7 +162,7 @@ class Container:
     namespace: str
     netns: str
     agent: str
-    published: tuple[str, ...] = field(default=(), converter=_to_tuple)
+    published: tuple[str, ...] = field(default=(), converter=_to_texts)
     cgroup: str = ""
     closed: bool = False
     asked: Asked | None = field(default=None, converter=_to_asked)
