@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -148,6 +151,36 @@ def test_words_of_network_and_container(hosts, space, nothing_left):
     status, answer = ask("setup", space(), about=asked(hosts[1], "b", static_ips=["10.1.0.77"]))
     assert (status, "10.1.0.77" in answer["error"]) == (1, True)
     assert ask("teardown", path, about=about) == (0, None)
+
+
+LISTEN = "import socket; s = socket.create_server(('', 8086)); print(flush=True); input()"
+
+
+@ONE
+def test_ports_that_podman_keeps(hosts, space, nothing_left):
+    """Since Podman 5 it listens on them before it asks: published all the same, as often as is
+    asked. What is no ancestor's is the host's own."""
+    host, path = hosts[0], space()
+    tcp = {"host_port": 8085, "container_port": 80, "protocol": "tcp", "range": 1, "host_ip": ""}
+    udp = {**tcp, "protocol": "udp"}
+    with host.enter(), contextlib.ExitStack() as held:
+        held.enter_context(socket.create_server(("", 8085)))
+        held.enter_context(socket.socket(type=socket.SOCK_DGRAM)).bind(("", 8085))
+        about = asked(host, "web", ports=[tcp, udp])
+        for _ in range(2):
+            status, answer = ask("setup", path, about=about)
+            assert status == 0, answer
+        with host.node() as node:
+            assert {each.name for each in node.policies()} == {"web-8085", "web-8085-udp"}
+        assert ask("teardown", path, about=about) == (0, None)
+        command = [sys.executable, "-c", LISTEN]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            other.stdout.readline()
+            status, answer = ask(
+                "setup", path, about=asked(host, "web", ports=[{**tcp, "range": 2}])
+            )
+            other.stdin.close()
+    assert (status, "h1 itself listens on 0.0.0.0:8086" in answer["error"]) == (1, True)
 
 
 NETWORKS = {

@@ -42,9 +42,12 @@ def fetch():
 @pytest.fixture(scope="module")
 def kernel():
     if not DIRECTORY.is_dir():
-        package = fetch()
         fresh = DIRECTORY.with_name("fresh")
-        subprocess.run(["dpkg-deb", "-x", "/dev/stdin", fresh], input=package, check=True)
+        fresh.mkdir(parents=True, exist_ok=True)
+        package = fresh / "package.deb"
+        package.write_bytes(fetch())
+        subprocess.run(["dpkg-deb", "-x", package, fresh], check=True)
+        package.unlink()
         (modules,) = (fresh / "lib/modules").iterdir()
         subprocess.run(["depmod", "-b", fresh, modules.name], check=True)
         fresh.rename(DIRECTORY)

@@ -198,9 +198,13 @@ def test_what_concerns_a_document_is_enough_to_check_it():
     assert [each for each in check(small) if each.policy in titles] == whole
 
 
-def test_datagrams_are_published_to_namespaces_alone():
-    """By a host that brings them. TCP and UDP have ports of their own."""
-    udp = port("web", protocol="UDP")
+@pytest.mark.parametrize(
+    ("spec", "field"), [({"protocol": "UDP"}, "protocol UDP"), ({"heldBy": [812]}, "heldBy")]
+)
+def test_what_is_brought_is_brought_to_namespaces_alone(spec, field):
+    """Datagrams, and what a socket of the host's listens for; by a host that brings them. TCP and
+    UDP have ports of their own."""
+    udp = port("web", **spec)
     (first, *others), (web, *rest) = STATE.hosts, STATE.endpoints
 
     def state(endpoint=web, **host):
@@ -208,11 +212,12 @@ def test_datagrams_are_published_to_namespaces_alone():
         return attrs.evolve(STATE, hosts=hosts, endpoints=(endpoint, *rest))
 
     without = first.features - {Feature.PUBLISHED_DATAGRAMS}
-    with pytest.raises(CapabilityMissing, match="UDP: the backend ebpf of host h1 brings none$"):
+    with pytest.raises(CapabilityMissing, match=f"{field}: the backend ebpf of host h1 brings n"):
         refused(udp, state=state(features=without))
     both = {"features": without | {Feature.PUBLISHED_DATAGRAMS}, "shares": True}
     with pytest.raises(CapabilityMissing, match="prod/shop/web is not one with a network namesp"):
         refused(udp, state=state(**both))
     apart = attrs.evolve(web, netns="/run/netns/web")
-    refused(udp, port("web", "y"), state=state(apart, **both))
+    refused(port("web", protocol="UDP"), port("web", "y"), state=state(apart, **both))
+    refused(udp, state=state(apart, **both))
     refused(udp, state=state(**both | {"shares": False}))

@@ -137,10 +137,15 @@ def check_free(document: PublishedPort, host: str, listener: str | None) -> None
 
 
 def _check_brought(document: PublishedPort, endpoint: Endpoint, host: Host) -> None:
-    """Datagrams are brought to network namespaces, not to sockets of the host's."""
-    if document.protocol is not Protocol.UDP:
+    """Datagrams, and what a socket of the host's listens for, are brought to network namespaces
+    alone."""
+    if document.protocol is Protocol.UDP:
+        asked = "protocol UDP"
+    elif document.held:
+        asked = "heldBy"
+    else:
         return
-    where = f"{document.source.prefix}{document.title}: protocol UDP: "
+    where = f"{document.source.prefix}{document.title}: {asked}: "
     if Feature.PUBLISHED_DATAGRAMS not in host.features:
         backend = host.backend or "unknown"
         raise CapabilityMissing(f"{where}the backend {backend} of host {host.name} brings none")
