@@ -138,7 +138,10 @@ slim_syn_near(struct slim_state *state, const struct slim_syn *syn,
 	return slim_admit_from(state, state->control->underlay, option->port, admitted);
 }
 
-/* Writes the flow record of a SYN that is admitted. A frame of its own, for the stack. */
+/*
+ * Writes the flow record of a SYN that is admitted; or of one that is announced, of which the
+ * option has no kind. A frame of its own, for the stack.
+ */
 static __noinline int
 slim_syn_flow(const struct slim_state *state, const struct slim_syn *syn,
 	      const struct slim_option *option, const struct slim_admitted *admitted)
@@ -158,6 +161,7 @@ slim_syn_flow(const struct slim_state *state, const struct slim_syn *syn,
 	flow.source_endpoint = admitted->source_id;
 	flow.destination_endpoint = admitted->destination_id;
 	flow.rule = admitted->rule;
+	flow.flags = option->kind ? 0 : SLIM_FLOW_ANNOUNCED;
 	return slim_flow_put(&syn->tuple, &flow);
 }
 
@@ -250,45 +254,30 @@ forged:
 	return bpf_map_lookup_elem(&slim_flow, &syn->tuple) ? TC_ACT_SHOT : SLIM_TC_NEXT;
 }
 
-/*
- * A connection of which another host's router has told the agent (announce.h): what
- * slim_syn_admit() does with a SYN's option, before there is a SYN. Run by
- * BPF_PROG_TEST_RUN, in the underlay namespace and on its interface.
- */
-static __always_inline int slim_announced_run(struct __sk_buff *skb)
+/* What slim_syn_admit() does with a SYN's option, before there is a SYN. */
+static __noinline int slim_announced_admit(struct __sk_buff *skb, struct slim_announcement *one)
 {
-	struct slim_announcement *asked = (void *)(long)skb->data, one;
 	struct slim_admitted admitted = {};
-	struct slim_flow flow = {};
+	struct slim_option option = {};
 	struct slim_state state;
 	struct slim_syn syn = {};
-	struct slim_option option = {};
 	int found;
 
-	if ((void *)(asked + 1) > (void *)(long)skb->data_end)
+	if (!one || !slim_state_get(&state) || !state.active)
 		return TC_ACT_SHOT;
-	one = *asked;
-	if (one.withdrawn) {
-		const struct slim_flow *held = bpf_map_lookup_elem(&slim_flow, &one.tuple);
-
-		if (held && held->flags & SLIM_FLOW_ANNOUNCED)
-			slim_flow_drop(&one.tuple);
-		slim_carry_withdraw(&one.tuple);
-		return TC_ACT_OK;
-	}
-	if (!slim_state_get(&state) || !state.active)
-		return TC_ACT_SHOT;
-	admitted.source_id = one.source_endpoint;
-	admitted.destination_id = one.destination_endpoint;
-	one.error = ECONNREFUSED;
-	syn.tuple = one.tuple;
-	option.port = one.port;
-	switch (slim_admit_from(&state, one.tuple.source, one.port, &admitted)) {
+	admitted.source_id = one->source_endpoint;
+	admitted.destination_id = one->destination_endpoint;
+	one->error = ECONNREFUSED;
+	syn.tuple = one->tuple;
+	option.length = SLIM_OPTION_NAMED;
+	option.port = one->port;
+	option.name = one->source_port;
+	switch (slim_admit_from(&state, one->tuple.source, one->port, &admitted)) {
 	case SLIM_ADMIT_YES:
 		break;
 	case SLIM_ADMIT_LATER:
-		one.later = 1;
-		one.error = EHOSTUNREACH;
+		one->later = 1;
+		one->error = EHOSTUNREACH;
 		goto answer;
 	default:
 		slim_syn_refused(&syn, admitted.source ? &option : NULL, &admitted);
@@ -297,49 +286,70 @@ static __always_inline int slim_announced_run(struct __sk_buff *skb)
 	if (!admitted.source || !admitted.destination)
 		return TC_ACT_SHOT;	/* cannot be, as in slim_syn_admit() */
 	if (!admitted.destination->index) {
-		option.length = SLIM_OPTION_NAMED;
-		option.name = one.source_port;
 		found = slim_carry_admit(&syn, &option, &admitted);
 		if (found > 0)
 			goto admitted;
 		if (found < 0)
 			goto full;
 	}
-	flow.inner = slim_inner(false, admitted.destination->index, one.port);
-	flow.charged = flow.inner;
-	slim_copy(flow.source, admitted.source->address);
-	slim_copy(flow.destination, admitted.destination->address);
-	found = slim_listener_repair(skb, flow.inner, one.destination_endpoint);
+	found = slim_listener_repair(skb, slim_inner(false, admitted.destination->index,
+						     one->port), one->destination_endpoint);
 	if (!found) {
 		admitted.reason = SLIM_REASON_SYN_NO_LISTENER;
 		slim_syn_refused(&syn, &option, &admitted);
 		goto answer;
 	}
-	flow.time = bpf_ktime_get_ns();
-	flow.generation = state.active >> 1;
-	flow.source_port = one.source_port;
-	flow.destination_port = one.port;
-	flow.source_endpoint = one.source_endpoint;
-	flow.destination_endpoint = one.destination_endpoint;
-	flow.rule = admitted.rule;
-	flow.flags = SLIM_FLOW_ANNOUNCED;
 	/* A full accept queue is the kernel's to answer, which drops the SYN: it comes again. */
-	if (slim_flow_put(&one.tuple, &flow))
+	if (slim_syn_flow(&state, &syn, &option, &admitted))
 		goto full;
 admitted:
 	slim_count(admitted.reason);
-	one.error = 0;
+	one->error = 0;
 	goto answer;
 full:
 	admitted.reason = SLIM_REASON_FLOW_FULL;
-	one.error = ENOBUFS;
+	one->error = ENOBUFS;
 	slim_count(admitted.reason);
 answer:
-	one.reason = admitted.reason;
-	one.rule = admitted.rule;
-	/* slim_listener_repair() may have moved the packet, as far as the verifier knows. */
-	bpf_skb_store_bytes(skb, 0, &one, sizeof(one), 0);
+	one->reason = admitted.reason;
+	one->rule = admitted.rule;
 	return TC_ACT_OK;
+}
+
+/* That connection does not come: its record goes. */
+static __noinline int slim_announced_withdraw(const struct slim_announcement *one)
+{
+	const struct slim_flow *held;
+
+	if (!one)
+		return 0;
+	held = bpf_map_lookup_elem(&slim_flow, &one->tuple);
+	if (held && held->flags & SLIM_FLOW_ANNOUNCED)
+		slim_flow_drop(&one->tuple);
+	slim_carry_withdraw(&one->tuple);
+	return 0;
+}
+
+/*
+ * A connection of which another host's router has told the agent (announce.h), or one that
+ * does not come after all. Run by BPF_PROG_TEST_RUN, in the underlay namespace and on its
+ * interface.
+ */
+static __always_inline int slim_announced_run(struct __sk_buff *skb)
+{
+	struct slim_announcement *asked = (void *)(long)skb->data, one;
+	int answer = TC_ACT_OK;
+
+	if ((void *)(asked + 1) > (void *)(long)skb->data_end)
+		return TC_ACT_SHOT;
+	one = *asked;
+	if (one.withdrawn)
+		slim_announced_withdraw(&one);
+	else
+		answer = slim_announced_admit(skb, &one);
+	/* The packet may have moved, as far as the verifier knows. */
+	bpf_skb_store_bytes(skb, 0, &one, sizeof(one), 0);
+	return answer;
 }
 
 /* Does the endpoint's policy let in who comes to its published port? 0, or the reason why not. */
