@@ -204,6 +204,15 @@ class Guest:
                 self._changed.wait(1)
         return found[1], int(found[2]), int(found[3])
 
+    def passes(self, name):
+        """What pytest wrote that one of the commands runs: it passed, and so did every test."""
+        output, status, seconds = self.wait(name)
+        assert status == 0, output[-20000:]
+        passed = int(re.search(r"(\d+) passed", output)[1])
+        print(f"Linux {self.release}: {name}: {passed} passed in {seconds} s")
+        assert passed
+        return output
+
     def console(self):
         """What the kernel said."""
         return (self._work / "console").read_text(errors="replace")
