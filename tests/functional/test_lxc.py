@@ -39,7 +39,6 @@ lxc.rootfs.options = ro
 lxc.apparmor.profile = unconfined
 lxc.init.cmd = /bin/httpd -f -p 80 -h /etc
 lxc.net.0.type = {type}
-lxc.net.0.flags = up
 lxc.hook.version = {version}
 lxc.hook.start-host = {slimnet} hook lxc --agent {agent} {words}
 lxc.hook.post-stop = {slimnet} hook lxc --agent {agent}

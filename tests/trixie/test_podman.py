@@ -1,30 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Podman of Debian 13, whose networks are netavark's: containers of two hosts in one network.
-
-The first run makes that Debian (``.build/trixie``, some minutes); each host works on a copy of it
-that is gone afterwards, with the driver and the agents of this machine. ``tox run -e trixie``; no
-part of CI, for what it installs is much.
-"""
+"""Podman of Debian 13, whose networks are netavark's: containers of two hosts in one network."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from attrs import evolve, field, frozen
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/functional"))
-
-from lab.engines import (  # noqa: E402  # a test of another directory's
+from debian13 import PATH, inside
+from lab.engines import (
     PLUGIN,
     TAKING,
     Words,
@@ -37,35 +26,17 @@ from lab.engines import (  # noqa: E402  # a test of another directory's
     served,
     two_hosts,
 )
-from lab.paths import DATA_PATHS, Can, require  # noqa: E402
+from lab.paths import DATA_PATHS, Can, require
 
-from slimnet.testbed.host import TestbedHost  # noqa: E402
+from slimnet.testbed.host import TestbedHost
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 DRIVER = PLUGIN.with_name("slimnet-netavark")
-DEBIAN = ROOT / ".build/trixie"
-MIRROR = "http://deb.debian.org/debian"
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NAME = f"slt-trixie{os.getpid()}"
 
-# All that is mounted goes with the mount namespace. Network namespaces are the machine's, where
-# its agents look for them: what is mounted in /run/netns here is mounted there as well. Nothing
-# is unmounted, since that would be done to the machine's too.
-ENTER = """
-set -eu
-mount -t tmpfs tmpfs "$COPY"
-mkdir "$COPY/files" "$COPY/work" "$COPY/root"
-mount -t overlay -o "lowerdir=$DEBIAN,upperdir=$COPY/files,workdir=$COPY/work" o "$COPY/root"
-cd "$COPY/root"
-mkdir -p machine var/lib/containers etc/containers usr/local/lib/netavark
-mount -t proc proc proc
-mount -t sysfs sysfs sys
-mount -t cgroup2 cgroup2 sys/fs/cgroup
-mount --rbind /dev dev
-mount -t tmpfs tmpfs run
-mkdir run/netns
-mount --rbind /run/netns run/netns
+PREPARE = """
+mkdir -p var/lib/containers etc/containers usr/local/lib/netavark
 mount -t tmpfs tmpfs var/lib/containers  # what overlay is mounted on is not overlay
 cat >etc/containers/containers.conf <<END
 [containers]
@@ -79,13 +50,6 @@ cat >usr/local/lib/netavark/slimnet <<END
 exec chroot /machine $DRIVER "\\$@"
 END
 chmod 755 usr/local/lib/netavark/slimnet
-# The root of the mount namespace, for which a chroot is none: who enters a container's would be
-# in the machine's files.
-mount --make-private /
-pivot_root . machine
-cd /
-echo ready
-exec chroot . sleep infinity
 """
 
 
@@ -126,36 +90,12 @@ class Podman(Words):
         return shown["IPAddress"]
 
 
-@pytest.fixture(scope="module")
-def debian():
-    if shutil.which("debootstrap", path=PATH) is None:
-        pytest.skip("needs debootstrap: run testbed/setup")
-    if not (DEBIAN / "complete").exists():
-        shutil.rmtree(DEBIAN, ignore_errors=True)
-        packages = "--include=podman,netavark,crun"
-        command = ["debootstrap", "--variant=minbase", packages, "trixie", DEBIAN, MIRROR]
-        environment = {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-        (DEBIAN / "complete").touch()
-    return DEBIAN
-
-
 @contextlib.contextmanager
-def podman(debian, host, copy, image):
-    process = subprocess.Popen(
-        ["unshare", "--mount", "--propagation=unchanged", "bash", "-c", ENTER],
-        env={"PATH": PATH, "COPY": str(copy), "DEBIAN": str(debian), "DRIVER": str(DRIVER)},
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            made = Podman(host, process.pid, f"/machine{image}")
-            yield made
-            made("rm", "--all", "--force", "--time=0")
-        finally:
-            process.kill()
+def podman(host, copy, image):
+    with inside(copy, PREPARE, DRIVER=str(DRIVER)) as process:
+        made = Podman(host, process, f"/machine{image}")
+        yield made
+        made("rm", "--all", "--force", "--time=0")
 
 
 @pytest.fixture(scope="module", params=TAKING)
@@ -164,7 +104,7 @@ def podmans(request, debian, tmp_path_factory):
     image = root_file_system(tmp_path_factory.mktemp("image"), "redis-server", "redis-cli")
     with two_hosts(request.param, "trixie") as hosts, contextlib.ExitStack() as undo:
         made = [
-            undo.enter_context(podman(debian, each, tmp_path_factory.mktemp(each.name), image))
+            undo.enter_context(podman(each, tmp_path_factory.mktemp(each.name), image))
             for each in hosts
         ]
         for each in made:

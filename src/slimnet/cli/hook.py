@@ -37,7 +37,6 @@ def hook(context: click.Context) -> None:
     epilog="""\b
 In a container's configuration:
   lxc.net.0.type = empty
-  lxc.net.0.flags = up
   lxc.hook.start-host = /usr/bin/slimnet hook lxc -n prod -l app=web
   lxc.hook.post-stop = /usr/bin/slimnet hook lxc"""
 )
@@ -124,13 +123,29 @@ def oci() -> None:
 
 
 def _speak_to_who_waits() -> None:
-    """LXC keeps what a hook says for its log. Where LXC itself runs in the foreground, its
-    standard error is where somebody looks."""
+    """LXC keeps what a hook says for its log, at level DEBUG. Where LXC itself runs in the
+    foreground, its standard error is where somebody looks; else its log at any level, if that
+    stands in the container's configuration, as Incus has it."""
     from slimnet.linux import libc  # noqa: PLC0415  # ctypes, for this command only
 
     try:
         theirs = libc.pidfd_getfd(os.pidfd_open(os.getppid()), 2)
     except OSError:  # not ours to ask, or a kernel before 5.6
         return
-    if not os.path.samestat(os.fstat(theirs), Path(os.devnull).stat()):
-        os.dup2(theirs, 2)
+    if os.path.samestat(os.fstat(theirs), Path(os.devnull).stat()):
+        try:
+            log = _log(os.environ["LXC_CONFIG_FILE"])
+            theirs = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except (OSError, LookupError):
+            return
+    os.dup2(theirs, 2)
+
+
+def _log(config: str) -> Path:
+    """LXC's log by a container's configuration; both are where LXC is, a chroot perhaps."""
+    there = Path(f"/proc/{os.getppid()}/root")
+    lines = (there / config.lstrip("/")).read_text().splitlines()
+    words = {
+        key.strip(): value.strip() for key, _, value in (each.partition("=") for each in lines)
+    }
+    return there / words["lxc.log.file"].lstrip("/")

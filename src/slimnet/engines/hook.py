@@ -243,8 +243,18 @@ def _show_text(text: str, pid: int, root: Path) -> None:
         _show(Path(file.name), RESOLV_CONF, pid, root)
 
 
+def _root_of(ids: Path) -> int:
+    """Who the root of a user namespace is outside of it: user_namespaces(7)."""
+    for line in ids.read_text().splitlines():
+        inside, outside, _ = map(int, line.split())
+        if inside == 0:
+            return outside
+    return 0
+
+
 def _show(file: Path, path: str, pid: int, root: Path) -> None:
     """Mount a file of the host in a container, in place of what is there, for reading."""
+    owner = [_root_of(Path(f"/proc/{pid}/{kind}_map")) for kind in ("uid", "gid")]
     tree = libc.open_tree(str(file))
     space = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -253,6 +263,8 @@ def _show(file: Path, path: str, pid: int, root: Path) -> None:
         # Links are the container's, and must not lead out of it.
         os.chroot(root)
         os.chdir("/")
+        # Of a container with users of its own: no file system of its knows the host's root.
+        libc.setfsid(*owner)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
         # Of a link, which often leads to what only the container's init will make, this covers

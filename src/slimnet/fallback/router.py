@@ -411,6 +411,8 @@ class Router:
                 address=_mac(0x50, endpoint),
                 mtu=mtu,
             )
+            # At which the endpoint's resolver is; whoever made the namespace may have left it down.
+            inside.link("set", index=1, state="up")
             # Only of eth0: loopback keeps ::1, for programs that do not start without it.
             with netns.enter(there):
                 _set({"net/ipv6/conf/eth0/disable_ipv6": 1})

@@ -9,6 +9,7 @@ every import is start-up time.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
 
@@ -38,6 +39,7 @@ __all__ = [
     "open_tree",
     "pidfd_getfd",
     "prctl",
+    "setfsid",
     "sethostname",
     "setns",
     "syscall",
@@ -135,6 +137,15 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 def umount(target: str) -> None:
     """Lazily take away what is mounted at ``target`` and below (umount2(2))."""
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
+
+
+def setfsid(user: int, group: int) -> None:
+    """See setfsuid(2): whose files the calling thread makes, and alone."""
+    # Neither tells of an error; both answer what was before.
+    for call, wanted in ((_libc.setfsgid, group), (_libc.setfsuid, user)):
+        call(wanted)
+        if call(-1) != wanted:
+            raise OSError(errno.EPERM, f"setfsid {wanted}: {os.strerror(errno.EPERM)}")
 
 
 def sethostname(name: str) -> None:
