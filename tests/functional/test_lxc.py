@@ -245,6 +245,19 @@ def test_wrong_words(hosts):
     hosts[0].start("web")
 
 
+@ONE
+def test_what_is_refused_stands_in_the_log(hosts):
+    """That the configuration names, at LXC's own level."""
+    lxc = hosts[0]
+    lxc.configure("web", "-n nowhere")
+    log = lxc.directory / "web/log"
+    with (lxc.directory / "web/config").open("a") as config:
+        config.write(f"lxc.log.file = {log}\n")
+    lxc("start", "web", status=1)
+    said = [each for each in log.read_text().splitlines() if each.startswith("slimnet: ")]
+    assert said == ["slimnet: network 'nowhere': there is none; there are: prod"]
+
+
 def test_an_address_that_another_has(hosts):
     hosts[1].start("web", "-n prod --ip 10.1.0.77")
     (line,) = hosts[0].refused("late", "-n prod --ip 10.1.0.77")
