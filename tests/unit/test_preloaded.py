@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which programs take in a preloaded library, and what is said of the others."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -99,6 +100,21 @@ def test_one_that_gains_privilege_is_refused(build, environment, tmp_path):
     # That is CAP_NET_BIND_SERVICE, of version 2 (linux/capability.h).
     os.setxattr(program, "security.capability", bytes.fromhex("0000000200040000" + "00" * 12))
     assert "it has file capabilities" in refused(program, environment, user=64321)
+
+
+@pytest.mark.root
+def test_one_of_a_file_system_without_attributes_is_refused(
+    build, environment, tmp_path, monkeypatch
+):
+    """As virtiofs and others that ask a daemon may be."""
+
+    def refuse(_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "listxattr", refuse)
+    program = shutil.copyfile(build("dynamic"), tmp_path / "changer")
+    os.chmod(program, 0o4755)
+    assert "it is set-user-ID, and takes in no" in refused(program, environment, user=64321)
 
 
 def test_what_is_no_program_is_for_others_to_tell(environment, tmp_path):

@@ -1017,8 +1017,8 @@ static __always_inline int slim_device_run(struct __sk_buff *skb)
 
 /*
  * A SYN that is admitted, for an endpoint with a namespace of its own: writes its records;
- * or one that is announced, of which the option has no kind. The number of the device by which it goes on, 0 where there is no such endpoint, or
- * negative where there is no room.
+ * or one that is announced, of which the option has no kind. The number of the device by
+ * which it goes on, 0 where there is no such endpoint, or negative where there is no room.
  */
 static __noinline int
 slim_carry_admit(const struct slim_syn *syn, const struct slim_option *option,

@@ -8,6 +8,7 @@
     forward   mark of this generation: accept            (all but a few packets end here)
               reply: accept; neither new nor known: drop
               from outside:      to a published port, or drop
+              from an endpoint:  refused already, by a data path's mark: reset
               from an endpoint:  egress  -> e_<subject's identity>
               to an endpoint:    ingress -> i_<subject's identity>
               ct mark := this generation, accept

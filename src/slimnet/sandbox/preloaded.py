@@ -107,9 +107,12 @@ def _privileged(file: Path, user: int) -> str:
     (getauxval(3), AT_SECURE)."""
     try:
         found = file.stat()
-        capable = "security.capability" in os.listxattr(file)
     except OSError:
         return ""
+    try:
+        capable = "security.capability" in os.listxattr(file)
+    except OSError:  # a file system that has none
+        capable = False
     if found.st_mode & stat.S_ISUID and found.st_uid != user:
         return "it is set-user-ID, and takes in no library that is preloaded"
     if found.st_mode & stat.S_ISGID and found.st_mode & stat.S_IXGRP and user != 0:
