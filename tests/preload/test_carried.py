@@ -23,6 +23,7 @@ from slimnet.tables import ServiceKey, ServiceRecord, Tables
 
 pytestmark = pytest.mark.root
 
+RESET = {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
 SERVER = """
     import socket, sys
     plug = socket.create_server(("", 80))
@@ -195,7 +196,8 @@ def test_what_cannot_be_closed_is_tried_again(programs):
             assert control.status().trouble
             assert client.poll() is None
             out_, _ = client.communicate(b"\n", timeout=20)
-            assert int(out_) in {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
+            # Its end, where the kernel does not disconnect a socket at which somebody waits.
+            assert out_.decode().strip() in {"end", *map(str, RESET)}
             until = time.monotonic() + 10
             while control.status().trouble:
                 assert time.monotonic() < until
@@ -230,7 +232,7 @@ def check_closed(hosts):
     hosts.install()
     out, _ = forbidden.communicate(timeout=10)
     # EPIPE: who waits in recv(2) while its own end is disconnected (sk_wait_event()).
-    assert int(out) in {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
+    assert int(out) in RESET
     with pytest.raises(subprocess.TimeoutExpired):
         allowed.communicate(timeout=0.5)
 

@@ -309,9 +309,13 @@ static int hang_up(int pid, int number, unsigned int inode)
 	if (copy < 0)
 		return -1;
 	/* The number may be another file's by now. */
-	if (!fstat(copy, &about) && S_ISSOCK(about.st_mode) && about.st_ino == inode)
+	if (!fstat(copy, &about) && S_ISSOCK(about.st_mode) && about.st_ino == inode) {
 		/* tcp_disconnect(): RST to the peer; ECONNRESET here, EPIPE to who waits. */
 		done = connect(copy, &none, sizeof(none));
+		/* Not where somebody waits, say some kernels, such as 5.10.223; then it ends. */
+		if (done && errno == EBUSY)
+			done = shutdown(copy, SHUT_RDWR);
+	}
 	close(copy);
 	return done;
 }
