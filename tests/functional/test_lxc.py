@@ -21,6 +21,7 @@ from lab.engines import (
     closed,
     come_later,
     endpoints,
+    gone,
     joined,
     left,
     root_file_system,
@@ -128,13 +129,6 @@ def ended(*hosts):
         time.sleep(0.1)
 
 
-def gone(lxc, name):
-    until = time.monotonic() + 20
-    while name in endpoints(lxc.host):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-
-
 def fetched(lxc, name, url, **how):
     return lxc.inside(name, "timeout", "5", "wget", "-q", "-O", "-", url, **how)
 
@@ -189,7 +183,7 @@ def test_killed_monitor_and_agent(hosts):
     first.start("web")
     second.start("client")
     os.kill(first.monitor("web"), signal.SIGKILL)
-    gone(first, "web")
+    gone(first.host, "web")
     first.start("web")
     assert fetched(second, "client", "http://web/passwd")
     first.host.kill_agent()
@@ -198,7 +192,7 @@ def test_killed_monitor_and_agent(hosts):
         first("stop", "web", "-k")
     finally:
         first.host.start_agent().wait()
-    gone(first, "web")
+    gone(first.host, "web")
 
 
 PUBLISHING = [each for each in TAKING if Can.PUBLISHED_PORTS in DATA_PATHS[each].can]

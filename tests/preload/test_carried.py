@@ -5,6 +5,7 @@ import contextlib
 import errno
 import itertools
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -196,8 +197,9 @@ def test_what_cannot_be_closed_is_tried_again(programs):
             assert control.status().trouble
             assert client.poll() is None
             out_, _ = client.communicate(b"\n", timeout=20)
-            # Its end, where the kernel does not disconnect a socket at which somebody waits.
-            assert out_.decode().strip() in {"end", *map(str, RESET)}
+            # Its kernel does not disconnect a socket at which somebody waits.
+            ends = {"end"} if platform.release().startswith("5.10.") else set()
+            assert out_.decode().strip() in ends | set(map(str, RESET))
             until = time.monotonic() + 10
             while control.status().trouble:
                 assert time.monotonic() < until

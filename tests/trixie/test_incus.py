@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 
 import pytest
 from attrs import frozen
@@ -16,6 +15,7 @@ from lab.engines import (
     Words,
     closed,
     endpoints,
+    gone,
     left,
     root_file_system,
     served,
@@ -114,13 +114,6 @@ def hosts(request, debian, image, tmp_path_factory):
         assert left("lxc", *hosts) == []
 
 
-def gone(one, name):
-    until = time.monotonic() + 20
-    while name in endpoints(one.host):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-
-
 def test_two_containers_talk(hosts):
     """By name, each with users of its own, with the words of its configuration, until policy says
     no; and it is who it was when it is started again."""
@@ -140,7 +133,7 @@ def test_two_containers_talk(hosts):
     first("incus", "restart", "--force", "web")
     assert served(second, *fetch) == "root:x:0:0::/:/bin/sh\n"
     first("incus", "stop", "--force", "web")
-    gone(first, "web")
+    gone(first.host, "web")
     first("incus", "start", "web")
     assert served(second, *fetch) == "root:x:0:0::/:/bin/sh\n"
 

@@ -8,10 +8,7 @@
 
 #include "state.h"
 
-/*
- * Where such a host has the port that is dialled. 0, or a positive errno; the port is
- * written into `asked`.
- */
+/* Where such a host has the port that is dialled: 0 and `at`, or a positive errno. */
 slim_verified_once int slim_remote_find(const struct slim_remote_key *asked, struct slim_remote *at)
 {
 	struct slim_remote_key key = {};

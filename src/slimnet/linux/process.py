@@ -48,12 +48,11 @@ def mark(pid: int) -> str:
 def holder(inode: int) -> str:
     """Who has a socket open, as ``nginx (process 812)``: one of those that do; empty where
     nobody can be seen to."""
-    wanted = f"socket:[{inode}]"
-    for files in Path("/proc").glob("[0-9]*/fd"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or a file was closed
-            if any(_target(each) == wanted for each in files.iterdir()):
-                name = (files.parent / "comm").read_text(errors="replace").strip()
-                return f"{name} (process {files.parent.name})"
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if inode in sockets(int(process.name)):
+                name = (process / "comm").read_text(errors="replace").strip()
+                return f"{name} (process {process.name})"
     return ""
 
 

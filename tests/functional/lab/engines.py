@@ -111,6 +111,14 @@ def endpoints(host):
         return {each.name: each for each in node.endpoints() if each.host == host.name}
 
 
+def gone(host, name):
+    """Once that host's endpoint is no more."""
+    until = time.monotonic() + 20
+    while name in endpoints(host):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 @contextmanager
 def closed(host):
     """While the block lasts, nobody may come to endpoints with the label ``app: web``."""
