@@ -37,18 +37,23 @@ class World:
         self.lab = lab
         self.endpoints = [lab.endpoint(0), lab.endpoint(0), lab.endpoint(1)]
         self.sockets = {}
+        self.owners = {}
         self.symbols = {}
 
-    def words(self, value):
-        """A result without what may differ: addresses by owner, ports by appearance."""
+    def words(self, value, owner):
+        """A result without what may differ: addresses by owner, ports by appearance.
+
+        Of a container each, for two of them may get the same one from the kernel.
+        """
         if isinstance(value, tuple) and len(value) >= 2 and isinstance(value[0], str):
             address, port = value[:2]
             for number, endpoint in enumerate(self.endpoints):
                 address = address.replace(endpoint.address, f"<{number}>")
                 if address in (f"<{number}>", f"::ffff:<{number}>"):
+                    owner = number
                     break
             if port and port not in PORTS:
-                port = self.symbols.setdefault(port, f"port {len(self.symbols)}")
+                port = self.symbols.setdefault((owner, port), f"port {len(self.symbols)}")
             return address, port
         return value
 
@@ -73,7 +78,8 @@ class World:
         """Do it; its result or errno."""
         what, *rest = operation
         try:
-            return self.words(getattr(self, what)(*rest))
+            result = getattr(self, what)(*rest)
+            return self.words(result, self.owners[rest[0]])
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, repr(error))
             return ALIKE.get(name, name)
@@ -82,7 +88,7 @@ class World:
         sock = self.endpoints[owner].socket(family)
         if reuse:
             sock.setsockopt(socket.SOL_SOCKET, reuse, 1)
-        self.sockets[number] = sock
+        self.sockets[number], self.owners[number] = sock, owner
 
     def bind(self, number, family, target):
         address, port = self.real(target)
@@ -104,6 +110,7 @@ class World:
         sock.settimeout(0.2)
         try:
             self.sockets[child], peer = sock.accept()
+            self.owners[child] = self.owners[number]
         except TimeoutError:
             return "nobody"
         finally:

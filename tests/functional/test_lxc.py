@@ -273,8 +273,12 @@ def test_hooks_that_are_none_of_ours(hosts):
 
 @ONE
 def test_no_agent_and_one_that_hangs(hosts, tmp_path):
-    """One line within 10 s; with the agent's log line in LXC's log where it is a daemon."""
+    """One line within 10 s of what LXC itself takes; with the agent's log line in LXC's log where
+    it is a daemon."""
     lxc, where = hosts[0], tmp_path / "agent.sock"
+    began = time.monotonic()
+    lxc.start("ordinary")
+    ordinary = time.monotonic() - began
     (line,) = lxc.refused("web", agent=where)
     assert "no agent on" in line
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
@@ -283,7 +287,7 @@ def test_no_agent_and_one_that_hangs(hosts, tmp_path):
         began = time.monotonic()
         log = tmp_path / "log"
         lxc("start", "web", "-l", "DEBUG", "-o", log, status=1)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 10 + ordinary
     assert log.read_text().count("slimnet: ") == 1
     assert "no answer in 7 s" in log.read_text()
     lxc.start("web")
