@@ -2,11 +2,10 @@
 """Machines with Debian's kernels."""
 
 import os
-import re
 import time
 
 import pytest
-from guest import Guest, kernels
+from guest import Guest, kernels, version
 from suites import KERNELS
 
 #: Of all that runs on both; then it is stuck. A machine that is busy gives a guest a tenth of the
@@ -16,13 +15,14 @@ SECONDS = int(os.environ.get("SLIMNET_VM_SECONDS", "3600"))
 
 @pytest.fixture(scope="module")
 def guests(request):
-    """The machines by version of their kernel, all of them at work on the module's COMMANDS."""
+    """The machines by version of their kernel, each at work on its COMMANDS of the module."""
     running = {}
     try:
         for directory in kernels():
             deadline = time.monotonic() + SECONDS
-            guest = Guest(directory, request.module.COMMANDS, deadline=deadline)
-            running[".".join(re.findall(r"\d+", guest.release)[:2])] = guest
+            commands = request.module.COMMANDS.get(version(directory), {})
+            if commands:
+                running[version(directory)] = Guest(directory, commands, deadline=deadline)
         yield running
     finally:
         for guest in running.values():

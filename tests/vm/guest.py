@@ -129,6 +129,12 @@ def release(image):
     return image.name.removeprefix("vmlinuz-")
 
 
+def version(directory):
+    """Of an unpacked kernel, as "6.1"."""
+    (image,) = directory.glob("boot/vmlinuz-*")
+    return ".".join(map(str, numbers(release(image))))
+
+
 def numbers(text):
     return tuple(map(int, re.findall(r"\d+", text)[:2]))
 

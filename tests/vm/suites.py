@@ -6,19 +6,30 @@ asks a kernel for what it could answer in another way than the machine's own: ev
 and hook, the clauses of the contract, and the first that applications see.
 """
 
+import os
+from collections.abc import Mapping
 from typing import NamedTuple
-
-
-class Suite(NamedTuple):
-    """What pytest is given, and what it is there for."""
-
-    arguments: list[str]
-    reason: str
-    environment: tuple[str, ...] = ()
-
 
 #: By version, as Debian 12 has them: its own, and the newest of its security archive.
 KERNELS = ("6.1", "6.12")
+OLD, NEW = (KERNELS[:1], KERNELS[1:])
+
+
+class Suite(NamedTuple):
+    """What pytest is given, what it is there for, and on which kernels CI runs it: on one, unless
+    they differ in what it asks for, since each of them keeps a processor busy for minutes."""
+
+    arguments: list[str]
+    reason: str
+    kernels: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+
+
+def on(kernel: str, suites: Mapping[str, Suite]) -> dict[str, Suite]:
+    """Those that run there: with ``SLIMNET_LONG=0`` CI's, else all."""
+    short = os.environ.get("SLIMNET_LONG") == "0"
+    return {name: suite for name, suite in suites.items() if not short or kernel in suite.kernels}
+
 
 #: Each loads every program, which a processor in software verifies for some ten seconds: those
 #: that ask for what a kernel of another version could answer otherwise.
@@ -38,10 +49,12 @@ SUITES = {
             f"(test_ebpf and not netns and ({CLAUSES})) or ({NETNS}) or ({OVERLAY})",
         ],
         "the contract's clauses that a kernel answers: by ebpf, its placement netns, and noop",
+        OLD,
     ),
     "policy": Suite(
         ["tests/policy/test_kernel.py"],
         "what the program in the kernel decides is what the oracle does (2,500 flows)",
+        OLD,
         ("SLIMNET_POLICY_FLOWS=2500",),
     ),
     "ebpf": Suite(
@@ -57,6 +70,7 @@ SUITES = {
         ],
         "how it is attached and adopted, what the kernel leaves open, closed endpoints, and"
         " from 6.7 on the netkit of those in placement netns",
+        KERNELS,
     ),
     "functional": Suite(
         [
@@ -69,6 +83,7 @@ SUITES = {
         ],
         "SYNs that come again, the names that sockets say, and root in placement netns, between"
         " two hosts; and between that and placement host the names on one",
+        NEW,
     ),
 }
 
@@ -82,11 +97,13 @@ MODULE_SUITES = {
     "netlink": Suite(
         ["tests/kmod"],
         "every request that is wrong is refused by name, and changes nothing",
+        OLD,
         ("SLIMNET_NOISE=3000",),
     ),
     "clauses": Suite(
         ["tests/conformance/test_backends.py", "-k", f"kmod and ({MODULE_CLAUSES})"],
         "the contract's clauses that sockets are needed for",
+        NEW,
     ),
     "laboratory": Suite(
         [
@@ -97,6 +114,7 @@ MODULE_SUITES = {
             f"kmod and ({NAMES} or key_changes or datagrams_come_to)",
         ],
         "the names that sockets say, connections while the key changes, datagrams to a service",
+        NEW,
     ),
     "mixed": Suite(
         [
@@ -105,5 +123,6 @@ MODULE_SUITES = {
             "tables_decide or live_connections",
         ],
         "a host of ebpf and one of kmod are one cluster, either way round",
+        OLD,
     ),
 }

@@ -9,17 +9,20 @@ import json
 import sys
 
 import pytest
-from suites import SUITES
+from suites import KERNELS, SUITES, on
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 PYTEST = ["pytest", "--color=no", "-v", "--tb=short", "-p", "no:cacheprovider"]
 COMMANDS = {
-    "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
-    **{
-        name: ["env", *suite.environment, sys.executable, "-m", *PYTEST, *suite.arguments]
-        for name, suite in SUITES.items()
-    },
+    kernel: {
+        "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
+        **{
+            name: ["env", *suite.environment, sys.executable, "-m", *PYTEST, *suite.arguments]
+            for name, suite in on(kernel, SUITES).items()
+        },
+    }
+    for kernel in KERNELS
 }
 
 
@@ -44,7 +47,11 @@ def test_it_says_what_it_can_do(guest):
     assert "tstamp_allow_data" not in backends["ebpf"]["remedy"]
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize(
+    ("guest", "name"),
+    [(kernel, name) for kernel in KERNELS for name in on(kernel, SUITES)],
+    indirect=["guest"],
+)
 def test_suite(guest, name):
     """It passes, and nothing of it is skipped."""
     guest.passes(name)

@@ -14,7 +14,7 @@ import sys
 import module
 import pytest
 from guest import ROOT, TROUBLE, kernels
-from suites import MODULE_SUITES
+from suites import KERNELS, MODULE_SUITES, on
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -45,30 +45,35 @@ WHOLE = {
 CHOSEN = os.environ.get("SLIMNET_MODULE_SUITES", "")
 
 
-def suites():
+def suites(kernel):
     if CHOSEN:
         names = WHOLE if CHOSEN == "whole" else CHOSEN.split()
         return {name: ([], WHOLE[name]) for name in names}
-    return {name: (each.environment, each.arguments) for name, each in MODULE_SUITES.items()}
+    return {
+        name: (each.environment, each.arguments) for name, each in on(kernel, MODULE_SUITES).items()
+    }
 
 
 COMMANDS = {
-    "load": ["sh", "-c", LOAD.format(built=module.BUILT)],
-    "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
-    **{
-        name: [
-            "env",
-            "SLIMNET_PATIENCE=10",
-            *environment,
-            sys.executable,
-            "-m",
-            *PYTEST,
-            *arguments,
-        ]
-        for name, (environment, arguments) in suites().items()
-    },
-    "unload": ["sh", "-c", UNLOAD],
-    "trouble": ["sh", "-c", f"dmesg | grep -E '{TROUBLE}'"],
+    kernel: {
+        "load": ["sh", "-c", LOAD.format(built=module.BUILT)],
+        "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
+        **{
+            name: [
+                "env",
+                "SLIMNET_PATIENCE=10",
+                *environment,
+                sys.executable,
+                "-m",
+                *PYTEST,
+                *arguments,
+            ]
+            for name, (environment, arguments) in suites(kernel).items()
+        },
+        "unload": ["sh", "-c", UNLOAD],
+        "trouble": ["sh", "-c", f"dmesg | grep -E '{TROUBLE}'"],
+    }
+    for kernel in KERNELS
 }
 
 
@@ -96,7 +101,11 @@ def test_it_says_what_it_can_do(loaded):
     assert kmod["reason"].startswith(f"Linux {loaded.release}, module slimnet ")
 
 
-@pytest.mark.parametrize("name", suites())
+@pytest.mark.parametrize(
+    ("guest", "name"),
+    [(kernel, name) for kernel in KERNELS for name in suites(kernel)],
+    indirect=["guest"],
+)
 def test_suite(loaded, name):
     """It passes, and nothing of it is skipped or left out for the lack of the module."""
     assert not re.search(r"left out:.* kernel module", loaded.passes(name))
