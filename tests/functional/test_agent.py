@@ -29,7 +29,7 @@ import attrs
 import pytest
 from lab import PATIENCE
 from lab.agents import LEASE, Cluster, Host, connects, until
-from lab.paths import DATA_PATHS, Can, can, having
+from lab.paths import DATA_PATHS, WHOLE_HOSTS, Can, can, having
 
 from slimnet import (
     AgentUnreachable,
@@ -53,7 +53,7 @@ from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.store.sqlite import SqliteStore
 from slimnet.testing import Resident
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.long(*WHOLE_HOSTS)]
 
 
 @pytest.fixture(params=DATA_PATHS)
@@ -1004,7 +1004,7 @@ BAD_REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("running", ["noop"], indirect=True)
+@pytest.mark.parametrize("running", ["ebpf"], indirect=True)
 def test_bad_requests(hosts):
     """Every one is answered with JSON that names the error, and changes nothing."""
     wrong = {}
@@ -1048,7 +1048,7 @@ def test_tells_the_service_manager(fresh, tmp_path):
             rest.append(manager.recv(4096))
 
 
-@pytest.mark.parametrize("fresh", ["noop"], indirect=True)
+@pytest.mark.parametrize("fresh", ["ebpf"], indirect=True)
 def test_two_agents_with_one_name(fresh):
     """The second one is refused with what is wrong, and the first goes on."""
     one, two = fresh.hosts
@@ -1076,7 +1076,7 @@ WRONG_CONFIGURATIONS = [
 ]
 
 
-@pytest.mark.parametrize("fresh", ["noop"], indirect=True)
+@pytest.mark.parametrize("fresh", ["ebpf"], indirect=True)
 def test_wrong_configuration(fresh):
     """One line, exit status 2, nothing changed, and no secret told."""
     host = fresh.hosts[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from lab.agents import until
-from lab.paths import DATA_PATHS, require
+from lab.paths import DATA_PATHS, WHOLE_HOSTS, require
 
 from slimnet.exceptions import AlreadyExists, InUse, InvalidValue, NotFound, SlimnetError
 from slimnet.linux import netns
@@ -20,8 +20,7 @@ from slimnet.linux.cgroup import mount as cgroup_mount
 from slimnet.plugins import probe
 from slimnet.testbed import Testbed
 
-#: Whole hosts for each test, of the testbed and of the command line, whatever carries connections.
-pytestmark = [pytest.mark.root, pytest.mark.long("preload")]
+pytestmark = [pytest.mark.root, pytest.mark.long(*WHOLE_HOSTS)]
 
 NAME = f"slt-{os.getpid()}"
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab.paths import DATA_PATHS, Can, can, require
+from lab.paths import DATA_PATHS, WHOLE_HOSTS, Can, can, require
 
 from slimnet.testbed import Testbed
 
-#: Whole hosts for each test, of the testbed and of the command line, whatever carries connections.
-pytestmark = [pytest.mark.root, pytest.mark.long("preload")]
+pytestmark = [pytest.mark.root, pytest.mark.long(*WHOLE_HOSTS)]
 
 POLICY = """
 apiVersion: networking.k8s.io/v1

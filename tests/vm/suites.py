@@ -54,7 +54,7 @@ SUITES = {
     "policy": Suite(
         ["tests/policy/test_kernel.py"],
         "what the program in the kernel decides is what the oracle does (2,500 flows)",
-        OLD,
+        NEW,
         ("SLIMNET_POLICY_FLOWS=2500",),
     ),
     "ebpf": Suite(
@@ -66,11 +66,17 @@ SUITES = {
             "tests/ebpf/test_refused.py::test_ip_options_as_control_data",
             "tests/ebpf/test_refused.py::test_a_device_as_control_data",
             "tests/ebpf/test_closed.py",
+        ],
+        "how it is attached and adopted, what the kernel leaves open, and closed endpoints",
+        OLD,
+    ),
+    "devices": Suite(
+        [
+            "tests/ebpf/test_start.py::test_probe_says_what_this_kernel_leaves_open",
             "tests/ebpf/test_devices.py::test_root_in_there_changes_nothing_of_a_netkit",
         ],
-        "how it is attached and adopted, what the kernel leaves open, closed endpoints, and"
-        " from 6.7 on the netkit of those in placement netns",
-        KERNELS,
+        "what it says that the kernel has, and from 6.7 on the netkit of placement netns",
+        NEW,
     ),
     "functional": Suite(
         [

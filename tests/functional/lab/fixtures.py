@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab.cluster import Endpoint, Lab
-from lab.paths import LAB_PATHS, NETNS, PLAIN, Can, DataPath
+from lab.paths import LAB_PATHS, NETNS, NOOP, PLAIN, Can, DataPath
 from slimnet.linux import netns
 
 __all__ = [
@@ -59,7 +59,8 @@ def modes(node: pytest.Item, paths: Mapping[str, DataPath]) -> list[str]:
 
 def is_long(item: pytest.Item) -> bool:
     """Whether ``tox run -e suites`` leaves it to an environment of its own: ``preload``,
-    ``kafka``, or ``netns``, which takes as long as any other data path."""
+    ``kafka``, ``netns``, which takes as long as any other data path, or ``noop``, where what
+    plain containers answer as well is asked of the kernel's own sockets both times."""
     marks = list(item.iter_markers("long"))
     if any(not mark.args for mark in marks):
         return True
@@ -67,6 +68,8 @@ def is_long(item: pytest.Item) -> bool:
     if callspec is None:
         return False
     paths = {path for mark in marks for path in mark.args} | {NETNS}
+    if item.get_closest_marker("container") is not None:
+        paths.add(NOOP)
     return not paths.isdisjoint(each for each in callspec.params.values() if isinstance(each, str))
 
 

@@ -24,13 +24,21 @@ __all__ = [
     "DATA_PATHS",
     "EVERY",
     "LAB_PATHS",
+    "NOOP",
     "PLAIN",
+    "WHOLE_HOSTS",
     "Can",
     "DataPath",
     "can",
     "having",
     "require",
 ]
+
+
+NOOP = "noop"
+#: Where tests are long that are about agents, the testbed and the command line, and start hosts
+#: for each: what they see is the same whatever carries connections.
+WHOLE_HOSTS = (NOOP, "preload")
 
 
 class Can(enum.Enum):
@@ -185,7 +193,7 @@ EVERY = {
             also=frozenset({Wire.VXLAN}),
         ),
         DataPath(
-            "noop",
+            NOOP,
             frozenset(
                 {
                     Can.DATAGRAMS,
