@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -296,6 +297,23 @@ def test_live_connections_outlive_the_router(hosts):
     assert err.count(b"\n") == 1
     assert b"no router: new connections are refused" in err
     assert server.poll() is None
+
+
+def test_an_idle_router_sleeps(two, identity):
+    """It wakes up to sweep, once a second, and to say that its links live."""
+    two.serve(1, identity, "server", "80", "1")
+    assert counts(two.run(2, identity, "client", "10.1.0.1", "80", "1", "10.1.0.2")) == (1, 0, 0)
+    time.sleep(1)  # a connection that ended is looked for twice
+    before = [sleeps(host) for host in two.hosts]
+    time.sleep(3)
+    woken = [sleeps(host) - slept for host, slept in zip(two.hosts, before, strict=True)]
+    assert max(woken) < 20
+
+
+def sleeps(host):
+    """How often a host's router had nothing more to do."""
+    status = Path(f"/proc/{host.router.pid}/status").read_text()
+    return int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.MULTILINE)[1])
 
 
 def test_nobody_is_taken_for_another_while_routers_are_killed(programs, identity, tmp_path):

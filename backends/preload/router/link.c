@@ -75,7 +75,7 @@ struct pause {
 };
 
 static struct watch listener;
-static struct timer dialling;
+static struct timer dialling, ticking;
 static struct link *links;
 static struct pause *pauses;
 static size_t link_number, strangers;
@@ -84,6 +84,7 @@ static uint64_t tokens;
 
 static void on_ready(struct watch *watch, uint32_t events);
 static void dial_all(struct timer *timer);
+static void tick(struct timer *timer);
 static void opener_frame(struct link *link, const struct slim_frame *frame);
 static void acceptor_frame(struct link *link, const struct slim_frame *frame);
 
@@ -127,7 +128,8 @@ static void rest(const __be32 *host)
 	pause->length = pause->length ? 2 * pause->length : AGAIN_MS;
 	if (pause->length > AGAIN_MAX_MS)
 		pause->length = AGAIN_MAX_MS;
-	pause->until = loop_now() + pause->length;
+	/* Many that end at one time are one look at all hosts. */
+	pause->until = (loop_now() + pause->length + AGAIN_MS - 1) / AGAIN_MS * AGAIN_MS;
 }
 
 /* It failed for some time, not just now, as while its router is started again. */
@@ -154,8 +156,10 @@ static void link_end(struct link *link)
 	strangers -= !link->opener && !link->ready;
 	loop_clear(&link->timer);
 	loop_forget(&link->watch);
-	if (link->opener && !link->old)
+	if (link->opener && !link->old) {
 		rest(link->host);
+		loop_set(&dialling, 0, dial_all);
+	}
 	free(link->out);
 	free(link->known);
 	free(link->later);
@@ -540,21 +544,36 @@ static void dial(const __be32 *host, const struct slim_file_host *where)
 	link_new(fd, 1, host);
 }
 
-/* Keeps a link to each host that there is. */
+/* Keeps a link to each host that there is: due when one may be missing, and when a pause ends. */
 static void dial_all(struct timer *timer)
 {
+	uint64_t next = UINT64_MAX;
 	size_t index;
 
 	for (index = 0; index < tables_hosts(tables); index++) {
 		const __be32 *host = tables_host_at(tables, index);
 		const struct pause *pause = pause_of(host);
+		const uint64_t now = loop_now();
+		uint64_t again = now + AGAIN_MS;
 
-		if (slim_same(host, state->host) || link_current(host) ||
-		    (pause && pause->until > loop_now()))
+		if (slim_same(host, state->host) || link_current(host))
 			continue;
-		dial(host, tables_host(tables, host));
+		if (!pause || pause->until <= now) {
+			dial(host, tables_host(tables, host));
+			if (link_current(host))
+				continue;
+			pause = pause_of(host);
+		}
+		if (pause && pause->until > now)
+			again = pause->until;
+		if (again < next)
+			next = again;
 	}
-	loop_set(timer, AGAIN_MS, dial_all);
+	if (next != UINT64_MAX) {
+		const uint64_t now = loop_now();
+
+		loop_set(timer, next > now ? next - now : 0, dial_all);
+	}
 }
 
 int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 port,
@@ -739,25 +758,30 @@ static void resolve_later(struct link *link, const struct slim_frame *frame)
 	for (index = 0; index < LATER; index++)
 		if (!link->later[index].frame.kind) {
 			link->later[index] = (struct later){ loop_now(), *frame };
+			if (!ticking.place)
+				loop_set(&ticking, LATER_MS / 3, tick);
 			return;
 		}
 	resolve(link, frame, 1);
 }
 
-/* Questions that tables answer now, or that waited long enough. */
-static void resolve_again(struct link *link)
+/* Questions that tables answer now, or that waited long enough; whether some wait on. */
+static int resolve_again(struct link *link)
 {
 	uint32_t index;
+	int wait = 0;
 
 	for (index = 0; index < LATER && !link->dead; index++) {
 		struct later *later = &link->later[index];
 
 		if (!later->frame.kind)
 			continue;
-		if (resolve(link, &later->frame, loop_now() - later->since > LATER_MS) &&
-		    !link->dead)
+		if (!resolve(link, &later->frame, loop_now() - later->since > LATER_MS))
+			wait = 1;
+		else if (!link->dead)
 			later->frame.kind = 0;
 	}
+	return wait;
 }
 
 /* The connection that a frame of an opener is about. */
@@ -944,13 +968,15 @@ void link_tables(void)
 static void tick(struct timer *timer)
 {
 	struct link *link, *next;
+	int wait = 0;
 
 	for (link = links; link; link = next) {
 		next = link->next;
 		if (!link->opener && link->ready)
-			resolve_again(link);
+			wait |= resolve_again(link);
 	}
-	loop_set(timer, LATER_MS / 3, tick);
+	if (wait)
+		loop_set(timer, LATER_MS / 3, tick);
 }
 
 static void on_stranger(struct watch *watch, uint32_t events)
@@ -1009,7 +1035,6 @@ void link_keys(const uint8_t both[2][16])
 
 int link_start(const struct slim_shim_name *listen_at, const uint8_t both[2][16])
 {
-	static struct timer ticking;
 	static const int on = 1;
 	const int family = name_family(listen_at->address);
 	union name name;
@@ -1031,7 +1056,6 @@ int link_start(const struct slim_shim_name *listen_at, const uint8_t both[2][16]
 		return -1;
 	}
 	loop_set(&dialling, 0, dial_all);
-	loop_set(&ticking, LATER_MS / 3, tick);
 	return 0;
 }
 
