@@ -7,11 +7,13 @@ import os
 import socket
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 from lab import Can
+from lab.fixtures import is_long
 from lab.hands import Mother
-from lab.paths import EVERY
+from lab.paths import EVERY, WHOLE_HOSTS
 
 from slimnet.exceptions import InvalidValue
 from slimnet.linux import netns
@@ -36,6 +38,40 @@ def test_what_the_backend_states(lab):
     assert lab.path.options or (Part.NETNS in stated.needs) == lab.can(Can.OWN_DEVICES)
     assert (Part.NETNS in stated.needs | stated.takes) == lab.can(Can.TAKES_NAMESPACES)
     assert (endpoint.netns is not endpoint.host.netns) == lab.can(Can.OWN_DEVICES)
+
+
+CONTAINER, LONG = pytest.mark.container, pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("marks", "params", "left"),
+    [
+        ([], None, False),
+        ([LONG], None, True),
+        ([LONG], {"engine": "podman"}, True),
+        ([LONG(*WHOLE_HOSTS)], None, False),
+        ([LONG(*WHOLE_HOSTS)], {"hosts": "noop"}, True),
+        ([LONG(*WHOLE_HOSTS)], {"hosts": "ebpf"}, False),
+        ([LONG("preload")], {"mode": "noop"}, False),
+        ([], {"mode": "ebpf-netns"}, True),
+        ([], {"mode": "noop"}, False),
+        ([CONTAINER], {"mode": "noop"}, True),
+        ([CONTAINER], {"mode": "preload"}, False),
+        ([CONTAINER], {"mode": "plain"}, False),
+    ],
+)
+def test_what_ci_leaves_out(marks, params, left):
+    """What is long, on data paths for which it is, and what plain containers answer as well."""
+
+    def named(name):
+        return [each.mark for each in marks if each.name == name]
+
+    item = SimpleNamespace(
+        iter_markers=named, get_closest_marker=lambda name: next(iter(named(name)), None)
+    )
+    if params is not None:
+        item.callspec = SimpleNamespace(params=params)
+    assert is_long(item) == left
 
 
 @pytest.mark.lacks(Can.TAKES_NAMESPACES)
