@@ -212,7 +212,7 @@ def test_what_is_brought_is_brought_to_namespaces_alone(spec, field):
         return attrs.evolve(STATE, hosts=hosts, endpoints=(endpoint, *rest))
 
     without = first.features - {Feature.PUBLISHED_DATAGRAMS}
-    message = f": {field}: the backend ebpf of host h1 brings none$"
+    message = f": {field}: the backend ebpf of host h1 has no such ports$"
     with pytest.raises(CapabilityMissing, match=message):
         refused(udp, state=state(features=without))
     both = {"features": without | {Feature.PUBLISHED_DATAGRAMS}, "shares": True}

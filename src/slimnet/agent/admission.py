@@ -148,7 +148,9 @@ def _check_brought(document: PublishedPort, endpoint: Endpoint, host: Host) -> N
     where = f"{document.source.prefix}{document.title}: {asked}: "
     if Feature.PUBLISHED_DATAGRAMS not in host.features:
         backend = host.backend or "unknown"
-        raise CapabilityMissing(f"{where}the backend {backend} of host {host.name} brings none")
+        raise CapabilityMissing(
+            f"{where}the backend {backend} of host {host.name} has no such ports"
+        )
     if host.shares and endpoint.place.netns is None:
         wanted = "one with a network namespace of its own"
         raise CapabilityMissing(f"{where}endpoint {endpoint.path} is not {wanted}")
