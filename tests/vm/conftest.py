@@ -19,10 +19,9 @@ def guests(request):
     running = {}
     try:
         for directory in kernels():
-            deadline = time.monotonic() + SECONDS
-            commands = request.module.COMMANDS.get(version(directory), {})
-            if commands:
-                running[version(directory)] = Guest(directory, commands, deadline=deadline)
+            name, deadline = version(directory), time.monotonic() + SECONDS
+            if commands := request.module.COMMANDS.get(name):
+                running[name] = Guest(directory, commands, deadline=deadline)
         yield running
     finally:
         for guest in running.values():

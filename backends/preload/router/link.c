@@ -547,14 +547,14 @@ static void dial(const __be32 *host, const struct slim_file_host *where)
 /* Keeps a link to each host that there is: due when one may be missing, and when a pause ends. */
 static void dial_all(struct timer *timer)
 {
-	uint64_t next = UINT64_MAX;
+	const uint64_t now = loop_now();
+	uint64_t wait = UINT64_MAX;
 	size_t index;
 
 	for (index = 0; index < tables_hosts(tables); index++) {
 		const __be32 *host = tables_host_at(tables, index);
 		const struct pause *pause = pause_of(host);
-		const uint64_t now = loop_now();
-		uint64_t again = now + AGAIN_MS;
+		uint64_t left = AGAIN_MS;
 
 		if (slim_same(host, state->host) || link_current(host))
 			continue;
@@ -565,15 +565,12 @@ static void dial_all(struct timer *timer)
 			pause = pause_of(host);
 		}
 		if (pause && pause->until > now)
-			again = pause->until;
-		if (again < next)
-			next = again;
+			left = pause->until - now;
+		if (left < wait)
+			wait = left;
 	}
-	if (next != UINT64_MAX) {
-		const uint64_t now = loop_now();
-
-		loop_set(timer, next > now ? next - now : 0, dial_all);
-	}
+	if (wait != UINT64_MAX)
+		loop_set(timer, wait, dial_all);
 }
 
 int link_resolve(const __be32 *host, uint32_t client, uint32_t server, __be16 port,
