@@ -21,7 +21,7 @@ PYTEST = [
 SUITES = {
     "clauses": ["tests/conformance/test_backends.py", "-k", "test_preload"],
     "programs": [
-        *("tests/preload/test_carried.py", "tests/preload/test_programs.py"),
+        *("tests/preload/test_carried.py", "tests/preload/test_shim_programs.py"),
         *("tests/preload/test_announce.py", "tests/preload/test_wrong.py"),
         "tests/preload/test_published_ports.py",
     ],

@@ -64,7 +64,7 @@ def test_what_is_newer_is_not_there(linux418):
 @pytest.mark.parametrize(
     ("tests", "which", "least"),
     [
-        ("preload/test_programs.py", "nginx or redis or memcached or asyncio", 7),
+        ("preload/test_shim_programs.py", "nginx or redis or memcached or asyncio", 7),
         ("preload/test_carried.py", "both_ends or outlive_the or non_blocking or musl", 11),
         ("preload/test_published_ports.py", "killed_router", 1),
         ("functional/test_rootless.py", "check or talk or adopts", 4),

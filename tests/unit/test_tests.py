@@ -69,3 +69,13 @@ def test_no_test_asks_for_a_backends_name(directory):
     for path in sorted((TESTS / directory).glob("test_*.py")):
         lines = [line for line in FILES[path].splitlines() if BACKEND.search(line)]
         assert lines == [], path.name
+
+
+def test_no_two_files_of_a_run_have_one_name():
+    """pytest imports a file by its name alone, and collects no second one of that name."""
+    runs = re.findall(r"\{posargs:(.*?tests/\w.*?)\}", (TESTS.parent / "tox.ini").read_text(), re.S)
+    assert len(runs) > 3
+    for run in runs:
+        folders = re.findall(r"tests/(\w+)(?:\s|$)", run)
+        names = [path.name for folder in folders for path in (TESTS / folder).rglob("test_*.py")]
+        assert len(names) == len(set(names)), run
