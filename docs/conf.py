@@ -26,6 +26,7 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 version = release
 
 extensions = [
+    "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
@@ -36,6 +37,7 @@ extensions = [
     "sources",
 ]
 exclude_patterns = ["_build", "_ext"]
+myst_heading_anchors = 3  # links within the README, a part of which is a page
 nitpicky = True
 nitpick_ignore_regex = [
     # Libraries of which no inventory is here; nothing of the network is needed.

@@ -45,9 +45,7 @@ def test_what_runs_is_there(name):
     assert [path for path in paths if not (ROOT / path.partition("::")[0]).exists()] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.rst"])
-def test_the_first_pages_name_the_kernels(page):
-    (line,) = re.findall(
-        r"\*\*Linux 5\.19.*?(?=\n- |\n\n|\Z)", (ROOT / page).read_text(), re.DOTALL
-    )
+def test_the_first_page_names_the_kernels():
+    readme = (ROOT / "README.md").read_text()
+    (line,) = re.findall(r"\*\*Linux 5\.19.*?(?=\n- |\n\n|\Z)", readme, re.DOTALL)
     assert [version for version in KERNELS if not re.search(rf"\b{version}\b(?!\d)", line)] == []

@@ -128,7 +128,8 @@ def test_nobody_listens(lab):
     before = server.host.counters()
     refused(lab, lab.outside.root, server.host.address, 8080)
     # In a namespace of the endpoint's own it is that one's kernel that refuses.
-    assert grew(server.host, before, Reason.SYN_NO_LISTENER) == int(not lab.can(Can.OWN_NAMESPACE))
+    brought = lab.can(Can.PUBLISHED_DATAGRAMS)
+    assert grew(server.host, before, Reason.SYN_NO_LISTENER) == int(not brought)
 
 
 @PUBLISHED
@@ -159,7 +160,7 @@ def range_of_outside(lab, identity):
 
 @PUBLISHED
 def test_ingress_policy_decides(lab):
-    """By the client's address; the refusal is at once, counted, on account and told."""
+    """By the client's address; the refusal is at once, counted and told."""
     server = lab.endpoint(0)
     listener = server.listen(80)
     lab.publish(server, 8080, 80)
@@ -175,16 +176,40 @@ def test_ingress_policy_decides(lab):
         assert (event.endpoint, event.peer_endpoint) == (server.id, 0)
         assert str(event.source[0]) == lab.outside.address
         assert event.destination == (server.record.address, 80)
-        if lab.can(Can.COUNTS):
-            (account,) = server.host.backend.accounts()
-            assert (account.endpoint, account.refused) == (server.id, 1)
-            assert account.direction == INGRESS
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
         lab.rule(server, INGRESS, peer=5000, port=80, allow=True)
         lab.install()
         lab.outside.root.connect(server.host.address, 8080)
+
+
+def one_came_and_one_did_not(lab):
+    """To an endpoint's published port."""
+    server = lab.endpoint(0)
+    server.serve(80)
+    lab.publish(server, 8080, 80)
+    lab.install()
+    lab.outside.root.connect(server.host.address, 8080)
+    lab.isolate(server, INGRESS)
+    lab.install()
+    refused(lab, lab.outside.root, server.host.address, 8080)
+    return server
+
+
+@pytest.mark.needs(Can.PUBLISHED_PORTS, Can.COUNTS_PUBLISHED)
+def test_on_account(lab):
+    server = one_came_and_one_did_not(lab)
+    (account,) = server.host.backend.accounts()
+    assert (account.endpoint, account.direction) == (server.id, INGRESS)
+    assert account.refused == 1
+
+
+@PUBLISHED
+@pytest.mark.lacks(Can.COUNTS_PUBLISHED)
+def test_on_nobodys_account(lab):
+    server = one_came_and_one_did_not(lab)
+    assert list(server.host.backend.accounts()) == []
 
 
 @PUBLISHED

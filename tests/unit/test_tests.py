@@ -73,7 +73,9 @@ def test_no_test_asks_for_a_backends_name(directory):
 
 def test_no_two_files_of_a_run_have_one_name():
     """pytest imports a file by its name alone, and collects no second one of that name."""
-    runs = re.findall(r"\{posargs:(.*?tests/\w.*?)\}", (TESTS.parent / "tox.ini").read_text(), re.S)
+    runs = re.findall(
+        r"\{posargs:(.*?tests/\w.*?)\}", (TESTS.parent / "tox.ini").read_text(), re.DOTALL
+    )
     assert len(runs) > 3
     for run in runs:
         folders = re.findall(r"tests/(\w+)(?:\s|$)", run)

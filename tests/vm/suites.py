@@ -100,6 +100,7 @@ SUITES = {
 MODULE_CLAUSES = (
     "what_a_probe_promises_is_there or tables_decide or live_connections_follow_the_tables"
     " or what_happened_is_told or teardown_leaves_nothing or purge_leaves_nothing"
+    " or are_published"
 )
 NAMES = "connected_both_ends or accept4_names_the_client or v4_mapped_connect"
 MODULE_SUITES = {

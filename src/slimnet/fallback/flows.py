@@ -34,18 +34,20 @@ _OVER = frozenset({"NONE", "TIME-WAIT", "CLOSE"})
 
 @frozen
 class TrackedFlow:
-    """One TCP connection: who opened it to whom, its state, and when (seconds since the epoch)."""
+    """One TCP connection: who opened it to whom, where that led (a published port: to the
+    endpoint's), its state, and when it was opened (seconds since the epoch)."""
 
     source: tuple[IPAddress, int]
     destination: tuple[IPAddress, int]
+    reached: tuple[IPAddress, int]
     state: str
     opened: float
 
 
-def _end(original: Any, side: str) -> tuple[IPAddress, int]:
+def _end(way: Any, side: str) -> tuple[IPAddress, int]:
     return (
-        IPAddress(original.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_V4_{side}")),
-        int(original.get_attr("CTA_TUPLE_PROTO").get_attr(f"CTA_PROTO_{side}_PORT")),
+        IPAddress(way.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_V4_{side}")),
+        int(way.get_attr("CTA_TUPLE_PROTO").get_attr(f"CTA_PROTO_{side}_PORT")),
     )
 
 
@@ -68,6 +70,7 @@ def tracked(router: Path) -> Iterator[TrackedFlow]:
             yield TrackedFlow(
                 _end(original, "SRC"),
                 _end(original, "DST"),
+                _end(entry.get_attr("CTA_TUPLE_REPLY"), "SRC"),
                 state,
                 start / 1e9 if start else time.time(),
             )

@@ -81,6 +81,7 @@ class Outside:
         self._ways: set[str] = set()  # the interfaces that have to forward
         self._forwarding: set[str] = set()  # those of them that did not before
         self._doors: list[Door] | None = None  # what is published; before the first: unknown
+        self._apart = False
 
     def stamp(self) -> Stamp | None:
         """What the table says, ``None`` where there is none."""
@@ -176,13 +177,21 @@ class Outside:
             nft.apply("\n".join(lines), self._host)
             self._doors = []
 
-    def publish(self, doors: list[Door]) -> None:
+    def publish(self, doors: list[Door], *, apart: bool = False) -> None:
         """Bring what comes to these ports of the host to the routers, from wherever it comes, the
-        host itself included; and nothing else."""
+        host itself included; and nothing else.
+
+        Args:
+            doors: these ports.
+            apart: whether TCP that comes over the underlay is brought by others: what is left of
+                it was refused.
+        """
         if doors == self._doors:
             return
+        self._apart = apart
         table = f"ip {self._name}"
         emptied = "\n".join(f"flush chain {table} {name}" for name in _PUBLISHING)
+        left = f'iifname "{self._interface}" ip daddr {self._address} meta l4proto tcp return'
         if doors:
             script = f"""
                 table {table} {{
@@ -201,9 +210,8 @@ class Outside:
                         ip daddr 240.0.0.0/4 return
                         {_brought(doors)}
                     }}
-                    # The data path that this overlay is beneath has seen it, and refuses it.
                     chain come {{
-                        iifname "{self._interface}" ip daddr {self._address} meta l4proto tcp return
+                        {left if apart else ""}
                         jump published
                     }}
                     chain sent_here {{ jump published; }}
@@ -240,7 +248,7 @@ class Outside:
             self.admit(hosts)
             self.open(vnis)
             doors, self._doors = self._doors or [], None
-            self.publish(doors)
+            self.publish(doors, apart=self._apart)
             found.append(f"nftables table {self._name}")
         self._seen = seen  # our own changes are looked at once, the next time
         if vnis:

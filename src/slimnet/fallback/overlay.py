@@ -426,7 +426,8 @@ class Fallback:
         tables = tables or self._tables
         if self._publishes and tables is not None:
             vnis = set(self._networks() if networks is None else networks)
-            self._outside.publish([door for door in doors(tables) if door.vni in vnis])
+            found = [door for door in doors(tables) if door.vni in vnis]
+            self._outside.publish(found, apart=not self._wraps)
 
     def tend(self) -> None:
         """Every second look at the host, and put back what somebody has taken away.
@@ -497,7 +498,7 @@ class Fallback:
                 for flow in tracked(router.path):
                     for direction, local, peer in (
                         (Direction.EGRESS, flow.source, flow.destination),
-                        (Direction.INGRESS, flow.destination, flow.source),
+                        (Direction.INGRESS, flow.reached, flow.source),
                     ):
                         endpoint = records.get((router.vni, local[0]))
                         if endpoint is None:

@@ -80,6 +80,8 @@ class Can(enum.Enum):
     TAKES_NAMESPACES = "takes namespaces"
     #: What endpoints sent and received is on account, by rule.
     COUNTS = "counts"
+    #: So are connections to published ports. Without: not what the fallback overlay carries.
+    COUNTS_PUBLISHED = "counts published"
     #: What new tables forbid ends at both ends at once, whoever waits there. Without: at
     #: its next packet.
     ENDS_AT_ONCE = "ends at once"
@@ -175,8 +177,7 @@ EVERY = {
             "kmod",
             frozenset(Can)
             - {
-                Can.PUBLISHED_PORTS,
-                Can.PUBLISHED_DATAGRAMS,
+                Can.COUNTS_PUBLISHED,
                 Can.PACES,
                 Can.REFUSES_SYNS,
                 Can.EGRESS_LIMITS,

@@ -113,7 +113,10 @@ class KmodBackend(Backend):
             )
             self._beneath = _beneath(context.instance, context.state)
             self._fallback = Fallback(
-                self._beneath.context(context), self._options.vxlan_port, serves=True
+                self._beneath.context(context),
+                self._options.vxlan_port,
+                serves=True,
+                publishes=True,
             )
             undo.callback(self._fallback.close)
             self._reconcile()

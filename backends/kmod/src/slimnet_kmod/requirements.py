@@ -29,7 +29,7 @@ __all__ = ["CAPABILITIES", "ModuleStamp", "absence", "probe"]
 CAPABILITIES = Capabilities(
     enforcing=True,
     wires=frozenset({WireFormat(Wire.SYN, contract.SLIM_WIRE_VERSION), WireFormat(Wire.VXLAN)}),
-    features=frozenset({Feature.SERVICES}),
+    features=frozenset({Feature.SERVICES, Feature.PUBLISHED_PORTS, Feature.PUBLISHED_DATAGRAMS}),
     needs=frozenset({Part.CGROUP, Part.NETNS}),
 )
 
