@@ -16,8 +16,19 @@ import time
 from pathlib import Path
 
 import pytest
-from attrs import frozen
-from lab.engines import ONE, PLUGIN, TAKING, closed, endpoints, left, root_file_system, two_hosts
+from attrs import evolve, field, frozen
+from lab.engines import (
+    ONE,
+    PLUGIN,
+    TAKING,
+    closed,
+    come_later,
+    endpoints,
+    joined,
+    left,
+    root_file_system,
+    two_hosts,
+)
 from lab.paths import require
 
 from slimnet.testbed.host import TestbedHost
@@ -47,6 +58,8 @@ class Ctr:
     host: TestbedHost
     socket: Path
     directory: Path
+    #: Of ``ctr``, which runs the plugins itself.
+    environment: dict = field(factory=dict)
 
     def start(self, *words):
         """In the host's network, with CNI's directories its own."""
@@ -60,6 +73,7 @@ class Ctr:
                 *("\n".join(script), "ctr", "--address", self.socket, *map(str, words)),
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | self.environment,
         )  # fmt: skip
 
     def __call__(self, *words, status=0):
@@ -68,12 +82,13 @@ class Ctr:
         assert status in (None, process.returncode), (words, output, errors)
         return output if process.returncode == 0 else errors
 
-    def configure(self, network="prod", agent=None):
-        """A chain: the loopback device before ours, its neighbours' settings behind it."""
+    def configure(self, network="prod", agent=None, *, tuned=True):
+        """A chain: the loopback device before ours, its neighbours' settings behind it, which
+        need our device."""
         own = {"type": "slimnet-cni", "network": network, "agent": str(agent or self.host.agent)}
         own["labels"] = {"app": "web"}
         behind = {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}
-        chain = [{"type": "loopback"}, own, behind]
+        chain = [{"type": "loopback"}, own, *([behind] if tuned else [])]
         listed = {"cniVersion": "1.0.0", "name": NAME, "plugins": chain}
         (self.directory / "net.d/prod.conflist").write_text(json.dumps(listed))
 
@@ -212,6 +227,37 @@ def test_one_that_goes_without_a_word(hosts):
             assert time.monotonic() < until
             time.sleep(0.1)
     first(*first.words("web", "true"))
+
+
+@ONE
+def test_later_without_an_agent(hosts, tmp_path):
+    """By configuration a container starts while the agent is down, and is an endpoint when it is
+    back."""
+    first, second = hosts
+    first.configure(tuned=False)
+    later = evolve(first, environment=come_later(tmp_path))
+    run, *words = first.words("web", "httpd", "-f", "-p", "80", "-h", "/etc")
+    words.remove("--rm")
+    look = ("task", "exec", "--exec-id", "look", "web", "ip", "-o", "address")
+    first.host.kill_agent()
+    try:
+        later(run, "--detach", *words)
+        assert "eth0" not in first(*look)
+    finally:
+        first.host.start_agent().wait()
+    address = joined(first.host, "default-web").address
+    until = time.monotonic() + 20
+    while f"inet {address}/32" not in first(*look):
+        assert time.monotonic() < until  # it is written down before it has a device
+        time.sleep(0.1)
+    url = "http://default-web/passwd"
+    said = second(*second.words("client", "timeout", "5", "wget", "-qO-", url))
+    assert said == "root:x:0:0::/:/bin/sh\n"
+    remove(first)
+    while endpoints(first.host):
+        assert time.monotonic() < until + 20
+        time.sleep(0.1)
+    first(*first.words("web", "true"))  # and is deleted, with what is written down of both
 
 
 @ONE
