@@ -25,7 +25,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
-from xdist.workermanage import NodeManager
 
 #: Files whose tests take longest together: first, so that no process is alone with one at
 #: the end (a file is one process's).
@@ -84,9 +83,6 @@ def pytest_configure(config):
     )
     config.addinivalue_line("markers", "netkit: needs a kernel with netkit; left out without")
     signal.signal(signal.SIGTERM, end)
-    # A process that runs tests for another, which was told to end, notices after 5 s (execnet)
-    # and has 10 more to remove what it made. It would be killed in the middle of that.
-    NodeManager.EXIT_TIMEOUT = 20
     # A background job ignores SIGINT, one under nohup SIGHUP too. Ignoring is inherited, and a
     # shell traps nothing that was ignored when it started; a handler is not inherited.
     for number in (signal.SIGINT, signal.SIGHUP):
