@@ -27,6 +27,7 @@ from lab.engines import (
     left,
     two_hosts,
 )
+from lab.hands import PATIENCE
 from lab.paths import require
 
 from slimnet.engines.container import attachments
@@ -282,7 +283,7 @@ def test_an_agent_that_was_away_removes_what_went(hosts, space, nothing_left):
     netns.remove(path)
     host.start_agent().wait()
     with host.node() as node:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 20 * PATIENCE
         while node.endpoints() and time.monotonic() < until:
             time.sleep(0.1)
         assert node.endpoints() == []
@@ -379,7 +380,7 @@ def test_later_without_an_agent(hosts, space, nothing_left, tmp_path):
         netns.remove(lost)  # and nobody says so
     finally:
         host.start_agent().wait()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 20 * PATIENCE
     while not (there := endpoints(host)):
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -416,14 +417,14 @@ def test_one_that_cannot_come_later(hosts, space, nothing_left, tmp_path):
         assert ask("ADD", asked, own=own, **where)[0] == 0
     finally:
         host.start_agent().wait()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 10 * PATIENCE
     while "second, which started without the agent: " not in host.log.read_text():
         assert time.monotonic() < until
         time.sleep(0.1)
     assert set(endpoints(host)) == {"first"}
     assert delete(host, taken, "first")[0] == 0
     assert str(joined(host, "second").address) == "10.1.0.50"
-    until = time.monotonic() + 5
+    until = time.monotonic() + 5 * PATIENCE
     with host.node() as node:
         while [each.name for each in node.policies()] != ["second-8085"]:
             assert time.monotonic() < until

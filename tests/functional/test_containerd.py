@@ -29,6 +29,7 @@ from lab.engines import (
     root_file_system,
     two_hosts,
 )
+from lab.hands import PATIENCE
 from lab.paths import require
 
 from slimnet.testbed.host import TestbedHost
@@ -78,7 +79,7 @@ class Ctr:
 
     def __call__(self, *words, status=0):
         with self.start(*words) as process:
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=60 * PATIENCE)
         assert status in (None, process.returncode), (words, output, errors)
         return output if process.returncode == 0 else errors
 
@@ -104,7 +105,7 @@ class Ctr:
         """A container, for as long as the block lasts."""
         with self.start(*self.words(name, *command)) as process:
             try:
-                until = time.monotonic() + 20
+                until = time.monotonic() + 20 * PATIENCE
                 while f"default-{name}" not in endpoints(self.host):
                     assert process.poll() is None, process.communicate()
                     assert time.monotonic() < until
@@ -112,7 +113,7 @@ class Ctr:
                 yield
             finally:
                 self("task", "kill", "-s", "KILL", name)
-                process.communicate(timeout=30)
+                process.communicate(timeout=30 * PATIENCE)
 
 
 def archive(root, file):
@@ -154,7 +155,7 @@ def containerd(tmp_path_factory):
         try:
             command = ["ctr", "--address", directory / "sock", "image", "import"]
             command += ["--snapshotter", "native", image]
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
+            subprocess.run(command, check=True, capture_output=True, timeout=60 * PATIENCE)
             yield directory / "sock"
         finally:
             daemon.terminate()
@@ -222,7 +223,7 @@ def test_one_that_goes_without_a_word(hosts):
         first(run, "--detach", *words)
         assert set(endpoints(first.host)) == {"default-web"}
         remove(first)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 20 * PATIENCE
         while endpoints(first.host):
             assert time.monotonic() < until
             time.sleep(0.1)
@@ -246,7 +247,7 @@ def test_later_without_an_agent(hosts, tmp_path):
     finally:
         first.host.start_agent().wait()
     address = joined(first.host, "default-web").address
-    until = time.monotonic() + 20
+    until = time.monotonic() + 20 * PATIENCE
     while f"inet {address}/32" not in first(*look):
         assert time.monotonic() < until  # it is written down before it has a device
         time.sleep(0.1)

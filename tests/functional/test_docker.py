@@ -32,6 +32,7 @@ from lab.engines import (
     served,
     two_hosts,
 )
+from lab.hands import PATIENCE
 from lab.paths import DATA_PATHS, Can, require
 
 from slimnet import directories
@@ -167,7 +168,7 @@ class Docker(Words):
         self._until(lambda: self.start("version").wait() == 0, "dockerd")
 
     def _until(self, what, name):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 60 * PATIENCE
         while not what():
             log = (self.directory / f"{name}.log").read_text()
             assert time.monotonic() < until, log
@@ -375,7 +376,7 @@ def test_the_machine_starts_again(request, dockers, nothing_left):
     docker.run("-d", "--name=once", "--", "sleep", "1000")
     assert served(other, *PING) == "PONG\n"
     docker.boot()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 60 * PATIENCE
     while set(endpoints(docker.host)) != {"web"}:
         assert time.monotonic() < until, (docker.directory / "plugin.log").read_text()[-3000:]
         time.sleep(0.2)
@@ -399,7 +400,7 @@ def test_many(dockers, nothing_left):
         for number in range(50)
     ]
     for number, each in enumerate(starting):
-        _, errors = each.communicate(timeout=300)
+        _, errors = each.communicate(timeout=300 * PATIENCE)
         if each.returncode:  # a busy machine: the agent has eight seconds for those before it
             assert "no answer in 8 s" in errors
             docker("rm", "--force", f"c{number}")
@@ -419,7 +420,7 @@ def test_an_end_that_nobody_tells(dockers, nothing_left):
     docker.stop("dockerd", signal.SIGKILL)
     try:
         netns.remove(sandbox)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 20 * PATIENCE
         while endpoints(docker.host):
             assert time.monotonic() < until
             time.sleep(0.1)

@@ -27,6 +27,7 @@ from lab.engines import (
     root_file_system,
     two_hosts,
 )
+from lab.hands import PATIENCE
 from lab.paths import DATA_PATHS, Can, require
 
 from slimnet.testbed.host import TestbedHost
@@ -60,7 +61,8 @@ class Lxc:
                 *("nsenter", f"--net={self.host.netns}", f"lxc-{tool}"),
                 *("-P", self.directory, "-n", name, *map(str, words)),
             ],
-            capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+            timeout=60 * PATIENCE,
         )  # fmt: skip
         assert status in (None, done.returncode), (tool, words, done.stdout, done.stderr)
         return done.stdout if done.returncode == 0 else done.stderr
@@ -123,7 +125,7 @@ def nothing_left(hosts):
 
 def ended(*hosts):
     """LXC says that a container did not start, and only then runs the hook post-stop."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 20 * PATIENCE
     while found := left("lxc", *(each.host for each in hosts)):
         assert time.monotonic() < until, found
         time.sleep(0.1)
@@ -166,7 +168,7 @@ def test_its_life(hosts):
     first("start", "web")
     before = first.pid("web")
     first.inside("web", "reboot", "-f", status=None)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 20 * PATIENCE
     while first.pid("web") in (before, -1) or "web" not in endpoints(first.host):
         assert time.monotonic() < until
         time.sleep(0.1)

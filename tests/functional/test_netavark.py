@@ -13,6 +13,7 @@ import time
 
 import pytest
 from lab.engines import ONE, PLUGIN, TAKING, come_later, endpoints, inside, joined, left, two_hosts
+from lab.hands import PATIENCE
 from lab.paths import require
 
 from slimnet.engines.container import attachments
@@ -45,7 +46,7 @@ def ask(*command, about=None, own=None):
         env={"PATH": os.environ["PATH"], **(own or {})},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * PATIENCE,
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr

@@ -23,6 +23,7 @@ from lab.engines import (
     root_file_system,
     two_hosts,
 )
+from lab.hands import PATIENCE
 from lab.paths import require
 
 from slimnet.testbed.host import TestbedHost
@@ -46,7 +47,8 @@ class Runc:
                     *("nsenter", f"--net={self.host.netns}"),
                     *("runc", "--root", self.directory / "state", *words),
                 ],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=said, check=False, timeout=60,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=said, check=False,
+                timeout=60 * PATIENCE,
             )  # fmt: skip
             output.seek(0)
             said.seek(0)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.hands import PATIENCE
 from lab.paths import DATA_PATHS, Can
 from slimnet.engines.container import attachments
 from slimnet.exceptions import BackendError, NotFound
@@ -54,7 +55,7 @@ def come_later(directory):
 def joined(host, name):
     """The endpoint of a container that started without the agent, once it is one with a
     resolver."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 10 * PATIENCE
     with host.node() as node:
         while True:
             with contextlib.suppress(NotFound, BackendError):
@@ -70,17 +71,17 @@ class Words:
 
     def __call__(self, *words, status=0):
         with self.start(*words) as process:
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=60 * PATIENCE)
         assert process.returncode == status, (words, output, errors)
         return output if status == 0 else errors
 
 
 def served(engine, *words):
     """Until a server that has just been started answers."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 20 * PATIENCE
     while True:
         with engine.start(*words) as process:
-            output, errors = process.communicate(timeout=30)
+            output, errors = process.communicate(timeout=30 * PATIENCE)
         if process.returncode == 0:
             return output
         assert time.monotonic() < until, errors
@@ -113,7 +114,7 @@ def endpoints(host):
 
 def gone(host, name):
     """Once that host's endpoint is no more."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 20 * PATIENCE
     while name in endpoints(host):
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -159,7 +160,7 @@ def ask(command, config, *, plugin=PLUGIN, own=None, **environment):
         env={"PATH": os.environ["PATH"], "CNI_COMMAND": command, **variables, **(own or {})},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * PATIENCE,
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
