@@ -134,7 +134,7 @@ void slim_lint_ask(void *env, const struct slim_inner_range *range, struct slim_
 
 __u64 slim_lint_account(__u64 bytes, __u32 state)
 {
-	return slim_account_sent(bytes, state, 1) + slim_account_received(bytes, state);
+	return slim_account_sent(bytes, state, 1) + slim_account_received(bytes, !state);
 }
 
 __u64 slim_lint_rate(__u64 next, __u64 now, __u32 own)

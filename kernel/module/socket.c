@@ -249,7 +249,8 @@ static void slim_go_home(struct slim_socket *socket)
 	slim_move(sk, socket->home);
 	slim_bound_restore(sk, &socket->bound);
 	inet->inet_sport = 0;
-	if (socket->bound.port) {
+	/* As tcp_set_state() does: a port that bind(2) to port 0 gave is let go. */
+	if (socket->bound.port && sk->sk_userlocks & SOCK_BINDPORT_LOCK) {
 		if (inet_csk_get_port(sk, socket->bound.port)) {
 			/* Taken meanwhile: as after a bind that failed. */
 			sk->sk_userlocks &= ~(SOCK_BINDPORT_LOCK | SOCK_BINDADDR_LOCK);
@@ -1004,7 +1005,8 @@ void slim_tcp_state(struct sock *sk, int state)
 		const struct slim_account more = {
 			.connections = 1,
 			.sent = slim_account_sent(tcp_sk(sk)->bytes_acked, sk->sk_state, opener),
-			.received = slim_account_received(tcp_sk(sk)->bytes_received, sk->sk_state),
+			.received = slim_account_received(tcp_sk(sk)->bytes_received,
+							  sock_flag(sk, SOCK_DONE)),
 		};
 
 		socket->flags |= SLIM_SOCKET_CLOSED;

@@ -439,7 +439,7 @@ def test_accounts_by_rule(lab, ends):
     lab.isolate(client, Direction.EGRESS)
     lab.install()
     listener = server.listen(80)
-    for _ in range(3):
+    for pause in (0, 0.1, 0):
         sock = client.connect(server.address, 80)
         child, _ = listener.accept()
         sock.sendall(bytes(1000))
@@ -448,6 +448,7 @@ def test_accounts_by_rule(lab, ends):
         assert sock.recv(50, socket.MSG_WAITALL) == bytes(50)
         sock.close()
         assert child.recv(1) == b""
+        time.sleep(pause)  # or its FIN comes with the answer to the other's
         child.close()
     sock = client.connect(server.address, 80)
     child, _ = listener.accept()

@@ -112,10 +112,13 @@ slim_refuse(const struct slim_local *local, const __be32 *destination,
 	return slim_refuse_words(local, (const struct slim_words *)destination, call);
 }
 
-/* Opened and closed connections, for whoever observes; and those that may not be. */
+/*
+ * Opened and closed connections, for whoever observes; and those that may not be. `over` is as
+ * of slim_account_received().
+ */
 static __always_inline void
 slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 kind,
-		  __u32 reason)
+		  __u32 reason, bool over)
 {
 	__u32 direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS : SLIM_EGRESS;
 	__be16 port = socket->local_port ?: bpf_htons((__u16)ctx->local_port);
@@ -143,7 +146,7 @@ slim_event_socket(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __
 	if (kind == SLIM_EVENT_CLOSED) {
 		event->sent = slim_account_sent(ctx->bytes_acked, ctx->args[0],
 						direction == SLIM_EGRESS);
-		event->received = slim_account_received(ctx->bytes_received, ctx->args[0]);
+		event->received = slim_account_received(ctx->bytes_received, over);
 		event->duration = event->time - socket->opened;
 	}
 	bpf_ringbuf_submit(event, 0);

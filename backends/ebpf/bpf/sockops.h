@@ -196,7 +196,7 @@ slim_sockops_doom(struct bpf_sock_ops *ctx, struct slim_socket *socket, __u32 re
 	slim_sockops_kill(ctx);
 	socket->flags |= SLIM_SOCKET_DOOMED;
 	slim_count(reason);
-	slim_event_socket(ctx, socket, SLIM_EVENT_REFUSED, reason);
+	slim_event_socket(ctx, socket, SLIM_EVENT_REFUSED, reason, false);
 	bpf_ringbuf_output(&slim_doom, &reason, sizeof(reason), 0);
 }
 
@@ -283,7 +283,7 @@ slim_sockops_open(struct bpf_sock_ops *ctx, struct slim_state *state, struct sli
 	}
 	slim_sockops_pace(ctx, socket);
 	if (state->control->observe & SLIM_OBSERVE_OPENED)
-		slim_event_socket(ctx, socket, SLIM_EVENT_OPENED, SLIM_REASON_NONE);
+		slim_event_socket(ctx, socket, SLIM_EVENT_OPENED, SLIM_REASON_NONE, false);
 }
 
 /*
@@ -494,13 +494,14 @@ slim_sockops_listen(struct bpf_sock_ops *ctx, const struct slim_state *state,
 }
 
 static __always_inline void
-slim_sockops_account(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 state)
+slim_sockops_account(struct bpf_sock_ops *ctx, const struct slim_socket *socket, __u32 state,
+		     bool over)
 {
 	__u32 direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS : SLIM_EGRESS;
 	const struct slim_account one = {
 		.connections = 1,
 		.sent = slim_account_sent(ctx->bytes_acked, state, direction == SLIM_EGRESS),
-		.received = slim_account_received(ctx->bytes_received, state),
+		.received = slim_account_received(ctx->bytes_received, over),
 	};
 
 	slim_account_add(socket->endpoint, socket->rule, direction, &one);
@@ -519,6 +520,7 @@ static __always_inline void
 slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		   struct slim_socket *socket)
 {
+	const bool over = slim_sockops_is_over(ctx);
 	__u32 old = ctx->args[0];
 
 	if (socket->flow_flags & SLIM_FLOW_MINE) {
@@ -537,7 +539,7 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 		slim_sockops_tell(ctx, socket, SLIM_TOLD_CLOSED);
 		socket->flags &= ~SLIM_SOCKET_ANNOUNCED;
 	}
-	slim_alias_leave(socket, old != BPF_TCP_SYN_SENT && !slim_sockops_is_over(ctx));
+	slim_alias_leave(socket, old != BPF_TCP_SYN_SENT && !over);
 	if (old == BPF_TCP_SYN_SENT && socket->flags & SLIM_SOCKET_WILDCARD) {
 		/* A failed connect gives the wildcard back, as tcp_disconnect() does. */
 		slim_sockops_wildcard(ctx, socket);
@@ -570,9 +572,9 @@ slim_sockops_state(struct bpf_sock_ops *ctx, const struct slim_state *state,
 	slim_port_leave(socket);
 	if (!(socket->flags & SLIM_SOCKET_ESTABLISHED))
 		return;
-	slim_sockops_account(ctx, socket, old);
+	slim_sockops_account(ctx, socket, old, over);
 	if (state->control->observe & SLIM_OBSERVE_CLOSED)
-		slim_event_socket(ctx, socket, SLIM_EVENT_CLOSED, SLIM_REASON_NONE);
+		slim_event_socket(ctx, socket, SLIM_EVENT_CLOSED, SLIM_REASON_NONE, over);
 }
 
 static __always_inline int slim_sockops_run(struct bpf_sock_ops *ctx)

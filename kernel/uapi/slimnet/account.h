@@ -14,7 +14,6 @@
 /* As far as they matter here; the kernel's numbers (include/net/tcp_states.h). */
 enum slim_tcp_state {
 	SLIM_TCP_FIN_WAIT2 = 5,
-	SLIM_TCP_CLOSE_WAIT = 8,
 	SLIM_TCP_LAST_ACK = 9,
 	SLIM_TCP_CLOSING = 11,
 };
@@ -33,12 +32,14 @@ static __always_inline __u64 slim_account_sent(__u64 acked, __u32 state, _Bool o
 	return acked > flags ? acked - flags : 0;
 }
 
-static __always_inline __u64 slim_account_received(__u64 received, __u32 state)
+/*
+ * `over`: the other end's FIN came (SOCK_DONE). The state does not say: from
+ * FIN_WAIT2 a socket that was closed leaves for TIME_WAIT before it comes, and
+ * when it comes.
+ */
+static __always_inline __u64 slim_account_received(__u64 received, _Bool over)
 {
-	__u64 flags = state == SLIM_TCP_FIN_WAIT2 || state == SLIM_TCP_CLOSING ||
-		      state == SLIM_TCP_LAST_ACK || state == SLIM_TCP_CLOSE_WAIT;
-
-	return received > flags ? received - flags : 0;
+	return received > over ? received - over : 0;
 }
 
 #endif /* SLIMNET_ACCOUNT_H */

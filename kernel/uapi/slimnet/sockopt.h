@@ -30,6 +30,7 @@ enum slim_sockopt {
 	SLIM_SO_TXTIME = 61,
 	SLIM_IP_RECVERR_RFC4884 = 26,
 	SLIM_IP_LOCAL_PORT_RANGE = 51,
+	SLIM_SO_ORIGINAL_DST = 80,	/* of IP and IPV6, conntrack's */
 	SLIM_IPV6_2292PKTINFO = 2,
 	SLIM_IPV6_2292PKTOPTIONS = 6,
 	SLIM_IPV6_NEXTHOP = 9,
@@ -180,9 +181,9 @@ static __always_inline _Bool slim_option_reveals(int level, int name)
 	case SLIM_SOL_TCP:
 		return name == TCP_SAVED_SYN || name == SLIM_TCP_AO_GET_KEYS;
 	case SLIM_SOL_IP:
-		return name == IP_PKTOPTIONS;
+		return name == IP_PKTOPTIONS || name == SLIM_SO_ORIGINAL_DST;
 	case SLIM_SOL_IPV6:
-		return name == SLIM_IPV6_2292PKTOPTIONS;
+		return name == SLIM_IPV6_2292PKTOPTIONS || name == SLIM_SO_ORIGINAL_DST;
 	}
 	return 0;
 }

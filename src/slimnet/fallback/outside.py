@@ -191,7 +191,11 @@ class Outside:
         self._apart = apart
         table = f"ip {self._name}"
         emptied = "\n".join(f"flush chain {table} {name}" for name in _PUBLISHING)
-        left = f'iifname "{self._interface}" ip daddr {self._address} meta l4proto tcp return'
+        refused = (
+            f'iifname "{self._interface}" ip daddr {self._address} meta l4proto tcp return'
+            if apart
+            else ""
+        )
         if doors:
             script = f"""
                 table {table} {{
@@ -211,7 +215,7 @@ class Outside:
                         {_brought(doors)}
                     }}
                     chain come {{
-                        {left if apart else ""}
+                        {refused}
                         jump published
                     }}
                     chain sent_here {{ jump published; }}
@@ -306,8 +310,10 @@ class Outside:
             table {table} {{
                 # The tunnels' own packets are no connections. VXLAN proves
                 # nothing, so at least it must come from where an endpoint is, and to the
-                # address by which no endpoint of any host may send it.
+                # address by which no endpoint of any host may send it. What is for all on a
+                # link of the host is for the host too, and policy knows no such address.
                 chain early {{
+                    iifname @ours fib daddr type {{ broadcast, multicast }} drop
                     udp dport {self._port} ip saddr @peers ip daddr {self._address} notrack accept
                     udp dport {self._port} fib daddr type local drop
                 }}
