@@ -168,8 +168,11 @@ def test_from_a_published_port(lab):
     alive(sock, child)
     lab.isolate(server, INGRESS)
     lab.install()
+    if not lab.can(Can.CARRIES_PUBLISHED):
+        sock.sendall(b"x")
     assert ends_within(sock, 2) in ORDINARY
-    assert ends_within(child, 2) in ORDINARY
+    if lab.can(Can.CARRIES_PUBLISHED):
+        assert ends_within(child, 2) in ORDINARY
 
 
 @pytest.mark.lacks(Can.OWN_DEVICES)

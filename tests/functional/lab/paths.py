@@ -80,8 +80,9 @@ class Can(enum.Enum):
     TAKES_NAMESPACES = "takes namespaces"
     #: What endpoints sent and received is on account, by rule.
     COUNTS = "counts"
-    #: So are connections to published ports. Without: not what the fallback overlay carries.
-    COUNTS_PUBLISHED = "counts published"
+    #: A connection to a published port is one as those between endpoints: on account as they are,
+    #: and ended at once. Without: the fallback overlay has it, which ends it at its next packet.
+    CARRIES_PUBLISHED = "carries published"
     #: What new tables forbid ends at both ends at once, whoever waits there. Without: at
     #: its next packet.
     ENDS_AT_ONCE = "ends at once"
@@ -177,7 +178,7 @@ EVERY = {
             "kmod",
             frozenset(Can)
             - {
-                Can.COUNTS_PUBLISHED,
+                Can.CARRIES_PUBLISHED,
                 Can.PACES,
                 Can.REFUSES_SYNS,
                 Can.EGRESS_LIMITS,
@@ -221,6 +222,7 @@ EVERY = {
                     Can.SERVICES,
                     Can.ANSWERS_FOR_SERVICES,
                     Can.PUBLISHED_PORTS,
+                    Can.CARRIES_PUBLISHED,
                     Can.DECIDES_AT_CONNECT,
                     Can.OUTLIVES_PEERS,
                     Can.OBSERVES,
