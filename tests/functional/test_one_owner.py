@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from lab.agents import Cluster, connects, until
+from lab.hands import PATIENCE
 from lab.paths import DATA_PATHS
 
 from slimnet.agent import instance
@@ -60,7 +61,7 @@ class Stopped:
                 [*(command or self.host.command()), *arguments],
                 capture_output=True,
                 text=True,
-                timeout=20,
+                timeout=20 * PATIENCE,
                 env={**os.environ, **environment},
             )
         finally:
