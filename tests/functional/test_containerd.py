@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve, field, frozen
+from lab.agents import until
 from lab.engines import (
     ONE,
     PLUGIN,
@@ -105,10 +106,10 @@ class Ctr:
         """A container, for as long as the block lasts."""
         with self.start(*self.words(name, *command)) as process:
             try:
-                until = time.monotonic() + 20 * PATIENCE
+                deadline = time.monotonic() + 20 * PATIENCE
                 while f"default-{name}" not in endpoints(self.host):
                     assert process.poll() is None, process.communicate()
-                    assert time.monotonic() < until
+                    assert time.monotonic() < deadline
                     time.sleep(0.1)
                 yield
             finally:
@@ -223,10 +224,7 @@ def test_one_that_goes_without_a_word(hosts):
         first(run, "--detach", *words)
         assert set(endpoints(first.host)) == {"default-web"}
         remove(first)
-        until = time.monotonic() + 20 * PATIENCE
-        while endpoints(first.host):
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        until(lambda: not endpoints(first.host), 20)
     first(*first.words("web", "true"))
 
 
@@ -247,17 +245,13 @@ def test_later_without_an_agent(hosts, tmp_path):
     finally:
         first.host.start_agent().wait()
     address = joined(first.host, "default-web").address
-    until = time.monotonic() + 20 * PATIENCE
-    while f"inet {address}/32" not in first(*look):
-        assert time.monotonic() < until  # it is written down before it has a device
-        time.sleep(0.1)
+    # It is written down before it has a device.
+    until(lambda: f"inet {address}/32" in first(*look), 20)
     url = "http://default-web/passwd"
     said = second(*second.words("client", "timeout", "5", "wget", "-qO-", url))
     assert said == "root:x:0:0::/:/bin/sh\n"
     remove(first)
-    while endpoints(first.host):
-        assert time.monotonic() < until + 20
-        time.sleep(0.1)
+    until(lambda: not endpoints(first.host), 20)
     first(*first.words("web", "true"))  # and is deleted, with what is written down of both
 
 

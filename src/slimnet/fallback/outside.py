@@ -66,22 +66,31 @@ class Outside:
         interface: the underlay interface.
         address: of the underlay, where alone VXLAN is heard.
         port: UDP port of VXLAN.
+        apart: whether TCP that comes to published ports over the underlay is brought by others:
+            what is left of it was refused.
     """
 
     def __init__(
-        self, instance: str, host: Path, interface: str, address: IPAddress, port: int
+        self,
+        instance: str,
+        host: Path,
+        interface: str,
+        address: IPAddress,
+        port: int,
+        *,
+        apart: bool = False,
     ) -> None:
         self._name = f"slimnet-{instance}"
         self._host = host
         self._interface = interface
         self._address = address
         self._port = port
+        self._apart = apart
         self._seen: int | None = None  # nft.changes() at the last look
         self._led: tuple[int, int] | None = None  # the ways out that it was opened for
         self._ways: set[str] = set()  # the interfaces that have to forward
         self._forwarding: set[str] = set()  # those of them that did not before
         self._doors: list[Door] | None = None  # what is published; before the first: unknown
-        self._apart = False
 
     def stamp(self) -> Stamp | None:
         """What the table says, ``None`` where there is none."""
@@ -177,23 +186,16 @@ class Outside:
             nft.apply("\n".join(lines), self._host)
             self._doors = []
 
-    def publish(self, doors: list[Door], *, apart: bool = False) -> None:
+    def publish(self, doors: list[Door]) -> None:
         """Bring what comes to these ports of the host to the routers, from wherever it comes, the
-        host itself included; and nothing else.
-
-        Args:
-            doors: these ports.
-            apart: whether TCP that comes over the underlay is brought by others: what is left of
-                it was refused.
-        """
+        host itself included; and nothing else."""
         if doors == self._doors:
             return
-        self._apart = apart
         table = f"ip {self._name}"
         emptied = "\n".join(f"flush chain {table} {name}" for name in _PUBLISHING)
         refused = (
             f'iifname "{self._interface}" ip daddr {self._address} meta l4proto tcp return'
-            if apart
+            if self._apart
             else ""
         )
         if doors:
@@ -252,7 +254,7 @@ class Outside:
             self.admit(hosts)
             self.open(vnis)
             doors, self._doors = self._doors or [], None
-            self.publish(doors, apart=self._apart)
+            self.publish(doors)
             found.append(f"nftables table {self._name}")
         self._seen = seen  # our own changes are looked at once, the next time
         if vnis:

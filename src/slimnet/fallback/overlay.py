@@ -230,7 +230,8 @@ class Fallback:
         try:
             self._host = Path(f"/proc/{os.getpid()}/fd/{self._namespace}")
             self._outside = Outside(
-                *(context.instance, self._host, context.interface, context.host.address, port)
+                *(context.instance, self._host, context.interface, context.host.address, port),
+                apart=not wraps,
             )
             stamp = self._outside.stamp()
             if stamp is not None and stamp.abi != ABI:
@@ -426,8 +427,7 @@ class Fallback:
         tables = tables or self._tables
         if self._publishes and tables is not None:
             vnis = set(self._networks() if networks is None else networks)
-            found = [door for door in doors(tables) if door.vni in vnis]
-            self._outside.publish(found, apart=not self._wraps)
+            self._outside.publish([door for door in doors(tables) if door.vni in vnis])
 
     def tend(self) -> None:
         """Every second look at the host, and put back what somebody has taken away.
