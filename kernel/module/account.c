@@ -2,7 +2,9 @@
 /* Counters, accounts, and which refusals are told. */
 #include <linux/ktime.h>
 #include <linux/slab.h>
+#include <linux/tcp.h>
 
+#include <slimnet/account.h>
 #include <slimnet/clock.h>
 
 #include "slimnet.h"
@@ -37,6 +39,21 @@ found:
 	counted->account.received += more->received;
 out:
 	spin_unlock_bh(&place->lock);
+}
+
+/* What a connection carried so far; asked before its state changes to CLOSE, what it carried. */
+struct slim_account slim_socket_carried(const struct slim_socket *socket)
+{
+	const struct sock *sk = socket->sk;
+	const bool opener = !(socket->flags & SLIM_SOCKET_ACCEPTED);
+
+	return (struct slim_account){
+		.connections = 1,
+		.sent = slim_account_sent(READ_ONCE(tcp_sk(sk)->bytes_acked),
+					  READ_ONCE(sk->sk_state), opener),
+		.received = slim_account_received(READ_ONCE(tcp_sk(sk)->bytes_received),
+						  sock_flag(sk, SOCK_DONE)),
+	};
 }
 
 void slim_accounts_free(struct slim_place *place)

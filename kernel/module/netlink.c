@@ -705,19 +705,51 @@ full:
 }
 
 static bool slim_put_account(struct sk_buff *skb, struct netlink_callback *cb,
-			     const struct slim_counted *counted)
+			     const struct slim_account_key *key,
+			     const struct slim_account *account)
 {
 	void *header = slim_dump_put(skb, cb, SLIM_CMD_ACCOUNTS);
 
 	if (!header)
 		return false;
-	if (nla_put(skb, SLIM_ATTR_ACCOUNT_KEY, sizeof(counted->key), &counted->key) ||
-	    nla_put(skb, SLIM_ATTR_ACCOUNT, sizeof(counted->account), &counted->account)) {
+	if (nla_put(skb, SLIM_ATTR_ACCOUNT_KEY, sizeof(*key), key) ||
+	    nla_put(skb, SLIM_ATTR_ACCOUNT, sizeof(*account), account)) {
 		genlmsg_cancel(skb, header);
 		return false;
 	}
 	genlmsg_end(skb, header);
 	return true;
+}
+
+/* Connections that live, from the one after `*serial`; false: there was no room for all. */
+static bool slim_dump_carried(struct sk_buff *skb, struct netlink_callback *cb,
+			      struct slim_host *host, long *serial)
+{
+	const struct slim_socket *socket;
+	bool all = true;
+
+	spin_lock_bh(&host->lock);
+	list_for_each_entry(socket, &host->sockets, list) {
+		struct slim_account_key key = {
+			.endpoint = socket->place->endpoint,
+			.rule = socket->rule,
+			.direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS :
+									    SLIM_EGRESS,
+		};
+		struct slim_account carried;
+
+		if (socket->serial <= (u64)*serial ||
+		    (socket->flags & (SLIM_SOCKET_OPENED | SLIM_SOCKET_CLOSED)) !=
+			    SLIM_SOCKET_OPENED)
+			continue;
+		carried = slim_socket_carried(socket);
+		all = slim_put_account(skb, cb, &key, &carried);
+		if (!all)
+			break;
+		*serial = (long)socket->serial;
+	}
+	spin_unlock_bh(&host->lock);
+	return all;
 }
 
 static int slim_dump_accounts(struct sk_buff *skb, struct netlink_callback *cb)
@@ -731,13 +763,18 @@ static int slim_dump_accounts(struct sk_buff *skb, struct netlink_callback *cb)
 
 	mutex_lock(&slim_mutex);
 	host = slim_host_of(sock_net(skb->sk));
-	if (host)
+	/*
+	 * Live ones before the accounts of ended ones: one that ends in between is then in this
+	 * answer twice, where the other order would leave it out.
+	 */
+	if (host && slim_dump_carried(skb, cb, host, &cb->args[1]))
 		hash_for_each(host->places, bucket, place, node) {
 			spin_lock_bh(&place->lock);
 			list_for_each_entry(counted, &place->accounts, list) {
 				if (at++ < cb->args[0])
 					continue;
-				full = !slim_put_account(skb, cb, counted);
+				full = !slim_put_account(skb, cb, &counted->key,
+							 &counted->account);
 				if (full)
 					break;
 				cb->args[0] = at;

@@ -329,6 +329,7 @@ void slim_count(struct slim_host *host, u32 reason);
 void slim_refused(struct slim_host *host, struct slim_place *place, struct slim_event *event);
 void slim_account(struct slim_place *place, u32 rule, u32 direction,
 		  const struct slim_account *more);
+struct slim_account slim_socket_carried(const struct slim_socket *socket);
 void slim_accounts_free(struct slim_place *place);
 
 /* netlink.c */

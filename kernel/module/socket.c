@@ -21,8 +21,6 @@
 #include <net/mptcp.h>
 #include <net/tcp.h>
 
-#include <slimnet/account.h>
-
 #include "slimnet.h"
 
 static struct rhashtable slim_sockets;
@@ -1002,12 +1000,7 @@ void slim_tcp_state(struct sock *sk, int state)
 	} else if (state == TCP_CLOSE && (socket->flags & SLIM_SOCKET_OPENED) &&
 		   !(socket->flags & SLIM_SOCKET_CLOSED)) {
 		const bool opener = !(socket->flags & SLIM_SOCKET_ACCEPTED);
-		const struct slim_account more = {
-			.connections = 1,
-			.sent = slim_account_sent(tcp_sk(sk)->bytes_acked, sk->sk_state, opener),
-			.received = slim_account_received(tcp_sk(sk)->bytes_received,
-							  sock_flag(sk, SOCK_DONE)),
-		};
+		const struct slim_account more = slim_socket_carried(socket);
 
 		socket->flags |= SLIM_SOCKET_CLOSED;
 		if (opener && sk->sk_state != TCP_CLOSE_WAIT && sk->sk_state != TCP_LAST_ACK)

@@ -119,7 +119,10 @@ enum slim_nl_command {
 	/* D. none -> CONNECTION. Those that are established or being so, in any order. */
 	SLIM_CMD_CONNECTIONS = 11,
 
-	/* D. none -> ACCOUNT_KEY, ACCOUNT. Kept for as long as the endpoint is attached. */
+	/*
+	 * D. none -> ACCOUNT_KEY, ACCOUNT: those of one key add up. One for each connection that
+	 * lives, then those of what ended, kept for as long as the endpoint is attached.
+	 */
 	SLIM_CMD_ACCOUNTS = 12,
 
 	/* QUESTION -> QUESTION, answered (ask.h). ENOENT: no tables yet. Counts nothing. */

@@ -338,15 +338,14 @@ class KmodBackend(Backend):
     def accounts(self) -> Iterable[Account]:
         """See :meth:`slimnet.abc.Backend.accounts`: of what the module carries."""
         with self._open():
+            found: dict[tuple[int, int, int], Counter[str]] = {}
+            for record in self._module.dump(private.SLIM_CMD_ACCOUNTS):
+                key = _ACCOUNT_KEY.unpack(record["ACCOUNT_KEY"])
+                whose = key["endpoint"], key["rule"], key["direction"]
+                found.setdefault(whose, Counter()).update(_ACCOUNT.unpack(record["ACCOUNT"]))
             return [
-                Account(
-                    key["endpoint"],
-                    key["rule"],
-                    Direction(key["direction"]),
-                    **_ACCOUNT.unpack(record["ACCOUNT"]),
-                )
-                for record in self._module.dump(private.SLIM_CMD_ACCOUNTS)
-                for key in [_ACCOUNT_KEY.unpack(record["ACCOUNT_KEY"])]
+                Account(endpoint, rule, Direction(direction), **entry)
+                for (endpoint, rule, direction), entry in sorted(found.items())
             ]
 
     def events(self, timeout: float) -> list[Event]:
