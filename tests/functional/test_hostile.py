@@ -21,6 +21,7 @@ import time
 import pytest
 from lab import Can
 
+from slimnet.fallback.router import GATEWAY, HOST
 from slimnet.model import Direction
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
@@ -370,6 +371,43 @@ def _errors(family, address):
         return [sock.recvmsg(2000, 2000, socket.MSG_ERRQUEUE)]
     except BlockingIOError:
         return []
+
+
+@pytest.mark.needs(Can.OWN_DEVICES)
+@pytest.mark.parametrize("to", ["outside", "endpoint"])
+def test_a_traced_route_shows_no_underlay_address(lab, place, to):
+    """traceroute(8): the routers and the host on the way answer, under addresses that are the
+    same everywhere."""
+    client = lab.endpoint(0)
+    if to == "outside":
+        hops, address = [GATEWAY, HOST], lab.outside.address
+    else:
+        server = lab.endpoint(0 if place == "one-host" else 1)
+        hops, address = [GATEWAY] * (1 if place == "one-host" else 2), server.address
+    assert client.call(_traced, str(address)) == [*hops, str(address)]
+
+
+def _traced(address):
+    """Who answers a datagram that may make one hop, two and so on, until nobody does or it
+    arrives, where nobody listens."""
+    found = []
+    for hops in range(1, 8):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
+            sock.sendto(b"x", (address, 33434))
+            select.select([], [], [sock], 2)
+            sock.setblocking(False)
+            try:
+                _, ((*_, error),), *_ = sock.recvmsg(100, 500, socket.MSG_ERRQUEUE)
+            except BlockingIOError:
+                return [*found, None]
+        # struct sock_extended_err, and who sent it (ip(7)).
+        kind, offender = struct.unpack_from("=5xB14x4s", error)
+        found.append(socket.inet_ntoa(offender))
+        if kind != 11:  # time exceeded (RFC 792)
+            break
+    return found
 
 
 @SHARED

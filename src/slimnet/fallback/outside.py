@@ -22,7 +22,7 @@ from netaddr import IPAddress
 
 from slimnet.fallback import nft
 from slimnet.fallback.door import Door
-from slimnet.fallback.router import forwarding, uplink_address, uplink_name
+from slimnet.fallback.router import HOST, forwarding, uplink_address, uplink_name
 from slimnet.linux import netns, sysctl
 from slimnet.model import Protocol, Reason
 from slimnet.rtnetlink import Rtnetlink
@@ -31,6 +31,8 @@ __all__ = ["Outside", "Stamp"]
 
 #: In no network of anybody's (RFC 5737): what leads there is the default route.
 _SOMEWHERE = IPAddress("192.0.2.1")
+#: ICMP errors (RFC 792).
+_ERRORS = "destination-unreachable, time-exceeded, parameter-problem"
 #: The chains of published ports; the last is jumped to.
 _PUBLISHING = ("come", "sent_here", "from_here", "published")
 
@@ -319,7 +321,12 @@ class Outside:
                     udp dport {self._port} ip saddr @peers ip daddr {self._address} notrack accept
                     udp dport {self._port} fib daddr type local drop
                 }}
-                chain sent {{ udp dport {self._port} notrack; }}
+                # The host's own ICMP errors come from its address otherwise, which is no business
+                # of an endpoint.
+                chain sent {{
+                    udp dport {self._port} notrack
+                    oifname @ours icmp type {{ {_ERRORS} }} ip saddr set {HOST}
+                }}
                 chain forward {{
                     ct state established accept
                     iifname != @ours ip daddr @near ct status dnat accept

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GATEWAY",
+    "HOST",
     "OVERHEAD",
     "Plug",
     "Router",
@@ -44,8 +45,8 @@ __all__ = [
 
 #: What endpoints and routers send to. It is on no interface of the endpoint's own link.
 GATEWAY = "169.254.1.1"
-#: What a router sends to, for the outside.
-_HOST = "169.254.1.2"
+#: What a router sends to, for the outside; and whom its host's ICMP errors come from there.
+HOST = "169.254.1.2"
 #: Bytes that VXLAN over IPv4 adds: Ethernet 14, IPv4 20, UDP 8, VXLAN 8 (RFC 7348).
 OVERHEAD = 50
 
@@ -284,9 +285,9 @@ class Router:
         host.route("replace", dst=f"{near}/32", oif=above, scope=_LINK_SCOPE, proto=_KERNEL)
         route.addr("replace", index=uplink, address=near, prefixlen=32)
         route.neigh(
-            "replace", ifindex=uplink, dst=_HOST, lladdr=_mac(0x55, self.vni), state=_PERMANENT
+            "replace", ifindex=uplink, dst=HOST, lladdr=_mac(0x55, self.vni), state=_PERMANENT
         )
-        route.route("replace", dst="default", gateway=_HOST, oif=uplink, flags=_ONLINK)
+        route.route("replace", dst="default", gateway=HOST, oif=uplink, flags=_ONLINK)
         # The source address of the ICMP errors that this router sends.
         route.addr("replace", index=1, address=GATEWAY, prefixlen=32)
         with netns.enter(self._host):
