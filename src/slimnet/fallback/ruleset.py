@@ -73,6 +73,8 @@ _CLOSED = 0xFFFFFFFF
 #: In place of a peer's identity: an overlay address that nobody has.
 _NOBODY = contract.SLIM_IDENTITY_ANY
 _PORTS = 0xFFFF
+#: Of the address of a service, not of an endpoint.
+_NOBODY_SERVES = frozenset({Reason["NO_BACKEND"], Reason["NO_SERVICE_PORT"]})
 _PREFIX = {Direction.EGRESS: "e", Direction.INGRESS: "i"}
 # In a set's key, five fields are the most that nft 1.0 prints right.
 _REASON_BITS, _RULE_BITS = 6, 17
@@ -152,18 +154,17 @@ class _Script:
                 # The sender's host may have newer tables than this one. Dropped and not
                 # refused: the SYN that is sent again finds the newer tables here, too.
                 answers = ["drop"]
-            elif reason is Reason["NO_ENDPOINT"]:
+            elif reason in (Reason["NO_ENDPOINT"], Reason["UNREACHABLE"]):
                 answers = ["reject with icmp host-unreachable"]
-            elif reason in (Reason["NO_BACKEND"], Reason["NO_SERVICE_PORT"]):
-                answers = ["reject with icmp port-unreachable"]
-            elif direction is Direction.EGRESS:
-                # The application gets EHOSTUNREACH of it. A reset would be ECONNREFUSED, which
-                # says that the peer refused.
-                answers = ["reject with icmp admin-prohibited"]
             else:
+                # A reset, though EHOSTUNREACH would say better than ECONNREFUSED that it was not
+                # the peer. An ICMP error comes while connect(2) still holds its socket, in
+                # whose context a veth delivers the SYN; then the kernel only remembers it
+                # (tcp_v4_err()), and the caller hears a second later, of the SYN sent again.
+                there = direction is Direction.INGRESS or reason in _NOBODY_SERVES
                 answers = [
                     "meta l4proto tcp reject with tcp reset",
-                    "meta l4proto udp reject with icmp port-unreachable",
+                    *(["meta l4proto udp reject with icmp port-unreachable"] if there else ()),
                     "reject with icmp admin-prohibited",
                 ]
             script.chain(

@@ -49,8 +49,8 @@ class Can(enum.Enum):
     PUBLISHED_PORTS = Feature.PUBLISHED_PORTS
     EGRESS_LIMITS = Feature.EGRESS_LIMITS
     #: connect(2) itself is decided: for what is denied nothing is sent. Without: a packet is
-    #: refused under way, and where the kernel takes that for a passing trouble it sends,
-    #: and is refused, again.
+    #: refused under way, with a reset; or, to an address that nobody has, with an ICMP error,
+    #: for which the kernel may send again.
     DECIDES_AT_CONNECT = "decides at connect"
     #: A connection goes on while tables lack its other end. Without: it ends.
     OUTLIVES_PEERS = "outlives peers"
@@ -212,7 +212,8 @@ EVERY = {
                 }
             ),
             Wire.VXLAN,
-            errno.EHOSTUNREACH,
+            errno.ECONNREFUSED,
+            denied_datagram=errno.EHOSTUNREACH,
             at_home="0.0.0.1",
         ),
         DataPath(
@@ -256,7 +257,8 @@ LAB_PATHS = DATA_PATHS | {
             Can.ANSWERS_FOR_SERVICES,
         },
         Wire.SYN,
-        errno.EHOSTUNREACH,
+        errno.ECONNREFUSED,
+        denied_datagram=errno.EHOSTUNREACH,
         at_home="0.0.0.1",
         options={"placement": "netns"},
         also=frozenset({Wire.VXLAN}),
