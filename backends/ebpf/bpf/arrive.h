@@ -68,8 +68,7 @@ static __always_inline int slim_arrive_run(struct __sk_buff *skb)
 	    slim_carry_blank(skb, segment.doff * 4 - sizeof(struct tcphdr)))
 		return TC_ACT_SHOT;
 	device = carried->device;
-	if (slim_carried_write(skb, carried, &segment.key) ||
-	    bpf_skb_store_bytes(skb, 0, carried->macs, sizeof(carried->macs), 0))
+	if (slim_carried_write(skb, carried, &segment.key, carried->macs))
 		return TC_ACT_SHOT;
 	return bpf_redirect_peer(device, 0);
 }

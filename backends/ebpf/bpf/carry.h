@@ -433,25 +433,51 @@ slim_carriage_name(struct slim_carriage *carriage, __be32 address, __be16 prefer
 	return -1;
 }
 
-/* Writes the record's addresses and ports into a TCP packet without IP options. */
+/* A ones' complement sum of 32 bits (RFC 1071), of less than 65,536 words of that size. */
+static __always_inline __u32 slim_sum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (__u32)((sum & 0xffffffff) + (sum >> 32));
+}
+
+/*
+ * Writes the record's addresses and ports into a TCP packet without IP options; and `macs`, if
+ * there are to be those. Of each packet, so with no more calls than it takes: only the kernel
+ * knows whether TCP's checksum is whole, or the pseudo header's as long as a device is to
+ * complete it.
+ */
 static __always_inline int
 slim_carried_write(struct __sk_buff *skb, const struct slim_carried *carried,
-		   const struct slim_carried_key *key)
+		   const struct slim_carried_key *key, const __u8 *macs)
 {
-	__be32 from[2] = { key->source, key->destination };
-	__be32 to[2] = { carried->source, carried->destination };
-	__be16 from_ports[2] = { key->source_port, key->destination_port };
-	__be16 to_ports[2] = { carried->source_port, carried->destination_port };
-	__s64 addresses = bpf_csum_diff(from, sizeof(from), to, sizeof(to), 0);
-	__s64 ports = bpf_csum_diff((__be32 *)from_ports, sizeof(from_ports),
-				    (__be32 *)to_ports, sizeof(to_ports), 0);
+	const __u32 ports = slim_sum_fold((__u64)(__u16)~key->source_port + carried->source_port +
+					  (__u16)~key->destination_port +
+					  carried->destination_port);
+	const __u32 addresses = slim_sum_fold((__u64)(__u32)~key->source + carried->source +
+					      (__u32)~key->destination + carried->destination);
+	void *data, *end;
+	struct tcphdr *tcp;
+	struct iphdr *ip;
+	__u32 sum;
 
 	if (bpf_l4_csum_replace(skb, SLIM_CARRY_CHECK, 0, addresses, BPF_F_PSEUDO_HDR) ||
-	    bpf_l4_csum_replace(skb, SLIM_CARRY_CHECK, 0, ports, 0) ||
-	    bpf_l3_csum_replace(skb, SLIM_CHECK_OFFSET, 0, addresses, 0) ||
-	    bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, saddr), to, sizeof(to), 0) ||
-	    bpf_skb_store_bytes(skb, SLIM_TCP_OFFSET, to_ports, sizeof(to_ports), 0))
+	    bpf_l4_csum_replace(skb, SLIM_CARRY_CHECK, 0, ports, 0))
 		return -1;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + SLIM_TCP_OFFSET + sizeof(*tcp) > end)
+		return -1;
+	ip = data + ETH_HLEN;
+	tcp = (void *)(ip + 1);
+	sum = (__u16)~ip->check + (addresses & 0xffff) + (addresses >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	ip->check = ~((sum & 0xffff) + (sum >> 16));
+	ip->saddr = carried->source;
+	ip->daddr = carried->destination;
+	tcp->source = carried->source_port;
+	tcp->dest = carried->destination_port;
+	if (macs)
+		__builtin_memcpy(data, macs, sizeof(carried->macs));
 	return 0;
 }
 
@@ -833,8 +859,7 @@ static __always_inline int
 slim_carried_across(struct __sk_buff *skb, const struct slim_carried *carried,
 		    const struct slim_carried_key *key)
 {
-	if (slim_carried_write(skb, carried, key) ||
-	    bpf_skb_store_bytes(skb, 0, carried->macs, sizeof(carried->macs), 0))
+	if (slim_carried_write(skb, carried, key, carried->macs))
 		return TC_ACT_SHOT;
 	return slim_pass_on(skb, carried->through);
 }
@@ -893,7 +918,7 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 	    !slim_carried_is_older(old->opened, SLIM_HANDSHAKE)) {
 		/* Sent again, and announced: another announcement would be another connection's. */
 		uplink = carriage->uplink;
-		return slim_carried_write(skb, old, &segment->key) ? TC_ACT_SHOT :
+		return slim_carried_write(skb, old, &segment->key, NULL) ? TC_ACT_SHOT :
 								     slim_pass_on(skb, uplink);
 	}
 	if (again) {
@@ -921,7 +946,7 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 	name = carriage->value.name ?: segment->key.source_port;
 	if (announced) {
 		slim_carried_announce(&carriage->value, name, SLIM_TOLD_CONNECTS);
-		return slim_carried_write(skb, &carriage->value, &carriage->out) ?
+		return slim_carried_write(skb, &carriage->value, &carriage->out, NULL) ?
 			       TC_ACT_SHOT : slim_pass_on(skb, uplink);
 	}
 	option.port = carriage->value.port;
@@ -936,7 +961,7 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 			      carriage->in.destination, carriage->in.source,
 			      carriage->in.destination_port, segment->sequence, &option);
 	if (slim_segment_append(skb, segment, &option) ||
-	    slim_carried_write(skb, &carriage->value, &carriage->out))
+	    slim_carried_write(skb, &carriage->value, &carriage->out, NULL))
 		return TC_ACT_SHOT;
 	return slim_pass_on(skb, uplink);
 }
@@ -1010,7 +1035,7 @@ static __always_inline int slim_device_run(struct __sk_buff *skb)
 	slim_carried_note(skb, &segment, carried);
 	if (carried->back)
 		return slim_carried_across(skb, carried, &segment.key);
-	if (slim_carried_write(skb, carried, &segment.key))
+	if (slim_carried_write(skb, carried, &segment.key, NULL))
 		return TC_ACT_SHOT;
 	return slim_pass_on(skb, carried->through);
 }
