@@ -6,7 +6,7 @@ import time
 
 import pytest
 from guest import Guest, kernels, version
-from suites import KERNELS
+from suites import ON
 
 #: Of all that runs on both; then it is stuck. A machine that is busy gives a guest a tenth of the
 #: time that it needs.
@@ -28,7 +28,7 @@ def guests(request):
             guest.close()
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=ON)
 def guest(request, guests):
     if request.param not in guests:
         pytest.skip(f"needs Linux {request.param}: run testbed/setup")

@@ -13,6 +13,8 @@ from typing import NamedTuple
 #: By version, as Debian 12 has them: its own, and the newest of its security archive.
 KERNELS = ("6.1", "6.12")
 OLD, NEW = KERNELS[:1], KERNELS[1:]
+#: Those that this run is about: all, or what it was told.
+ON = tuple(os.environ.get("SLIMNET_VM_KERNELS", "").split()) or KERNELS
 
 
 class Suite(NamedTuple):
@@ -27,9 +29,15 @@ class Suite(NamedTuple):
 
 
 def on(kernel: str, suites: Mapping[str, Suite]) -> dict[str, Suite]:
-    """Those that run there: with ``SLIMNET_LONG=0`` CI's, else all."""
+    """Those that run there: with ``SLIMNET_LONG=0`` CI's, else all, or those that
+    ``SLIMNET_VM_SUITES`` names."""
+    named = os.environ.get("SLIMNET_VM_SUITES", "").split()
     short = os.environ.get("SLIMNET_LONG") == "0"
-    return {name: suite for name, suite in suites.items() if not short or kernel in suite.kernels}
+    return {
+        name: suite
+        for name, suite in suites.items()
+        if (name in named if named else not short or kernel in suite.kernels)
+    }
 
 
 #: Each loads every program, which a processor in software verifies for some ten seconds: those
@@ -76,7 +84,9 @@ SUITES = {
             "tests/ebpf/test_start.py::test_probe_says_what_this_kernel_leaves_open",
             "tests/ebpf/test_devices.py::test_root_in_there_changes_nothing_of_a_netkit",
             "tests/functional/test_brought_namespace.py::test_a_connection_and_its_names",
-            *("-k", "probe_says or netkit or (ebpf and brought and not made)"),
+            "tests/functional/test_published.py::test_datagrams_from_outside",
+            "-k",
+            "probe_says or netkit or (ebpf and brought and not made) or (netns and every)",
         ],
         "what it says that the kernel has, and placement netns, from 6.7 on with netkit",
         NEW,
@@ -93,6 +103,37 @@ SUITES = {
         "SYNs that come again, the names that sockets say, and root in placement netns, between"
         " two hosts; and between that and placement host the names on one",
         OLD,
+    ),
+}
+
+#: What takes an hour or two, and CI leaves out.
+LONGER = {
+    "namespaces": Suite(
+        [
+            *(
+                f"tests/functional/test_{name}.py"
+                for name in (
+                    "root_in_a_namespace",
+                    "brought_namespace",
+                    "published",
+                    "policy",
+                    "names",
+                    "revocation",
+                    "datagrams",
+                    "hostile",
+                    "service_address",
+                    "path_mtu",
+                    "outside",
+                    "limits",
+                    "survival",
+                    "styles",
+                )
+            ),
+            *("-k", "ebpf-netns or (ebpf and brought)"),
+        ],
+        "placement netns, on 6.12 with netkit",
+        (),
+        ("SLIMNET_PATIENCE=10",),
     ),
 }
 
@@ -120,10 +161,12 @@ MODULE_SUITES = {
             "tests/functional/test_names.py",
             "tests/functional/test_keys.py",
             "tests/functional/test_service_address.py",
+            "tests/functional/test_limits.py::test_accounts_by_rule",
             "-k",
-            f"kmod and ({NAMES} or key_changes or datagrams_come_to)",
+            f"kmod and ({NAMES} or key_changes or datagrams_come_to or by_rule)",
         ],
-        "the names that sockets say, connections while the key changes, datagrams to a service",
+        "the names that sockets say, connections while the key changes, datagrams to a service,"
+        " accounts",
         NEW,
     ),
     "mixed": Suite(

@@ -9,7 +9,7 @@ import json
 import sys
 
 import pytest
-from suites import KERNELS, SUITES, on
+from suites import LONGER, ON, SUITES, on
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -19,10 +19,10 @@ COMMANDS = {
         "check": [sys.executable, "-m", "slimnet.cli", "check", "--output=json"],
         **{
             name: ["env", *suite.environment, sys.executable, "-m", *PYTEST, *suite.arguments]
-            for name, suite in on(kernel, SUITES).items()
+            for name, suite in on(kernel, SUITES | LONGER).items()
         },
     }
-    for kernel in KERNELS
+    for kernel in ON
 }
 
 
@@ -49,7 +49,7 @@ def test_it_says_what_it_can_do(guest):
 
 @pytest.mark.parametrize(
     ("guest", "name"),
-    [(kernel, name) for kernel in KERNELS for name in on(kernel, SUITES)],
+    [(kernel, name) for kernel in ON for name in on(kernel, SUITES | LONGER)],
     indirect=["guest"],
 )
 def test_suite(guest, name):

@@ -4,7 +4,7 @@ unloaded; whatever the kernel says of trouble meanwhile is a failure.
 
 ``SLIMNET_MODULE_SUITES=whole`` (``tox run -e module``) runs every clause and every test of the
 laboratory instead, which takes hours; names of WHOLE run these parts of it, and
-``SLIMNET_MODULE_KERNELS=6.12`` runs them on that kernel alone.
+``SLIMNET_VM_KERNELS=6.12`` runs them on that kernel alone.
 """
 
 import json
@@ -15,7 +15,7 @@ import sys
 import module
 import pytest
 from guest import ROOT, TROUBLE, kernels
-from suites import KERNELS, MODULE_SUITES, on
+from suites import MODULE_SUITES, ON, on
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -49,7 +49,6 @@ WHOLE = {
     "functional-engines": [*map(str, ENGINES), "-k", "kmod"],
 }
 CHOSEN = os.environ.get("SLIMNET_MODULE_SUITES", "")
-ON = os.environ.get("SLIMNET_MODULE_KERNELS", "").split() or KERNELS
 
 
 def suites(kernel):
