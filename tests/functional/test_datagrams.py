@@ -136,6 +136,64 @@ def test_udp_between_endpoints(lab, ends):
     assert client.refused_datagram(server.address, 5001) == errno.ECONNREFUSED
 
 
+@pytest.mark.needs(Can.DATAGRAMS)
+def test_the_largest_datagram(ends):
+    """65,507 bytes (RFC 768), in fragments on the way, come whole, and so does the answer."""
+    client, server = ends
+    there = server.socket(INET, DATAGRAM)
+    there.bind(("0.0.0.0", 5000))
+    sock = client.socket(INET, DATAGRAM)
+    data = bytes(range(251)) * 261
+    for each in (there, sock):
+        each.settimeout(5)
+    sock.sendto(data[:65_507], (server.address, 5000))
+    question, peer = there.recvfrom(70_000)
+    assert question == data[:65_507]
+    there.sendto(data[1:65_508], peer)
+    assert sock.recv(70_000) == data[1:65_508]
+
+
+@pytest.mark.needs(Can.OWN_DEVICES)
+def test_udp_lite_is_refused(lab, ends):
+    """Of a protocol that policies do not name nothing leaves, whatever they allow."""
+    client, server = ends
+    before = client.host.counters().get(Reason.PROTOCOL, 0)
+    assert client.call(_sends, server.address, 136) == errno.EHOSTUNREACH
+    assert client.host.counters()[Reason.PROTOCOL] > before
+
+
+def _sends(address, protocol):
+    """The errno of what is sent to an address by such datagrams."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, protocol) as sock:
+        sock.settimeout(5)
+        sock.connect((address, 5000))
+        try:
+            sock.send(b"x")
+            sock.recv(1)
+        except OSError as error:
+            return error.errno
+    return 0
+
+
+@pytest.mark.needs(Can.OWN_DEVICES)
+def test_multicast_reaches_nobody(ends):
+    """Whoever joins a group is not refused that, and hears only what is its own's."""
+    client, server = ends
+    sockets = [end.socket(INET, DATAGRAM) for end in ends]
+    for sock in sockets:
+        sock.bind(("0.0.0.0", 5353))
+        group = socket.inet_aton("239.1.2.3") + socket.inet_aton("0.0.0.0")
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        sock.settimeout(0.5)
+    sockets[0].sendto(b"x", ("239.1.2.3", 5353))
+    assert sockets[0].recvfrom(10) == (b"x", (client.address, 5353))  # IP_MULTICAST_LOOP
+    with pytest.raises(TimeoutError):
+        sockets[1].recv(10)
+    sender = client.socket(INET, DATAGRAM)
+    sender.sendto(b"y", (server.address, 5353))
+    assert sockets[1].recv(10) == b"y"
+
+
 def refused_datagrams(host):
     """To an endpoint's address, or to one that nobody has."""
     counters = host.counters()

@@ -76,6 +76,8 @@ _PORTS = 0xFFFF
 #: Of the address of a service, not of an endpoint.
 _NOBODY_SERVES = frozenset({Reason["NO_BACKEND"], Reason["NO_SERVICE_PORT"]})
 _PREFIX = {Direction.EGRESS: "e", Direction.INGRESS: "i"}
+#: The protocols that policies name.
+_KNOWN = f"{{ {', '.join(str(protocol.value) for protocol in Protocol)} }}"
 # In a set's key, five fields are the most that nft 1.0 prints right.
 _REASON_BITS, _RULE_BITS = 6, 17
 
@@ -389,8 +391,7 @@ def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
         forged = script.deny(Direction.EGRESS, Reason["WIRE_PORT"])
         script.chain(
             "egress" if direction is Direction.EGRESS else "ingress",
-            f"meta l4proto != {{ {', '.join(str(p.value) for p in Protocol)} }} "
-            + script.deny(direction, Reason["PROTOCOL"]),
+            f"meta l4proto != {_KNOWN} " + script.deny(direction, Reason["PROTOCOL"]),
             f"meta mark set {contract.SLIM_IDENTITY_WORLD}",
             f"meta mark set ip {other} map @{script.side}peer",
             *(
@@ -519,7 +520,8 @@ def render(
             f"ct mark vmap {{ {mark} : accept, {_CLOSED} : goto {side}closed }}",
             "ct direction reply accept",
             "ct state related accept",
-            "ct state invalid drop",
+            # Of other protocols what conntrack has not made out is refused as all of them is.
+            f"ct state invalid meta l4proto {_KNOWN} drop",
             # Of its own device: from elsewhere its own address is a stranger's.
             f'iifname "{ENDPOINT}*" ip saddr . ip daddr @{side}own ct mark set {mark} accept',
             f'iifname "{ENDPOINT}*" meta mark {RESET} meta l4proto tcp reject with tcp reset',
