@@ -2,7 +2,10 @@
 """nftables by libnftables, in this process."""
 
 import os
+import re
 import resource
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -71,6 +74,7 @@ def test_what_is_published_already_is_not_written_again(spaces):
 
 def test_without_a_descriptor(spaces):
     """An error as any other; the process goes on."""
+    nft.apply("", spaces[0])  # the library is loaded
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with netns.enter(spaces[0]):
         free = os.open("/dev/null", os.O_RDONLY)
@@ -82,6 +86,28 @@ def test_without_a_descriptor(spaces):
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         nft.apply("add table ip one")
+
+
+def test_without_a_descriptor_for_the_library():
+    """That it could not be opened is not that it is not there."""
+    done = subprocess.run(
+        [sys.executable, "-c", _STARVED], capture_output=True, text=True, check=False
+    )
+    assert re.match("nft: .*Too many open files$", done.stdout), done
+
+
+_STARVED = """
+import os, resource
+from slimnet.exceptions import BackendError
+from slimnet.fallback import nft
+free = os.open("/dev/null", os.O_RDONLY)
+os.close(free)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+try:
+    nft.apply("add table ip one")
+except BackendError as error:
+    print(error)
+"""
 
 
 def test_without_the_library(monkeypatch):

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import json
+import os
 import socket
 import struct
 import threading
@@ -70,6 +72,9 @@ def _run(text: str, where: Path | None, flags: int = 0) -> str:
     try:
         library = _library()
     except OSError as error:
+        # dlopen(3) has a text alone.
+        if os.strerror(errno.ENOENT) not in str(error):
+            raise BackendError(f"nft: {error}") from error
         raise BackendError(f"{_SONAME}: not installed (Debian package nftables)") from error
     with _lock, contextlib.nullcontext() if where is None else netns.enter(where):
         _socket().close()  # where none can be opened the library ends the process

@@ -156,8 +156,10 @@ class _Script:
                 # The sender's host may have newer tables than this one. Dropped and not
                 # refused: the SYN that is sent again finds the newer tables here, too.
                 answers = ["drop"]
-            elif reason in (Reason["NO_ENDPOINT"], Reason["UNREACHABLE"]):
+            elif reason is Reason["NO_ENDPOINT"]:
                 answers = ["reject with icmp host-unreachable"]
+            elif reason is Reason["UNREACHABLE"]:
+                answers = ["reject with icmp admin-prohibited"]
             else:
                 # A reset, though EHOSTUNREACH would say better than ECONNREFUSED that it was not
                 # the peer. An ICMP error comes while connect(2) still holds its socket, in
