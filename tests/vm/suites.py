@@ -90,6 +90,7 @@ SUITES = {
         ],
         "what it says that the kernel has, and placement netns, from 6.7 on with netkit",
         NEW,
+        ("SLIMNET_LONG=1",),
     ),
     "functional": Suite(
         [
@@ -133,7 +134,7 @@ LONGER = {
         ],
         "placement netns, on 6.12 with netkit",
         (),
-        ("SLIMNET_PATIENCE=10",),
+        ("SLIMNET_LONG=1", "SLIMNET_PATIENCE=10"),
     ),
 }
 
