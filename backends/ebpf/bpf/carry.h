@@ -658,6 +658,31 @@ enum slim_opened {
 	SLIM_OPENED_ROUTED = -1,	/* it is the router's to carry or to refuse */
 };
 
+/* Refused by the policy of an endpoint in placement `host` of this host, which no router knows. */
+static __noinline int
+slim_opening_denied(const struct slim_opening *opening, const struct slim_device *device)
+{
+	struct slim_local local = {};
+	struct slim_call call = {
+		.protocol = IPPROTO_TCP,
+		.direction = SLIM_INGRESS,
+	};
+	__be32 dialled[4];
+
+	if (!opening || !device || !opening->carriage || !opening->way.target.peer)
+		return SLIM_OPENED_ROUTED;
+	local.endpoint = device->endpoint;
+	local.index = opening->way.target.peer->index;
+	slim_map_v4(local.address, device->address);
+	call.reason = opening->way.reason;
+	call.rule = opening->way.rule;
+	call.peer = opening->way.target.endpoint;
+	call.port = opening->carriage->dialled.aim.port;
+	slim_copy(dialled, opening->carriage->dialled.aim.address);
+	slim_refuse(&local, dialled, &call);
+	return opening->way.error;
+}
+
 /*
  * A host of wire announce: by what it has told of its listeners. Where there is none it is
  * refused, and the other end hears of it.
@@ -697,6 +722,9 @@ slim_opening_ask(struct slim_opening *opening, const struct slim_device *device)
 	range = slim_inner_range(opening->state.control);
 	if (slim_way(&opening->state, &range, slim_fixed.wire_port, &carriage->dialled,
 		     &opening->way)) {
+		peer = opening->way.target.peer;
+		if (opening->way.direction == SLIM_INGRESS && peer && peer->index)
+			return slim_opening_denied(opening, device);
 		if (opening->way.direction == SLIM_INGRESS &&
 		    slim_remote_refused(&opening->way, device->endpoint))
 			return opening->way.error;

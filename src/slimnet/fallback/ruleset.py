@@ -388,7 +388,6 @@ def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
         nobody = script.deny(direction, Reason["NO_ENDPOINT"])
         idle = script.deny(Direction.EGRESS, Reason["NO_BACKEND"])
         absent = script.deny(Direction.EGRESS, Reason["NO_SERVICE_PORT"])
-        unreachable = script.deny(Direction.EGRESS, Reason["UNREACHABLE"])
         # Masqueraded, what is in such a packet would be any endpoint's of this host (RFC 7348, 7).
         forged = script.deny(Direction.EGRESS, Reason["WIRE_PORT"])
         script.chain(
@@ -407,7 +406,6 @@ def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
             f"meta mark {_NOBODY} {nobody}",
             *(
                 [
-                    f"ip daddr @{script.side}apart {unreachable}",
                     f"ip daddr @{script.side}host udp dport {port} {forged}",
                 ]
                 if direction is Direction.EGRESS
@@ -516,6 +514,7 @@ def render(
     mark = tables.generation % (_CLOSED - 1) + 1
     stranger = script.deny(Direction.INGRESS, Reason["SYN_UNKNOWN"])
     absent = script.deny(Direction.EGRESS, Reason["NO_ENDPOINT"])
+    unreachable = script.deny(Direction.EGRESS, Reason["UNREACHABLE"])
     return _beside(
         script,
         [
@@ -528,6 +527,8 @@ def render(
             f'iifname "{ENDPOINT}*" ip saddr . ip daddr @{side}own ct mark set {mark} accept',
             f'iifname "{ENDPOINT}*" meta mark {RESET} meta l4proto tcp reject with tcp reset',
             f'iifname "{ENDPOINT}*" jump {side}egress',
+            # Policy first, as slim_way() has it: what that refuses is not to be told otherwise.
+            f'iifname "{ENDPOINT}*" ip daddr @{side}apart {unreachable}',
             # An endpoint that is this host's and not attached has no device of its own; without
             # this rule the packet would leave by VXLAN again.
             f'oifname "{VXLAN}" ip daddr @{side}local {absent}',
