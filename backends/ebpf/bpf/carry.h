@@ -946,8 +946,8 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 	    !slim_carried_is_older(old->opened, SLIM_HANDSHAKE)) {
 		/* Sent again, and announced: another announcement would be another connection's. */
 		uplink = carriage->uplink;
-		return slim_carried_write(skb, old, &segment->key, NULL) ? TC_ACT_SHOT :
-								     slim_pass_on(skb, uplink);
+		return slim_carried_write(skb, old, &segment->key, NULL) ?
+			       TC_ACT_SHOT : slim_pass_on(skb, uplink);
 	}
 	if (again) {
 		/* Sent again, or one that is closed: what the peer has of it is its own to judge. */
