@@ -84,13 +84,10 @@ SUITES = {
             "tests/ebpf/test_start.py::test_probe_says_what_this_kernel_leaves_open",
             "tests/ebpf/test_devices.py::test_root_in_there_changes_nothing_of_a_netkit",
             "tests/functional/test_brought_namespace.py::test_a_connection_and_its_names",
-            "tests/functional/test_published.py::test_datagrams_from_outside",
-            "-k",
-            "probe_says or netkit or (ebpf and brought and not made) or (netns and every)",
+            *("-k", "probe_says or netkit or (ebpf and brought and not made)"),
         ],
         "what it says that the kernel has, and placement netns, from 6.7 on with netkit",
         NEW,
-        ("SLIMNET_LONG=1",),
     ),
     "functional": Suite(
         [
