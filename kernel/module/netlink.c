@@ -721,35 +721,46 @@ static bool slim_put_account(struct sk_buff *skb, struct netlink_callback *cb,
 	return true;
 }
 
-/* Connections that live, from the one after `*serial`; false: there was no room for all. */
-static bool slim_dump_carried(struct sk_buff *skb, struct netlink_callback *cb,
-			      struct slim_host *host, long *serial)
+/*
+ * Sockets of a host, from the one after `*serial`; false: there was no room for all. `put` answers
+ * the same of one.
+ */
+static bool slim_dump_sockets(struct sk_buff *skb, struct netlink_callback *cb,
+			      struct slim_host *host, long *serial,
+			      bool (*put)(struct sk_buff *skb, struct netlink_callback *cb,
+					  const struct slim_socket *socket))
 {
 	const struct slim_socket *socket;
 	bool all = true;
 
 	spin_lock_bh(&host->lock);
 	list_for_each_entry(socket, &host->sockets, list) {
-		struct slim_account_key key = {
-			.endpoint = socket->place->endpoint,
-			.rule = socket->rule,
-			.direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS :
-									    SLIM_EGRESS,
-		};
-		struct slim_account carried;
-
-		if (socket->serial <= (u64)*serial ||
-		    (socket->flags & (SLIM_SOCKET_OPENED | SLIM_SOCKET_CLOSED)) !=
-			    SLIM_SOCKET_OPENED)
+		if (socket->serial <= (u64)*serial)
 			continue;
-		carried = slim_socket_carried(socket);
-		all = slim_put_account(skb, cb, &key, &carried);
+		all = put(skb, cb, socket);
 		if (!all)
 			break;
 		*serial = (long)socket->serial;
 	}
 	spin_unlock_bh(&host->lock);
 	return all;
+}
+
+/* Of a connection that lives, what it carried so far. */
+static bool slim_put_carried(struct sk_buff *skb, struct netlink_callback *cb,
+			     const struct slim_socket *socket)
+{
+	const struct slim_account_key key = {
+		.endpoint = socket->place->endpoint,
+		.rule = socket->rule,
+		.direction = socket->flags & SLIM_SOCKET_ACCEPTED ? SLIM_INGRESS : SLIM_EGRESS,
+	};
+	struct slim_account carried;
+
+	if (!(socket->flags & SLIM_SOCKET_OPENED) || socket->flags & SLIM_SOCKET_CLOSED)
+		return true;
+	carried = slim_socket_carried(socket);
+	return slim_put_account(skb, cb, &key, &carried);
 }
 
 static int slim_dump_accounts(struct sk_buff *skb, struct netlink_callback *cb)
@@ -767,7 +778,7 @@ static int slim_dump_accounts(struct sk_buff *skb, struct netlink_callback *cb)
 	 * Live ones before the accounts of ended ones: one that ends in between is then in this
 	 * answer twice, where the other order would leave it out.
 	 */
-	if (host && slim_dump_carried(skb, cb, host, &cb->args[1]))
+	if (host && slim_dump_sockets(skb, cb, host, &cb->args[1], slim_put_carried))
 		hash_for_each(host->places, bucket, place, node) {
 			spin_lock_bh(&place->lock);
 			list_for_each_entry(counted, &place->accounts, list) {
@@ -790,7 +801,6 @@ static int slim_dump_accounts(struct sk_buff *skb, struct netlink_callback *cb)
 static bool slim_put_connection(struct sk_buff *skb, struct netlink_callback *cb,
 				const struct slim_socket *socket)
 {
-	void *header = slim_dump_put(skb, cb, SLIM_CMD_CONNECTIONS);
 	struct slim_nl_connection connection = {
 		.opened = socket->opened,
 		.cookie = atomic64_read(&socket->sk->sk_cookie),
@@ -802,7 +812,11 @@ static bool slim_put_connection(struct sk_buff *skb, struct netlink_callback *cb
 		.state = READ_ONCE(socket->sk->sk_state),
 		.rule = socket->rule,
 	};
+	void *header;
 
+	if (connection.state == TCP_CLOSE || connection.state == TCP_LISTEN)
+		return true;
+	header = slim_dump_put(skb, cb, SLIM_CMD_CONNECTIONS);
 	if (!header)
 		return false;
 	slim_copy(connection.local, socket->local);
@@ -823,25 +837,12 @@ static bool slim_put_connection(struct sk_buff *skb, struct netlink_callback *cb
 
 static int slim_dump_connections(struct sk_buff *skb, struct netlink_callback *cb)
 {
-	const struct slim_socket *socket;
 	struct slim_host *host;
 
 	mutex_lock(&slim_mutex);
 	host = slim_host_of(sock_net(skb->sk));
-	if (!host)
-		goto out;
-	spin_lock_bh(&host->lock);
-	list_for_each_entry(socket, &host->sockets, list) {
-		u8 state = READ_ONCE(socket->sk->sk_state);
-
-		if (socket->serial <= (u64)cb->args[0] || state == TCP_CLOSE || state == TCP_LISTEN)
-			continue;
-		if (!slim_put_connection(skb, cb, socket))
-			break;
-		cb->args[0] = (long)socket->serial;
-	}
-	spin_unlock_bh(&host->lock);
-out:
+	if (host)
+		slim_dump_sockets(skb, cb, host, &cb->args[0], slim_put_connection);
 	mutex_unlock(&slim_mutex);
 	return skb->len;
 }
