@@ -405,9 +405,7 @@ def _decisions(script: _Script, tables: Tables, vni: int, port: int) -> None:
             ),
             f"meta mark {_NOBODY} {nobody}",
             *(
-                [
-                    f"ip daddr @{script.side}host udp dport {port} {forged}",
-                ]
+                [f"ip daddr @{script.side}host udp dport {port} {forged}"]
                 if direction is Direction.EGRESS
                 else ()
             ),
