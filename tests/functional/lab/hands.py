@@ -274,10 +274,10 @@ class Hands:
         self.call(_echo, listener)
         return listener
 
-    def refused_datagram(self, address: str, port: int) -> int:
-        """errno that a datagram gets which may not go there: at once, or out of the
-        network; 0 where nobody says anything."""
-        return int(self.call(_refused_datagram, address, port))
+    def refused_datagram(self, address: str, port: int, protocol: int = 0) -> int:
+        """errno that a datagram (of UDP, or of another protocol) gets which may not go there:
+        at once, or out of the network; 0 where nobody says anything."""
+        return int(self.call(_refused_datagram, address, port, protocol))
 
     def spawn(self, argv: Sequence[str | Path], **environment: str) -> Program:
         """Start a program over there; its output goes to a file."""
@@ -376,8 +376,8 @@ def _connect(family: int, address: str, port: int) -> socket.socket:
     return sock
 
 
-def _refused_datagram(address: str, port: int) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+def _refused_datagram(address: str, port: int, protocol: int) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, protocol) as sock:
         sock.settimeout(5)
         try:
             sock.sendto(b"x", (address, port))
