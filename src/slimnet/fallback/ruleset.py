@@ -158,8 +158,6 @@ class _Script:
                 answers = ["drop"]
             elif reason is Reason["NO_ENDPOINT"]:
                 answers = ["reject with icmp host-unreachable"]
-            elif reason is Reason["UNREACHABLE"]:
-                answers = ["reject with icmp admin-prohibited"]
             else:
                 # A reset, though EHOSTUNREACH would say better than ECONNREFUSED that it was not
                 # the peer. An ICMP error comes while connect(2) still holds its socket, in
