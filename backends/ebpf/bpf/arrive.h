@@ -73,6 +73,54 @@ static __always_inline int slim_arrive_run(struct __sk_buff *skb)
 	return bpf_redirect_peer(device, 0);
 }
 
+/*
+ * To whom packets for another host go: bpf_redirect_neigh() without a next hop asks the routes
+ * for each packet anew.
+ */
+#define SLIM_HOP_BITS 6
+#define SLIM_HOP_LASTS (SLIM_SECOND / 10)
+
+static struct slim_hop {
+	__u64 hop;	/* the next hop, and above it the host: read and written in one */
+	__u64 asked;
+} slim_hops[1 << SLIM_HOP_BITS];
+
+/* 0: none that is an IPv4 address on the underlay interface, or this host does not forward there. */
+static __noinline __be32
+slim_hop_ask(struct __sk_buff *skb, __u32 ifindex, __be32 source, __be32 destination)
+{
+	struct bpf_fib_lookup route = {
+		.family = AF_INET,
+		.l4_protocol = IPPROTO_TCP,
+		.ifindex = ifindex,
+		.ipv4_src = source,
+		.ipv4_dst = destination,
+	};
+
+	if (bpf_fib_lookup(skb, &route, sizeof(route),
+			   BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH))
+		return 0;
+	return route.family == AF_INET && route.ifindex == ifindex ? route.ipv4_dst : 0;
+}
+
+static __always_inline __be32
+slim_hop_to(struct __sk_buff *skb, __u32 ifindex, __be32 source, __be32 destination)
+{
+	/* Fibonacci hashing: the bits that differ between neighbours come to the top. */
+	__u32 at = bpf_ntohl(destination) * 0x9e3779b1U >> (32 - SLIM_HOP_BITS);
+	const __u64 now = bpf_ktime_get_coarse_ns();
+	struct slim_hop *hop = &slim_hops[at];
+	const __u64 held = *(volatile __u64 *)&hop->hop;
+	__be32 next;
+
+	if (held >> 32 == destination && now - hop->asked < SLIM_HOP_LASTS)
+		return held;
+	next = slim_hop_ask(skb, ifindex, source, destination);
+	*(volatile __u64 *)&hop->hop = (__u64)destination << 32 | next;
+	hop->asked = now;
+	return next;
+}
+
 /* The host's end: out by the underlay, or to a socket of this host. */
 static __always_inline int slim_portal_run(struct __sk_buff *skb)
 {
@@ -86,8 +134,14 @@ static __always_inline int slim_portal_run(struct __sk_buff *skb)
 		return SLIM_TC_NEXT;
 	/* The router masquerades whatever it sends itself: only what was rewritten has this source. */
 	if (skb->protocol == bpf_htons(ETH_P_IP) && (void *)(ip + 1) <= end &&
-	    ip->saddr == control->underlay[3])
-		return bpf_redirect_neigh(control->ifindex, NULL, 0, 0);
+	    ip->saddr == control->underlay[3]) {
+		const __u32 ifindex = control->ifindex;
+		struct bpf_redir_neigh next = { .nh_family = AF_INET };
+
+		next.ipv4_nh = slim_hop_to(skb, ifindex, ip->saddr, ip->daddr);
+		return next.ipv4_nh ? bpf_redirect_neigh(ifindex, &next, sizeof(next), 0) :
+				      bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	}
 	/*
 	 * Sent by a device (slim_pass_on()), it still has the Ethernet address that the
 	 * endpoint wrote, and counts as another machine's.

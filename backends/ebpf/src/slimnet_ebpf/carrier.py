@@ -152,22 +152,18 @@ class Carrier:
         if self.waits:
             return
         with netns.enter(router):
-            self._put(plug.uplink, filters.INGRESS, _ARRIVE)
+            filters.keep(plug.uplink, filters.INGRESS, self._programs[_ARRIVE].fd)
             self._put_across(plug.device, _DEVICE_IN)
         with self._host.entered():
             self._put_across(plug.portal, _PORTAL)
-            self._put(plug.portal, filters.EGRESS, "slim_tc_egress")
+            filters.keep(plug.portal, filters.EGRESS, self._programs["slim_tc_egress"].fd)
 
     def _put_across(self, device: int, name: str) -> None:
         """On what comes from the other end of a device: where both are a netkit, before it is
         queued, and so that nobody at that end takes the program off."""
-        if not links.keep_on_netkit(self._programs[name].fd, device):
-            self._put(device, filters.INGRESS, name)
-
-    def _put(self, device: int, point: int, name: str) -> None:
-        program = self._programs[name]
-        filters.create_clsact(device)
-        filters.attach(device, point, program.fd, links.program_id(program.fd))
+        program = self._programs[name].fd
+        if not links.keep_on_device(program, device, links.ATTACH_NETKIT_PEER):
+            filters.keep(device, filters.INGRESS, program)
 
     def limit(self, limits: Mapping[int, LimitRecord], plugs: Mapping[int, Plug]) -> int:
         """Put limits in force; how many endpoints here have one.

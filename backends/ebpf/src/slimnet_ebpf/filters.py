@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tc programs on the underlay interface.
+"""tc programs: on the underlay interface, and on devices of ours.
 
-TCX links where the kernel has them (Linux 6.6): every packet passes here, and
-they cost it half of what a filter does. Before that, direct-action filters on
-a clsact qdisc; a filter is known as ours by its program's id.
+At TCX where the kernel has it (Linux 6.6): every packet passes here, and that costs it
+half of what a filter does. Before that, direct-action filters on a clsact qdisc; a
+filter is known as ours by its program's id.
 
 Source: libbpf.h, section "TC related API"; tc-bpf(8).
 """
@@ -26,6 +26,7 @@ __all__ = [
     "detach",
     "is_attached",
     "is_linked",
+    "keep",
     "link",
 ]
 
@@ -85,6 +86,24 @@ def link(ifindex: int, point: int, program: int, pin: Path) -> bool:
             return False
         raise
     return True
+
+
+def keep(device: int, point: int, program: int) -> None:
+    """Attach a program to a device of ours, which keeps it, in place of the one of its name
+    that an earlier load has there.
+
+    Args:
+        device: its index, in the calling thread's network namespace.
+        point: INGRESS or EGRESS.
+        program: its descriptor.
+
+    Raises:
+        BpfError: the kernel refused.
+    """
+    if links.keep_on_device(program, device, _TCX[point]):
+        return
+    create_clsact(device)
+    attach(device, point, program, links.program_id(program))
 
 
 def _program(ifindex: int, point: int, handle: int) -> int | None:

@@ -4,10 +4,10 @@
 Everything is attached by program, target and attach type, never through libbpf's
 objects, so that a process that adopts pinned programs does it the same way.
 
-A network namespace and an interface get links, which are pinned. A cgroup keeps
-its programs itself (BPF_PROG_ATTACH): they need no pin, and stay until the cgroup's
-last socket has gone, long after its directory. So does a netkit, of what its other
-end sends, as long as it is there.
+A network namespace and the underlay interface get links, which are pinned. A cgroup
+keeps its programs itself (BPF_PROG_ATTACH): they need no pin, and stay until the
+cgroup's last socket has gone, long after its directory. So do devices of ours, as long
+as they are there: at TCX, and a netkit at what its other end sends.
 
 Source: ``uapi/linux/bpf.h`` (BPF_LINK_CREATE, struct bpf_link_info, BPF_PROG_ATTACH).
 """
@@ -28,7 +28,7 @@ __all__ = [
     "end",
     "iterate",
     "keep",
-    "keep_on_netkit",
+    "keep_on_device",
     "program_id",
     "program_name",
     "program_type",
@@ -63,7 +63,7 @@ FIRST = 1 << 3
 # or it runs beside them (BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI).
 OVERRIDE = 1 << 0
 MULTI = 1 << 1
-# Of a program on a netkit: behind those that are there (kernel/bpf/mprog.c).
+# Of a program on a device: behind those that are there (kernel/bpf/mprog.c).
 LAST = 0
 # Instead of another one, at once (BPF_F_REPLACE, Linux 5.6).
 _REPLACE = 1 << 2
@@ -214,7 +214,7 @@ def keep(program: int, cgroup: int, attach_type: int, flags: int = MULTI) -> Non
 
     Args:
         program: descriptor of the program.
-        cgroup: descriptor of the cgroup's directory; or the index of a netkit.
+        cgroup: descriptor of the cgroup's directory; or the index of a device.
         attach_type: enum bpf_attach_type.
         flags: OVERRIDE, MULTI or LAST.
 
@@ -236,7 +236,7 @@ def replace(
     moment neither of the two runs, and at none both. One without a successor is taken off.
 
     Args:
-        cgroup: descriptor of the cgroup's directory; or the index of a netkit.
+        cgroup: descriptor of the cgroup's directory; or the index of a device.
         attach_type: enum bpf_attach_type.
         successors: descriptors of programs, by name as :func:`program_name` has it.
         flags: OVERRIDE, MULTI or LAST, as they were attached.
@@ -288,30 +288,32 @@ def renew(pin: Path, program: int) -> None:
         os.close(link)
 
 
-def keep_on_netkit(program: int, device: int) -> bool:
-    """Attach a program to what the other end of a netkit sends, in place of the one of its name
-    that an earlier load has there. Only from this end, which is the primary one, it is attached
-    and taken off again.
+def keep_on_device(program: int, device: int, attach_type: int) -> bool:
+    """Attach a program to a device, in place of the one of its name that an earlier load has
+    there. To what the other end of a netkit sends (ATTACH_NETKIT_PEER) only from this end, which
+    is the primary one, it is attached and taken off again.
 
     Args:
         program: descriptor of the program.
-        device: index of the primary end.
+        device: its index, in the calling thread's network namespace.
+        attach_type: ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS or ATTACH_NETKIT_PEER.
 
     Returns:
-        False where the device is no netkit; nothing is attached then.
+        False where the kernel has no such point, or the device is no netkit; nothing is attached
+        then.
 
     Raises:
         BpfError: the kernel refused.
     """
     try:
-        attached(device, ATTACH_NETKIT_PEER)
+        attached(device, attach_type)
     except BpfError as error:
-        if error.errno in (errno.ENXIO, errno.EINVAL):  # EINVAL: of a kernel without netkit
+        if error.errno in (errno.ENXIO, errno.EINVAL):  # no netkit; such a kernel
             return False
         raise
     name = program_name(program_id(program))
-    replace(device, ATTACH_NETKIT_PEER, {name: program}, LAST)
-    keep(program, device, ATTACH_NETKIT_PEER, LAST)
+    replace(device, attach_type, {name: program}, LAST)
+    keep(program, device, attach_type, LAST)
     return True
 
 
