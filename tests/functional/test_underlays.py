@@ -188,6 +188,25 @@ def look(made, host):
             assert f"{name}: off" in features
 
 
+@pytest.mark.parametrize("lab", ["subnets"], indirect=True)
+def test_another_way_to_the_other_host(lab):
+    """A live connection follows the host's routes, and leaves a router that is gone."""
+    one, two = lab.endpoint(0), lab.endpoint(1)
+    listener = two.listen(80)
+    sock = one.connect(two.address, 80)
+    accepted, _ = listener.accept()
+    first, second = "192.168.50.1", "192.168.50.2"
+    lab.underlay.middle.ip(f"address add {second}/24 dev port0")
+    router = lab.underlay.middle.ip("-br link show port0").split()[2]
+    for way, gone in ((first, second), (second, first), (first, second)):
+        one.host.netns.ip(f"route replace default via {way}")
+        for gateway, card in ((way, router), (gone, "02:00:00:00:00:99")):
+            one.host.netns.ip(f"neighbour replace {gateway} dev eth0 lladdr {card}")
+        for source, from_, target, to in ((one, sock, two, accepted), (two, accepted, one, sock)):
+            source.call(send, from_, way.encode())
+            assert target.call(take, to, len(way)) == way.encode()
+
+
 @pytest.mark.parametrize("lab", ["several addresses"], indirect=True)
 def test_the_address_that_is_said(lab):
     """Of several on one interface: nothing between the hosts goes by another."""
