@@ -181,7 +181,9 @@ def test_syncookies_for_every_connection(lab, ends):
     with server.sysctl("net.ipv4.tcp_syncookies", 2):
         listener = server.listen(80)
         before = server.statistic("TcpExtSyncookiesRecv")
-        for _ in range(50):
+        # A SYN to one in TIME_WAIT gets none, and where that SYN is dropped (another test's, of
+        # any namespace) the next of its processor neither: tcp_tw_isn, since Linux 6.10.
+        for _ in range(60):
             opened = client.connect(server.address, 80)
             accepted, peer = listener.accept()
             assert peer == opened.getsockname()
@@ -189,9 +191,12 @@ def test_syncookies_for_every_connection(lab, ends):
             assert accepted.getsockname() == (server.address, 80)
             opened.sendall(b"cookie")
             assert accepted.recv(10) == b"cookie"
-            opened.close()  # first: a SYN to one in TIME_WAIT gets no cookie
+            opened.close()  # first: so that the server has none in TIME_WAIT
             accepted.close()
-        assert server.statistic("TcpExtSyncookiesRecv") >= before + 50
+            if server.statistic("TcpExtSyncookiesRecv") >= before + 50:
+                break
+        else:
+            pytest.fail("fewer than 50 cookies for 60 connections")
 
 
 def connect_many(target, count):

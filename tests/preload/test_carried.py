@@ -22,6 +22,7 @@ from netaddr import IPAddress
 from slimnet.contract import SLIM_ADDRESS_SERVICE, SLIM_SERVICE_SLOTS
 from slimnet.model import Direction, Reason
 from slimnet.tables import ServiceKey, ServiceRecord, Tables
+from slimnet_preload import contract
 
 pytestmark = pytest.mark.root
 
@@ -296,6 +297,48 @@ def test_live_connections_outlive_the_router(hosts):
     assert out == b"right\n", err.decode()
     assert err.count(b"\n") == 1
     assert b"no router: new connections are refused" in err
+    assert server.poll() is None
+
+
+def test_a_link_that_is_new_leaves_what_is_about_to_connect(two):
+    """It was told where to, and waits for a processor: it comes, and is known."""
+    server = two.serve(1, *python(SERVER))
+    client = two.popen(
+        None,
+        python(f"""
+        import socket, struct, sys
+        mapped = bytes(10) + bytes([255] * 2)
+        name = struct.Struct("!16sHxx")
+        router = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        router.connect({str(two.socket(2))!r})
+        sock = socket.socket()
+        calls = ({contract.SLIM_SHIM_VERSION}, {contract.SLIM_SHIM_CONNECT})
+        dialled = name.pack(mapped + socket.inet_aton("10.1.0.1"), 80)
+        request = struct.pack("=HHI", *calls, 0) + bytes(name.size) + dialled + bytes(name.size)
+        socket.send_fds(router, [request], [sock.fileno()])
+        answer = router.recv(1000)
+        assert not any(answer[8:12]), answer
+        print("told", flush=True)
+        sys.stdin.readline()
+        address, port = name.unpack(answer[-name.size:])
+        sock.connect((socket.inet_ntoa(address[12:]), port))
+        print(sock.recv(1000).decode())
+        """),
+        two.hosts[0],
+        stdin=subprocess.PIPE,
+    )
+    assert client.stdout.readline() == b"told\n"
+    for links in (0, 1):
+        if links:
+            two.hosts[1].start()
+        else:
+            two.hosts[1].kill()
+        deadline = time.monotonic() + 20
+        while two.hosts[0].control.status().links != links:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    out, err = client.communicate(b"\n", timeout=20)
+    assert out.startswith(b"('10.1.0.2', "), err.decode()
     assert server.poll() is None
 
 

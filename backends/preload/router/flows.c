@@ -150,8 +150,7 @@ static void see(const struct diag *socket, void *data)
 	flow->came = 1;
 }
 
-/* Is it yet to be connected, for all that is known? */
-static int is_to_come(struct flow *flow)
+int flows_is_to_come(struct flow *flow)
 {
 	struct diag socket;
 
@@ -182,7 +181,7 @@ static void forget(struct flow *flow, void *data)
 		 * router is told (router_ask_first() of the shim).
 		 */
 		if (flow->client_here && flow->kind != SLIM_WAY_OUTSIDE &&
-		    (age < SWEEP_MS || (age < SLIM_ANNOUNCE_ANNOUNCED_MS && is_to_come(flow))))
+		    (age < SWEEP_MS || (age < SLIM_ANNOUNCE_ANNOUNCED_MS && flows_is_to_come(flow))))
 			return;
 		flows_end(flow);
 	} else if (age > SLIM_ANNOUNCE_ANNOUNCED_MS) {

@@ -293,10 +293,14 @@ static void announce_again(struct flow *flow, void *data)
 	if (flow->kind == SLIM_WAY_WIRE && flow->client_here && !link->dead &&
 	    slim_same(flow->tuple.destination, link->host) &&
 	    loop_now() - flow->since < SLIM_ANNOUNCE_ANNOUNCED_MS) {
-		/* Not one whose socket is gone: its port may be another's. */
+		/*
+		 * Not one whose socket is gone: its port may be another's. One that waits for a
+		 * processor to connect has none yet.
+		 */
 		const struct slim_tuple tuple = flow->tuple;
 
-		flows_check(flow);
+		if (!flows_is_to_come(flow))
+			flows_check(flow);
 		flow = flow_find(&tuple);
 		if (flow)
 			link_announce(flow);

@@ -59,7 +59,9 @@ void flows_sweep(void);
 struct flow *flows_new(const struct slim_tuple *tuple);
 /* It is over, and told so. */
 void flows_end(struct flow *flow);
-/* The socket of the client is gone before anybody accepted it. */
+/* Is it yet to be connected, for all that is known? */
+int flows_is_to_come(struct flow *flow);
+/* The client connects it no more: it is over if its socket is gone. */
 void flows_check(struct flow *flow);
 
 /* published.c: ports of this host that are endpoints' */
