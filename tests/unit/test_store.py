@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SQLite store: the contract, and what is its own."""
 
+import errno
 import sqlite3
 import stat
 import subprocess
@@ -305,6 +306,72 @@ def test_moved_away_while_watching(store):
         store.watch("", after=revision, timeout=10)
     timer.join()
     assert time.monotonic() - begin < 5
+
+
+def beside(function):
+    """Runs it a moment later, in a thread of its own."""
+    timer = threading.Timer(0.1, function)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("how", ["commits", "runs out", "is moved", "is closed"])
+def test_a_watcher_sleeps_until_it_is_woken(store, url, monkeypatch, how):
+    monkeypatch.setattr(sqlite, "_LOOK", 60)
+    lease = store.lease(0.1 if how == "runs out" else 3600)
+    revision = store.transact(put={"key": b"1"}, leases={"key": lease})
+    with SqliteStore.open(url) as other:
+        timer = beside(
+            {
+                "commits": lambda: other.transact(put={"key": b"2"}),
+                "runs out": lambda: None,
+                "is moved": lambda: store.path.rename(store.path.with_suffix(".hidden")),
+                "is closed": store.close,
+            }[how]
+        )
+        if how in {"commits", "runs out"}:
+            events, _ = store.watch("", after=revision, timeout=60)
+            assert [event.value for event in events] == [b"2" if how == "commits" else None]
+        else:
+            with pytest.raises(StoreUnreachable):
+                store.watch("", after=revision, timeout=60)
+        timer.join()
+
+
+def test_a_watcher_that_nobody_wakes_looks_by_itself(store, monkeypatch):
+    """Another program commits; or there are no more inotify instances."""
+    revision = store.transact(put={"key": b"1"})
+
+    def commit():
+        with closing(sqlite3.connect(store.path)) as connection, connection:
+            connection.execute("INSERT INTO history VALUES (?, 'key', x'32')", (revision + 1,))
+            connection.execute("UPDATE meta SET value=? WHERE name='revision'", (revision + 1,))
+
+    timer = beside(commit)
+    events, reached = store.watch("", after=revision, timeout=60)
+    timer.join()
+    assert [event.value for event in events] == [b"2"]
+
+    def none(*_):
+        raise OSError(errno.EMFILE, "no more")
+
+    monkeypatch.setattr(sqlite.libc, "inotify", none)
+    monkeypatch.setattr(sqlite, "_LOOK", 60)
+    with SqliteStore(store.path) as fresh:
+        timer = beside(lambda: store.transact(put={"key": b"3"}))
+        events, _ = fresh.watch("", after=reached, timeout=60)
+        timer.join()
+    assert [event.value for event in events] == [b"3"]
+
+
+def test_a_watcher_that_sleeps_looks_at_nothing(store, monkeypatch):
+    looks = []
+    number = sqlite._number
+    monkeypatch.setattr(sqlite, "_number", lambda *args: looks.append(args) or number(*args))
+    revision = store.transact(put={"key": b"1"})
+    looks.clear()
+    store.watch("", after=revision, timeout=0.5)
+    assert len(looks) < 10
 
 
 def test_leases_start_again_after_the_store_was_away(store, run_out):

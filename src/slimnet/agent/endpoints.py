@@ -241,8 +241,11 @@ class Endpoints:
         """Attach those endpoints of the store that live here; those whose place
         is gone go. One with processes is only adopted where the data path has it:
         what they opened without it, it does not know."""
+        self._adopt(self._backend.status().endpoints)
+
+    def _adopt(self, known: frozenset[int]) -> None:
+        """The same, of those that the data path has."""
         networks = {each.name: each for each in self._mirror.networks()}
-        known = self._backend.status().endpoints
         for number in self.attached.keys() - known:  # somebody took it from the data path
             del self.attached[number]
         unpoliced = set()
@@ -274,13 +277,14 @@ class Endpoints:
             return
         try:
             mine = {each.id: each for each in self._mirror.endpoints(self._site.host.name)}
-            for number in set(self._backend.status().endpoints) - set(mine):
+            known = self._backend.status().endpoints
+            for number in known - mine.keys():
                 with self._noting(number, str(number)):
                     self._backend.detach(number)
                     self.attached.pop(number, None)
                     self._names.remove(number)
                     self._holders.drop(number)
-            self.adopt()
+            self._adopt(known)
             for number, endpoint in mine.items():
                 if number in self.attached and self._has_ended(endpoint):
                     _log.info("endpoint %s has ended", endpoint.name)

@@ -21,6 +21,8 @@ __all__ = [
     "CLONE_NEWNS",
     "CLONE_NEWPID",
     "CLONE_NEWUTS",
+    "IN_ATTRIB",
+    "IN_MOVE_SELF",
     "MNT_DETACH",
     "MS_BIND",
     "MS_NODEV",
@@ -32,6 +34,7 @@ __all__ = [
     "MS_REMOUNT",
     "MS_SHARED",
     "capset",
+    "inotify",
     "membarrier",
     "mount",
     "move_mount",
@@ -69,6 +72,10 @@ MS_SHARED = 0x10_0000
 MNT_DETACH = 0x2
 _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+# include/uapi/linux/inotify.h
+IN_ATTRIB = 0x4  # an unlink as well, since it changes the number of links
+IN_MOVE_SELF = 0x800
 
 # arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
 _SYS_MEMBARRIER = 324 if os.uname().machine == "x86_64" else 283
@@ -166,6 +173,18 @@ def capset(header: ctypes.Array[ctypes.c_uint32], data: ctypes.Array[ctypes.c_ui
 def syscall(number: int, *arguments: object) -> int:
     """syscall(2), for what libc has no function for."""
     return _check(_libc.syscall(ctypes.c_long(number), *arguments), f"system call {number}")
+
+
+def inotify(path: str, events: int) -> int:
+    """A descriptor that is ready when one of the events has come over a file (inotify(7));
+    it does not block."""
+    descriptor = _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
+    try:
+        _check(_libc.inotify_add_watch(descriptor, os.fsencode(path), events), f"watch {path}")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def membarrier() -> None:

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store of one machine: an SQLite file, shared by all of its processes.
 
-WAL mode, so that readers never wait; ``PRAGMA data_version`` tells a watcher
-for two microseconds that somebody else committed
-(https://www.sqlite.org/pragma.html#pragma_data_version). Changes stay in a
+WAL mode, so that readers never wait; ``PRAGMA data_version`` tells a watcher whether
+somebody else committed (https://www.sqlite.org/pragma.html#pragma_data_version). Who
+commits touches the file, which wakes the watchers (inotify(7)); they sleep until then,
+and look now and then, for others do not touch it. Changes stay in a
 history table for watchers and are trimmed. A lease lives on the boot clock:
 one of an earlier boot has run out, whatever its number says.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import sqlite3
 import threading
 import time
@@ -21,7 +24,7 @@ from typing import Any
 
 from slimnet.abc import Revision, Store, StoreEvent
 from slimnet.exceptions import ConfigError, Conflict, NotFound, StoreUnreachable
-from slimnet.linux import sysctl
+from slimnet.linux import libc, sysctl
 from slimnet.store import APART, check_leases, check_prefixes, unmet
 from slimnet.trusted import make_trusted
 
@@ -29,7 +32,8 @@ __all__ = ["SqliteStore"]
 
 #: Changes that a watcher may lag behind.
 _HISTORY = 10_000
-#: Seconds between two looks at data_version.
+#: Seconds between two looks at data_version, by who is woken and by who cannot be.
+_LOOK = 0.25
 _POLL = 0.025
 #: Seconds that a writer waits for another one.
 _BUSY = 5.0
@@ -56,6 +60,31 @@ CREATE TABLE IF NOT EXISTS history (
 _Changes = list[tuple[int, str, bytes | None]]
 
 
+class _Connection(sqlite3.Connection):
+    """With a bell, which whoever commits rings."""
+
+    _bell: int | None = None
+
+    def sleep(self, path: Path, seconds: float) -> None:
+        """Until somebody rings, or has rung since the last time; or so long at most."""
+        try:
+            if self._bell is None:
+                self._bell = libc.inotify(str(path), libc.IN_ATTRIB | libc.IN_MOVE_SELF)
+        except OSError:  # no more of them: fs.inotify.max_user_instances
+            time.sleep(min(seconds, _POLL))
+            return
+        poll = select.poll()
+        poll.register(self._bell, select.POLLIN)
+        if poll.poll(1000 * min(seconds, _LOOK)):
+            os.read(self._bell, 4096)
+
+    def close(self) -> None:
+        if self._bell is not None:
+            os.close(self._bell)
+            self._bell = None
+        super().close()
+
+
 class SqliteStore(Store):
     """``sqlite:///absolute/path.db``; the file and its directory are made.
 
@@ -66,7 +95,7 @@ class SqliteStore(Store):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._boot = sysctl.read("kernel/random/boot_id")
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[_Connection] = []
         self._inode = 0
         self._closed = False
         self._away = False  # since the last failure
@@ -89,7 +118,7 @@ class SqliteStore(Store):
             raise ConfigError("store", "sqlite:///<absolute path>", url)
         return cls(Path("/" + rest.lstrip("/")))
 
-    def _make(self, connection: sqlite3.Connection) -> None:
+    def _make(self, connection: _Connection) -> None:
         deadline = time.monotonic() + _BUSY
         while True:
             try:
@@ -138,7 +167,7 @@ class SqliteStore(Store):
     ) -> Revision:
         leases, put = leases or {}, put or {}
         check_leases(leases, put)
-        with self._connection() as connection, _transaction(connection):
+        with self._connection() as connection, self._transaction(connection):
             self._purge(connection, time.clock_gettime(time.CLOCK_BOOTTIME))
             for key, wanted in (expect or {}).items():
                 row = connection.execute("SELECT revision FROM pair WHERE key=?", (key,)).fetchone()
@@ -172,8 +201,8 @@ class SqliteStore(Store):
         check_prefixes((prefix, *more))
         with self._connection() as connection:
             while True:
-                self._expire(connection)
                 version = _number(connection, "PRAGMA data_version")
+                due = self._expire(connection)
                 rows, after = self._changes(connection, (prefix, *more), after)
                 if rows:
                     break
@@ -181,10 +210,11 @@ class SqliteStore(Store):
                     left = deadline - time.monotonic()
                     if left <= 0:
                         return (), after
-                    time.sleep(min(_POLL, left))
-                    self._check()
-                    if self._expire(connection):
+                    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+                    if now >= due:
                         break
+                    connection.sleep(self.path, min(left, due - now))
+                    self._check()
         events = [
             StoreEvent(key, None if value is None else bytes(value), revision)
             for revision, key, value in rows
@@ -192,7 +222,7 @@ class SqliteStore(Store):
         return events, after
 
     def lease(self, seconds: float) -> int:
-        with self._connection() as connection, _transaction(connection, durable=False):
+        with self._connection() as connection, self._transaction(connection, durable=False):
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
             cursor = connection.execute(
                 "INSERT INTO lease (boot, seconds, expires) VALUES (?, ?, ?)",
@@ -201,7 +231,7 @@ class SqliteStore(Store):
             return int(cursor.lastrowid or 0)
 
     def renew(self, lease: int) -> None:
-        with self._connection() as connection, _transaction(connection, durable=False):
+        with self._connection() as connection, self._transaction(connection, durable=False):
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
             self._purge(connection, now)
             self._need_lease(connection, lease)
@@ -211,10 +241,11 @@ class SqliteStore(Store):
         with self._lock:
             self._closed = True
             self._close_idle()
+        self._ring()
 
     @staticmethod
     def _changes(
-        connection: sqlite3.Connection, prefixes: Sequence[str], after: Revision
+        connection: _Connection, prefixes: Sequence[str], after: Revision
     ) -> tuple[_Changes, Revision]:
         """The changes below the prefixes, and the newest revision of all."""
         below = " OR ".join(["key>=? AND key<?"] * len(prefixes))
@@ -236,30 +267,31 @@ class SqliteStore(Store):
             connection.execute("COMMIT")
         return rows, newest
 
-    def _need_lease(self, connection: sqlite3.Connection, lease: int) -> None:
+    def _need_lease(self, connection: _Connection, lease: int) -> None:
         if connection.execute("SELECT 1 FROM lease WHERE id=?", (lease,)).fetchone() is None:
             raise NotFound(f"lease {lease} has run out")
 
-    def _expire(self, connection: sqlite3.Connection) -> bool:
-        """Let the keys of leases that ran out go, if there are any."""
+    def _expire(self, connection: _Connection) -> float:
+        """Let the keys of leases that ran out go, if there are any. When the next does, unless
+        it is renewed, in seconds of the boot clock."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        if not connection.execute(_EXPIRED, (self._boot, now)).fetchone():
-            return False
-        with _transaction(connection):
-            self._purge(connection, now)
-        return True
+        if connection.execute(_EXPIRED, (self._boot, now)).fetchone():
+            with self._transaction(connection):
+                self._purge(connection, now)
+        (due,) = connection.execute("SELECT min(expires) FROM lease").fetchone()
+        return math.inf if due is None else float(due)
 
-    def _return(self, connection: sqlite3.Connection) -> None:
+    def _return(self, connection: _Connection) -> None:
         """While the store was away nobody could renew: every lease starts again."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        with _transaction(connection):
+        with self._transaction(connection):
             connection.execute(
                 "UPDATE lease SET expires=?+seconds WHERE boot=? AND expires<?+seconds",
                 (now, self._boot, now),
             )
         self._away = False
 
-    def _purge(self, connection: sqlite3.Connection, now: float) -> None:
+    def _purge(self, connection: _Connection, now: float) -> None:
         gone = [row[0] for row in connection.execute(_EXPIRED, (self._boot, now))]
         if not gone:
             return
@@ -276,7 +308,7 @@ class SqliteStore(Store):
             _commit_revision(connection, revision)
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self) -> Iterator[_Connection]:
         """Borrow a connection; data_version has a meaning within one only."""
         connection = None
         try:
@@ -294,7 +326,7 @@ class SqliteStore(Store):
             if connection is not None:
                 self._give_back(connection)
 
-    def _borrow(self) -> sqlite3.Connection:
+    def _borrow(self) -> _Connection:
         if self._closed:
             raise StoreUnreachable(f"store {self.path}: closed")
         inode = self.path.stat().st_ino
@@ -310,9 +342,10 @@ class SqliteStore(Store):
             timeout=_BUSY,
             isolation_level=None,
             check_same_thread=False,
+            factory=_Connection,
         )
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _give_back(self, connection: _Connection) -> None:
         if connection.in_transaction:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
@@ -321,6 +354,24 @@ class SqliteStore(Store):
                 self._idle.append(connection)
                 return
         connection.close()
+
+    @contextmanager
+    def _transaction(self, connection: _Connection, *, durable: bool = True) -> Iterator[None]:
+        """A write transaction; a renewed lease need not survive a power cut, and wakes nobody."""
+        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+        if durable:
+            self._ring()
+
+    def _ring(self) -> None:
+        with suppress(OSError):  # they look by themselves
+            os.utime(self.path)
 
     def _check(self) -> None:
         """An open connection would go on with a file that was moved away, and when closed."""
@@ -346,34 +397,21 @@ def _below(prefix: str) -> tuple[str, str]:
     return prefix, prefix + "\U0010ffff"
 
 
-def _number(connection: sqlite3.Connection, query: str) -> int:
+def _number(connection: _Connection, query: str) -> int:
     return int(connection.execute(query).fetchone()[0])
 
 
-def _revision(connection: sqlite3.Connection) -> int:
+def _revision(connection: _Connection) -> int:
     return _number(connection, "SELECT value FROM meta WHERE name='revision'")
 
 
-def _remember(connection: sqlite3.Connection, revision: int, key: str, value: bytes | None) -> None:
+def _remember(connection: _Connection, revision: int, key: str, value: bytes | None) -> None:
     connection.execute("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", (revision, key, value))
 
 
-def _commit_revision(connection: sqlite3.Connection, revision: int) -> None:
+def _commit_revision(connection: _Connection, revision: int) -> None:
     connection.execute("UPDATE meta SET value=? WHERE name='revision'", (revision,))
     if revision % 256 == 0 and revision > _HISTORY:
         trimmed = revision - _HISTORY
         connection.execute("DELETE FROM history WHERE revision<=?", (trimmed,))
         connection.execute("UPDATE meta SET value=? WHERE name='trimmed'", (trimmed,))
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection, *, durable: bool = True) -> Iterator[None]:
-    """A write transaction; a renewed lease need not survive a power cut."""
-    connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
