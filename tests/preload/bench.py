@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from attrs import evolve
@@ -36,6 +36,14 @@ def make(out: Path, *variables: str) -> Path:
         check=True,
     )
     return out
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for it."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def compile_test(name: str, out: Path, *options: str, compiler: str = "gcc") -> Path:

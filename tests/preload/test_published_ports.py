@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
-from bench import bench
+from bench import bench, until
 
 from slimnet.model import Direction, Protocol, Reason
 from slimnet.tables import PolicyKey, PolicyRecord, PublishKey, PublishRecord
@@ -146,13 +146,6 @@ def descriptors(made):
         with contextlib.suppress(FileNotFoundError):
             found += str(descriptor.readlink())[8:-1] in inodes
     return found
-
-
-def until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 ENDED = ("104", "b''", "32")  # ECONNRESET, end of file

@@ -308,11 +308,16 @@ def test_moved_away_while_watching(store):
     assert time.monotonic() - begin < 5
 
 
-def beside(function):
-    """Runs it a moment later, in a thread of its own."""
+@contextmanager
+def woken(function):
+    """A moment after the block began it runs in a thread of its own, and the block ends long
+    before what it waits for would be over."""
     timer = threading.Timer(0.1, function)
+    begin = time.monotonic()
     timer.start()
-    return timer
+    yield
+    timer.join()
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.parametrize("how", ["commits", "runs out", "is moved", "is closed"])
@@ -321,21 +326,19 @@ def test_a_watcher_sleeps_until_it_is_woken(store, url, monkeypatch, how):
     lease = store.lease(0.1 if how == "runs out" else 3600)
     revision = store.transact(put={"key": b"1"}, leases={"key": lease})
     with SqliteStore.open(url) as other:
-        timer = beside(
-            {
-                "commits": lambda: other.transact(put={"key": b"2"}),
-                "runs out": lambda: None,
-                "is moved": lambda: store.path.rename(store.path.with_suffix(".hidden")),
-                "is closed": store.close,
-            }[how]
-        )
-        if how in {"commits", "runs out"}:
-            events, _ = store.watch("", after=revision, timeout=60)
-            assert [event.value for event in events] == [b"2" if how == "commits" else None]
-        else:
-            with pytest.raises(StoreUnreachable):
-                store.watch("", after=revision, timeout=60)
-        timer.join()
+        happens = {
+            "commits": lambda: other.transact(put={"key": b"2"}),
+            "runs out": lambda: None,
+            "is moved": lambda: store.path.rename(store.path.with_suffix(".hidden")),
+            "is closed": store.close,
+        }
+        with woken(happens[how]):
+            if how in {"commits", "runs out"}:
+                events, _ = store.watch("", after=revision, timeout=60)
+                assert [event.value for event in events] == [b"2" if how == "commits" else None]
+            else:
+                with pytest.raises(StoreUnreachable):
+                    store.watch("", after=revision, timeout=60)
 
 
 def test_a_watcher_that_nobody_wakes_looks_by_itself(store, monkeypatch):
@@ -347,9 +350,8 @@ def test_a_watcher_that_nobody_wakes_looks_by_itself(store, monkeypatch):
             connection.execute("INSERT INTO history VALUES (?, 'key', x'32')", (revision + 1,))
             connection.execute("UPDATE meta SET value=? WHERE name='revision'", (revision + 1,))
 
-    timer = beside(commit)
-    events, reached = store.watch("", after=revision, timeout=60)
-    timer.join()
+    with woken(commit):
+        events, reached = store.watch("", after=revision, timeout=60)
     assert [event.value for event in events] == [b"2"]
 
     def none(*_):
@@ -357,10 +359,8 @@ def test_a_watcher_that_nobody_wakes_looks_by_itself(store, monkeypatch):
 
     monkeypatch.setattr(sqlite.libc, "inotify", none)
     monkeypatch.setattr(sqlite, "_LOOK", 60)
-    with SqliteStore(store.path) as fresh:
-        timer = beside(lambda: store.transact(put={"key": b"3"}))
+    with SqliteStore(store.path) as fresh, woken(lambda: store.transact(put={"key": b"3"})):
         events, _ = fresh.watch("", after=reached, timeout=60)
-        timer.join()
     assert [event.value for event in events] == [b"3"]
 
 

@@ -118,7 +118,7 @@ class SqliteStore(Store):
             raise ConfigError("store", "sqlite:///<absolute path>", url)
         return cls(Path("/" + rest.lstrip("/")))
 
-    def _make(self, connection: _Connection) -> None:
+    def _make(self, connection: sqlite3.Connection) -> None:
         deadline = time.monotonic() + _BUSY
         while True:
             try:
@@ -202,10 +202,11 @@ class SqliteStore(Store):
         with self._connection() as connection:
             while True:
                 version = _number(connection, "PRAGMA data_version")
-                due = self._expire(connection)
+                self._expire(connection)
                 rows, after = self._changes(connection, (prefix, *more), after)
                 if rows:
                     break
+                due = self._due(connection)
                 while _number(connection, "PRAGMA data_version") == version:
                     left = deadline - time.monotonic()
                     if left <= 0:
@@ -245,7 +246,7 @@ class SqliteStore(Store):
 
     @staticmethod
     def _changes(
-        connection: _Connection, prefixes: Sequence[str], after: Revision
+        connection: sqlite3.Connection, prefixes: Sequence[str], after: Revision
     ) -> tuple[_Changes, Revision]:
         """The changes below the prefixes, and the newest revision of all."""
         below = " OR ".join(["key>=? AND key<?"] * len(prefixes))
@@ -267,21 +268,24 @@ class SqliteStore(Store):
             connection.execute("COMMIT")
         return rows, newest
 
-    def _need_lease(self, connection: _Connection, lease: int) -> None:
+    def _need_lease(self, connection: sqlite3.Connection, lease: int) -> None:
         if connection.execute("SELECT 1 FROM lease WHERE id=?", (lease,)).fetchone() is None:
             raise NotFound(f"lease {lease} has run out")
 
-    def _expire(self, connection: _Connection) -> float:
-        """Let the keys of leases that ran out go, if there are any. When the next does, unless
-        it is renewed, in seconds of the boot clock."""
+    def _expire(self, connection: sqlite3.Connection) -> None:
+        """Let the keys of leases that ran out go, if there are any."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         if connection.execute(_EXPIRED, (self._boot, now)).fetchone():
             with self._transaction(connection):
                 self._purge(connection, now)
+
+    @staticmethod
+    def _due(connection: sqlite3.Connection) -> float:
+        """When the next lease runs out, unless it is renewed, in seconds of the boot clock."""
         (due,) = connection.execute("SELECT min(expires) FROM lease").fetchone()
         return math.inf if due is None else float(due)
 
-    def _return(self, connection: _Connection) -> None:
+    def _return(self, connection: sqlite3.Connection) -> None:
         """While the store was away nobody could renew: every lease starts again."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         with self._transaction(connection):
@@ -291,7 +295,7 @@ class SqliteStore(Store):
             )
         self._away = False
 
-    def _purge(self, connection: _Connection, now: float) -> None:
+    def _purge(self, connection: sqlite3.Connection, now: float) -> None:
         gone = [row[0] for row in connection.execute(_EXPIRED, (self._boot, now))]
         if not gone:
             return
@@ -356,7 +360,9 @@ class SqliteStore(Store):
         connection.close()
 
     @contextmanager
-    def _transaction(self, connection: _Connection, *, durable: bool = True) -> Iterator[None]:
+    def _transaction(
+        self, connection: sqlite3.Connection, *, durable: bool = True
+    ) -> Iterator[None]:
         """A write transaction; a renewed lease need not survive a power cut, and wakes nobody."""
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
         connection.execute("BEGIN IMMEDIATE")
@@ -397,19 +403,19 @@ def _below(prefix: str) -> tuple[str, str]:
     return prefix, prefix + "\U0010ffff"
 
 
-def _number(connection: _Connection, query: str) -> int:
+def _number(connection: sqlite3.Connection, query: str) -> int:
     return int(connection.execute(query).fetchone()[0])
 
 
-def _revision(connection: _Connection) -> int:
+def _revision(connection: sqlite3.Connection) -> int:
     return _number(connection, "SELECT value FROM meta WHERE name='revision'")
 
 
-def _remember(connection: _Connection, revision: int, key: str, value: bytes | None) -> None:
+def _remember(connection: sqlite3.Connection, revision: int, key: str, value: bytes | None) -> None:
     connection.execute("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", (revision, key, value))
 
 
-def _commit_revision(connection: _Connection, revision: int) -> None:
+def _commit_revision(connection: sqlite3.Connection, revision: int) -> None:
     connection.execute("UPDATE meta SET value=? WHERE name='revision'", (revision,))
     if revision % 256 == 0 and revision > _HISTORY:
         trimmed = revision - _HISTORY
