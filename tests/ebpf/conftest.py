@@ -17,6 +17,7 @@ from lab.fixtures import (  # noqa: F401  # fixtures
     kernel_faults,
     lab,
     labs,
+    namespaces,
     parametrize,
 )
 from lab.paths import DATA_PATHS

@@ -12,6 +12,8 @@ import time
 import pytest
 from lab import Can, Lab
 
+from slimnet.model import Reason
+
 
 def churn(target, count, first):
     """Connect, talk and close ``count`` times; ``first`` says who closes first.
@@ -449,12 +451,15 @@ def test_no_two_live_connections_have_one_name(lab, ends, through):
     lab.install()
     routes = {"address": [(server.address, 80)], "service": [(vip, 8080)]}
     targets = routes.get(through) or [*routes["address"], *routes["service"]]
+    before = client.host.counters().get(Reason.BOUND_FULL, 0)
     names, times = client.call(hold_and_churn, targets, 400, 20_000, deadline=180)
     assert server.call(watched, 20_400) == {"accepted": 20_400, "twice": 0}
     assert len(set(names)) == 400
     # In a namespace of its own an endpoint has its own source ports and no more, and the
     # kernel searches for one that is not in TIME_WAIT, as it does on any host.
     assert lab.can(Can.OWN_NAMESPACE) or max(times) < 3 * times[0], times
+    # For a name or for room nobody waited: where there is none, the SYN is dropped.
+    assert client.host.counters().get(Reason.BOUND_FULL, 0) == before
     client.call(release)
 
 

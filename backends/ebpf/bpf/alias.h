@@ -161,17 +161,22 @@ struct slim_alias_search {
 	bool found;
 };
 
+/* A port, by chance: where the kernel takes source ports from, or wherever one may be. */
+static __always_inline __u16 slim_alias_draw(bool high)
+{
+	__u16 port = bpf_get_prandom_u32();
+
+	if (high)
+		return port | 0x8000;
+	return port < SLIM_ALIAS_FIRST ? port + SLIM_ALIAS_FIRST : port;
+}
+
 static long slim_alias_try(__u32 i, void *context)
 {
 	struct slim_alias_search *search = context;
-	__u32 alias = bpf_get_prandom_u32() & 0xffff;
+	__u32 alias = slim_alias_draw(i < SLIM_ALIAS_LAST);
 	__u32 patience = i < SLIM_ALIAS_HURRY ? SLIM_ALIAS_LINGER >> i : i < SLIM_ALIAS_LAST;
 
-	/* Where the kernel takes source ports from; then wherever one is. */
-	if (i < SLIM_ALIAS_LAST)
-		alias |= 0x8000;
-	else if (alias < SLIM_ALIAS_FIRST)
-		alias += SLIM_ALIAS_FIRST;
 	if (!slim_alias_take(search->socket, alias, patience))
 		return 0;
 	search->socket->local_port = bpf_htons((__u16)alias);

@@ -26,6 +26,7 @@
 #ifndef SLIMNET_CARRY_H
 #define SLIMNET_CARRY_H
 
+#include "alias.h"
 #include "event.h"
 #include "flow.h"
 #include "packet.h"
@@ -33,7 +34,9 @@
 
 #include <slimnet/rate.h>
 
-#define SLIM_NEAR_TRIES 8
+#define SLIM_CARRIED_TRIES 32		/* ports that are drawn for a name */
+#define SLIM_CARRIED_HIGH 8		/* the first of them where the kernel takes source ports from */
+#define SLIM_CARRIED_MAKE 1024		/* closed connections that are looked at for their room */
 #define SLIM_CARRIED_LINGER (SLIM_LINGER_SECONDS * SLIM_SECOND)
 #define SLIM_CARRIED_IDLE (SLIM_IDLE_SECONDS * SLIM_SECOND)
 
@@ -212,7 +215,24 @@ slim_carried_unname(const struct slim_carried_key *out, const struct slim_carrie
 	return 0;
 }
 
-/* Both records go. */
+/* All records of a connection that is on account already. */
+slim_verified_once int
+slim_carried_remove(const struct slim_carried_key *key, const struct slim_carried_key *other)
+{
+	struct slim_carried_key which;
+
+	if (!key || !other)
+		return 0;
+	which = *key;
+	slim_carried_unname(key, bpf_map_lookup_elem(&slim_carried, &which));
+	which = *other;
+	slim_carried_unname(other, bpf_map_lookup_elem(&slim_carried, &which));
+	slim_carried_delete(key);
+	slim_carried_delete(other);
+	return 0;
+}
+
+/* Both records go, and that of the name. */
 slim_verified_once int
 slim_carried_drop(const struct slim_carried_key *key, const struct slim_carried_key *other)
 {
@@ -229,17 +249,89 @@ slim_carried_drop(const struct slim_carried_key *key, const struct slim_carried_
 		slim_carried_closes(one, two);
 	if (other->device)
 		slim_carried_closes(two, one);
-	slim_carried_unname(key, one);
-	slim_carried_delete(key);
-	slim_carried_delete(other);
+	return slim_carried_remove(key, other);
+}
+
+/* The same, of the connection whose record has this key, if one has. */
+slim_verified_once int slim_carried_drop_of(const struct slim_carried_key *key)
+{
+	const struct slim_carried *carried;
+	struct slim_carried_key which, other;
+
+	if (!key)
+		return 0;
+	which = *key;
+	carried = bpf_map_lookup_elem(&slim_carried, &which);
+	if (!carried)
+		return 0;
+	slim_carried_other(carried, &other);
+	return slim_carried_drop(&which, &other);
+}
+
+enum slim_carried_life {
+	SLIM_CARRIED_LIVES = -1,	/* or did, less than `age` ago */
+	SLIM_CARRIED_NONE = 0,
+	SLIM_CARRIED_OVER = 1,
+};
+
+/*
+ * Of whom is the record with this key? A connection is over when both ends have said so: until
+ * then the one that has not may send for as long as it likes.
+ */
+slim_verified_once int slim_carried_life(const struct slim_carried_key *key, __u64 age)
+{
+	const struct slim_carried *carried, *back;
+	struct slim_carried_key which, other;
+	__u64 used;
+
+	if (!key)
+		return SLIM_CARRIED_NONE;
+	which = *key;
+	carried = bpf_map_lookup_elem(&slim_carried, &which);
+	if (!carried)
+		return SLIM_CARRIED_NONE;
+	used = carried->used;
+	slim_carried_other(carried, &other);
+	back = bpf_map_lookup_elem(&slim_carried, &other);
+	if (back && (__s64)(back->used - used) > 0)
+		used = back->used;
+	if (!(carried->flags & (back ? back->flags : SLIM_CARRIED_FINAL) & SLIM_CARRIED_FINAL) ||
+	    !slim_carried_is_older(used, age))
+		return SLIM_CARRIED_LIVES;
+	return SLIM_CARRIED_OVER;
+}
+
+/* Takes one that is closed out of the tables. Ends where there is room, or no other. */
+static long slim_carried_make(__u32 i, void *context)
+{
+	struct slim_usage *all = slim_usage_get(0);
+	struct slim_device *device = bpf_map_lookup_elem(&slim_device, context);
+	const struct slim_carried *carried;
+	struct slim_carried_key key, other;
+
+	if (!all || !device ||
+	    slim_share_left(device->carried, all->carried, SLIM_CARRIED_ROOM) ||
+	    bpf_map_pop_elem(&slim_over, &key))
+		return 1;
+	/* It may be gone, or a live one have that name by now. */
+	if (slim_carried_life(&key, 0) != SLIM_CARRIED_OVER)
+		return 0;
+	carried = bpf_map_lookup_elem(&slim_carried, &key);
+	if (!carried)
+		return 0;
+	slim_carried_other(carried, &other);
+	slim_carried_remove(&key, &other);
 	return 0;
 }
 
-/* May a closed connection's records make room for another's? */
-static __always_inline bool slim_carried_is_free(const struct slim_carried *carried)
+/*
+ * Makes room for one more connection of an endpoint, if it has none: what was closed longest
+ * ago, of whichever endpoint, goes before its minute is over, as a TIME_WAIT of the kernel's
+ * does where there are tcp_max_tw_buckets of them.
+ */
+slim_verified_once int slim_carried_make_room(__u32 number)
 {
-	return carried->flags & SLIM_CARRIED_FINAL &&
-	       slim_carried_is_older(carried->used, SLIM_CARRIED_LINGER);
+	return bpf_loop(SLIM_CARRIED_MAKE, slim_carried_make, &number, 0);
 }
 
 /* A connection to be carried, as both records are made from it. */
@@ -313,6 +405,7 @@ static __noinline int slim_carriage_put(struct slim_carriage *carriage)
 		    (old->back || old->destination != carriage->in.source ||
 		     old->destination_port != carriage->in.source_port))
 			return -1;
+		/* Not slim_carried_drop_of(), for Linux 6.1: with its frame the stack is too deep. */
 		slim_carried_other(old, &carriage->other);
 		slim_carried_drop(&carriage->out, &carriage->other);
 	}
@@ -369,7 +462,7 @@ slim_carriage_take(const struct slim_control *control, struct slim_carriage *car
 	if (!control || !carriage)
 		return -1;
 	for (int i = 0; i < SLIM_BOUND_PORTS; i++) {
-		struct slim_carried *old;
+		int life;
 
 		if (carriage->value.flags & SLIM_CARRIED_ANNOUNCED)
 			carriage->in.destination_port =
@@ -379,13 +472,11 @@ slim_carriage_take(const struct slim_control *control, struct slim_carriage *car
 			carriage->in.source_port =
 				bpf_htons(slim_fixed.wire_port + SLIM_WIRE_PORTS +
 					  ((carriage->out.device + i) & (SLIM_BOUND_PORTS - 1)));
-		old = bpf_map_lookup_elem(&slim_carried, &carriage->in);
-		if (old) {
-			if (!slim_carried_is_free(old))
-				continue;
-			slim_carried_other(old, &carriage->other);
-			slim_carried_drop(&carriage->in, &carriage->other);
-		}
+		life = slim_carried_life(&carriage->in, SLIM_CARRIED_LINGER);
+		if (life == SLIM_CARRIED_LIVES)
+			continue;
+		if (life == SLIM_CARRIED_OVER)
+			slim_carried_drop_of(&carriage->in);
 		if (slim_carriage_clashes(&carriage->in))
 			continue;
 		if (!slim_carriage_put(carriage))
@@ -407,16 +498,17 @@ slim_carriage_name(struct slim_carriage *carriage, __be32 address, __be16 prefer
 	if (!carriage)
 		return -1;
 	carriage->value.name = preferred ?: carriage->out.source_port;
-	for (int i = 0; i < SLIM_NEAR_TRIES; i++) {
+	for (int i = 0; i < SLIM_CARRIED_TRIES; i++) {
 		const bool own = carriage->value.name == carriage->out.source_port;
-		const struct slim_carried *old;
 
 		carriage->other = carriage->out;
 		carriage->other.destination = address;
 		carriage->other.destination_port = carriage->value.port;
 		carriage->other.source_port = carriage->value.name;
-		old = service || !own ? bpf_map_lookup_elem(&slim_carried, &carriage->other) : NULL;
-		if (!old || slim_carried_is_free(old)) {
+		if ((!service && own) ||
+		    slim_carried_life(&carriage->other, SLIM_CARRIED_LINGER) != SLIM_CARRIED_LIVES) {
+			const struct slim_carried *old;
+
 			slim_carried_name_key(&carriage->out, &carriage->value, &carriage->other);
 			old = bpf_map_lookup_elem(&slim_carried, &carriage->other);
 			if (!old && !service && own) {
@@ -427,7 +519,7 @@ slim_carriage_name(struct slim_carriage *carriage, __be32 address, __be16 prefer
 							 &carriage->value, BPF_NOEXIST))
 				return 0;
 		}
-		carriage->value.name = bpf_htons(bpf_get_prandom_u32() | 0x8000);
+		carriage->value.name = bpf_htons(slim_alias_draw(i < SLIM_CARRIED_HIGH));
 	}
 	carriage->value.name = 0;
 	return -1;
@@ -533,6 +625,14 @@ static __always_inline bool slim_segment_load(struct __sk_buff *skb, struct slim
 	return true;
 }
 
+/* The last of those that are closed; where there are too many, the first goes. */
+static __always_inline void slim_carried_queue(const struct slim_carried_key *out)
+{
+	struct slim_carried_key key = *out;
+
+	bpf_map_push_elem(&slim_over, &key, BPF_EXIST);
+}
+
 /* What becomes of the connection with the first packet, or the last, of one way. */
 static __noinline int
 slim_carried_turn(const struct slim_segment *segment, struct slim_carried *carried)
@@ -549,6 +649,8 @@ slim_carried_turn(const struct slim_segment *segment, struct slim_carried *carri
 	if (!back)
 		return 0;
 	if (segment->rst || segment->fin) {
+		const bool over = carried->flags & back->flags & SLIM_CARRIED_FINAL;
+
 		carried->flags |= SLIM_CARRIED_FINAL;
 		carried->used = bpf_ktime_get_ns();
 		if (segment->rst) {
@@ -559,6 +661,8 @@ slim_carried_turn(const struct slim_segment *segment, struct slim_carried *carri
 			slim_carried_closes(out ? carried : back, out ? back : carried);
 			if (near)
 				slim_carried_closes(back, carried);
+			if (!over)
+				slim_carried_queue(out ? &segment->key : &other);
 		}
 		return 0;
 	}
@@ -805,8 +909,8 @@ static __noinline int slim_carriage_near(struct slim_carriage *carriage)
 {
 	struct slim_usage *all = slim_usage_get(0);
 	struct slim_device *mine, *theirs;
-	struct slim_carried *old;
 	__u32 number, client;
+	bool named = false;
 
 	if (!carriage || !all)
 		return -1;
@@ -816,11 +920,7 @@ static __noinline int slim_carriage_near(struct slim_carriage *carriage)
 	theirs = bpf_map_lookup_elem(&slim_device, &number);
 	if (!mine || !theirs)
 		return -1;
-	old = bpf_map_lookup_elem(&slim_carried, &carriage->out);
-	if (old) {
-		slim_carried_other(old, &carriage->other);
-		slim_carried_drop(&carriage->out, &carriage->other);
-	}
+	slim_carried_drop_of(&carriage->out);
 	if (!slim_share_left(mine->carried, all->carried, SLIM_CARRIED_ROOM))
 		return -1;
 	carriage->value.opened = bpf_ktime_get_ns();
@@ -844,21 +944,17 @@ static __noinline int slim_carriage_near(struct slim_carriage *carriage)
 	carriage->in.destination = carriage->out.source;
 	carriage->in.destination_port = carriage->out.source_port;
 	carriage->in.source_port = carriage->value.port;
-	for (int i = 0; i < SLIM_NEAR_TRIES; i++) {
-		old = bpf_map_lookup_elem(&slim_carried, &carriage->in);
-		if (old && old->flags & SLIM_CARRIED_FINAL) {
-			slim_carried_other(old, &carriage->other);
-			slim_carried_drop(&carriage->in, &carriage->other);
-		}
-		if (!bpf_map_update_elem(&slim_carried, &carriage->in, &carriage->value,
-					 BPF_NOEXIST)) {
-			number = 0;
-			break;
-		}
+	for (int i = 0; i < SLIM_CARRIED_TRIES && !named; i++) {
 		/* Another live one by that name, as by a service and without: it gets another. */
-		carriage->in.destination_port = bpf_htons(bpf_get_prandom_u32() | 0x8000);
+		if (i)
+			carriage->in.destination_port =
+				bpf_htons(slim_alias_draw(i < SLIM_CARRIED_HIGH));
+		if (slim_carried_life(&carriage->in, SLIM_CARRIED_LINGER) == SLIM_CARRIED_OVER)
+			slim_carried_drop_of(&carriage->in);
+		named = !bpf_map_update_elem(&slim_carried, &carriage->in, &carriage->value,
+					     BPF_NOEXIST);
 	}
-	if (number)
+	if (!named)
 		return -1;
 	carriage->value.flags = 0;
 	carriage->value.endpoint = mine->endpoint;
@@ -919,6 +1015,7 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 	control = bpf_map_lookup_elem(&slim_control, &zero);
 	if (!carriage || !control)
 		return TC_ACT_SHOT;
+	slim_carried_make_room(segment->key.device);
 	if (carriage->in.device) {
 		slim_carriage_device(carriage, segment->key.device, device);
 		carriage->out = segment->key;
@@ -954,14 +1051,11 @@ slim_device_open(struct __sk_buff *skb, const struct slim_device *device,
 		carriage->in.source_port = old->destination_port;
 		carriage->in.destination_port = old->source_port;
 		name = old->name;
-		slim_carried_drop(&carriage->out, &carriage->in);
+		slim_carried_drop_of(&carriage->out);
 		error = slim_carriage_name(carriage, carriage->address, name) ||
 			slim_carriage_put(carriage);
 	} else {
-		if (old) {
-			slim_carried_other(old, &carriage->other);
-			slim_carried_drop(&carriage->out, &carriage->other);
-		}
+		slim_carried_drop_of(&carriage->out);
 		error = slim_carriage_name(carriage, carriage->address, 0) ||
 			slim_carriage_take(control, carriage);
 	}
@@ -1079,7 +1173,6 @@ slim_carry_admit(const struct slim_syn *syn, const struct slim_option *option,
 {
 	struct slim_carriage *carriage;
 	struct slim_device *device;
-	struct slim_carried *old;
 	__u32 *number, key;
 
 	if (!syn || !option || !admitted)
@@ -1095,6 +1188,7 @@ slim_carry_admit(const struct slim_syn *syn, const struct slim_option *option,
 	carriage = slim_carriage_new();
 	if (!carriage)
 		return -1;
+	slim_carried_make_room(key);
 	slim_carriage_device(carriage, key, device);
 	carriage->in.source = syn->tuple.source[3];
 	carriage->in.destination = syn->tuple.destination[3];
@@ -1109,12 +1203,8 @@ slim_carry_admit(const struct slim_syn *syn, const struct slim_option *option,
 	carriage->value.flags = SLIM_CARRIED_ACCEPTED;
 	if (!option->kind)
 		carriage->value.flags |= SLIM_CARRIED_ANNOUNCED;
-	old = bpf_map_lookup_elem(&slim_carried, &carriage->in);
-	if (old) {
-		/* The SYN is sent again, or comes after a connection that is closed. */
-		slim_carried_other(old, &carriage->other);
-		slim_carried_drop(&carriage->in, &carriage->other);
-	}
+	/* The SYN is sent again, or comes after a connection that is closed. */
+	slim_carried_drop_of(&carriage->in);
 	return slim_carriage_put(carriage) ? -1 : (int)carriage->portal;
 }
 
@@ -1167,7 +1257,6 @@ slim_carry_publish(const struct slim_tuple *syn, const struct slim_publish *publ
 {
 	struct slim_carriage *carriage;
 	struct slim_device *device;
-	struct slim_carried *old;
 	__u32 *number, key;
 
 	if (!syn || !published)
@@ -1181,6 +1270,7 @@ slim_carry_publish(const struct slim_tuple *syn, const struct slim_publish *publ
 	carriage = slim_carriage_new();
 	if (!device || !carriage)
 		return 0;
+	slim_carried_make_room(key);
 	slim_carriage_device(carriage, key, device);
 	carriage->in.source = syn->source[3];
 	carriage->in.destination = syn->destination[3];
@@ -1192,11 +1282,7 @@ slim_carry_publish(const struct slim_tuple *syn, const struct slim_publish *publ
 	carriage->value.rule = rule;
 	carriage->value.port = published->port;
 	carriage->value.flags = SLIM_CARRIED_ACCEPTED | SLIM_CARRIED_PUBLISHED;
-	old = bpf_map_lookup_elem(&slim_carried, &carriage->in);
-	if (old) {
-		slim_carried_other(old, &carriage->other);
-		slim_carried_drop(&carriage->in, &carriage->other);
-	}
+	slim_carried_drop_of(&carriage->in);
 	return slim_carriage_put(carriage) ? -1 : (int)carriage->portal;
 }
 

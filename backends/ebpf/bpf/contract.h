@@ -58,6 +58,7 @@ enum slim_map {
 	SLIM_MAP_CARRIED,	/* hash: struct slim_carried_key -> struct slim_carried */
 	SLIM_MAP_POLICE,	/* hash: __u32 number of a device -> struct slim_police */
 	SLIM_MAP_CARRIAGE,	/* per-CPU array[1]: what a SYN's program works on: no stack is that large */
+	SLIM_MAP_OVER,		/* queue of struct slim_carried_key: connections that are over */
 	SLIM_MAP_COUNT,
 };
 
@@ -69,7 +70,7 @@ enum slim_room {
 	SLIM_HELD_ROOM = 262144,	/* records of bound ports */
 	SLIM_LISTENER_ROOM = 262144,
 	SLIM_CARRIED_ROOM = 131072,	/* connections of endpoints with namespaces of their own */
-	SLIM_CARRIED_RECORDS = 2,	/* of each such connection */
+	SLIM_CARRIED_RECORDS = 3,	/* of each such connection: for each way, and of its name */
 	SLIM_NAME_WAYS = 5,		/* names of connections with one source port */
 };
 

@@ -94,6 +94,16 @@ slim_share_sum(void *map, const void *key, void *value, void *context)
 	return 0;
 }
 
+static long
+slim_share_sum_carried(void *map, const void *key, void *value, void *context)
+{
+	const struct slim_device *device = value;
+	struct slim_usage *sum = context;
+
+	sum->carried += slim_share_held(device->carried);
+	return 0;
+}
+
 /*
  * Puts the sums over all endpoints at index 0 right. All but `ports`: a port that
  * two endpoints share is one port of the host, and a sum would count it twice. And
@@ -104,6 +114,7 @@ static __always_inline void slim_share_sum_up(void)
 	struct slim_usage sum = {}, *all = slim_usage_get(0);
 
 	bpf_for_each_map_elem(&slim_local, slim_share_sum, &sum, 0);
+	bpf_for_each_map_elem(&slim_device, slim_share_sum_carried, &sum, 0);
 	if (!all)
 		return;
 	all->held = sum.held;
@@ -112,6 +123,7 @@ static __always_inline void slim_share_sum_up(void)
 	all->places = sum.places;
 	all->listeners = sum.listeners;
 	all->datagrams = sum.datagrams;
+	all->carried = sum.carried;
 }
 
 /*

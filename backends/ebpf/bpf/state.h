@@ -295,6 +295,16 @@ struct {
 	__type(value, struct slim_carried);
 } slim_carried SEC(".maps");
 
+/*
+ * Those that are closed and whose records linger, by what their endpoint sends, in the order in
+ * which they were closed: where there is no room they make some.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, SLIM_CARRIED_ROOM);
+	__type(value, struct slim_carried_key);
+} slim_over SEC(".maps");
+
 /* The names of live connections with one source port, and those that linger (alias.h). */
 struct slim_names {
 	struct bpf_spin_lock lock;

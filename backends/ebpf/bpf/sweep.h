@@ -189,6 +189,16 @@ static long slim_sweep_carried(void *map, const void *key, void *value, void *co
 	return 0;
 }
 
+/* Ends at the first that is closed still: those before it are gone, or live again. */
+static long slim_sweep_closed(__u32 i, void *context)
+{
+	struct slim_carried_key key;
+
+	return bpf_map_peek_elem(&slim_over, &key) ||
+	       slim_carried_life(&key, 0) == SLIM_CARRIED_OVER ||
+	       bpf_map_pop_elem(&slim_over, &key);
+}
+
 /*
  * A whole sweep looks at every place of three large tables, which takes milliseconds
  * and the processor's caches; most of the time there is nothing in them. So one that
@@ -209,6 +219,8 @@ static __always_inline int slim_sweep_run(struct __sk_buff *skb)
 		bpf_for_each_map_elem(&slim_flow, slim_sweep_flow, &sweep, 0);
 	if (whole && all && all->carried)
 		bpf_for_each_map_elem(&slim_carried, slim_sweep_carried, NULL, 0);
+	if (flows)
+		bpf_loop(SLIM_CARRIED_ROOM, slim_sweep_closed, NULL, 0);
 	if (whole || (all && all->bound))
 		bpf_for_each_map_elem(&slim_bound, slim_sweep_bound, NULL, 0);
 	return 0;

@@ -15,8 +15,8 @@ from typing import Final
 from slimnet.contract import slim_keys, slim_tuple
 
 # The first 64 bits of the SHA-256 of its layouts.
-FINGERPRINT: Final[int] = 0x160A409034173E79
-FINGERPRINT_HEX: Final[str] = "160a409034173e79"
+FINGERPRINT: Final[int] = 0x6B3033488119DEB6
+FINGERPRINT_HEX: Final[str] = "6b3033488119deb6"
 
 # enum slim_map
 SLIM_MAP_CONTROL: Final[int] = 0
@@ -55,7 +55,8 @@ SLIM_MAP_DEVICE: Final[int] = 32
 SLIM_MAP_CARRIED: Final[int] = 33
 SLIM_MAP_POLICE: Final[int] = 34
 SLIM_MAP_CARRIAGE: Final[int] = 35
-SLIM_MAP_COUNT: Final[int] = 36
+SLIM_MAP_OVER: Final[int] = 36
+SLIM_MAP_COUNT: Final[int] = 37
 
 # enum slim_room
 SLIM_FLOW_ROOM: Final[int] = 65536
@@ -64,7 +65,7 @@ SLIM_BOUND_RECORDS: Final[int] = 3
 SLIM_HELD_ROOM: Final[int] = 262144
 SLIM_LISTENER_ROOM: Final[int] = 262144
 SLIM_CARRIED_ROOM: Final[int] = 131072
-SLIM_CARRIED_RECORDS: Final[int] = 2
+SLIM_CARRIED_RECORDS: Final[int] = 3
 SLIM_NAME_WAYS: Final[int] = 5
 
 # enum slim_patience
@@ -190,6 +191,7 @@ MAPS: Final[Mapping[int, str]] = {
     SLIM_MAP_CARRIED: "slim_carried",
     SLIM_MAP_POLICE: "slim_police",
     SLIM_MAP_CARRIAGE: "slim_carriage",
+    SLIM_MAP_OVER: "slim_over",
 }
 
 # Struct to the fields that hold network order.
