@@ -456,8 +456,11 @@ def test_no_two_live_connections_have_one_name(lab, ends, through):
     assert server.call(watched, 20_400) == {"accepted": 20_400, "twice": 0}
     assert len(set(names)) == 400
     # In a namespace of its own an endpoint has its own source ports and no more, and the
-    # kernel searches for one that is not in TIME_WAIT, as it does on any host.
-    assert lab.can(Can.OWN_NAMESPACE) or max(times) < 3 * times[0], times
+    # kernel searches for one that is not in TIME_WAIT, as it does on any host; and so where
+    # a connection on one host has a port of the host's, of which the kernel gives out one
+    # half first: the later ones of these cost two or three times of what the first did.
+    searched = client.host is server.host and not lab.can(Can.SPARES_PORTS)
+    assert lab.can(Can.OWN_NAMESPACE) or searched or max(times) < 3 * times[0], times
     # For a name or for room nobody waited: where there is none, the SYN is dropped.
     assert client.host.counters().get(Reason.BOUND_FULL, 0) == before
     client.call(release)
