@@ -294,6 +294,9 @@ def test_connections_of_namespaces_that_cannot_go_on(tmp_path, compiled):
         lab.install()
         sock = away.connect(here.address, 80)
         assert talks(sock)
+        over = away.connect(here.address, 80)
+        over.shutdown(socket.SHUT_WR)
+        assert over.recv(1) == b""
         host.kill_backend()
         with pytest.raises(InUse, match="closes 1 connections and 0 other sockets"):
             host.start_backend(upgrade=Upgrade.KEEPING)

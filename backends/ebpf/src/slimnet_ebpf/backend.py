@@ -64,7 +64,7 @@ from slimnet_ebpf import contract as private
 from slimnet_ebpf import links, requirements
 from slimnet_ebpf.accounts import accounts
 from slimnet_ebpf.announcer import Announcer, Here
-from slimnet_ebpf.carrier import DEVICES, Carrier
+from slimnet_ebpf.carrier import DEVICES, Carrier, ends
 from slimnet_ebpf.closing import Closing
 from slimnet_ebpf.connections import connections
 from slimnet_ebpf.doomed import Doomed
@@ -383,7 +383,7 @@ class EbpfBackend(Backend):
             sockets, live = of_cgroups(diagnosis, cgroups_of(self._pins))
         if (self._pins.maps / "slim_carried").exists():
             with contextlib.closing(self._pins.open_map("slim_carried")) as carried:
-                inside = sum(1 for _ in carried.items()) // 2  # a record for each way
+                inside = ends(carried)
         else:
             inside = 0
         if sockets or inside:

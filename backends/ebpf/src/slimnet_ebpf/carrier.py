@@ -30,7 +30,7 @@ from slimnet_ebpf import filters, links
 from slimnet_ebpf.maps import Map
 from slimnet_ebpf.objects import Program
 
-__all__ = ["DEVICES", "Carried", "Carrier"]
+__all__ = ["DEVICES", "Carried", "Carrier", "ends"]
 
 _ARRIVE, _DEVICE_IN, _PORTAL = "slim_arrive_tc", "slim_device_tc", "slim_portal_tc"
 #: The programs that only the devices of such endpoints need.
@@ -200,25 +200,16 @@ class Carrier:
         self._accounts.remove(
             key for key, _ in self._accounts.items() if _ACCOUNT_KEY.unpack(key)["endpoint"] in left
         )
-        self._carried.remove(key for key, value in self._records() if u32(value["device"]) in gone)
+        self._carried.remove(
+            key for key, value in _records(self._carried).items() if u32(value["device"]) in gone
+        )
         self._devices.remove(gone)
-
-    def _records(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """What is carried, by key: a record for each way."""
-        for key, value in self._carried.items():
-            yield key, _CARRIED.unpack(value)
 
     def carried(self) -> list[Carried]:
         """The connections that are not over."""
-        every = dict(self._records())
         found = []
-        for raw, out in every.items():
+        for raw, out, back in _live(self._carried):
             key = _KEY.unpack(raw)
-            back = every.get(_other(out))
-            if not key["device"] or back is None or out["flags"] & private.SLIM_CARRIED_CLOSED:
-                continue
-            if out["flags"] & back["flags"] & private.SLIM_CARRIED_FINAL:
-                continue
             found.append(
                 Carried(
                     raw,
@@ -277,6 +268,34 @@ class Carrier:
                 record = _CARRIED.unpack(held)
                 flags = record["flags"] | private.SLIM_CARRIED_REVOKED
                 self._carried.set(key, _CARRIED.pack(**(record | {"flags": flags})))
+
+
+def ends(table: Map) -> int:
+    """How many ends of connections that are not over are in a table of records, which may be
+    another version's."""
+    if table.value_size == _CARRIED.size:
+        return sum(1 for _ in _live(table))
+    keys = [_KEY.unpack(key) for key, _ in table.items()]
+    return sum(1 for key in keys if key["device"] and key["source"])
+
+
+def _records(table: Map) -> dict[bytes, dict[str, Any]]:
+    """What is carried, by key: a record for each way, and some of names."""
+    return {key: _CARRIED.unpack(value) for key, value in table.items()}
+
+
+def _live(table: Map) -> Iterator[tuple[bytes, dict[str, Any], dict[str, Any]]]:
+    """The connections that are not over: the key of what the endpoint sends, and what becomes
+    of that and of what comes back."""
+    every = _records(table)
+    for raw, out in every.items():
+        back = every.get(_other(out))
+        if not _KEY.unpack(raw)["device"] or back is None:
+            continue
+        if out["flags"] & private.SLIM_CARRIED_CLOSED:
+            continue
+        if not out["flags"] & back["flags"] & private.SLIM_CARRIED_FINAL:
+            yield raw, out, back
 
 
 def _wire(out: dict[str, Any]) -> Wire | None:
