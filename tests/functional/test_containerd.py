@@ -147,6 +147,11 @@ def containerd(tmp_path_factory):
     directory = tmp_path_factory.mktemp("containerd")
     (directory / "config.toml").write_text(CONFIG.format(directory))
     image = archive(root_file_system(directory / "image"), directory / "image.tar")
+
+    def client(*words):
+        command = ["ctr", "--address", directory / "sock", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60 * PATIENCE)
+
     with (
         (directory / "log").open("w") as log,
         subprocess.Popen(
@@ -154,9 +159,10 @@ def containerd(tmp_path_factory):
         ) as daemon,
     ):
         try:
-            command = ["ctr", "--address", directory / "sock", "image", "import"]
-            command += ["--snapshotter", "native", image]
-            subprocess.run(command, check=True, capture_output=True, timeout=60 * PATIENCE)
+            # Its socket is there before it listens, and ctr waits for the socket only.
+            until(lambda: client("version").returncode == 0 or daemon.poll() is not None, 60)
+            made = client("image", "import", "--snapshotter", "native", image)
+            assert made.returncode == 0, (made.stderr, (directory / "log").read_text())
             yield directory / "sock"
         finally:
             daemon.terminate()

@@ -259,11 +259,11 @@ def test_the_hosts_file_is_live(home):
     """The agent rewrites it in home; the bind mount shows it at once."""
     with sandbox.spawn(
         home,
-        ["sh", "-c", "getent hosts late; read go; getent hosts late"],
+        ["sh", "-c", "getent hosts late || echo none; read go; getent hosts late"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
-        time.sleep(0.1)
+        assert process.stdout.readline() == b"none\n"
         descriptor = os.open(home.hosts, os.O_WRONLY)
         os.pwrite(descriptor, b"10.9.0.7 late\n", 0)
         os.ftruncate(descriptor, 14)
@@ -1006,8 +1006,9 @@ def test_beside_ends_with_the_first(home):
 
 def test_beside_ends_the_first_from_inside(home):
     """`kill 1`: its init passes the signal on."""
-    with first(home, ["sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.05; done"]) as command:
-        time.sleep(0.2)
+    script = "trap 'exit 42' TERM; echo ready; while :; do sleep 0.05; done"
+    with first(home, ["sh", "-c", script], stdout=subprocess.PIPE) as command:
+        assert command.stdout.readline() == b"ready\n"
         sandbox.run(home, ["sh", "-c", "kill 1"], beside=True)
         assert command.wait(5) == 42
 

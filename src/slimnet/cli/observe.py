@@ -107,8 +107,11 @@ def observe(
                 raise error
             click.echo(f"slimnet: {error}; waiting for it", err=True)
 
+        # Before the heading: who has read that misses nothing that happens afterwards.
+        events = node.refusals() if last else node.events()
+
         def wanted() -> Iterator[Any]:
-            for event in node.refusals() if last else node.events():
+            for event in events:
                 if kinds and event.kind.value not in kinds:
                     continue
                 there = None if endpoint is None else find(event.endpoint)

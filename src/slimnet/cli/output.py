@@ -85,6 +85,7 @@ def stream(rows: Iterable[Any], columns: Mapping[str, tuple[int, Any]], output: 
     if output == "table":
         heads = (title.ljust(width) for title, (width, _) in columns.items())
         click.secho(" ".join(heads).rstrip(), bold=True)
+        sys.stdout.flush()
     for row in rows:
         record = _plain(row)
         if output == "json":
